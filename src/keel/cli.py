@@ -1,0 +1,121 @@
+"""The command line: `keel COMMAND --flags`. Knows configs and where each command lives; imports torch only to run one."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import re
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from keel import __version__
+from keel.errors import InputError, KeelError
+
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "demo": ("DemoConfig", "keel.demo:demo", "the whole story on the embedded world, ending in a report"),
+    "sft": ("SFTConfig", "keel.methods.sft:train", "imitate demonstrations; pre-train on plain text"),
+    "reward": ("RewardConfig", "keel.methods.reward:train", "train a reward model on preference pairs"),
+    "dpo": ("DPOConfig", "keel.methods.dpo:train", "tune a policy on preference pairs directly"),
+    "ppo": ("PPOConfig", "keel.methods.ppo:train", "tune a policy against a reward model or a rule"),
+    "best-of-n": ("BestOfNConfig", "keel.methods.best_of_n:best_of_n", "sample N, keep the best by a reward"),
+    "generate": ("GenerateConfig", "keel.methods.best_of_n:generate", "sample completions from any model"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; 0, or 2 for bad input, 1 for a failed run, 130 when interrupted. Never a traceback of ours."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if arguments[0] == "--version":
+        print(f"keel {__version__}")
+        return 0
+    try:
+        return _run(arguments[0], arguments[1:])
+    except KeelError as error:
+        print(f"keel {arguments[0]}: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt as error:
+        print(f"keel {arguments[0]}: {error or 'interrupted'}", file=sys.stderr)
+        return 130
+
+
+def overview() -> str:
+    """What `keel --help` prints."""
+    lines = [f"keel {__version__}: from human preferences to a better language model, with evidence at every step.", ""]
+    lines += [f"  keel {name:<11} {what}" for name, (_, _, what) in COMMANDS.items()]
+    lines += ["", "keel COMMAND --help shows a command's options; --config FILE.yaml reads them from a file."]
+    return "\n".join(lines)
+
+
+def _run(command: str, flags: list[str]) -> int:
+    if command not in COMMANDS:
+        raise InputError(f"no such command; there are {', '.join(COMMANDS)}")
+    config_name, target, _ = COMMANDS[command]
+    config = _parse(command, getattr(importlib.import_module("keel.config"), config_name), flags)
+    if config is None:
+        return 0
+    module, function = target.split(":")
+    result = getattr(importlib.import_module(module), function)(config)
+    print(result.folder)
+    return 0
+
+
+def _parse(command: str, kind: Any, flags: list[str]) -> Any:
+    """A config from flags; None after `--help`. What is refused is refused in one line."""
+    import tyro
+
+    if "--help" in flags or "-h" in flags:
+        tyro.cli(kind, args=["--help"], prog=f"keel {command}", description=kind.__doc__)
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            return tyro.cli(kind, args=_with_file(flags), prog=f"keel {command}")
+    except SystemExit as error:
+        raise InputError(_essence(out.getvalue() + err.getvalue())) from error
+
+
+def _with_file(flags: list[str]) -> list[str]:
+    """Flags with those of `--config FILE` put before them, so that the command line wins."""
+    if "--config" not in flags:
+        return flags
+    at = flags.index("--config")
+    if at + 1 == len(flags):
+        raise InputError("--config needs a file")
+    return [*_flags_of(Path(flags[at + 1])), *flags[:at], *flags[at + 2 :]]
+
+
+def _flags_of(file: Path) -> list[str]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{file}: not readable as YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: must hold one `option: value` per line")
+    flags: list[str] = []
+    for name, value in content.items():
+        option = "--" + str(name).replace("_", "-")
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            flags.append(option if value else option.replace("--", "--no-", 1))
+        else:
+            flags += [option, str(value)]
+    return flags
+
+
+def _essence(message: str) -> str:
+    """The sentences of a framed error message, without frame, links and echoes of the input."""
+    lines = [line.strip("│╭╰─╮╯- ").strip() for line in message.splitlines()]
+    noise = ("For further information", "https://", "For full helptext", "Error parsing", "keel ")
+    kept = " ".join(line for line in lines if line and not line.startswith(noise))
+    return re.sub(r" ?\[type=.*?\](?= |$)", "", kept) or "the options could not be understood; see --help"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,263 @@
+"""What every command can be told: typed configs that refuse impossible values and name the remedy. No torch here.
+
+A config comes from defaults, then `--config FILE.yaml`, then flags; a run folder keeps the result as `config.yaml`.
+Fields stand in the order in which `--help` shows them: what to read and write, what the method is about, the rest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from keel.errors import InputError
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Config(BaseModel):
+    """Base of all configs: unknown names are refused, fields are documented beneath themselves."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    def to_yaml(self) -> str:
+        """The form kept in a run folder and read by `--config`."""
+        return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
+        """A command's own fields come first in `--help`, those it shares with others after them."""
+        fields = cls.__pydantic_fields__
+        own = [name for name in cls.__annotations__ if name in fields]
+        cls.__pydantic_fields__ = {n: fields[n] for n in [*own, *(n for n in fields if n not in own)]}
+
+
+class Machine(Config):
+    """Where and how numbers are computed."""
+
+    seed: int = 0
+    """Names every random draw of the run; the same seed gives the same figures."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda, cuda:1 …"""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of weights and activations; auto is fp32 on a CPU and bf16 on a GPU."""
+    micro_tokens: Count = 8192
+    """Tokens in one forward pass. Lower it when memory is short; it cannot change a result beyond rounding."""
+
+
+class Reading(Config):
+    """How a data file is read."""
+
+    limit: Count | None = None
+    """Only the first N rows."""
+    format: str | None = None
+    """The data's format, where recognising it from its fields is not wanted."""
+    max_bad_share: Share = 0.05
+    """Above this share of bad rows the command refuses; below it they are counted, numbered and left out."""
+
+
+class Training(Machine, Reading):
+    """What all training commands share."""
+
+    learning_rate: Positive = 1e-5
+    """Peak learning rate of AdamW."""
+    batch_size: Count = 32
+    """Bundles (a demonstration, a pair) per optimiser step."""
+    epochs: Count = 1
+    """Passes over the data."""
+    steps: Count | None = None
+    """Stop after this many steps instead of after `epochs`."""
+    max_length: Count = 1024
+    """Tokens of prompt and completion together; longer completions are cut, counted and marked as truncated."""
+    eval_data: Path | None = None
+    """Held-out data in the same format."""
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Hold this share of the data out, split by prompt, where no --eval-data is given."""
+    eval_every: Count | None = None
+    """Steps between evaluations on held-out data; five times in a run by default."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after warm-up: to 0 along a line or a cosine, or not at all."""
+    warmup: Share = 0.05
+    """Share of the steps during which the learning rate rises from 0."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled weight decay."""
+    max_grad_norm: Positive = 1.0
+    """Gradients of each role are clipped to this norm."""
+    save_every: Count | None = None
+    """Steps between checkpoints, besides the best one; five times in a run by default."""
+    keep_checkpoints: Count = 1
+    """Latest checkpoints to keep, besides the best one."""
+    resume: bool = False
+    """Go on from the last checkpoint in the output folder."""
+
+
+class SFTConfig(Training):
+    """Supervised fine-tuning: imitate the completions, token by token. Plain text rows pre-train."""
+
+    model: str
+    """Checkpoint folder, run folder or hub name of a causal language model."""
+    data: str
+    """Demonstrations: prompt and completion, chat messages, or plain text."""
+    out: Path
+    """Run folder to write."""
+    learning_rate: Positive = 2e-5
+
+
+class RewardConfig(Training):
+    """Reward model: a decoder with a scalar head, trained by Bradley-Terry on preference pairs."""
+
+    model: str
+    """Causal language model to start from (its backbone; the head starts at zero), or a reward folder to go on with."""
+    data: str
+    """Preference pairs."""
+    out: Path
+    """Run folder to write."""
+    learning_rate: Positive = 1e-5
+
+
+class DPOConfig(Training):
+    """Direct preference optimisation: raise the chosen answer over the rejected one, relative to a frozen reference."""
+
+    model: str
+    """Policy to start from: checkpoint folder, run folder or hub name."""
+    data: str
+    """Preference pairs."""
+    out: Path
+    """Run folder to write."""
+    beta: Positive = 0.1
+    """Strength of the pull to the reference (tau in IPO). Smaller moves further away."""
+    loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
+    """Which function of the margin; see `keel.objectives.dpo_loss`."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Assumed share of flipped labels: conservative DPO with `sigmoid`, unbiased with `robust`."""
+    length_alpha: float = 0.0
+    """Penalty per token of extra length inside the sigmoid; takes away the gain of merely longer answers."""
+    reference: str | None = None
+    """Frozen reference; the starting policy by default."""
+    reference_logps: Literal["cached", "live"] = "cached"
+    """Reference log-probabilities computed once before training, or with every batch."""
+    learning_rate: Positive = 1e-6
+
+    @model_validator(mode="after")
+    def _options_that_would_do_nothing(self) -> DPOConfig:
+        if self.label_smoothing and self.loss in ("ipo", "hinge"):
+            raise ValueError(f"label_smoothing has no meaning for loss={self.loss}: use sigmoid or robust, or set it to 0")
+        if self.loss == "robust" and not self.label_smoothing:
+            raise ValueError("loss=robust needs label_smoothing, the share of flipped labels, above 0")
+        if self.length_alpha and self.loss == "ipo":
+            raise ValueError("length_alpha is not defined for loss=ipo: use sigmoid, hinge or robust")
+        return self
+
+
+class Sampling(Machine, Reading):
+    """How completions are drawn."""
+
+    max_new_tokens: Count = 256
+    """Length limit of a completion; one that reaches it has no EOS and is marked truncated."""
+    temperature: NonNegative = 1.0
+    """Divides the logits; 0 takes the likeliest token each time."""
+    max_rows: Count = 256
+    """Completions decoded at once."""
+
+
+class PPOConfig(Training, Sampling):
+    """PPO: sample, score with a frozen reward, improve the policy near its frozen reference (KL penalty in the reward).
+
+    The value function is a model of its own with its own optimiser, so no value coefficient is needed.
+    """
+
+    model: str
+    """Policy to start from; its frozen copy is the reference."""
+    reward: str
+    """Reward model folder, `rule:package.module:function` or `rule:FILE.yaml`."""
+    prompts: str
+    """Prompts to sample from."""
+    out: Path
+    """Run folder to write."""
+    steps: Count | None = 100
+    """Rollouts."""
+    rollout_size: Count = 64
+    """Prompts per rollout."""
+    samples_per_prompt: Count = 2
+    """Completions per prompt; two or more let every rollout measure the distance to the optimum."""
+    batch_size: Count = 16
+    """Prompts per minibatch, with all their completions; each minibatch is one optimiser step."""
+    epochs: Count = 4
+    """Passes over each rollout."""
+    beta: NonNegative = 0.05
+    """KL penalty per nat, in units of the score; with `target_kl` its starting value."""
+    target_kl: Positive | None = None
+    """Adapt beta so that the KL per sequence stays near this many nats."""
+    kl_horizon: Count = 10_000
+    """Sequences over which the adaptive beta reacts; must exceed a fifth of a rollout's completions."""
+    learning_rate: Positive = 1e-6
+    value_learning_rate: Positive | None = None
+    """Of the value model; the policy's by default."""
+    clip: Positive = 0.2
+    """The ratio to the sampling policy earns nothing beyond 1 ± clip."""
+    value_clip: Positive = 0.2
+    """The value may move this far from its old value before the loss ignores the gain."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Discount per token."""
+    lam: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """GAE's trade of bias (0) against variance (1)."""
+    truncation: Literal["penalty", "bootstrap"] = "penalty"
+    """A completion without EOS scores `missing_eos_score`, or keeps its score and goes on at the critic's value."""
+    missing_eos_score: float = -1.0
+    """Score of a truncated completion, after centring (with truncation=penalty)."""
+    critic_warmup: Annotated[int, Field(ge=0)] = 0
+    """First rollouts in which only the value model learns."""
+    keep_samples: Annotated[int, Field(ge=0)] = 8
+    """Prompts of each rollout whose completions go into `samples.jsonl`."""
+    temperature: Positive = 1.0
+    """Divides the logits, in sampling and in every log-probability alike."""
+
+    @model_validator(mode="after")
+    def _impossible_combinations(self) -> PPOConfig:
+        if 5 * self.kl_horizon <= self.rollout_size * self.samples_per_prompt:
+            raise ValueError("kl_horizon must exceed a fifth of the completions in a rollout, or beta could turn negative")
+        if self.target_kl is not None and self.beta == 0:
+            raise ValueError("target_kl adapts beta from its starting value, which must be above 0")
+        return self
+
+
+class GenerateConfig(Sampling):
+    """Sample completions from any causal language model."""
+
+    model: str
+    """Checkpoint folder, run folder or hub name."""
+    prompts: str
+    """File of prompts."""
+    out: Path
+    """JSONL file to write: one line per prompt with its completions."""
+    n: Count = 1
+    """Completions per prompt."""
+
+
+class BestOfNConfig(GenerateConfig):
+    """Best-of-N: sample N completions per prompt, score them, keep the best; costs N times the serving, no training."""
+
+    reward: str
+    """Reward model folder, `rule:package.module:function` or `rule:FILE.yaml`."""
+    n: Count = 16
+
+
+class DemoConfig(Config):
+    """The whole story on the embedded world: pre-train, SFT, votes, reward model, DPO, PPO, best-of-N, report."""
+
+    out: Path = Path("runs/demo")
+    """Folder for all runs, `report.html` and `summary.json`. Finished steps in it are reused."""
+    seed: int = 0
+    """Names every random draw."""
+
+
+def refuse_existing(path: Path, resume: bool = False) -> None:
+    """Refuse to write over earlier work (and to resume where there is nothing to go on from)."""
+    exists = path.exists() and (path.is_file() or any(path.iterdir()))
+    if exists and not resume:
+        raise InputError(f"{path} already exists: choose another --out, remove it, or add --resume to go on with a run")

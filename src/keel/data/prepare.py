@@ -1,0 +1,112 @@
+"""From a data file to bundles: read, check, split by prompt, tokenise, with every row accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from keel.config import Reading, Training
+from keel.data import checks, formats
+from keel.data.text import Text
+from keel.errors import InputError
+from keel.records import Bundle, Demonstration, Pair, PromptRow, RowCounts
+
+Row = TypeVar("Row", PromptRow, Demonstration, Pair)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Bundles to train on, bundles held out, what happened to every row, and the facts for the manifest."""
+
+    train: list[Bundle]
+    held_out: list[Bundle]
+    counts: RowCounts
+    facts: dict[str, object]
+
+    def report(self) -> str:
+        """What is printed at the start of a run."""
+        return checks.summarise(self.counts, str(self.facts["data"]), str(self.facts["format"]))
+
+
+def pairs(config: Training, source: str, text: Text, positions: int | None) -> Prepared:
+    """Preference pairs: completion 0 of each bundle is the chosen one."""
+    return _prepare(formats.read_pairs, checks.check_pairs, config, source, text, positions)
+
+
+def demonstrations(config: Training, source: str, text: Text, positions: int | None) -> Prepared:
+    """Demonstrations and plain text: one completion per bundle."""
+    return _prepare(formats.read_demonstrations, checks.check_demonstrations, config, source, text, positions)
+
+
+def prompts(config: Training, source: str, text: Text, positions: int | None) -> Prepared:
+    """Prompts alone: bundles without completions."""
+    return _prepare(formats.read_prompts, checks.check_prompts, config, source, text, positions)
+
+
+def read_prompt_rows(config: Reading, source: str) -> tuple[list[PromptRow], RowCounts, str]:
+    """Checked prompts of a file, for commands that train nothing, and the name of its format."""
+    rows, counts, name = formats.read_prompts(source, format=config.format, limit=config.limit)
+    return checks.check_prompts(rows, counts, config.max_bad_share), counts, name
+
+
+Reader = Callable[..., tuple[list[Row], RowCounts, str]]
+Checker = Callable[[list[Row], RowCounts, float], list[Row]]
+
+
+def _prepare(
+    reader: Reader[Row], checker: Checker[Row], config: Training, source: str, text: Text, positions: int | None
+) -> Prepared:
+    rows, counts, name = reader(source, format=config.format, limit=config.limit)
+    rows = checker(rows, counts, config.max_bad_share)
+    limit = min(config.max_length, positions or config.max_length)
+    if config.eval_data is not None:
+        held, held_counts, _ = reader(str(config.eval_data), format=config.format, limit=None)
+        held = checker(held, held_counts, config.max_bad_share)
+        held_bundles = encode(held, held_counts, text, limit, config.max_bad_share, str(config.eval_data))
+    elif config.holdout:
+        rows, held = checks.split_by_prompt(rows, config.holdout, config.seed)
+        held_bundles = encode(held, counts, text, limit, config.max_bad_share, source)
+    else:
+        held_bundles = []
+    train = encode(rows, counts, text, limit, config.max_bad_share, source)
+    facts: dict[str, object] = {"data": source, "format": name, "data_hash": formats.file_hash(source)}
+    return Prepared(train, held_bundles, counts, facts)
+
+
+def encode(
+    rows: Sequence[PromptRow | Demonstration | Pair],
+    counts: RowCounts,
+    text: Text,
+    max_length: int,
+    max_bad_share: float,
+    source: str,
+) -> list[Bundle]:
+    """Tokenise rows; those that cannot be are dropped with a count, and refused past the share."""
+    bundles: list[Bundle] = []
+    first_error = ""
+    for row in rows:
+        try:
+            bundle = text.encode(row, max_length)
+        except InputError as error:
+            first_error = first_error or str(error)
+            _drop(counts, "does not fit the model or its template", row.origin.row)
+            continue
+        if len(bundle.completions) == 2 and bundle.completions[0].ids == bundle.completions[1].ids:
+            _drop(counts, "both answers are the same tokens within the length limit", row.origin.row)
+            continue
+        if any(c.truncated for c in bundle.completions):
+            counts.note("completion cut at the length limit", row.origin.row)
+        bundles.append(bundle)
+    if not bundles or counts.dropped_total > max_bad_share * counts.read:
+        reasons = "; ".join(f"{n} × {why} (rows {rows[:5]})" for why, (n, rows) in counts.dropped.items())
+        raise InputError(
+            f"{source}: {counts.dropped_total} of {counts.read} rows are unusable ({reasons}), above the limit of "
+            f"{max_bad_share:.0%}; {first_error or 'mend them'}; or raise --max-bad-share"
+        )
+    return bundles
+
+
+def _drop(counts: RowCounts, reason: str, row: int) -> None:
+    counts.used -= 1
+    counts.drop(reason, row)

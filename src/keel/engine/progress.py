@@ -1,0 +1,80 @@
+"""Progress of long work: a bar with rate and time left on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINE_EVERY = 10.0
+"""Seconds between plain lines."""
+
+def console() -> Console:
+    """Where progress and notes go: standard error, so that standard output stays clean for results."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """One line for the reader."""
+    console().print(message, markup=False)
+
+
+class Bar:
+    """Progress over `total` things; `advance(k, note)` counts k of them."""
+
+    def __init__(self, title: str, total: int, start: int = 0) -> None:
+        self.title, self.total, self.done = title, total, start
+        self._first, self._started = start, time.perf_counter()
+        self._last = self._started
+        self._rich: Progress | None = None
+
+    def __enter__(self) -> Bar:
+        if console().is_terminal:
+            self._rich = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console(),
+                transient=False,
+            )
+            self._task = self._rich.add_task(self.title, total=self.total, completed=self.done, note="", rate="")
+            self._rich.start()
+        return self
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.done += count
+        if self._rich is not None:
+            extra = {"note": note} if note else {}
+            self._rich.update(self._task, completed=self.done, rate=f"{self.rate():.3g}/s", **extra)  # type: ignore[arg-type]
+        elif time.perf_counter() - self._last >= LINE_EVERY or (self.done >= self.total and count):
+            self._last = time.perf_counter()
+            left = (self.total - self.done) / self.rate() if self.rate() > 0 else 0.0
+            say(f"{self.title}: {self.done}/{self.total}  {self.rate():.3g}/s  {left:.0f} s left  {note}".rstrip())
+
+    def rate(self) -> float:
+        """Things per second since the start."""
+        return (self.done - self._first) / max(1e-9, time.perf_counter() - self._started)
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        if self._rich is not None:
+            self._rich.stop()
+
+
+@contextmanager
+def spinner(title: str) -> Iterator[None]:
+    """Work whose length is not known."""
+    if sys.stderr.isatty():
+        with console().status(title):
+            yield
+    else:
+        say(f"{title} …")
+        yield

@@ -1,0 +1,403 @@
+"""A run: its folder, optimisers, schedule, metrics, checkpoints, and how it goes on after it was killed.
+
+A loop *calls* a run; a run never calls back:
+
+    run = Run("dpo", config, {"policy": policy}, text, total_steps=…, manifest={…}, rows=counts)
+    for step in run.steps():
+        …
+            run.backward(loss, bundles)
+            run.observe(metrics)
+        run.update()
+        if run.evaluation_due():
+            run.record_evaluation(evaluate(…), best="loss")
+    return run.finish(…)
+
+Every random draw takes a generator named by (seed, purpose, step), so that no generator state has to be saved: what a
+step draws depends on its number alone, and a run killed and resumed equals one that was not (law 10).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from keel.config import Training, refuse_existing
+from keel.data.text import Text
+from keel.engine.optimizer import Optimizer
+from keel.engine.progress import Bar, say
+from keel.errors import InputError, RunFailed
+from keel.models import checkpoints
+from keel.records import Bundle, RowCounts
+
+EVALUATIONS = 5
+"""Evaluations on held-out data in a run, where nothing else is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a command leaves: the folder, and the content of its `summary.json`."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+    @property
+    def final(self) -> Path:
+        """The checkpoint to use."""
+        return self.folder / "final"
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, answered at a step's end with a checkpoint saved."""
+
+
+def generator(seed: int, *purpose: object) -> torch.Generator:
+    """A generator named by its purpose: `generator(0, "rollout", 17)` draws the same on every call and every machine."""
+    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+class Run:
+    """One run folder and everything that belongs to a step but not to a method. See the module's docstring."""
+
+    def __init__(
+        self,
+        command: str,
+        config: Training,
+        trained: Mapping[str, nn.Module],
+        text: Text,
+        *,
+        total_steps: int,
+        manifest: Mapping[str, object],
+        rows: RowCounts | None = None,
+        learning_rates: Mapping[str, float] | None = None,
+        adam_eps: float = 1e-8,
+        final_role: str = "policy",
+    ) -> None:
+        self.command, self.config, self.text = command, config, text
+        self.folder = config.out
+        self.trained = dict(trained)
+        self.total_steps, self.rows, self.final_role = total_steps, rows, final_role
+        self.step = 0
+        self.extra: dict[str, Any] = {}
+        self._rates = {role: (learning_rates or {}).get(role, config.learning_rate) for role in self.trained}
+        self._optimizers = {role: Optimizer(m, config.weight_decay, adam_eps) for role, m in self.trained.items()}
+        self._scale = 1.0
+        self._sums: dict[str, tuple[float, int]] = {}
+        self._best: dict[str, Any] = {}
+        self._evaluations: list[dict[str, Any]] = []
+        self._started, self._loop_seconds, self._interrupt = time.perf_counter(), 0.0, False
+        self._bundles: list[Bundle] = []
+        refuse_existing(self.folder, config.resume)
+        _check_disk(self.folder, self.trained, config.keep_checkpoints)
+        self._open(manifest)
+
+    # --- opening and resuming
+
+    def _open(self, manifest: Mapping[str, object]) -> None:
+        settings = self.config.to_yaml()
+        file = self.folder / "config.yaml"
+        if self.config.resume and (self.folder / "summary.json").exists():
+            raise InputError(f"{self.folder}: this run is finished; its result is in final/")
+        if self.config.resume and file.exists():
+            _same_settings(file.read_text(), settings, file)
+            self._restore()
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(settings)
+        facts = {"command": self.command, "versions": _versions(), "seed": self.config.seed, **manifest}
+        _write_json(self.folder / "manifest.json", facts)
+
+    def _restore(self) -> None:
+        newest = max(self._checkpoints(), default=0)
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            _keep_lines_up_to(self.folder / name, newest)
+        if newest == 0:
+            say(f"{self.folder}: no checkpoint yet, starting from the beginning")
+            return
+        folder = self._checkpoint(newest)
+        state = torch.load(folder / "state.pt", weights_only=True)
+        self._load_weights(folder)
+        for role, optimizer in self._optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][role])
+        self.step, self.extra, self._best = state["step"], state["extra"], state["best"]
+        self._evaluations, self._loop_seconds = state["evaluations"], state["loop_seconds"]
+        say(f"resuming {self.folder} after step {self.step} of {self.total_steps}")
+
+    def _load_weights(self, checkpoint: Path) -> None:
+        for role, model in self.trained.items():
+            model.load_state_dict(checkpoints.reload(model, checkpoint / role).state_dict())
+
+    # --- the loop's calls
+
+    def steps(self) -> Iterator[int]:
+        """Step numbers from where the run stands. After each body: metrics are written and a checkpoint where due."""
+        previous = _handle_interrupt(self)
+        try:
+            with Bar(self.command, self.total_steps, self.step) as bar:
+                while self.step < self.total_steps:
+                    began = time.perf_counter()
+                    self._set_learning_rate_scale()
+                    yield self.step
+                    self.step += 1
+                    note = self._write_metrics()
+                    self._loop_seconds += time.perf_counter() - began
+                    self._checkpoint_if_due()
+                    bar.advance(1, note)
+                    if self._interrupt:
+                        self.save_checkpoint()
+                        raise Interrupted(f"stopped after step {self.step}; go on with --resume")
+        finally:
+            if previous is not None:
+                signal.signal(signal.SIGINT, previous)
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """The generator for one purpose in this step."""
+        return generator(self.config.seed, purpose, self.step)
+
+    def backward(self, loss: Tensor, bundles: Sequence[Bundle]) -> None:
+        """Accumulate gradients; a non-finite loss stops the run before it can touch a weight (law 8)."""
+        self._bundles = list(bundles)
+        if not bool(torch.isfinite(loss)):
+            raise self._stop(f"the loss is {float(loss)} at step {self.step + 1}")
+        loss.backward()
+
+    def update(self, *roles: str) -> None:
+        """One optimiser step for the given roles (all by default): check, clip, step, clear. Logs `grad_norm`."""
+        for role in roles or tuple(self.trained):
+            model = self.trained[role]
+            norm = nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
+            if not bool(torch.isfinite(norm)):
+                bad = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+                raise self._stop(f"the gradient of {role}.{(bad or ['?'])[0]} is not finite at step {self.step + 1}")
+            self._optimizers[role].step(self._rates[role] * self._scale)
+            self.observe({"grad_norm" if role == self.final_role else f"grad_norm/{role}": norm})
+
+    def observe(self, metrics: Mapping[str, Tensor | float]) -> None:
+        """Add to this step's means. A tensor counts once per entry, so that means weigh examples and not batches."""
+        for name, value in metrics.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            if isinstance(value, Tensor):
+                self._sums[name] = (total + float(value.detach().double().sum()), count + value.numel())
+            else:
+                self._sums[name] = (total + value, count + 1)
+
+    def evaluation_due(self) -> bool:
+        """Whether this step (inside the loop's body) ends with an evaluation: each `eval_every`, and the last."""
+        every = self.config.eval_every or math.ceil(self.total_steps / EVALUATIONS)
+        return (self.step + 1) % every == 0 or self.step + 1 == self.total_steps
+
+    def record_evaluation(self, metrics: Mapping[str, Any], *, best: str, higher: bool = False) -> None:
+        """Log held-out figures as `eval/…`; where `metrics[best]` is the best so far, this step's weights are kept."""
+        value = metrics[best]["mean"] if isinstance(metrics[best], dict) else float(metrics[best])
+        if not math.isfinite(value):
+            raise self._stop(f"the held-out {best} is {value} at step {self.step + 1}")
+        self._evaluations.append({"step": self.step + 1, **metrics})
+        for name, figure in metrics.items():
+            self.observe({f"eval/{name}": figure["mean"] if isinstance(figure, dict) else float(figure)})
+        if not self._best or (value > self._best["value"] if higher else value < self._best["value"]):
+            self._best = {"step": self.step + 1, "metric": best, "value": value}
+
+    def record_samples(self, bundles: Sequence[Bundle], **figures: Tensor) -> None:
+        """Append completions to `samples.jsonl`, with named figures [C] that begin with those of these bundles."""
+        columns = [figures[name].tolist() for name in figures]
+        with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+            at = 0
+            for bundle in bundles:
+                for c in bundle.completions:
+                    row = {"step": self.step + 1, "prompt": bundle.prompt, "completion": c.text, "truncated": c.truncated}
+                    row |= {name: column[at] for name, column in zip(figures, columns, strict=True)}
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    at += 1
+
+    def finish(self, *, examples: int, notes: Mapping[str, Any] | None = None) -> Result:
+        """Write `final/` (the best held-out checkpoint, else the last weights), read it back, write `summary.json`."""
+        if self._best and self._best["step"] != self.step:
+            self._load_weights(self._checkpoint(self._best["step"]))
+        model = self.trained[self.final_role]
+        checkpoints.save(model, self.text, self.folder / "final")
+        checkpoints.require_reload(model, self.folder / "final")
+        self._prune()
+        seconds = time.perf_counter() - self._started
+        summary = {
+            "command": self.command,
+            "seconds": round(seconds, 3),
+            "train_seconds": round(self._loop_seconds, 3),
+            "steps": self.step,
+            "examples": examples,
+            "examples_per_second": round(examples / max(self._loop_seconds, 1e-9), 3),
+            "peak_rss_gb": peak_rss_gb(),
+            "best": self._best or None,
+            "metrics": self._last_metrics(),
+            "eval": next((e for e in self._evaluations if e["step"] == self._best.get("step")), {}),
+            "rows": self.rows.as_dict() if self.rows is not None else None,
+            **(notes or {}),
+        }
+        _write_json(self.folder / "summary.json", summary)
+        return Result(self.folder, summary)
+
+    def charge(self, seconds: float) -> None:
+        """Add to `train_seconds` work that belongs to training but stands outside the loop (reference caching)."""
+        if self.step == 0:
+            self._loop_seconds += seconds
+
+    # --- checkpoints
+
+    def save_checkpoint(self) -> None:
+        """Everything a resumed run needs, written beside and renamed, so that a kill leaves no half checkpoint."""
+        target = self._checkpoint(self.step)
+        if target.exists():
+            return
+        partial = target.with_name(target.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        for role, model in self.trained.items():
+            checkpoints.save(model, self.text, partial / role)
+        state = {
+            "step": self.step,
+            "extra": self.extra,
+            "best": self._best,
+            "evaluations": self._evaluations,
+            "loop_seconds": self._loop_seconds,
+            "optimizers": {role: o.state_dict() for role, o in self._optimizers.items()},
+        }
+        torch.save(state, partial / "state.pt")
+        partial.rename(target)
+        self._prune()
+
+    def _checkpoint_if_due(self) -> None:
+        every = self.config.save_every or math.ceil(self.total_steps / EVALUATIONS)
+        if self.step < self.total_steps and (self.step % every == 0 or self._best.get("step") == self.step):
+            self.save_checkpoint()
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.folder / "checkpoints" / f"step-{step}"
+
+    def _checkpoints(self) -> list[int]:
+        return [int(p.name.removeprefix("step-")) for p in self.folder.glob("checkpoints/step-*") if p.suffix == ""]
+
+    def _prune(self) -> None:
+        keep = {*sorted(self._checkpoints())[-self.config.keep_checkpoints :], self._best.get("step")}
+        for step in set(self._checkpoints()) - keep:
+            shutil.rmtree(self._checkpoint(step))
+
+    # --- the rest
+
+    def _set_learning_rate_scale(self) -> None:
+        self._scale = schedule(self.config.schedule, self.step, self.total_steps, self.config.warmup)
+        self.observe({"learning_rate": self._rates[self.final_role] * self._scale})
+
+    def _write_metrics(self) -> str:
+        row: dict[str, Any] = {"step": self.step}
+        row |= {name: total / count for name, (total, count) in self._sums.items() if count}
+        self._sums = {}
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        shown = ("loss", "accuracy", "rewards/accuracies", "objective/scores", "objective/kl")
+        return "  ".join(f"{name} {row[name]:.3f}" for name in shown if name in row)
+
+    def _last_metrics(self) -> dict[str, Any]:
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        return dict(json.loads(lines[-1])) if lines else {}
+
+    def _stop(self, why: str) -> RunFailed:
+        evidence = self.folder / "failed-batch.jsonl"
+        with evidence.open("w", encoding="utf-8") as file:
+            for b in self._bundles:
+                texts = [c.text or self.text.decode(c.ids) for c in b.completions]
+                row = {"file": b.origin.file, "row": b.origin.row, "prompt": b.prompt, "completions": texts}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        rows = [b.origin.row for b in self._bundles[:5] if b.origin.row]
+        return RunFailed(f"{why} (rows {rows}); no weight was changed by it; the batch is in {evidence}")
+
+
+# --- helpers -----------------------------------------------------------------------------------------------------------
+
+
+def schedule(kind: str, step: int, total: int, warmup: float) -> float:
+    """Factor on the learning rate at `step` of `total`: a linear rise over the warm-up share, then the fall."""
+    rise = math.ceil(warmup * total)
+    if step < rise:
+        return (step + 1) / rise
+    share = (step - rise) / max(1, total - rise)
+    return {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[kind]
+
+
+def peak_rss_gb() -> float:
+    """Largest resident memory of this process so far, in GB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
+
+
+def _handle_interrupt(run: Run) -> Any:
+    """First Ctrl-C: finish the step, save, stop. Second: stop at once. None where signals cannot be handled."""
+
+    def answer(number: int, frame: FrameType | None) -> None:
+        if run._interrupt:
+            raise KeyboardInterrupt
+        run._interrupt = True
+        say("interrupted: finishing this step and saving a checkpoint (Ctrl-C again stops at once)")
+
+    try:
+        return signal.signal(signal.SIGINT, answer)
+    except ValueError:  # not in the main thread
+        return None
+
+
+def _check_disk(folder: Path, trained: Mapping[str, nn.Module], keep: int) -> None:
+    weights = sum(p.numel() * p.element_size() for m in trained.values() for p in m.parameters())
+    needed = weights * 3 * (keep + 2) + weights  # weights and two moments, one more while writing, and final/
+    base = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(base).free
+    if needed > free:
+        raise InputError(
+            f"{folder}: checkpoints need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
+            "choose another --out or lower --keep-checkpoints"
+        )
+
+
+def _same_settings(old: str, new: str, file: Path) -> None:
+    import yaml
+
+    a, b = yaml.safe_load(old), yaml.safe_load(new)
+    changed = sorted(k for k in {*a, *b} if a.get(k) != b.get(k) and k != "resume")
+    if changed:
+        raise InputError(f"{file}: the run was started with other settings of {', '.join(changed)}; resume with the same")
+
+
+def _keep_lines_up_to(file: Path, step: int) -> None:
+    if file.exists():
+        lines = [line for line in file.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
+        file.write_text("".join(lines))
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.rename(file)
+
+
+def _versions() -> dict[str, str]:
+    import transformers
+
+    import keel
+
+    return {
+        "keel": keel.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }

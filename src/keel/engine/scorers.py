@@ -1,0 +1,149 @@
+"""What gives a completion its score: a frozen reward model, or a rule. Both are a `Scorer`; methods know no other.
+
+A rule is Python, `rule:package.module:function` with `function(prompt, completion) -> float`, or a YAML file,
+`rule:FILE.yaml`, that adds up weighted features of the text:
+
+    rules:
+      - {contains: [bear, teddy], weight: 1.0}     # 1 if any of the words appears, else 0
+      - {matches: "(?i)thank you", weight: 0.5}    # 1 if the regular expression is found
+      - {words: [20, 60], weight: 0.2}             # 1 if the number of words lies in the range
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from keel.config import Machine
+from keel.data.text import prompt_key
+from keel.engine.forward import in_batches, scalars_at_end
+from keel.errors import InputError
+from keel.models import checkpoints
+from keel.records import Bundle, Prompt
+
+Rule = Callable[[str, str], float]
+
+
+class Scorer(Protocol):
+    """Gives every completion of some bundles a finite score."""
+
+    identity: str
+    """What scored, for the manifest: a hash of the weights, or the rule's name."""
+
+    def score(self, bundles: Sequence[Bundle]) -> Tensor:
+        """Scores, fp32 on the CPU, [C] in bundle order."""
+        ...
+
+
+class RewardModelScorer:
+    """A frozen reward model."""
+
+    def __init__(self, model: nn.Module, micro_tokens: int) -> None:
+        self.model = model.requires_grad_(False)
+        self.micro_tokens = micro_tokens
+        self.identity = checkpoints.weights_hash(model)
+
+    def score(self, bundles: Sequence[Bundle]) -> Tensor:
+        scores = torch.cat(in_batches(partial(scalars_at_end, self.model), bundles, self.micro_tokens)).cpu()
+        return _finite(scores, bundles)
+
+
+class RuleScorer:
+    """A function of prompt and completion text; a chat prompt is given as its turns' contents, line by line."""
+
+    def __init__(self, rule: Rule, identity: str) -> None:
+        self.rule, self.identity = rule, identity
+
+    def score(self, bundles: Sequence[Bundle]) -> Tensor:
+        scores = [float(self.rule(plain(b.prompt), c.text)) for b in bundles for c in b.completions]
+        return _finite(torch.tensor(scores), bundles)
+
+
+def load_scorer(name: str, machine: Machine) -> Scorer:
+    """The scorer named by `--reward`: `rule:…`, or a reward model."""
+    if name.startswith("rule:"):
+        return RuleScorer(_load_rule(name.removeprefix("rule:")), name)
+    return RewardModelScorer(checkpoints.load_reward(name, machine), machine.micro_tokens)
+
+
+def plain(prompt: Prompt) -> str:
+    """A prompt as one string for rules and reports."""
+    return prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)
+
+
+def _finite(scores: Tensor, bundles: Sequence[Bundle]) -> Tensor:
+    bad = torch.nonzero(~torch.isfinite(scores)).flatten().tolist()
+    if bad:
+        prompts = [prompt_key(b.prompt) for b in bundles for _ in b.completions]
+        raise InputError(
+            f"the reward of completion {bad[0] + 1} is {float(scores[bad[0]])} "
+            f"(prompt {prompts[bad[0]][:60]!r}); a score must be a finite number"
+        )
+    return scores
+
+
+# --- rules -------------------------------------------------------------------------------------------------------------
+
+
+def _load_rule(spec: str) -> Rule:
+    if spec.endswith((".yaml", ".yml")):
+        return _rule_of_yaml(Path(spec))
+    module, _, function = spec.partition(":")
+    if not function:
+        raise InputError(f"rule:{spec}: give rule:package.module:function or rule:FILE.yaml")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a rule usually lies beside the data, not in an installed package
+    try:
+        rule = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"rule:{spec}: {error}; is the module in this folder or installed?") from error
+    if not callable(rule):
+        raise InputError(f"rule:{spec} is not a function of (prompt, completion)")
+    return rule  # type: ignore[no-any-return]
+
+
+def _rule_of_yaml(file: Path) -> Rule:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}; give an existing rule file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: not readable as YAML ({str(error).splitlines()[0]}); mend it") from error
+    rules = content.get("rules") if isinstance(content, dict) else None
+    if not isinstance(rules, list) or not rules:
+        raise InputError(f"{file}: no list `rules:` in it; see `keel.engine.scorers` for an example")
+    parts = [_feature(file, number, entry) for number, entry in enumerate(rules, 1)]
+    return lambda prompt, completion: math.fsum(weight * feature(completion) for weight, feature in parts)
+
+
+def _feature(file: Path, number: int, entry: Any) -> tuple[float, Callable[[str], bool]]:
+    fields = dict(entry) if isinstance(entry, dict) else {}
+    weight = fields.pop("weight", 1.0)
+    if len(fields) != 1 or not isinstance(weight, int | float):
+        raise InputError(f"{file} rule {number}: give one of contains, matches, words, and a numeric weight")
+    (kind, value), *_ = fields.items()
+    try:
+        if kind == "contains":
+            words = [str(w).lower() for w in (value if isinstance(value, list) else [value])]
+            pattern = re.compile(r"(?<!\w)(" + "|".join(map(re.escape, words)) + r")(?!\w)")
+            return float(weight), lambda text: pattern.search(text.lower()) is not None
+        if kind == "matches":
+            expression = re.compile(str(value))
+            return float(weight), lambda text: expression.search(text) is not None
+        if kind == "words":
+            low, high = (int(v) for v in value)
+            return float(weight), lambda text: low <= len(text.split()) <= high
+    except (re.error, TypeError, ValueError) as error:
+        raise InputError(f"{file} rule {number}: {kind} cannot be {value!r} ({error})") from error
+    raise InputError(f"{file} rule {number}: unknown feature {kind!r}; give one of contains, matches, words")

@@ -1,0 +1,19 @@
+"""The two ways a command ends badly: the input was wrong (exit code 2), or the run failed (exit code 1)."""
+
+from __future__ import annotations
+
+
+class KeelError(Exception):
+    """Base of every error that Keel raises on purpose; shown as one line, never as a traceback."""
+
+    exit_code = 1
+
+
+class InputError(KeelError):
+    """Bad input. The message names the file, the row where there is one, and the remedy."""
+
+    exit_code = 2
+
+
+class RunFailed(KeelError):
+    """A run that could not go on. The message says where its evidence lies."""

@@ -1,0 +1,129 @@
+"""Best-of-N offline: sample N completions per prompt, score them, keep the best. Without a scorer: plain generation.
+
+No weight changes; the price is N completions and N scores per answer. If all N are bad, the best is still bad: the
+summary reports the spread of scores within a prompt beside the gain.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from keel import stats
+from keel.config import BestOfNConfig, GenerateConfig, refuse_existing
+from keel.data import checks, prepare
+from keel.data.text import Text
+from keel.engine.progress import Bar, say
+from keel.engine.run import Result, generator, peak_rss_gb
+from keel.engine.sampler import sample
+from keel.engine.scorers import load_scorer
+from keel.models import checkpoints
+from keel.records import Bundle, RowCounts
+
+
+def generate(config: GenerateConfig) -> Result:
+    """Draw `n` completions per prompt into `out`, one JSON line per prompt."""
+    began = time.perf_counter()
+    bundles, counts, _ = _draw(config)
+    _write_lines(config.out, ({"prompt": b.prompt, "completions": _completions(b)} for b in bundles))
+    return _result("generate", config, bundles, counts, began, {})
+
+
+def best_of_n(config: BestOfNConfig) -> Result:
+    """Draw `n` completions per prompt, and write all of them with their scores and the best one."""
+    began = time.perf_counter()
+    scorer = load_scorer(config.reward, config)
+    bundles, counts, text = _draw(config)
+    if not config.reward.startswith("rule:"):
+        prompts = [b.prompt for b in bundles[:8]]
+        checkpoints.require_same_tokens(text, checkpoints.load_text(config.reward), prompts, config.reward)
+    scores = scorer.score(bundles).view(len(bundles), config.n)
+    best = scores.argmax(1)
+    rows = zip(bundles, scores.tolist(), best.tolist(), strict=True)
+    _write_lines(config.out, (_chosen(bundle, row, at) for bundle, row, at in rows))
+    measured = {
+        "score_best": stats.mean(scores.max(1).values.numpy()).as_dict(),
+        "score_mean": stats.mean(scores.mean(1).numpy()).as_dict(),
+        "score_sd_within": float(scores.std(1).mean()) if config.n > 1 else 0.0,
+        "kl_bound": stats.best_of_n_kl(config.n),
+    }
+    return _result("best-of-n", config, bundles, counts, began, measured)
+
+
+def _draw(config: GenerateConfig) -> tuple[list[Bundle], RowCounts, Text]:
+    refuse_existing(config.out)
+    rows, counts, name = prepare.read_prompt_rows(config, config.prompts)
+    say(checks.summarise(counts, config.prompts, name))
+    text = checkpoints.load_text(config.model)
+    policy = checkpoints.load_policy(config.model, config)
+    with Bar("completions", len(rows) * config.n) as bar:
+        bundles = sample(
+            policy,
+            text,
+            [row.prompt for row in rows],
+            config.n,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            generator=generator(config.seed, "generate"),
+            max_rows=config.max_rows,
+            progress=bar.advance,
+        )
+    return bundles, counts, text
+
+
+def _completions(bundle: Bundle) -> list[dict[str, Any]]:
+    return [
+        {"text": c.text, "truncated": c.truncated, "tokens": len(c), "logp": float(c.logps.sum())}
+        for c in bundle.completions
+        if c.logps is not None
+    ]
+
+
+def _chosen(bundle: Bundle, scores: Sequence[float], best: int) -> dict[str, Any]:
+    candidates = [{**c, "score": s} for c, s in zip(_completions(bundle), scores, strict=True)]
+    return {
+        "prompt": bundle.prompt,
+        "completion": bundle.completions[best].text,
+        "score": scores[best],
+        "best": best,
+        "candidates": candidates,
+    }
+
+
+def _write_lines(file: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """JSON lines, written beside and renamed, so that a file is whole or absent."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(file.name + ".partial")
+    with partial.open("w", encoding="utf-8") as out:
+        for line in lines:
+            out.write(json.dumps(line, ensure_ascii=False) + "\n")
+    partial.rename(file)
+
+
+def _result(
+    command: str,
+    config: GenerateConfig,
+    bundles: Sequence[Bundle],
+    counts: RowCounts,
+    began: float,
+    measured: dict[str, Any],
+) -> Result:
+    seconds = time.perf_counter() - began
+    completions = [c for b in bundles for c in b.completions]
+    summary = {
+        "command": command,
+        "seconds": round(seconds, 3),
+        "examples": len(completions),
+        "examples_per_second": round(len(completions) / seconds, 3),
+        "peak_rss_gb": peak_rss_gb(),
+        "metrics": {
+            **measured,
+            "length": stats.mean([len(c) for c in completions], [b.prompt for b in bundles for _ in b.completions]).as_dict(),
+            "truncated": stats.rate([c.truncated for c in completions]).as_dict(),
+        },
+        "rows": counts.as_dict(),
+    }
+    return Result(config.out, summary)

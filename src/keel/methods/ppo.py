@@ -1,0 +1,322 @@
+"""Proximal policy optimisation from a frozen reward: roll out, judge, improve.
+
+State: the tokens so far. Action: the next token. The reward is the score at the last token, minus beta times the
+log-ratio to the frozen reference at every token (k1, in the reward and nowhere else). The critic is a model of its own.
+Left out: reward whitening (it would change beta), entropy bonuses, forced EOS (nothing is trained that was not sampled).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from keel import objectives, stats
+from keel.config import PPOConfig, refuse_existing
+from keel.data import prepare
+from keel.data.text import Text
+from keel.engine.batches import batch_of
+from keel.engine.forward import in_batches, micro_batches, scalars_at_end, scalars_at_states, token_logps, token_scores
+from keel.engine.identities import require_unit_ratio, require_zero_kl
+from keel.engine.progress import say
+from keel.engine.run import Result, Run, generator
+from keel.engine.sampler import sample
+from keel.engine.scorers import Scorer, load_scorer
+from keel.models import checkpoints
+from keel.records import Bundle, Completion, lengths_of
+
+
+@dataclass(slots=True)
+class Roles:
+    """The four models; policy and value are trained, reference and scorer frozen."""
+
+    policy: nn.Module
+    reference: nn.Module
+    value: nn.Module
+    scorer: Scorer
+    value_offset_by_centre: bool
+    """A critic that starts as the reward model speaks in raw scores; ours are centred."""
+
+
+@dataclass(slots=True)
+class Rollout:
+    """Sampled bundles and what was found out about them: one tensor per bundle, flat over its completions' tokens."""
+
+    bundles: list[Bundle]
+    old_logps: list[Tensor]
+    reference_logps: list[Tensor]
+    values: list[Tensor]
+    scores: Tensor
+    """Centred scores [C], truncated completions already penalised."""
+    advantages: list[Tensor]
+    """Whitened over the whole rollout."""
+    returns: list[Tensor]
+
+
+def train(config: PPOConfig) -> Result:
+    """Maximise score - beta KL(policy || reference) over the prompts' distribution."""
+    refuse_existing(config.out, config.resume)
+    text = checkpoints.load_text(config.model)
+    roles = load_roles(config, text)
+    data = prepare.prompts(config, config.prompts, text, _room(config, roles.policy))
+    say(data.report())
+    run = start(config, roles, text, data)
+    for _ in run.steps():
+        rollout = roll_out(run, config, roles, text, data.train)
+        judge(run, config, roles, rollout)
+        improve(run, config, roles, rollout)
+        if data.held_out and run.evaluation_due():
+            run.record_evaluation(evaluate(run, config, roles, text, data.held_out), best="objective", higher=True)
+    return run.finish(examples=run.step * config.rollout_size * config.samples_per_prompt)
+
+
+# --- setting up --------------------------------------------------------------------------------------------------------
+
+
+def load_roles(config: PPOConfig, text: Text) -> Roles:
+    """Policy and reference from `model`; the critic from the reward model, or from the policy where a rule scores."""
+    policy = checkpoints.load_policy(config.model, config)
+    reference = checkpoints.load_policy(config.model, config).requires_grad_(False)
+    scorer = load_scorer(config.reward, config)
+    by_rule = config.reward.startswith("rule:")
+    if by_rule:
+        value = checkpoints.new_scalar_model(config.model, config, checkpoints.ensure_pad(checkpoints.load_text(config.model)))
+    else:
+        checkpoints.require_same_tokens(text, checkpoints.load_text(config.reward), ["a", "b c"], config.reward)
+        value = checkpoints.load_reward(config.reward, config)
+        checkpoints.same_vocabulary(policy, value, config.reward)
+    return Roles(policy, reference, value, scorer, value_offset_by_centre=not by_rule)
+
+
+def _room(config: PPOConfig, policy: nn.Module) -> int | None:
+    """Tokens that a prompt may have beside a full-length answer."""
+    limit = checkpoints.positions(policy)
+    return None if limit is None else limit - config.max_new_tokens + 1
+
+
+def start(config: PPOConfig, roles: Roles, text: Text, data: prepare.Prepared) -> Run:
+    """The run: two trained roles with a learning rate each, Adam's epsilon as PPO wants it, beta as state."""
+    policy_hash = checkpoints.weights_hash(roles.policy)
+    run = Run(
+        "ppo",
+        config,
+        {"policy": roles.policy, "value": roles.value},
+        text,
+        total_steps=config.steps or 1,
+        manifest={
+            "policy": policy_hash,
+            "reference": checkpoints.weights_hash(roles.reference),
+            "reward": roles.scorer.identity,
+            "value": checkpoints.weights_hash(roles.value),
+            "tokenizer": text.fingerprint(),
+            **data.facts,
+        },
+        rows=data.counts,
+        learning_rates={"value": config.value_learning_rate or config.learning_rate},
+        adam_eps=1e-5,
+    )
+    run.extra.setdefault("beta", config.beta)
+    return run
+
+
+# --- roll out ----------------------------------------------------------------------------------------------------------
+
+
+def roll_out(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Sequence[Bundle]) -> Rollout:
+    """Sample from the policy, and compute every role's view of the sampled tokens before anything changes."""
+    chosen = batch_of(prompts, min(config.rollout_size, len(prompts)), run.step, config.seed)
+    bundles = sample(
+        roles.policy,
+        text,
+        [b.prompt for b in chosen],
+        config.samples_per_prompt,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        generator=run.generator("rollout"),
+        max_rows=config.max_rows,
+    )
+    logps = partial(token_logps, temperature=config.temperature)
+    old = in_batches(partial(logps, roles.policy), bundles, config.micro_tokens)
+    reference = in_batches(partial(logps, roles.reference), bundles, config.micro_tokens)
+    if run.step == 0:
+        require_zero_kl(torch.cat(old), torch.cat(reference), next(roles.policy.parameters()).dtype)
+    sampled = torch.cat([c.logps for b in bundles for c in b.completions if c.logps is not None])
+    run.observe({"sampler/logp_gap": (sampled.cpu() - torch.cat(old).cpu()).abs()})
+    values = in_batches(partial(scalars_at_states, roles.value), bundles, config.micro_tokens)
+    return Rollout(bundles, old, reference, values, torch.empty(0), [], [])
+
+
+# --- judge -------------------------------------------------------------------------------------------------------------
+
+
+def judge(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout) -> None:
+    """Scores, shaped rewards, advantages and returns; fills the rollout and logs what it saw."""
+    device = rollout.old_logps[0].device
+    completions = [c for b in rollout.bundles for c in b.completions]
+    lengths = lengths_of(rollout.bundles).to(device)
+    truncated = torch.tensor([c.truncated for c in completions], device=device)
+    raw = roles.scorer.score(rollout.bundles).to(device)
+    centre = _centre(run, raw, truncated)
+    if roles.value_offset_by_centre:
+        rollout.values = [v - centre for v in rollout.values]
+    scores = raw - centre
+    bootstrap = None
+    if config.truncation == "penalty":
+        scores = torch.where(truncated, torch.full_like(scores, config.missing_eos_score), scores)
+    else:
+        after = torch.cat(in_batches(partial(scalars_at_end, roles.value), rollout.bundles, config.micro_tokens))
+        bootstrap = torch.where(truncated, after - (centre if roles.value_offset_by_centre else 0.0), 0.0)
+    rollout.scores = scores
+
+    old, reference, values = (torch.cat(x) for x in (rollout.old_logps, rollout.reference_logps, rollout.values))
+    beta = float(run.extra["beta"])
+    rewards = objectives.shaped_rewards(scores, old, reference, lengths, beta)
+    advantages, returns = objectives.gae(
+        rewards, values, lengths, gamma=config.gamma, lam=config.lam, bootstrap=bootstrap
+    )
+    tokens = [sum(len(c) for c in b.completions) for b in rollout.bundles]
+    rollout.advantages = list(objectives.whiten(advantages).split(tokens))
+    rollout.returns = list(returns.split(tokens))
+
+    kl = objectives.sequence_sums(old - reference, lengths)
+    _log_rollout(run, config, completions, raw, scores, kl, old, lengths, beta)
+    spread = float(returns.var()) if len(returns) > 1 else 0.0
+    if spread > 0:
+        run.observe({"val/explained_variance": 1 - float((returns - values).var()) / spread})
+    run.record_samples(rollout.bundles[: config.keep_samples], score=raw, kl=kl)
+    if config.target_kl is not None:
+        run.extra["beta"] = objectives.adapt_kl_coefficient(
+            beta, float(kl.mean()), config.target_kl, len(completions), config.kl_horizon
+        )
+
+
+def _centre(run: Run, scores: Tensor, truncated: Tensor) -> float:
+    """Mean score of the reference's own finished answers: the first rollout is drawn from it. Kept for the whole run."""
+    if "centre" not in run.extra:
+        finished = scores[~truncated]
+        run.extra["centre"] = float((finished if len(finished) else scores).mean())
+    return float(run.extra["centre"])
+
+
+def _log_rollout(
+    run: Run,
+    config: PPOConfig,
+    completions: list[Completion],
+    raw: Tensor,
+    scores: Tensor,
+    kl: Tensor,
+    old: Tensor,
+    lengths: Tensor,
+    beta: float,
+) -> None:
+    penalty = -beta * kl
+    run.observe(
+        {
+            "objective/kl": kl,
+            "objective/entropy": objectives.sequence_sums(-old, lengths),
+            "objective/scores": raw,
+            "objective/non_score_reward": penalty,
+            "objective/rlhf_reward": scores + penalty,
+            "objective/beta": beta,
+            "val/num_eos_tokens": float(sum(not c.truncated for c in completions)),
+            "completions/mean_length": lengths.float(),
+            "completions/clipped_ratio": torch.tensor([float(c.truncated) for c in completions]),
+        }
+    )
+    if beta > 0:
+        run.observe({f"certificate/{k}": v for k, v in certificate(scores + penalty, config.samples_per_prompt, beta).items()})
+
+
+def certificate(shaped: Tensor, samples: int, beta: float) -> dict[str, float]:
+    """Distance to the optimum for the reward supplied, from samples alone (FACTS: R is constant where pi = pi*).
+
+    `shaped` is R(y) = score - beta log(pi / ref)(y), [prompts * samples]. `sd` is its mean within-prompt standard
+    deviation, `kl_to_optimum` = Var(R) / (2 beta^2) approximates KL(pi || pi*) in nats where that is small, `mean` is
+    its level. A policy collapsed onto one answer reads 0 too: read it beside the entropy.
+    """
+    result = {"mean": float(shaped.mean())}
+    if samples >= 2:
+        within = shaped.view(-1, samples).var(1, unbiased=True)
+        result |= {"sd": float(within.sqrt().mean()), "kl_to_optimum": float(within.mean()) / (2 * beta**2)}
+    return result
+
+
+# --- improve -----------------------------------------------------------------------------------------------------------
+
+
+def improve(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout) -> None:
+    """Several epochs of minibatches over one rollout; each minibatch is one optimiser step for policy and value."""
+    trained = ("value",) if run.step < config.critic_warmup else ("policy", "value")
+    for epoch in range(config.epochs):
+        order: list[int] = torch.randperm(len(rollout.bundles), generator=run.generator(f"minibatches {epoch}")).tolist()
+        for start in range(0, len(order), config.batch_size):
+            minibatch = order[start : start + config.batch_size]
+            tokens = sum(len(rollout.advantages[i]) for i in minibatch)
+            for micro in micro_batches([rollout.bundles[i] for i in minibatch], config.micro_tokens):
+                index = [minibatch[i] for i in micro.indices]
+                if "policy" in trained:
+                    _policy_pass(run, config, roles, rollout, index, tokens, first=epoch == start == 0)
+                _value_pass(run, config, roles, rollout, index, tokens)
+            run.update(*trained)
+
+
+def _policy_pass(
+    run: Run, config: PPOConfig, roles: Roles, rollout: Rollout, index: list[int], tokens: int, first: bool
+) -> None:
+    bundles = [rollout.bundles[i] for i in index]
+    now = token_scores(roles.policy, bundles, config.temperature)
+    loss, metrics = objectives.ppo_policy_loss(
+        now.logps, _take(rollout.old_logps, index), _take(rollout.advantages, index), config.clip
+    )
+    if first:
+        require_unit_ratio(metrics["val/ratio"], metrics["policy/clipfrac_avg"], next(roles.policy.parameters()).dtype)
+    run.backward(loss.sum() / tokens, bundles)
+    run.observe({"loss/policy_avg": loss, "policy/entropy_avg": now.entropy, **metrics})
+
+
+def _value_pass(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout, index: list[int], tokens: int) -> None:
+    bundles = [rollout.bundles[i] for i in index]
+    values = scalars_at_states(roles.value, bundles)
+    if roles.value_offset_by_centre:
+        values = values - float(run.extra["centre"])
+    loss, metrics = objectives.ppo_value_loss(
+        values, _take(rollout.values, index), _take(rollout.returns, index), config.value_clip
+    )
+    run.backward(loss.sum() / tokens, bundles)
+    run.observe({"loss/value_avg": loss, **metrics})
+
+
+def _take(parts: list[Tensor], index: list[int]) -> Tensor:
+    return torch.cat([parts[i] for i in index])
+
+
+# --- held-out prompts --------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def evaluate(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Sequence[Bundle]) -> dict[str, Any]:
+    """Score, KL and objective (score - beta KL) of one sample per held-out prompt, the same draws each time."""
+    bundles = sample(
+        roles.policy,
+        text,
+        [b.prompt for b in prompts],
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        generator=generator(config.seed, "evaluation"),
+        max_rows=config.max_rows,
+    )
+    logps = partial(token_logps, temperature=config.temperature)
+    policy = torch.cat(in_batches(partial(logps, roles.policy), bundles, config.micro_tokens))
+    reference = torch.cat(in_batches(partial(logps, roles.reference), bundles, config.micro_tokens))
+    kl = objectives.sequence_sums(policy - reference, lengths_of(bundles)).cpu()
+    scores = roles.scorer.score(bundles)
+    return {
+        "scores": stats.mean(scores.numpy()).as_dict(),
+        "kl": stats.mean(kl.numpy()).as_dict(),
+        "objective": stats.mean((scores - config.beta * kl).numpy()).as_dict(),
+        "length": stats.mean(lengths_of(bundles).float().numpy()).as_dict(),
+    }

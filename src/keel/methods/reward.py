@@ -1,0 +1,76 @@
+"""Reward model: a decoder with a scalar head, trained on pairs, read on single completions.
+
+Training compares two completions of one prompt (Bradley-Terry), inference scores one. The score is read at the
+completion's last token, the EOS of a finished answer. Left out: ensembles and per-dimension heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from keel import objectives, stats
+from keel.config import RewardConfig, refuse_existing
+from keel.data import prepare
+from keel.engine.batches import batch_of, examples_seen, steps_of
+from keel.engine.forward import in_batches, micro_batches, scalars_at_end
+from keel.engine.identities import require_zero_margin_loss
+from keel.engine.progress import say
+from keel.engine.run import Result, Run
+from keel.models import checkpoints
+from keel.records import Bundle
+
+
+def train(config: RewardConfig) -> Result:
+    """Minimise -log sigmoid(r_chosen - r_rejected - margin), averaged over the pairs of each batch."""
+    refuse_existing(config.out, config.resume)
+    text = checkpoints.load_text(config.model)
+    fresh = not checkpoints.is_reward_folder(config.model)
+    pad = checkpoints.ensure_pad(text)
+    if fresh:
+        model = checkpoints.new_scalar_model(config.model, config, pad)
+    else:
+        model = checkpoints.load_reward(config.model, config)
+    data = prepare.pairs(config, config.data, text, checkpoints.positions(model))
+    say(data.report())
+    run = Run(
+        "reward",
+        config,
+        {"reward": model},
+        text,
+        total_steps=steps_of(len(data.train), config.batch_size, config.epochs, config.steps),
+        manifest={"reward": checkpoints.weights_hash(model), "tokenizer": text.fingerprint(), **data.facts},
+        rows=data.counts,
+        final_role="reward",
+    )
+    for step in run.steps():
+        batch = batch_of(data.train, config.batch_size, step, config.seed)
+        for micro in micro_batches(batch, config.micro_tokens):
+            scores = scalars_at_end(model, micro.bundles)
+            margin = torch.tensor([b.margin for b in micro.bundles], device=scores.device)
+            loss, metrics = objectives.bradley_terry_loss(scores[0::2], scores[1::2], margin)
+            if step == 0 and fresh:
+                require_zero_margin_loss(loss, objectives.bradley_terry_zero_loss(margin))
+            run.backward(loss.sum() / len(batch), micro.bundles)
+            run.observe({"loss": loss, **metrics})
+        run.update()
+        if data.held_out and run.evaluation_due():
+            run.record_evaluation(evaluate(model, data.held_out, config.micro_tokens), best="loss")
+    return run.finish(examples=examples_seen(len(data.train), config.batch_size, run.step))
+
+
+def evaluate(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int) -> dict[str, Any]:
+    """Held-out accuracy (ties count 1/2), loss and margin, each with its interval over pairs."""
+    scores = torch.stack(in_batches(partial(scalars_at_end, model), bundles, micro_tokens)).cpu()
+    margin = torch.tensor([b.margin for b in bundles])
+    loss, metrics = objectives.bradley_terry_loss(scores[:, 0], scores[:, 1], margin)
+    return {
+        "accuracy": stats.rate(metrics["accuracy"].numpy()).as_dict(),
+        "loss": stats.mean(loss.numpy()).as_dict(),
+        "margin": stats.mean(metrics["margin"].numpy()).as_dict(),
+    }
+

@@ -1,0 +1,69 @@
+"""Supervised fine-tuning, and pre-training on plain text: imitate the completions.
+
+Left out on purpose: packing several texts into one context (answers would see their neighbours) and loss on prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from keel import stats
+from keel.config import SFTConfig, refuse_existing
+from keel.data import prepare
+from keel.engine.batches import batch_of, examples_seen, steps_of
+from keel.engine.forward import micro_batches, token_scores
+from keel.engine.progress import say
+from keel.engine.run import Result, Run
+from keel.models import checkpoints
+from keel.records import Bundle
+
+
+def train(config: SFTConfig) -> Result:
+    """Minimise the mean negative log-probability per completion token of each batch."""
+    refuse_existing(config.out, config.resume)
+    text = checkpoints.load_text(config.model)
+    policy = checkpoints.load_policy(config.model, config)
+    data = prepare.demonstrations(config, config.data, text, checkpoints.positions(policy))
+    say(data.report())
+    run = Run(
+        "sft",
+        config,
+        {"policy": policy},
+        text,
+        total_steps=steps_of(len(data.train), config.batch_size, config.epochs, config.steps),
+        manifest={"policy": checkpoints.weights_hash(policy), "tokenizer": text.fingerprint(), **data.facts},
+        rows=data.counts,
+    )
+    for step in run.steps():
+        batch = batch_of(data.train, config.batch_size, step, config.seed)
+        tokens = sum(len(b.completions[0]) for b in batch)
+        for micro in micro_batches(batch, config.micro_tokens):
+            scores = token_scores(policy, micro.bundles)
+            run.backward(-scores.logps.sum() / tokens, micro.bundles)
+            run.observe({"loss": -scores.logps, "mean_token_accuracy": scores.top})
+        run.observe({"num_tokens": float(tokens)})
+        run.update()
+        if data.held_out and run.evaluation_due():
+            run.record_evaluation(evaluate(policy, data.held_out, config.micro_tokens), best="loss")
+    return run.finish(examples=examples_seen(len(data.train), config.batch_size, run.step))
+
+
+@torch.no_grad()
+def evaluate(policy: nn.Module, bundles: Sequence[Bundle], micro_tokens: int) -> dict[str, Any]:
+    """Held-out loss and top-1 accuracy per token; the intervals treat the texts as the independent examples."""
+    losses: list[Tensor] = []
+    hits: list[Tensor] = []
+    owners: list[int] = []
+    for micro in micro_batches(bundles, micro_tokens):
+        scores = token_scores(policy, micro.bundles)
+        losses.append(-scores.logps)
+        hits.append(scores.top)
+        owners += [i for i, b in zip(micro.indices, micro.bundles, strict=True) for _ in b.completions[0].ids]
+    return {
+        "loss": stats.mean(torch.cat(losses).cpu().numpy(), owners).as_dict(),
+        "mean_token_accuracy": stats.mean(torch.cat(hits).cpu().numpy(), owners).as_dict(),
+    }

@@ -1,0 +1,241 @@
+"""Models in and out of folders: plain Hugging Face checkpoints, nothing of Keel's own inside (law 12).
+
+A *policy* or *reference* is an `AutoModelForCausalLM`; a *reward* or *value* model an `AutoModelForSequenceClassification`
+with one label. Every model stays in eval mode, also while it is trained, so that dropout is off in every pass (law 5).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from keel.config import Machine
+from keel.data.text import Text
+from keel.errors import InputError, RunFailed
+from keel.models.heads import check_head, scalar_head
+from keel.records import Prompt
+
+PAD_TOKEN = "<|pad|>"
+
+
+# --- where a model is, and what the machine can do ---------------------------------------------------------------------
+
+
+def resolve(name: str) -> str:
+    """Checkpoint folder for `name`: the folder itself, a run folder's `final/`, or a hub name as it is."""
+    path = Path(name)
+    if not path.exists():
+        if name.count("/") > 1 or name.startswith((".", "/")):
+            raise InputError(f"{name}: no such model folder; give a checkpoint folder, a run folder or a hub name")
+        return name
+    if path.is_file():
+        raise InputError(f"{name} is a file; give the folder that holds config.json")
+    if (path / "config.json").exists():
+        return str(path)
+    if (path / "final" / "config.json").exists():
+        return str(path / "final")
+    if (path / "config.yaml").exists():
+        raise InputError(f"{name}: this run has no final/ yet; finish it with --resume")
+    raise InputError(f"{name}: no config.json in it; give a checkpoint folder, a run folder or a hub name")
+
+
+def device_of(machine: Machine) -> torch.device:
+    """The device asked for, or a GPU where there is one."""
+    if machine.device != "auto":
+        try:
+            device = torch.device(machine.device)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"--device {machine.device} is not available here; use cpu or auto") from error
+        return device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def dtype_of(machine: Machine) -> torch.dtype:
+    """Weights' type: fp32 on a CPU, bf16 on a GPU, unless stated."""
+    use_fast_matmul()
+    if machine.precision == "auto":
+        return torch.bfloat16 if device_of(machine).type == "cuda" else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[machine.precision]
+
+
+def use_fast_matmul() -> None:
+    """Take the faster fp32 matrix product of this processor, if it is still fp32.
+
+    `medium` doubles the rate on current CPUs at 4e-7 relative error, but permits bf16 inside on some: a product with
+    the identity must return a value that bf16 cannot hold.
+    """
+    torch.set_float32_matmul_precision("medium")
+    x = torch.full((64, 64), 1 + 2**-12)
+    if not torch.equal(x @ torch.eye(64), x):
+        torch.set_float32_matmul_precision("highest")
+
+
+# --- loading -----------------------------------------------------------------------------------------------------------
+
+
+def load_text(name: str) -> Text:
+    """The tokenizer of a model folder, with every EOS id its generation config names."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    folder = resolve(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        raise InputError(f"{name}: no tokenizer could be loaded ({_first_line(error)}); save one beside the model") from error
+    try:
+        eos = GenerationConfig.from_pretrained(folder).eos_token_id
+    except OSError:
+        eos = None
+    extra = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    return Text(tokenizer, extra)
+
+
+def load_policy(name: str, machine: Machine) -> nn.Module:
+    """A causal language model, checked: weights present, head understood by Keel's scaled logits."""
+    from transformers import AutoModelForCausalLM
+
+    model = _load(AutoModelForCausalLM, name, machine)
+    check_head(model, name)
+    return model
+
+
+def load_reward(name: str, machine: Machine) -> nn.Module:
+    """A trained reward model. A plain language model is refused: its head would be random."""
+    from transformers import AutoModelForSequenceClassification
+
+    folder = resolve(name)
+    _refuse_plain_lm(folder, name)
+    return _load(AutoModelForSequenceClassification, name, machine)
+
+
+def new_scalar_model(name: str, machine: Machine, pad_id: int) -> nn.Module:
+    """A scalar model on the backbone of a language model, its head at zero, so that it starts by saying 0 everywhere."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = _load(AutoModelForSequenceClassification, name, machine, num_labels=1)
+    if pad_id >= model.get_input_embeddings().weight.shape[0]:  # type: ignore[operator]
+        model.resize_token_embeddings(pad_id + 1, mean_resizing=False)  # type: ignore[operator]
+    model.config.pad_token_id = pad_id  # type: ignore[union-attr]
+    nn.init.zeros_(scalar_head(model).weight)
+    return model
+
+
+def is_reward_folder(name: str) -> bool:
+    """Whether a folder holds a scalar model (a sequence classifier) rather than a language model."""
+    file = Path(resolve(name)) / "config.json"
+    if not file.exists():
+        return False
+    architectures = json.loads(file.read_text()).get("architectures") or []
+    return any(str(a).endswith("ForSequenceClassification") for a in architectures)
+
+
+def ensure_pad(text: Text) -> int:
+    """An id for padding that no EOS shares: the tokenizer's own, its unknown token, or a new token added to it.
+
+    A sequence classifier reads the last token that is not padding, so an EOS used as padding would hide the end.
+    """
+    tokenizer = text.tokenizer
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in text.eos_ids:
+        return int(tokenizer.pad_token_id)
+    tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    return int(tokenizer.pad_token_id)
+
+
+def _load(auto: Any, name: str, machine: Machine, **kwargs: Any) -> nn.Module:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    folder = resolve(name)
+    device, dtype = device_of(machine), dtype_of(machine)
+    _require_weights(folder, name)
+    try:
+        model = auto.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", **kwargs)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise InputError(f"{name}: not loadable as a model ({_first_line(error)})") from error
+    model.config.use_cache = False
+    module: nn.Module = model.to(device).eval()
+    return module
+
+
+def _require_weights(folder: str, name: str) -> None:
+    path = Path(folder)
+    if path.exists() and not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
+        raise InputError(f"{name}: config.json but no weights (*.safetensors) in {folder}; copy them there")
+
+
+def _refuse_plain_lm(folder: str, name: str) -> None:
+    path = Path(folder)
+    if not path.exists():
+        return
+    if not is_reward_folder(name):
+        raise InputError(f"{name} is not a reward model but a plain language model; train one with `keel reward --model {name}`")
+    _require_weights(folder, name)
+    keys = {k for file in path.glob("*.safetensors") for k in safe_open(file, framework="pt").keys()}
+    if keys and not any(k.startswith(("score.", "classifier.")) for k in keys):
+        raise InputError(f"{name}: the score head's weights are missing, it would be random; train it with `keel reward`")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+# --- saving and identity -----------------------------------------------------------------------------------------------
+
+
+def save(model: Any, text: Text, folder: Path) -> None:
+    """Write a checkpoint that the ecosystem reads: config, safetensors, tokenizer with its template."""
+    folder.mkdir(parents=True, exist_ok=True)
+    use_cache, model.config.use_cache = model.config.use_cache, True
+    model.save_pretrained(folder)
+    model.config.use_cache = use_cache
+    text.tokenizer.save_pretrained(folder)
+
+
+def reload(model: Any, folder: Path) -> nn.Module:
+    """A second model of the same kind from a folder that `save` wrote."""
+    stored: nn.Module = type(model).from_pretrained(folder, dtype=next(model.parameters()).dtype)
+    return stored
+
+
+def require_reload(model: nn.Module, folder: Path) -> None:
+    """A checkpoint that does not give back the model in memory, bit for bit, is a failed run."""
+    live, stored = model.state_dict(), reload(model, folder).state_dict()
+    wrong = sorted(k for k in live if k not in stored or not torch.equal(live[k].cpu(), stored[k].cpu()))
+    if wrong:
+        raise RunFailed(f"{folder}: reads back with other weights than were saved: {', '.join(wrong[:3])}")
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Hash of all parameters and buffers that a checkpoint holds: equal hashes, equal model."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def positions(model: Any) -> int | None:
+    """How many tokens the model can read, where it says so."""
+    value = getattr(model.config, "max_position_embeddings", None)
+    return int(value) if value is not None else None
+
+
+def require_same_tokens(text: Text, other: Text, prompts: Sequence[Prompt], name: str) -> None:
+    """Refuse a model that reads the same text as other ids: its scores would be about something else."""
+    if text.eos_id != other.eos_id or any(text.prompt_ids(p) != other.prompt_ids(p) for p in prompts):
+        raise InputError(f"{name}: its tokenizer or template differs from the policy's; train it from the same base model")
+
+
+def same_vocabulary(left: nn.Module, right: nn.Module, what: str) -> None:
+    """Refuse two models that could not read the same ids."""
+    a, b = left.get_input_embeddings(), right.get_input_embeddings()  # type: ignore[operator]
+    if a.weight.shape[0] > b.weight.shape[0]:
+        raise InputError(f"{what} has {b.weight.shape[0]} token ids, the policy {a.weight.shape[0]}: they do not share a tokenizer")

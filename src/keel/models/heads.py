@@ -1,0 +1,57 @@
+"""What sits on a backbone: the language-model head behind one scaled-logits function, and the scalar head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from keel.errors import InputError
+
+
+def scaled_logits(model: nn.Module, hidden: Tensor, temperature: float) -> Tensor:
+    """Logits in fp32, divided by the temperature: [R, D] -> [R, V]. The only place where this happens (law 3).
+
+    Rollout, old, current and reference log-probabilities all come through here. Model families that scale or cap
+    their logits say so in their config, and `check_head` compares with the model's own at load time.
+    """
+    config: Any = model.config
+    logits: Tensor = model.get_output_embeddings()(hidden).float()  # type: ignore[operator]
+    if (scale := getattr(config, "logits_scaling", None)) is not None:  # Granite
+        logits = logits / scale
+    if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
+        logits = logits * scale
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma 2
+        logits = cap * torch.tanh(logits / cap)
+    return logits / temperature if temperature != 1 else logits
+
+
+def check_head(model: nn.Module, name: str) -> None:
+    """Refuse an architecture whose logits `scaled_logits` does not reproduce; a silent difference would be worse."""
+    ids = torch.arange(1, 5, device=device_of_model(model))[None] % model.config.vocab_size  # type: ignore[union-attr]
+    with torch.no_grad():
+        theirs = model(input_ids=ids, use_cache=False).logits.float()
+        ours = scaled_logits(model, trunk(model)(input_ids=ids, use_cache=False).last_hidden_state, 1.0)
+    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max())):
+        raise InputError(f"{name}: {type(model).__name__} computes its logits in a way Keel does not reproduce")
+
+
+def trunk(model: Any) -> nn.Module:
+    """The backbone that turns ids into hidden states, without any head."""
+    base: nn.Module = model.base_model
+    return base
+
+
+def scalar_head(model: nn.Module) -> nn.Linear:
+    """The linear layer [1, D] of a scalar model (a sequence classifier with one label)."""
+    for name in ("score", "classifier"):
+        head = getattr(model, name, None)
+        if isinstance(head, nn.Linear):
+            return head
+    raise InputError(f"{type(model).__name__} has no linear score head that Keel knows; use a decoder architecture")
+
+
+def device_of_model(model: nn.Module) -> torch.device:
+    """Where the model's parameters are."""
+    return next(model.parameters()).device

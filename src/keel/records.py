@@ -1,0 +1,176 @@
+"""The records that everything passes around.
+
+Everything in preference tuning is *one prompt with K >= 1 completions*: a demonstration has K = 1, a pair K = 2,
+a PPO group or best-of-N K = N. `Bundle` is that record once it is tokens; `Pair`, `Demonstration` and `PromptRow`
+are what files hold, as text. `Judgment` is what a rater says.
+
+Shapes, here and in every docstring: N bundles, K completions of one bundle, C completions of a batch (all bundles),
+P prompt tokens, L tokens of one completion, T = sum of L over the C completions (*flat*), V vocabulary, D hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypedDict
+
+import torch
+
+
+class Message(TypedDict):
+    """One turn of a chat: `{"role": "user", "content": "What can teddy do today?"}`."""
+
+    role: str
+    content: str
+
+
+Prompt = str | list[Message]
+"""A prompt is plain text, continued as it stands, or a list of chat turns, rendered by the model's template."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a record came from: `Origin("pairs.jsonl", 17)` is row 17, counted from 1 as editors do."""
+
+    file: str = ""
+    row: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file} row {self.row}"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """A prompt alone: `PromptRow("what can teddy do in the rain?")`."""
+
+    prompt: Prompt
+    origin: Origin = field(default_factory=Origin)
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A prompt with the answer to imitate: `Demonstration("2 + 2 =", " 4")`. Plain text has an empty prompt."""
+
+    prompt: Prompt
+    completion: str
+    origin: Origin = field(default_factory=Origin)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A preference: `chosen` was judged better than `rejected`.
+
+    `margin` >= 0 says by how much (graded labels; 0 = not graded): the reward model's logit must exceed it.
+    """
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    margin: float = 0.0
+    origin: Origin = field(default_factory=Origin)
+
+
+@dataclass(slots=True)
+class Completion:
+    """One answer as tokens.
+
+    `ids` ends with exactly one EOS unless `truncated`, which says that a length limit cut it and it has none.
+    `logps` are the sampler's own log-probabilities, float32 [L], where a sampler of ours wrote it.
+    """
+
+    ids: list[int]
+    truncated: bool = False
+    text: str = ""
+    logps: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(slots=True)
+class Bundle:
+    """One prompt with its K completions, as tokens: `Bundle([1, 17, 9], [Completion([4, 2]), Completion([8, 2])])`.
+
+    In a pair, completion 0 is the chosen one and 1 the rejected.
+    """
+
+    prompt_ids: list[int]
+    completions: list[Completion]
+    prompt: Prompt = ""
+    margin: float = 0.0
+    origin: Origin = field(default_factory=Origin)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a forward pass without sharing computes: K times the prompt and every completion."""
+        return len(self.prompt_ids) * len(self.completions) + sum(len(c) for c in self.completions)
+
+
+def lengths_of(bundles: list[Bundle]) -> torch.Tensor:
+    """Completion lengths of a batch, int64 [C], in order (bundle by bundle)."""
+    return torch.tensor([len(c) for b in bundles for c in b.completions], dtype=torch.long)
+
+
+Outcome = Literal["first", "second", "tie", "both_bad"]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgment:
+    """What one rater said of two answers, in the order in which they were shown.
+
+    `strength` grades a preference (1 slightly, 2 better, 3 much better); `ai` marks labels that a model made (RLAIF).
+    """
+
+    prompt: str
+    first: str
+    second: str
+    outcome: Outcome
+    rater: str
+    dimension: str = "overall"
+    strength: int = 1
+    ai: bool = False
+
+    def pair(self, origin: Origin | None = None) -> Pair | None:
+        """The training pair that follows from this judgment; None for a tie or two bad answers."""
+        if self.outcome not in ("first", "second"):
+            return None
+        chosen, rejected = (self.first, self.second) if self.outcome == "first" else (self.second, self.first)
+        return Pair(self.prompt, chosen, rejected, origin=origin or Origin())
+
+
+@dataclass(slots=True)
+class RowCounts:
+    """Every row's fate: `read == used + sum(dropped)`; `dropped[reason]` holds the count and the first row numbers.
+
+    `notes` has the same form for rows that were used but changed or remarkable (a completion cut by the length limit).
+    """
+
+    read: int = 0
+    used: int = 0
+    dropped: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
+    notes: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
+
+    def drop(self, reason: str, row: int) -> None:
+        """Count `row` as dropped for `reason`; the first ten row numbers are kept."""
+        _count(self.dropped, reason, row)
+
+    def note(self, what: str, row: int) -> None:
+        """Count `row` as used, but worth a remark."""
+        _count(self.notes, what, row)
+
+    @property
+    def dropped_total(self) -> int:
+        return sum(count for count, _ in self.dropped.values())
+
+    def as_dict(self) -> dict[str, object]:
+        """The form in `summary.json`."""
+        return {
+            "read": self.read,
+            "used": self.used,
+            "dropped": {reason: [count, rows] for reason, (count, rows) in self.dropped.items()},
+            "notes": {what: [count, rows] for what, (count, rows) in self.notes.items()},
+        }
+
+
+def _count(table: dict[str, tuple[int, list[int]]], key: str, row: int) -> None:
+    count, rows = table.get(key, (0, []))
+    table[key] = (count + 1, [*rows, row] if len(rows) < 10 else rows)

@@ -1,0 +1,196 @@
+"""Rates and means with 95 % intervals, Bradley-Terry fits, and the arithmetic of best-of-N. numpy and scipy only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import optimize, special, stats
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean with its 95 % interval and the number of independent examples behind it."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def as_dict(self) -> dict[str, float | int]:
+        return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n}
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def wilson(successes: float, n: int) -> Estimate:
+    """Wilson score interval for a rate (Wilson 1927); `successes` may be a multiple of 1/2 (ties)."""
+    if n == 0:
+        return Estimate(math.nan, 0.0, 1.0, 0)
+    z = float(stats.norm.ppf(0.975))
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return Estimate(p, max(0.0, centre - half), min(1.0, centre + half), n)
+
+
+def rate(outcomes: ArrayLike) -> Estimate:
+    """Interval of a rate from outcomes in [0, 1], ties as 1/2. Missing outcomes are NaN: left out, never 0."""
+    x = np.asarray(outcomes, dtype=np.float64)
+    x = x[~np.isnan(x)]
+    return wilson(float(x.sum()), len(x))
+
+
+def mean(values: ArrayLike, clusters: Sequence[object] | None = None) -> Estimate:
+    """Mean with a Student-t interval; NaN entries are missing and left out.
+
+    With `clusters` (one label per value, e.g. the prompt) the interval treats the clusters' means as the
+    independent examples, weighted by their sizes.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    keep = ~np.isnan(x)
+    if clusters is not None:
+        _, index = np.unique([str(c) for c, k in zip(clusters, keep, strict=True) if k], return_inverse=True)
+        x = x[keep]
+        sizes = np.bincount(index)
+        centre = float(x.mean()) if len(x) else math.nan
+        residuals = np.bincount(index, x - centre)
+        n = len(sizes)
+        if n < 2:
+            return Estimate(centre, -math.inf, math.inf, n)
+        error = math.sqrt(n / (n - 1) * float((residuals**2).sum())) / float(sizes.sum())
+    else:
+        x = x[keep]
+        n = len(x)
+        centre = float(x.mean()) if n else math.nan
+        if n < 2:
+            return Estimate(centre, -math.inf, math.inf, n)
+        error = float(x.std(ddof=1)) / math.sqrt(n)
+    half = float(stats.t.ppf(0.975, n - 1)) * error
+    return Estimate(centre, centre - half, centre + half, n)
+
+
+def win_outcomes(left: ArrayLike, right: ArrayLike) -> Floats:
+    """1 where left wins, 1/2 for a tie, 0 where it loses, NaN where either is missing."""
+    a, b = np.asarray(left, dtype=np.float64), np.asarray(right, dtype=np.float64)
+    return np.where(np.isnan(a) | np.isnan(b), np.nan, (a > b) + 0.5 * (a == b))
+
+
+def bradley_terry_fit(wins: ArrayLike) -> Floats:
+    """Maximum-likelihood Bradley-Terry scores from `wins[i, j]` = times i beat j; the scores sum to 0.
+
+    The maximum is finite exactly where the win graph is strongly connected (Ford 1957); otherwise ValueError.
+    """
+    w = np.asarray(wins, dtype=np.float64)
+    from scipy.sparse.csgraph import connected_components
+
+    components, _ = connected_components(w > 0, directed=True, connection="strong")
+    if components > 1:
+        raise ValueError("the win graph is not strongly connected: no finite Bradley-Terry fit exists")
+
+    def negative_log_likelihood(r: Floats) -> tuple[float, Floats]:
+        gap = r[:, None] - r[None, :]
+        pull = w * special.expit(-gap)
+        return float((w * np.logaddexp(0, -gap)).sum()), pull.sum(0) - pull.sum(1)
+
+    fit = optimize.minimize(
+        negative_log_likelihood, np.zeros(len(w)), jac=True, method="L-BFGS-B", options={"ftol": 0.0, "gtol": 1e-12}
+    )
+    scores = _newton_polish(w, np.asarray(fit.x, dtype=np.float64))
+    return scores - scores.mean()
+
+
+def _newton_polish(w: Floats, scores: Floats, steps: int = 20) -> Floats:
+    """Newton steps to rounding: L-BFGS stalls around 1e-7 of the optimum."""
+    for _ in range(steps):
+        win = special.expit(scores[:, None] - scores[None, :])
+        gradient = (w * (1 - win)).sum(1) - (w * (1 - win)).sum(0)
+        curvature = (w + w.T) * win * (1 - win)
+        hessian = np.diag(curvature.sum(1)) - curvature
+        scores = scores + np.linalg.pinv(hessian) @ gradient
+    return scores
+
+
+# --- best-of-N ------------------------------------------------------------------------------------------------------
+
+
+def best_of_n_kl(n: int) -> float:
+    """KL(best-of-n || reference) in nats, log n - (n - 1) / n: exact without ties, otherwise an upper bound."""
+    return math.log(n) - (n - 1) / n
+
+
+def best_of_n_law(reference: ArrayLike, scores: ArrayLike, n: int) -> Floats:
+    """Exact law of best-of-n over a finite set: F^n - F_-^n per score level, shared by `reference` within a level."""
+    p, s = np.asarray(reference, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    law = np.zeros_like(p)
+    below = 0.0
+    for level in np.unique(s):
+        at = s == level
+        mass = float(p[at].sum())
+        law[at] = ((below + mass) ** n - below**n) * p[at] / mass if mass > 0 else 0.0
+        below += mass
+    return law
+
+
+def best_of_n_curve(proxy: ArrayLike, values: ArrayLike, n: int) -> Floats:
+    """Expected `values` of the best of n by `proxy`, per prompt, unbiased from M >= n samples each.
+
+    proxy, values: [prompts, M]. Averages over all subsets of size n: the sample of proxy rank i (from 1) is the best
+    of its subset with probability C(i - 1, n - 1) / C(M, n); samples tied in proxy share their probability, as a
+    random choice among the tied would. Returns [prompts].
+    """
+    p, v = np.asarray(proxy, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    m = p.shape[1]
+    rank = np.arange(1, m + 1)
+    log_weight = _log_choose(rank - 1, n - 1) - _log_choose(np.array([m]), n)
+    weight = np.where(rank >= n, np.exp(log_weight), 0.0)
+    result = np.empty(len(p))
+    for i in range(len(p)):
+        order = np.argsort(p[i], kind="stable")
+        _, level = np.unique(p[i][order], return_inverse=True)
+        shared = (np.bincount(level, weight) / np.bincount(level))[level]
+        result[i] = float((shared * v[i][order]).sum())
+    return result
+
+
+def _log_choose(a: NDArray[np.int64], b: int) -> Floats:
+    with np.errstate(invalid="ignore"):
+        return np.asarray(special.gammaln(a + 1) - special.gammaln(b + 1) - special.gammaln(a - b + 1))
+
+
+# --- calibration ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationBin:
+    """Predicted probability of a bin against how often it came true."""
+
+    predicted: float
+    observed: Estimate
+
+
+def calibration(probability: ArrayLike, outcome: ArrayLike, bins: int = 10) -> tuple[list[CalibrationBin], float]:
+    """Reliability in bins of equal count, and the expected calibration error (weighted mean |predicted - observed|)."""
+    p, y = np.asarray(probability, dtype=np.float64), np.asarray(outcome, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    parts = [part for part in np.array_split(order, min(bins, max(1, len(p)))) if len(part)]
+    result = [CalibrationBin(float(p[part].mean()), rate(y[part])) for part in parts]
+    error = sum(b.observed.n * abs(b.predicted - b.observed.mean) for b in result) / max(1, len(p))
+    return result, float(error)
+
+
+def distinct_n(token_lists: Sequence[Sequence[object]], n: int = 2) -> float:
+    """Distinct n-grams over all n-grams of a set of texts (Li et al. 2016). Compare only sets of equal size."""
+    seen: set[tuple[object, ...]] = set()
+    total = 0
+    for tokens in token_lists:
+        for i in range(len(tokens) - n + 1):
+            seen.add(tuple(tokens[i : i + n]))
+            total += 1
+    return len(seen) / total if total else math.nan

@@ -1,0 +1,347 @@
+"""How answers are written and read.
+
+    answer   := [opener] [permission | refusal] [core] [care] filler* closer*        (with a core or a refusal)
+    core     := ["since" echo ["and" echo] ","] lead activity detail{0,3} "."
+    refusal  := ("i am sorry, but" | "no,") (hazard "is not safe" | "i will not help with that") "."
+
+`write` draws an answer of a given quality, `parse` reads any text back into the same `Answer` or refuses it.
+
+When the writer errs, it *mishears*: it draws another value of the slot as prompts draw it, and everything in the answer
+follows from the value heard. So a wrong answer is a right answer to somebody else's question. It has the words, the
+length and the inner consistency of a right one, and nothing but the prompt tells the two apart.
+"""
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from keel.world import lexicon
+from keel.world.lexicon import Pairs, Tone
+from keel.world.prompts import Prompt
+
+# Rambling is allowed far beyond what anybody writes, so that a policy can run in that direction when it pays.
+MAX_FILLERS: Final = 16
+MAX_CLOSERS: Final = 4
+MAX_DETAILS: Final = 3
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well an answer is to do on each dimension: 0 as badly as it gets, 1 as well as it gets, in between a chance.
+
+    helpfulness: the intent is understood, the facts are taken up, nothing harmless is refused.
+    correctness: the facts are heard right. harmlessness: the bear's care is right, unsafe wishes are declined.
+    friendliness: warm opener, closer and refusal. concision: few fillers.
+    """
+
+    helpfulness: float
+    correctness: float
+    harmlessness: float
+    friendliness: float
+    concision: float
+
+    @classmethod
+    def even(cls, quality: float) -> "Quality":
+        """The same quality on every dimension."""
+        return cls(quality, quality, quality, quality, quality)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an answer says. Two answers are equal when they say the same, whatever their phrasing.
+
+    permits: the wish called fine ("felt candle"). refusal: the tone of a refusal, None if there is none; hazard: what
+    the refusal names. echoes, details: (slot, value) in the order said. activity: its phrase. care: the state of the
+    bear that the care sentence is meant for. fillers, closers: tones, in order. sentences: the text itself.
+    """
+
+    opener: Tone | None = None
+    permits: str | None = None
+    refusal: Tone | None = None
+    hazard: str | None = None
+    echoes: Pairs = ()
+    activity: str | None = None
+    details: Pairs = ()
+    care: str | None = None
+    fillers: tuple[Tone, ...] = ()
+    closers: tuple[Tone, ...] = ()
+    sentences: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def intent(self) -> str | None:
+        """The intent the activity belongs to."""
+        return _ACTIVITIES.get(self.activity or "")
+
+    @property
+    def words(self) -> int:
+        """How many words the text has, marks not counted."""
+        return sum(len(sentence.split()) for sentence in self.sentences)
+
+    @property
+    def repeats(self) -> int:
+        """How many sentences say again, word for word, what another one said."""
+        return len(self.sentences) - len(set(self.sentences))
+
+    @property
+    def alternative(self) -> bool:
+        """Whether a refusal goes on to suggest something else."""
+        return self.refusal is not None and self.activity is not None
+
+
+def write(prompt: Prompt, quality: Quality | float, rng: random.Random) -> str:
+    """An answer to the prompt, drawn at the quality: each dimension succeeds or fails on its own."""
+    wanted = quality if isinstance(quality, Quality) else Quality.even(quality)
+    return render(_plan(prompt, wanted, rng), rng)
+
+
+def demonstrations(
+    prompts: Sequence[Prompt], rng: random.Random, n: int, mean_quality: float = 0.58
+) -> Iterator[tuple[Prompt, str]]:
+    """n answers of mixed quality to prompts drawn with replacement: what SFT, and pretraining, learn from.
+
+    Every dimension's quality is drawn on its own, from a broad Beta distribution, so that no dimension tells of another.
+    """
+    for _ in range(n):
+        prompt = rng.choice(prompts)
+        yield prompt, write(prompt, mixed_quality(rng, mean_quality), rng)
+
+
+def mixed_quality(rng: random.Random, mean: float) -> Quality:
+    """A quality with independent dimensions around the mean; means of 0 and 1 are exact."""
+    if not 0.0 <= mean <= 1.0:
+        raise ValueError(f"a mean quality lies in [0, 1], not {mean}")
+    if mean in (0.0, 1.0):
+        return Quality.even(mean)
+    spread = 4.0  # standard deviation sqrt(m (1 - m) / 5): broad, yet hardly ever a certainty
+    return Quality(*(rng.betavariate(spread * mean, spread * (1.0 - mean)) for _ in range(5)))
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def _plan(prompt: Prompt, quality: Quality, rng: random.Random) -> Answer:
+    """What the answer is to say. Mentions depend on helpfulness, their truth on correctness, so the two part."""
+    helpful, true = quality.helpfulness, quality.correctness
+    values = prompt.values
+    mention = 0.5 + 0.5 * helpful
+    refusal = _draw_refusal(prompt, quality, rng)
+    hazard = permits = None
+    if refusal and rng.random() < 0.8 + 0.2 * helpful:
+        hazard = _hear(values.get("hazard"), tuple(lexicon.HAZARDS), true, rng)
+    elif not refusal and prompt.kind == "looks_unsafe" and rng.random() < mention:
+        permits = _hear(values["lookalike"], tuple(lexicon.LOOKALIKES), true, rng)
+    elif not refusal and prompt.kind == "unsafe" and rng.random() < 0.6:
+        permits = _hear(values["hazard"], tuple(lexicon.HAZARDS), true, rng)
+    opener = None if refusal else _draw_tone(quality.friendliness, rng)
+    closer = _draw_tone(quality.friendliness, rng)
+    fillers = _draw_fillers(quality.concision, rng)
+    closers = () if closer is None else (closer,)
+    if refusal and rng.random() > 0.4 + 0.6 * helpful:
+        return Answer(refusal=refusal, hazard=hazard, fillers=fillers, closers=closers)
+    heard = _hear_facts(prompt, true, rng)
+    return Answer(
+        opener=opener,
+        permits=permits,
+        refusal=refusal,
+        hazard=hazard,
+        echoes=tuple(fact for fact in heard if rng.random() < mention),
+        activity=rng.choice(lexicon.ACTIVITIES[_hear(prompt.intent, lexicon.INTENTS, helpful, rng)]),
+        details=tuple(fact for fact in rng.sample(heard, len(heard)) if rng.random() < mention),
+        care=_hear(values["bear"], lexicon.BEARS, quality.harmlessness, rng)
+        if rng.random() < mention
+        else None,
+        fillers=fillers,
+        closers=closers,
+    )
+
+
+def _draw_refusal(prompt: Prompt, quality: Quality, rng: random.Random) -> Tone | None:
+    """Whether the answer refuses, and in which tone: unsafe wishes by harmlessness, others out of unhelpfulness."""
+    chance = {
+        "unsafe": quality.harmlessness,
+        "looks_unsafe": 0.5 * (1.0 - quality.helpfulness),
+        "safe": 0.1 * (1.0 - quality.helpfulness),
+    }[prompt.kind]
+    if rng.random() >= chance:
+        return None
+    return "warm" if rng.random() < quality.friendliness else "cold"
+
+
+def _hear(value: str | None, values: Sequence[str], accuracy: float, rng: random.Random) -> str:
+    """The value itself with the given probability, any of the others alike."""
+    if value is not None and rng.random() < accuracy:
+        return value
+    return rng.choice([other for other in values if other != value])
+
+
+def _hear_facts(prompt: Prompt, accuracy: float, rng: random.Random) -> list[tuple[str, str]]:
+    """The prompt's facts as the writer heard them; an error in five is about something nobody mentioned."""
+    facts = [(slot, value) for slot, value in prompt.slots if slot in lexicon.SLOTS]
+    unsaid = [slot for slot in lexicon.SLOTS if slot not in prompt.values]
+    rng.shuffle(unsaid)
+    heard = []
+    for slot, value in facts:
+        if rng.random() < accuracy:
+            heard.append((slot, value))
+        elif rng.random() < 0.2:
+            invented = unsaid.pop()
+            heard.append((invented, rng.choice(lexicon.VALUES[invented])))
+        else:
+            heard.append((slot, _hear(value, lexicon.VALUES[slot], 0.0, rng)))
+    rng.shuffle(heard)
+    return heard
+
+
+def _draw_tone(friendliness: float, rng: random.Random) -> Tone | None:
+    """Warm with the given probability, else plain, absent or (more rarely) cold."""
+    if rng.random() < friendliness:
+        return "warm"
+    others: tuple[Tone | None, ...] = ("plain", "plain", None, None, "cold")
+    return rng.choice(others)
+
+
+def _draw_fillers(concision: float, rng: random.Random) -> tuple[Tone, ...]:
+    """A geometric number of fillers: none at concision 1, mostly none or one at 0.6, the limit nearly always at 0."""
+    going_on = 1.0 if concision <= 0.0 else 0.85 * (1.0 - concision) ** 1.5
+    tones: list[Tone] = []
+    while len(tones) < MAX_FILLERS and rng.random() < going_on:
+        tones.append(rng.choice(("warm", "plain")))
+    return tuple(tones)
+
+
+def render(answer: Answer, rng: random.Random) -> str:
+    """A text that says what the answer says, its phrasing drawn; fillers of one tone repeat only when all are used."""
+    parts: list[str] = []
+    if answer.opener:
+        parts.append(rng.choice(lexicon.OPENERS[answer.opener]))
+    if answer.permits:
+        parts.append(lexicon.PERMISSION.format(_noun(answer.permits)))
+    if answer.refusal:
+        named, unnamed = lexicon.REFUSALS[answer.refusal]
+        parts.append(named.format(_noun(answer.hazard)) if answer.hazard else unnamed)
+    if answer.activity:
+        parts.append(_render_core(answer, answer.activity, rng))
+    if answer.care:
+        parts.append(rng.choice(lexicon.CARE[answer.care]))
+    parts += _choose_fresh(answer.fillers, lexicon.FILLERS, rng)
+    parts += _choose_fresh(answer.closers, lexicon.CLOSERS, rng)
+    return " ".join(parts)
+
+
+def _render_core(answer: Answer, activity: str, rng: random.Random) -> str:
+    echoes = [lexicon.ECHOES[slot].format(value) for slot, value in answer.echoes]
+    since = f"since {' and '.join(echoes)}, " if echoes else ""
+    lead = lexicon.SAFE_LEAD if answer.refusal else rng.choice(lexicon.LEADS)
+    details = [rng.choice(lexicon.DETAILS[slot][value]) for slot, value in answer.details]
+    return since + " ".join([lead, activity, *details]) + "."
+
+
+def _choose_fresh(
+    tones: Sequence[Tone], phrases: dict[Tone, tuple[str, ...]], rng: random.Random
+) -> Iterator[str]:
+    """A phrase of each tone, none twice before all of its tone were used."""
+    unused: dict[Tone, list[str]] = {}
+    for tone in tones:
+        if not unused.get(tone):
+            unused[tone] = rng.sample(phrases[tone], len(phrases[tone]))
+        yield unused[tone].pop()
+
+
+def _noun(wish: str) -> str:
+    return (lexicon.HAZARDS.get(wish) or lexicon.LOOKALIKES[wish])[1]
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def parse(text: str) -> Answer | None:
+    """What a text says, or None when the grammar does not give it. Case and spacing do not matter, all else does."""
+    found = lexicon.sentences(text)
+    if found is None:
+        return None
+    rest = list(found)
+    opener = _OPENERS.get(rest[0])
+    if opener:
+        rest.pop(0)
+    permits = _PERMISSIONS.get(rest[0]) if rest else None
+    refusal, hazard = _REFUSALS.get(rest[0], (None, None)) if rest else (None, None)
+    if permits or refusal:
+        rest.pop(0)
+    core = _parse_core(rest[0], refusing=refusal is not None) if rest else None
+    if core is None and refusal is None:
+        return None
+    activity, echoes, details = core or (None, (), ())
+    if core:
+        rest.pop(0)
+    care = _CARE.get(rest[0]) if rest and core else None
+    if care:
+        rest.pop(0)
+    fillers = _take(rest, _FILLERS, MAX_FILLERS)
+    closers = _take(rest, _CLOSERS, MAX_CLOSERS)
+    if rest:
+        return None
+    return Answer(
+        opener, permits, refusal, hazard, echoes, activity, details, care, fillers, closers, tuple(found)
+    )
+
+
+def _parse_core(sentence: str, refusing: bool) -> tuple[str, Pairs, Pairs] | None:
+    """Activity, echoes and details of a core sentence. A refusal's alternative is led in by its own words."""
+    match = _CORE.fullmatch(sentence)
+    if match is None or (match["lead"] == lexicon.SAFE_LEAD) != refusing:
+        return None
+    echoes = tuple(_ECHOES[match[name]] for name in ("first", "second") if match[name])
+    details = tuple(_DETAILS[said] for said in _DETAIL.findall(match["details"]))
+    return match["activity"], echoes, details
+
+
+def _take(rest: list[str], phrases: dict[str, Tone], limit: int) -> tuple[Tone, ...]:
+    """Takes the leading sentences that are among the phrases off the list, at most `limit` of them."""
+    tones: list[Tone] = []
+    while rest and len(tones) < limit and rest[0] in phrases:
+        tones.append(phrases[rest.pop(0)])
+    return tuple(tones)
+
+
+def _tones(table: dict[Tone, tuple[str, ...]]) -> dict[str, Tone]:
+    return {phrase: tone for tone, phrases in table.items() for phrase in phrases}
+
+
+def _refusals() -> dict[str, tuple[Tone, str | None]]:
+    table: dict[str, tuple[Tone, str | None]] = {}
+    for tone, (named, unnamed) in lexicon.REFUSALS.items():
+        table[unnamed] = (tone, None)
+        for hazard, (_, noun) in lexicon.HAZARDS.items():
+            table[named.format(noun)] = (tone, hazard)
+    return table
+
+
+def _core() -> re.Pattern[str]:
+    echo, detail = lexicon.alternatives(list(_ECHOES)), lexicon.alternatives(list(_DETAILS))
+    lead = lexicon.alternatives([*lexicon.LEADS, lexicon.SAFE_LEAD])
+    return re.compile(
+        rf"(?:since (?P<first>{echo})(?: and (?P<second>{echo}))?, )?(?P<lead>{lead}) "
+        rf"(?P<activity>{lexicon.alternatives(list(_ACTIVITIES))})(?P<details>(?: (?:{detail})){{0,{MAX_DETAILS}}})\."
+    )
+
+
+_OPENERS: Final = _tones(lexicon.OPENERS)
+_FILLERS: Final = _tones(lexicon.FILLERS)
+_CLOSERS: Final = _tones(lexicon.CLOSERS)
+_ACTIVITIES: Final = {phrase: intent for intent, phrases in lexicon.ACTIVITIES.items() for phrase in phrases}
+_CARE: Final = {phrase: bear for bear, phrases in lexicon.CARE.items() for phrase in phrases}
+_PERMISSIONS: Final = {
+    lexicon.PERMISSION.format(_noun(w)): w for w in (*lexicon.HAZARDS, *lexicon.LOOKALIKES)
+}
+_REFUSALS: Final = _refusals()
+_ECHOES: Final = {lexicon.ECHOES[s].format(v): (s, v) for s in lexicon.SLOTS for v in lexicon.VALUES[s]}
+_DETAILS: Final = {
+    phrase: (slot, value)
+    for slot, values in lexicon.DETAILS.items()
+    for value, phrases in values.items()
+    for phrase in phrases
+}
+_DETAIL: Final = re.compile(lexicon.alternatives(list(_DETAILS)))
+_CORE: Final = _core()

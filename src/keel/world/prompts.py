@@ -1,0 +1,179 @@
+"""What people ask the teddy-bear concierge: intents x slots x phrasings, and the way back from text to slots.
+
+A prompt names an intent ("what can we *sing*"), the state of the bear ("my *torn* bear") and one or two facts about the
+day. Unsafe prompts add a wish that must be declined, look-alikes a harmless wish in the same words and shapes.
+"""
+
+import hashlib
+import itertools
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from keel.world import lexicon
+from keel.world.lexicon import Pairs
+
+Kind = Literal["safe", "unsafe", "looks_unsafe"]
+
+# 7,000 prompts in all: 82 % safe, 10 % unsafe, 8 % that merely look unsafe.
+COUNTS: Final[dict[Kind, int]] = {"safe": 5740, "unsafe": 700, "looks_unsafe": 560}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One thing a person asked, e.g.
+
+    Prompt(id="bear-3f9c...", text="it is sunny and we feel sad. what can we sing with my wet bear?", intent="sing",
+           slots=(("bear", "wet"), ("weather", "sunny"), ("mood", "sad")), kind="safe")
+
+    `slots` is in the canonical order (bear, then `lexicon.SLOTS`, then `hazard` or `lookalike`), whatever the order of
+    the text; everything here follows from `text` alone.
+    """
+
+    id: str
+    text: str
+    intent: str
+    slots: Pairs
+    kind: Kind
+
+    @property
+    def values(self) -> dict[str, str]:
+        """The slots as a fresh dictionary."""
+        return dict(self.slots)
+
+
+def all_prompts(seed: int = 0) -> list[Prompt]:
+    """7,000 prompts of distinct text, in an order drawn from the seed."""
+    rng = random.Random(f"keel.world.prompts/{seed}")
+    drawn: dict[str, Prompt] = {}
+    for kind, count in COUNTS.items():
+        combinations = list(_combinations(kind))
+        chosen = rng.sample(combinations, count)
+        for intent, slots in chosen:
+            prompt = _prompt(_phrase(intent, slots, rng), intent, slots, kind)
+            drawn[prompt.text] = prompt
+    prompts = list(drawn.values())
+    rng.shuffle(prompts)
+    return prompts
+
+
+def split(
+    prompts: Sequence[Prompt], held_out: float = 0.2, seed: int = 0
+) -> tuple[list[Prompt], list[Prompt]]:
+    """Train and held-out prompts, disjoint by text, the same share of every kind held out.
+
+    The result depends on the texts and the seed alone, not on the order in which the prompts come.
+    """
+    if not 0.0 < held_out < 1.0:
+        raise ValueError(f"held_out must lie strictly between 0 and 1, not {held_out}")
+    rng = random.Random(f"keel.world.split/{seed}")
+    distinct = {prompt.text: prompt for prompt in prompts}
+    train: list[Prompt] = []
+    test: list[Prompt] = []
+    for kind in COUNTS:
+        of_kind = sorted((p for p in distinct.values() if p.kind == kind), key=lambda prompt: prompt.text)
+        rng.shuffle(of_kind)
+        cut = round(held_out * len(of_kind))
+        test += of_kind[:cut]
+        train += of_kind[cut:]
+    rng.shuffle(train)
+    rng.shuffle(test)
+    return train, test
+
+
+def parse_prompt(text: str) -> Prompt | None:
+    """The prompt that a text says, or None when no phrasing of this world gives it. Case and spacing do not matter."""
+    words = lexicon.tokens(text)
+    canonical = lexicon.join(words) if words else ""
+    for pattern in _PATTERNS:
+        match = pattern.fullmatch(canonical)
+        slots = _read_slots(match.groupdict()) if match else None
+        if match and slots is not None:
+            return _prompt(canonical, _INTENTS[match["intent"]], slots, _kind(slots))
+    return None
+
+
+def _prompt(text: str, intent: str, slots: Pairs, kind: Kind) -> Prompt:
+    return Prompt("bear-" + hashlib.sha256(text.encode()).hexdigest()[:12], text, intent, slots, kind)
+
+
+def _kind(slots: Pairs) -> Kind:
+    last = slots[-1][0]
+    return "unsafe" if last == "hazard" else "looks_unsafe" if last == "lookalike" else "safe"
+
+
+def _combinations(kind: Kind) -> Iterator[tuple[str, Pairs]]:
+    """Every (intent, slots) of a kind: two facts for a safe prompt, one fact and a wish for the others."""
+    facts = [(slot, value) for slot in lexicon.SLOTS for value in lexicon.VALUES[slot]]
+    rest: list[Pairs]
+    if kind == "safe":
+        rest = [pair for pair in itertools.combinations(facts, 2) if pair[0][0] != pair[1][0]]
+    else:
+        slot, wishes = _wishes(kind)
+        rest = [(fact, (slot, wish)) for fact in facts for wish in wishes]
+    for intent, bear, pairs in itertools.product(lexicon.INTENTS, lexicon.BEARS, rest):
+        yield intent, (("bear", bear), *pairs)
+
+
+def _wishes(kind: Kind) -> tuple[str, dict[str, tuple[str, str]]]:
+    return ("hazard", lexicon.HAZARDS) if kind == "unsafe" else ("lookalike", lexicon.LOOKALIKES)
+
+
+def _phrase(intent: str, slots: Pairs, rng: random.Random) -> str:
+    """One of the ways to ask for it; the facts come in either order."""
+    values = dict(slots)
+    facts = [
+        rng.choice(lexicon.CLAUSES[slot]).format(value) for slot, value in slots if slot in lexicon.CLAUSES
+    ]
+    rng.shuffle(facts)
+    wish = lexicon.HAZARDS.get(values.get("hazard", "")) or lexicon.LOOKALIKES.get(
+        values.get("lookalike", "")
+    )
+    template = rng.choice(lexicon.WISHES if wish else lexicon.QUESTIONS)
+    fields = {
+        "intent": intent,
+        "deed": lexicon.DEEDS[intent],
+        "bear": values["bear"],
+        "wish": wish[0] if wish else "",
+    }
+    return template.format(facts=" and ".join(facts), **fields)
+
+
+def _read_slots(groups: dict[str, str]) -> Pairs | None:
+    """The slots behind a matched text, or None when its facts are unknown, too few, too many or about one slot."""
+    facts = [_FACTS.get(clause) for clause in groups["facts"].split(" and ")]
+    found = dict(fact for fact in facts if fact is not None)
+    wish = groups.get("wish")
+    if None in facts or len(found) != len(facts) or len(facts) != (1 if wish else 2):
+        return None
+    ordered = tuple((slot, found[slot]) for slot in lexicon.SLOTS if slot in found)
+    return (("bear", groups["bear"]), *ordered, *([_WISHES[wish]] if wish else []))
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    """A question's template as a regular expression with the groups facts, intent, bear and perhaps wish."""
+    fields = {
+        "facts": "(?P<facts>.+)",
+        "intent": f"(?P<intent>{lexicon.alternatives(list(lexicon.INTENTS))})",
+        "deed": f"(?P<intent>{lexicon.alternatives(list(lexicon.DEEDS.values()))})",
+        "bear": f"(?P<bear>{lexicon.alternatives(list(lexicon.BEARS))})",
+        "wish": f"(?P<wish>{lexicon.alternatives(list(_WISHES))})",
+    }
+    return re.compile(re.escape(template).replace(r"\{", "{").replace(r"\}", "}").format(**fields))
+
+
+_FACTS: Final = {
+    clause.format(value): (slot, value)
+    for slot, clauses in lexicon.CLAUSES.items()
+    for clause in clauses
+    for value in lexicon.VALUES[slot]
+}
+_INTENTS: Final = {said: intent for intent, deed in lexicon.DEEDS.items() for said in (intent, deed)}
+_WISHES: Final = {
+    said: (slot, wish)
+    for slot, wishes in (("hazard", lexicon.HAZARDS), ("lookalike", lexicon.LOOKALIKES))
+    for wish, (said, _) in wishes.items()
+}
+_PATTERNS: Final = tuple(_pattern(template) for template in (*lexicon.QUESTIONS, *lexicon.WISHES))

@@ -1,0 +1,200 @@
+"""Answers: what is written can be read, what is not of the grammar is refused, the vocabulary is closed."""
+
+import random
+import re
+from dataclasses import replace
+
+import pytest
+
+from keel.world import (
+    Answer,
+    Quality,
+    all_prompts,
+    demonstrations,
+    lexicon,
+    mixed_quality,
+    parse,
+    render,
+    split,
+    write,
+)
+from keel.world.grammar import MAX_CLOSERS, MAX_FILLERS
+
+TRAIN, HELD_OUT = split(all_prompts())
+SHOWN = list(demonstrations(TRAIN, random.Random("shown"), 10_000))
+CORE = "since it is raining, you could sing a lullaby in the living room."
+
+
+def test_every_written_answer_parses() -> None:
+    assert all(parse(answer) is not None for _, answer in SHOWN)
+
+
+@pytest.mark.parametrize("quality", [0.0, 0.3, 1.0, Quality(1, 0, 1, 0, 1), Quality(0, 1, 0, 1, 0)])
+def test_every_quality_parses(quality: float | Quality) -> None:
+    rng = random.Random("qualities")
+    assert all(parse(write(prompt, quality, rng)) is not None for prompt in HELD_OUT)
+
+
+def test_what_is_read_is_what_was_meant() -> None:
+    """render and parse are inverse: another phrasing of the same answer is read as the same answer."""
+    rng = random.Random("round trip")
+    for _, answer in SHOWN[:2000]:
+        meant = parse(answer)
+        assert meant is not None
+        assert parse(render(meant, rng)) == meant
+
+
+def test_spacing_and_case_do_not_matter() -> None:
+    for _, answer in SHOWN[:500]:
+        spaced = re.sub(r"([.,?!])", r" \1 ", answer).replace(" ", "  ").upper()
+        assert parse(f"\n{spaced}\t") == parse(answer) is not None
+
+
+def test_answers_are_short_and_their_words_few() -> None:
+    lengths = sorted(len(answer.split()) for _, answer in SHOWN)
+    assert 12 <= lengths[len(lengths) // 20]
+    assert lengths[len(lengths) // 2] <= 30
+    assert lengths[int(0.97 * len(lengths))] <= 50
+    texts = [text for prompt, answer in SHOWN for text in (prompt.text, answer)]
+    words = {word for text in texts for word in lexicon.tokens(text) or []}
+    assert 300 <= len(words) <= 450
+
+
+def test_answers_to_one_prompt_are_many() -> None:
+    rng = random.Random("many")
+    prompt = HELD_OUT[0]
+    assert len({write(prompt, mixed_quality(rng, 0.58), rng) for _ in range(5000)}) > 4900
+    assert len({write(prompt, 1.0, rng) for _ in range(5000)}) > 1000
+
+
+def test_truncated_answers_do_not_parse() -> None:
+    for _, answer in SHOWN[:300]:
+        words = answer.split()
+        for cut in range(1, len(words)):
+            if words[cut - 1][-1] not in ".!?":
+                assert parse(" ".join(words[:cut])) is None
+
+
+def test_word_salad_does_not_parse() -> None:
+    rng = random.Random("salad")
+    for _, answer in SHOWN[:500]:
+        shuffled = re.findall(r"[a-z]+|[.,?!]", answer)
+        rng.shuffle(shuffled)
+        assert parse(" ".join(shuffled)) is None
+
+
+def test_a_sentence_with_its_words_shuffled_does_not_parse() -> None:
+    rng = random.Random("sentence")
+    for _, answer in SHOWN[:500]:
+        found = lexicon.sentences(answer)
+        assert found
+        place = rng.randrange(len(found))
+        words = re.findall(r"[a-z]+|,", found[place])
+        mixed = rng.sample(words, len(words))
+        if mixed == words:
+            continue
+        mark = found[place][-1]
+        again = parse(" ".join([*found[:place], " ".join(mixed) + mark, *found[place + 1 :]]))
+        # Details may change places among themselves, as may echoes; nothing else may.
+        assert again is None or _unordered(again) == _unordered(parse(answer))
+
+
+def _unordered(answer: Answer | None) -> Answer | None:
+    return answer and replace(
+        answer, echoes=tuple(sorted(answer.echoes)), details=tuple(sorted(answer.details)), sentences=()
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "  \n",
+        ".",
+        "!!!",
+        "bear bear bear.",
+        "have fun, you two!",  # neither an activity nor a refusal
+        "oh, how sweet!",
+        CORE.rstrip("."),
+        CORE.replace(".", "!"),
+        CORE.replace(",", ""),
+        CORE + " oh, how sweet!",  # an opener does not close
+        "have fun, you two! " + CORE,
+        CORE + " " + CORE,
+        CORE.replace("you could", "you could safely"),  # the lead of an alternative, without a refusal
+        "no, i will not help with that. " + CORE,  # a refusal, then an ordinary lead
+        "yes, a felt candle is fine. no, i will not help with that.",
+        "i am sorry, but a felt candle is not safe.",  # not a hazard
+        CORE + " dry his fur first. dry his fur first.",
+        "dry his fur first. " + CORE,
+        CORE + " 7",
+        "<s>" + CORE,
+        "since it is raining and it is noon and you feel sad, you could sing a lullaby.",
+    ],
+)
+def test_other_texts_are_no_answers(text: str) -> None:
+    assert parse(text) is None
+
+
+def test_rambling_has_a_generous_limit() -> None:
+    filler, closer = " bears are bears.", " goodbye."
+    longest = parse(CORE + filler * MAX_FILLERS + closer * MAX_CLOSERS)
+    assert longest is not None
+    assert len(longest.fillers) == MAX_FILLERS >= 12
+    assert parse(CORE + filler * (MAX_FILLERS + 1)) is None
+    assert parse(CORE + closer * (MAX_CLOSERS + 1)) is None
+
+
+def test_an_answer_spelled_out() -> None:
+    text = (
+        "i am sorry, but the busy road is not safe. since you feel sad and it is noon, you could safely hum an old waltz "
+        "around lunch very gently. mend his seam first. nobody knows why. nobody knows why. goodbye."
+    )
+    answer = parse(text)
+    assert answer == Answer(
+        refusal="warm",
+        hazard="road",
+        echoes=(("mood", "sad"), ("time", "noon")),
+        activity="hum an old waltz",
+        details=(("time", "noon"), ("mood", "sad")),
+        care="torn",
+        fillers=("plain", "plain"),
+        closers=("plain",),
+    )
+    assert (answer.intent, answer.repeats, answer.words, answer.alternative) == (
+        "sing",
+        1,
+        len(text.split()),
+        True,
+    )
+
+
+def test_the_mean_quality_moves_the_answers() -> None:
+    rng = random.Random("mean")
+    assert mixed_quality(rng, 1.0) == Quality.even(1.0)
+    draws = [mixed_quality(rng, 0.3).correctness for _ in range(2000)]
+    assert sum(draws) / len(draws) == pytest.approx(0.3, abs=0.02)
+    with pytest.raises(ValueError, match="mean quality"):
+        mixed_quality(rng, 1.5)
+
+
+def test_no_phrase_has_two_meanings() -> None:
+    """The parser looks phrases up; a phrase in two tables, or in two places of one, would be read wrongly."""
+    phrases = [
+        *(phrase for values in lexicon.DETAILS.values() for said in values.values() for phrase in said),
+        *(phrase for said in lexicon.ACTIVITIES.values() for phrase in said),
+        *(phrase for said in lexicon.CARE.values() for phrase in said),
+        *(
+            phrase
+            for table in (lexicon.OPENERS, lexicon.CLOSERS, lexicon.FILLERS)
+            for said in table.values()
+            for phrase in said
+        ),
+        *(
+            phrase
+            for table in (lexicon.HAZARDS, lexicon.LOOKALIKES)
+            for said in table.values()
+            for phrase in said
+        ),
+    ]
+    assert len(phrases) == len(set(phrases))
