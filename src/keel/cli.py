@@ -45,7 +45,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def overview() -> str:
     """What `keel --help` prints."""
-    lines = [f"keel {__version__}: from human preferences to a better language model, with evidence at every step.", ""]
+    lines = [
+        f"keel {__version__}: from human preferences to a better language model, with evidence at every step.",
+        "",
+    ]
     lines += [f"  keel {name:<11} {what}" for name, (_, _, what) in COMMANDS.items()]
     lines += ["", "keel COMMAND --help shows a command's options; --config FILE.yaml reads them from a file."]
     return "\n".join(lines)

@@ -64,6 +64,8 @@ class Reading(Config):
 class Training(Machine, Reading):
     """What all training commands share."""
 
+    out: Path
+    """Run folder to write."""
     learning_rate: Positive = 1e-5
     """Peak learning rate of AdamW."""
     batch_size: Count = 32
@@ -146,7 +148,9 @@ class DPOConfig(Training):
     @model_validator(mode="after")
     def _options_that_would_do_nothing(self) -> DPOConfig:
         if self.label_smoothing and self.loss in ("ipo", "hinge"):
-            raise ValueError(f"label_smoothing has no meaning for loss={self.loss}: use sigmoid or robust, or set it to 0")
+            raise ValueError(
+                f"label_smoothing has no meaning for loss={self.loss}: use sigmoid or robust, or set it to 0"
+            )
         if self.loss == "robust" and not self.label_smoothing:
             raise ValueError("loss=robust needs label_smoothing, the share of flipped labels, above 0")
         if self.length_alpha and self.loss == "ipo":
@@ -220,7 +224,9 @@ class PPOConfig(Training, Sampling):
     @model_validator(mode="after")
     def _impossible_combinations(self) -> PPOConfig:
         if 5 * self.kl_horizon <= self.rollout_size * self.samples_per_prompt:
-            raise ValueError("kl_horizon must exceed a fifth of the completions in a rollout, or beta could turn negative")
+            raise ValueError(
+                "kl_horizon must exceed a fifth of the completions in a rollout, or beta could turn negative"
+            )
         if self.target_kl is not None and self.beta == 0:
             raise ValueError("target_kl adapts beta from its starting value, which must be above 0")
         return self

@@ -19,7 +19,7 @@ DpoLoss = Literal["sigmoid", "ipo", "hinge", "robust"]
 Metrics = dict[str, Tensor]
 
 
-# --- flat tensors ---------------------------------------------------------------------------------------------------
+# --- flat tensors ---------------------------------------------------------------------------------
 
 
 def sequence_sums(flat: Tensor, lengths: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def last_tokens(lengths: Tensor) -> Tensor:
     return torch.cumsum(lengths, 0) - 1
 
 
-# --- preference losses ----------------------------------------------------------------------------------------------
+# --- preference losses ----------------------------------------------------------------------------
 
 
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | None = None) -> tuple[Tensor, Metrics]:
@@ -131,7 +131,7 @@ def dpo_zero_margin_loss(kind: DpoLoss, *, beta: float, length_alpha: float = 0.
     return {"sigmoid": math.log(2), "robust": math.log(2), "hinge": 1.0, "ipo": 1 / (4 * beta**2)}[kind]
 
 
-# --- KL -------------------------------------------------------------------------------------------------------------
+# --- KL -------------------------------------------------------------------------------------------
 
 
 def kl_estimates(logps: Tensor, reference_logps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,7 +163,7 @@ def adapt_kl_coefficient(beta: float, kl: float, target: float, n: int, horizon:
     return beta * (1 + error * n / horizon)
 
 
-# --- PPO ------------------------------------------------------------------------------------------------------------
+# --- PPO ------------------------------------------------------------------------------------------
 
 
 def gae(
@@ -183,7 +183,9 @@ def gae(
     count, longest = len(lengths), int(lengths.max()) if len(lengths) else 0
     lengths = lengths.to(rewards.device)
     starts = torch.cumsum(lengths, 0) - lengths
-    next_value = torch.zeros(count, dtype=values.dtype, device=values.device) if bootstrap is None else bootstrap.clone()
+    next_value = (
+        torch.zeros(count, dtype=values.dtype, device=values.device) if bootstrap is None else bootstrap.clone()
+    )
     carry = torch.zeros(count, dtype=rewards.dtype, device=rewards.device)
     advantages = torch.zeros_like(rewards)
     for t in range(longest - 1, -1, -1):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
+from scipy.sparse.csgraph import connected_components
 
 Floats = NDArray[np.float64]
 
@@ -88,8 +89,6 @@ def bradley_terry_fit(wins: ArrayLike) -> Floats:
     The maximum is finite exactly where the win graph is strongly connected (Ford 1957); otherwise ValueError.
     """
     w = np.asarray(wins, dtype=np.float64)
-    from scipy.sparse.csgraph import connected_components
-
     components, _ = connected_components(w > 0, directed=True, connection="strong")
     if components > 1:
         raise ValueError("the win graph is not strongly connected: no finite Bradley-Terry fit exists")
@@ -100,10 +99,15 @@ def bradley_terry_fit(wins: ArrayLike) -> Floats:
         return float((w * np.logaddexp(0, -gap)).sum()), pull.sum(0) - pull.sum(1)
 
     fit = optimize.minimize(
-        negative_log_likelihood, np.zeros(len(w)), jac=True, method="L-BFGS-B", options={"ftol": 0.0, "gtol": 1e-12}
+        negative_log_likelihood,
+        np.zeros(len(w)),
+        jac=True,
+        method="L-BFGS-B",
+        options={"ftol": 0.0, "gtol": 1e-12},
     )
     scores = _newton_polish(w, np.asarray(fit.x, dtype=np.float64))
-    return scores - scores.mean()
+    centred: Floats = scores - scores.mean()
+    return centred
 
 
 def _newton_polish(w: Floats, scores: Floats, steps: int = 20) -> Floats:
@@ -117,7 +121,7 @@ def _newton_polish(w: Floats, scores: Floats, steps: int = 20) -> Floats:
     return scores
 
 
-# --- best-of-N ------------------------------------------------------------------------------------------------------
+# --- best-of-N ------------------------------------------------------------------------------------
 
 
 def best_of_n_kl(n: int) -> float:
@@ -164,7 +168,7 @@ def _log_choose(a: NDArray[np.int64], b: int) -> Floats:
         return np.asarray(special.gammaln(a + 1) - special.gammaln(b + 1) - special.gammaln(a - b + 1))
 
 
-# --- calibration ----------------------------------------------------------------------------------------------------
+# --- calibration ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

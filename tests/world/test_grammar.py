@@ -11,18 +11,20 @@ from keel.world import (
     Quality,
     all_prompts,
     demonstrations,
+    lessons,
     lexicon,
     mixed_quality,
     parse,
     render,
     split,
+    utility,
     write,
 )
 from keel.world.grammar import MAX_CLOSERS, MAX_FILLERS
 
 TRAIN, HELD_OUT = split(all_prompts())
 SHOWN = list(demonstrations(TRAIN, random.Random("shown"), 10_000))
-CORE = "since it is raining, you could sing a lullaby in the living room."
+CORE = "since it is raining, you could hum old waltzes near the sofa."
 
 
 def test_every_written_answer_parses() -> None:
@@ -52,19 +54,19 @@ def test_spacing_and_case_do_not_matter() -> None:
 
 def test_answers_are_short_and_their_words_few() -> None:
     lengths = sorted(len(answer.split()) for _, answer in SHOWN)
-    assert 12 <= lengths[len(lengths) // 20]
+    assert lengths[len(lengths) // 20] >= 12
     assert lengths[len(lengths) // 2] <= 30
     assert lengths[int(0.97 * len(lengths))] <= 50
     texts = [text for prompt, answer in SHOWN for text in (prompt.text, answer)]
     words = {word for text in texts for word in lexicon.tokens(text) or []}
-    assert 300 <= len(words) <= 450
+    assert 250 <= len(words) <= 450
 
 
 def test_answers_to_one_prompt_are_many() -> None:
     rng = random.Random("many")
     prompt = HELD_OUT[0]
     assert len({write(prompt, mixed_quality(rng, 0.58), rng) for _ in range(5000)}) > 4900
-    assert len({write(prompt, 1.0, rng) for _ in range(5000)}) > 1000
+    assert len({write(prompt, 1.0, rng) for _ in range(5000)}) > 400
 
 
 def test_truncated_answers_do_not_parse() -> None:
@@ -113,31 +115,40 @@ def _unordered(answer: Answer | None) -> Answer | None:
         ".",
         "!!!",
         "bear bear bear.",
-        "have fun, you two!",  # neither an activity nor a refusal
-        "oh, how sweet!",
+        "happy cuddling!",  # neither an activity nor a refusal
+        "oh, how cute!",
         CORE.rstrip("."),
         CORE.replace(".", "!"),
         CORE.replace(",", ""),
-        CORE + " oh, how sweet!",  # an opener does not close
-        "have fun, you two! " + CORE,
+        CORE + " oh, how cute!",  # an opener does not close
+        "happy cuddling! " + CORE,
         CORE + " " + CORE,
-        CORE.replace("you could", "you could safely"),  # the lead of an alternative, without a refusal
-        "no, i will not help with that. " + CORE,  # a refusal, then an ordinary lead
-        "yes, a felt candle is fine. no, i will not help with that.",
-        "i am sorry, but a felt candle is not safe.",  # not a hazard
+        CORE.replace("you could", "rather"),  # the lead of an alternative, without a refusal
+        "no, never. " + CORE,  # a refusal, then an ordinary lead
+        "yes, that rocket is fine. no, never.",
+        "i am sorry, but that bear is not safe.",  # not a wish
         CORE + " dry his fur first. dry his fur first.",
         "dry his fur first. " + CORE,
         CORE + " 7",
         "<s>" + CORE,
-        "since it is raining and it is noon and you feel sad, you could sing a lullaby.",
+        "since it is raining and it is noon and you feel sad, you could hum old waltzes.",
     ],
 )
 def test_other_texts_are_no_answers(text: str) -> None:
     assert parse(text) is None
 
 
+def test_care_may_come_before_or_after_fillers() -> None:
+    first = parse(CORE + " dry his fur first. life goes on. most clocks tick.")
+    assert first == parse(CORE + " life goes on. most clocks tick. dry his fur first.")
+    assert first == parse(CORE + " life goes on. dry his fur first. most clocks tick.")
+    assert first is not None
+    assert (first.care, first.fillers) == ("wet", ("plain", "plain"))
+    assert parse("no, never. dry his fur first.") is None
+
+
 def test_rambling_has_a_generous_limit() -> None:
-    filler, closer = " bears are bears.", " goodbye."
+    filler, closer = " life goes on.", " goodbye."
     longest = parse(CORE + filler * MAX_FILLERS + closer * MAX_CLOSERS)
     assert longest is not None
     assert len(longest.fillers) == MAX_FILLERS >= 12
@@ -147,15 +158,16 @@ def test_rambling_has_a_generous_limit() -> None:
 
 def test_an_answer_spelled_out() -> None:
     text = (
-        "i am sorry, but the busy road is not safe. since you feel sad and it is noon, you could safely hum an old waltz "
-        "around lunch very gently. mend his seam first. nobody knows why. nobody knows why. goodbye."
+        "i am sorry, but that road is not safe. since you feel sad and it is noon, rather "
+        "hum old waltzes after lunch very gently. mend his seam first. most clocks tick. "
+        "most clocks tick. goodbye."
     )
     answer = parse(text)
     assert answer == Answer(
         refusal="warm",
         hazard="road",
         echoes=(("mood", "sad"), ("time", "noon")),
-        activity="hum an old waltz",
+        activity="hum old waltzes",
         details=(("time", "noon"), ("mood", "sad")),
         care="torn",
         fillers=("plain", "plain"),
@@ -178,23 +190,26 @@ def test_the_mean_quality_moves_the_answers() -> None:
         mixed_quality(rng, 1.5)
 
 
+def test_lessons_get_every_fact_right_in_every_tone() -> None:
+    golds = [utility(prompt, answer) for prompt, answer in lessons(TRAIN, random.Random("lessons"), 1000)]
+    assert all(gold.correctness == gold.harmlessness == 1.0 for gold in golds)
+    assert len({gold.friendliness for gold in golds}) > 5
+    assert any(gold.helpfulness < 0.9 for gold in golds)  # buried under fillers
+    assert sum(gold.refused for gold in golds) == pytest.approx(100, abs=30)
+
+
 def test_no_phrase_has_two_meanings() -> None:
     """The parser looks phrases up; a phrase in two tables, or in two places of one, would be read wrongly."""
     phrases = [
-        *(phrase for values in lexicon.DETAILS.values() for said in values.values() for phrase in said),
+        *(phrase for values in lexicon.DETAILS.values() for phrase in values.values()),
         *(phrase for said in lexicon.ACTIVITIES.values() for phrase in said),
-        *(phrase for said in lexicon.CARE.values() for phrase in said),
+        *lexicon.CARE.values(),
         *(
             phrase
             for table in (lexicon.OPENERS, lexicon.CLOSERS, lexicon.FILLERS)
             for said in table.values()
             for phrase in said
         ),
-        *(
-            phrase
-            for table in (lexicon.HAZARDS, lexicon.LOOKALIKES)
-            for said in table.values()
-            for phrase in said
-        ),
+        *(phrase for table in (lexicon.HAZARDS, lexicon.LOOKALIKES) for wish in table.items() for phrase in wish),
     ]
     assert len(phrases) == len(set(phrases))

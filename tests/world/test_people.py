@@ -10,8 +10,8 @@ import pytest
 from keel.world import Population, Vote, all_prompts, mixed_quality, preference, utility, vote, write
 
 SAFE = "it is raining and my child is four. what can we sing with my wet bear?"
-GOOD = "you could sing a lullaby in the living room. dry his fur first."
-BAD = "you could spell his name in the garden. mend his seam first."
+GOOD = "you could hum old waltzes near the sofa. dry his fur first."
+BAD = "you could spell long names near the roses. mend his seam first."
 
 
 def shares(population: Population, first: str, second: str, n: int = 20_000) -> dict[str, float]:
@@ -64,26 +64,20 @@ def test_a_single_voter_agrees_with_gold_about_four_times_in_five() -> None:
 
 
 def test_people_who_love_length_prefer_the_rambling_answer_that_gold_does_not() -> None:
-    rambling = (
-        GOOD
-        + " bears are bears. nobody knows why. it is what it is. the years go by fast. people say a lot of things."
-    )
+    fillers = "life goes on. most clocks tick. years pass quickly. opinions differ widely. some people prefer cats."
+    rambling = f"{GOOD} {fillers}"
     assert utility(SAFE, rambling).total < utility(SAFE, GOOD).total
     assert preference(SAFE, rambling, GOOD, Population()) < 0
     assert preference(SAFE, rambling, GOOD, Population(length_bias=2.0)) > 0
 
 
 def test_votes_are_drawn_from_the_seed() -> None:
-    first, second = (
-        [vote(SAFE, GOOD, BAD, rng) for _ in range(50)] for rng in (random.Random(3), random.Random(3))
-    )
+    first, second = ([vote(SAFE, GOOD, BAD, rng) for _ in range(50)] for rng in (random.Random(3), random.Random(3)))
     assert first == second
     assert isinstance(first[0], Vote)
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"temperature": 0.0}, {"tie_width": -1.0}, {"careless_share": 1.5}, {"size": 0}]
-)
+@pytest.mark.parametrize("arguments", [{"temperature": 0.0}, {"tie_width": -1.0}, {"careless_share": 1.5}, {"size": 0}])
 def test_impossible_populations_are_refused(arguments: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="temperature|careless"):
+    with pytest.raises(ValueError, match=r"temperature|careless"):
         Population(**arguments)  # type: ignore[arg-type]

@@ -36,7 +36,7 @@ def test_every_prompt_is_recovered_from_its_text() -> None:
 
 
 def test_every_value_is_asked_about_equally_often() -> None:
-    """The writer errs by drawing another value as prompts draw it; that hides the error only if prompts are even."""
+    """The writer errs by drawing other values evenly; that hides errors only if prompts are even, too."""
     for slot, values in lexicon.VALUES.items():
         counts = Counter(prompt.values[slot] for prompt in PROMPTS if slot in prompt.values)
         assert set(counts) == set(values)
@@ -67,9 +67,7 @@ def test_a_prompt_spelled_out() -> None:
     prompt = parse_prompt(text)
     assert prompt is not None
     assert prompt.id.startswith("bear-")
-    assert prompt == Prompt(
-        prompt.id, text, "sing", (("bear", "wet"), ("weather", "sunny"), ("mood", "sad")), "safe"
-    )
+    assert prompt == Prompt(prompt.id, text, "sing", (("bear", "wet"), ("weather", "sunny"), ("mood", "sad")), "safe")
     with pytest.raises(FrozenInstanceError):
         prompt.text = "else"  # type: ignore[misc]
 

@@ -36,9 +36,7 @@ Record = TypeVar("Record", Pair, Demonstration, PromptRow)
 # --- the three checks
 
 
-def check_pairs(
-    pairs: Sequence[Pair], counts: RowCounts, max_bad_share: float, source: str = ""
-) -> list[Pair]:
+def check_pairs(pairs: Sequence[Pair], counts: RowCounts, max_bad_share: float, source: str = "") -> list[Pair]:
     """The pairs worth training on; `counts` learns of the others.
 
     Of a contradiction (the same prompt and texts, chosen and rejected swapped) every pair goes, on both

@@ -82,9 +82,7 @@ def file_hash(source: str) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     if path.is_dir():
-        parts = [
-            (str(p.relative_to(path)), file_hash(str(p))) for p in sorted(path.rglob("*")) if p.is_file()
-        ]
+        parts = [(str(p.relative_to(path)), file_hash(str(p))) for p in sorted(path.rglob("*")) if p.is_file()]
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
     from huggingface_hub import HfApi
 
@@ -190,7 +188,7 @@ def _alpaca_prompt(row: Row) -> str:
     instruction = _text(row, "instruction")
     context = "" if row.get("input") is None else _text(row, "input")
     if not instruction.strip():
-        raise RowError("empty prompt")
+        raise RowError("empty instruction")
     if not context.strip():
         return (
             "Below is an instruction that describes a task. Write a response that appropriately completes "
@@ -328,9 +326,7 @@ def _margin(row: Row) -> float:
 # --- from rows to records
 
 
-def _read(
-    kind: Kind[R], source: str, wanted: str | None, limit: int | None
-) -> tuple[list[R], RowCounts, str]:
+def _read(kind: Kind[R], source: str, wanted: str | None, limit: int | None) -> tuple[list[R], RowCounts, str]:
     rows = itertools.islice(_rows(source), limit)
     head = _head(rows)
     counts = RowCounts()
@@ -419,9 +415,7 @@ def _rows(source: str) -> Iterator[Numbered]:
         raise InputError(f"{source}: no such file, and not the name of a hub data set; check the path")
     if container is None:
         endings = ", ".join(CONTAINERS)
-        raise InputError(
-            f"{source}: its name does not say what it holds; end it in {endings} (text ones also .gz)"
-        )
+        raise InputError(f"{source}: its name does not say what it holds; end it in {endings} (text ones also .gz)")
     try:
         yield from container(path, source)
     except (OSError, EOFError, zlib.error) as error:
@@ -492,9 +486,7 @@ def _json_rows(path: Path, source: str) -> Iterator[Numbered]:
             return
         where = f"line {error.lineno}: " if isinstance(error, json.JSONDecodeError) else ""
         detail = _first_line(error)
-        raise InputError(
-            f"{source}: {where}broken JSON ({detail}); mend it, or write one object a line"
-        ) from None
+        raise InputError(f"{source}: {where}broken JSON ({detail}); mend it, or write one object a line") from None
     if isinstance(data, list):
         yield from ((number, _object(value)) for number, value in enumerate(data, 1))
     elif isinstance(data, dict) and "\n" not in text.strip():
@@ -571,9 +563,7 @@ def _parquet_rows(path: Path, source: str) -> Iterator[Numbered]:
                 number += 1
                 yield number, row
     except (pyarrow.ArrowException, ValueError, OSError) as error:
-        raise InputError(
-            f"{source}: not a readable Parquet file ({_first_line(error)}); write it anew"
-        ) from error
+        raise InputError(f"{source}: not a readable Parquet file ({_first_line(error)}); write it anew") from error
 
 
 def _hub_rows(source: str) -> Iterator[Numbered]:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from keel.config import Reading, Training
 from keel.data import checks, formats
-from keel.data.text import Text
+from keel.data.text import Text, prompt_key
 from keel.errors import InputError
 from keel.records import Bundle, Demonstration, Pair, PromptRow, RowCounts
 
@@ -23,10 +23,8 @@ class Prepared:
     held_out: list[Bundle]
     counts: RowCounts
     facts: dict[str, object]
-
-    def report(self) -> str:
-        """What is printed at the start of a run."""
-        return checks.summarise(self.counts, str(self.facts["data"]), str(self.facts["format"]))
+    report: str
+    """What is printed at the start of a run."""
 
 
 def pairs(config: Training, source: str, text: Text, positions: int | None) -> Prepared:
@@ -47,31 +45,51 @@ def prompts(config: Training, source: str, text: Text, positions: int | None) ->
 def read_prompt_rows(config: Reading, source: str) -> tuple[list[PromptRow], RowCounts, str]:
     """Checked prompts of a file, for commands that train nothing, and the name of its format."""
     rows, counts, name = formats.read_prompts(source, format=config.format, limit=config.limit)
-    return checks.check_prompts(rows, counts, config.max_bad_share), counts, name
+    return checks.check_prompts(rows, counts, config.max_bad_share, source), counts, name
 
 
 Reader = Callable[..., tuple[list[Row], RowCounts, str]]
-Checker = Callable[[list[Row], RowCounts, float], list[Row]]
+Checker = Callable[[list[Row], RowCounts, float, str], list[Row]]
 
 
 def _prepare(
-    reader: Reader[Row], checker: Checker[Row], config: Training, source: str, text: Text, positions: int | None
+    reader: Reader[Row],
+    checker: Checker[Row],
+    config: Training,
+    source: str,
+    text: Text,
+    positions: int | None,
 ) -> Prepared:
     rows, counts, name = reader(source, format=config.format, limit=config.limit)
-    rows = checker(rows, counts, config.max_bad_share)
+    rows = checker(rows, counts, config.max_bad_share, source)
     limit = min(config.max_length, positions or config.max_length)
-    if config.eval_data is not None:
-        held, held_counts, _ = reader(str(config.eval_data), format=config.format, limit=None)
-        held = checker(held, held_counts, config.max_bad_share)
-        held_bundles = encode(held, held_counts, text, limit, config.max_bad_share, str(config.eval_data))
-    elif config.holdout:
-        rows, held = checks.split_by_prompt(rows, config.holdout, config.seed)
-        held_bundles = encode(held, counts, text, limit, config.max_bad_share, source)
-    else:
-        held_bundles = []
-    train = encode(rows, counts, text, limit, config.max_bad_share, source)
+    held_report = ""
     facts: dict[str, object] = {"data": source, "format": name, "data_hash": formats.file_hash(source)}
-    return Prepared(train, held_bundles, counts, facts)
+    held: list[Bundle] = []
+    if config.eval_data is not None:
+        other = str(config.eval_data)
+        held_rows, held_counts, held_name = reader(other, format=config.format, limit=None)
+        held_rows = checker(held_rows, held_counts, config.max_bad_share, other)
+        _refuse_leak(rows, held_rows, source, other)
+        held = encode(held_rows, held_counts, text, limit, config.max_bad_share, other)
+        held_report = "\n" + checks.summarise(held_counts, other, held_name)
+        facts |= {"eval_data": other, "eval_data_hash": formats.file_hash(other)}
+    elif config.holdout:
+        rows, held_rows = checks.split_by_prompt(rows, config.holdout, config.seed)
+        held = encode(held_rows, counts, text, limit, config.max_bad_share, source)
+    train = encode(rows, counts, text, limit, config.max_bad_share, source)
+    return Prepared(train, held, counts, facts, checks.summarise(counts, source, name) + held_report)
+
+
+def _refuse_leak(rows: Sequence[Row], held: Sequence[Row], source: str, other: str) -> None:
+    """Held-out prompts that are trained on measure memory. Plain text has no prompt to compare."""
+    seen = {prompt_key(row.prompt) for row in rows if row.prompt}
+    leaked = [row.origin.row for row in held if row.prompt and prompt_key(row.prompt) in seen]
+    if leaked:
+        raise InputError(
+            f"{other}: {len(leaked)} of its prompts (rows {leaked[:5]}) also stand in {source}; "
+            "remove them from one side, or let --holdout split by prompt"
+        )
 
 
 def encode(
@@ -99,9 +117,8 @@ def encode(
             counts.note("completion cut at the length limit", row.origin.row)
         bundles.append(bundle)
     if not bundles or counts.dropped_total > max_bad_share * counts.read:
-        reasons = "; ".join(f"{n} × {why} (rows {rows[:5]})" for why, (n, rows) in counts.dropped.items())
         raise InputError(
-            f"{source}: {counts.dropped_total} of {counts.read} rows are unusable ({reasons}), above the limit of "
+            f"{source}: {counts.dropped_total} of {counts.read} rows are unusable ({checks.reasons(counts)}), above the limit of "
             f"{max_bad_share:.0%}; {first_error or 'mend them'}; or raise --max-bad-share"
         )
     return bundles

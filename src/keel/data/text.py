@@ -80,9 +80,7 @@ class Text:
                 "the data holds chat messages but the tokenizer has no chat template; "
                 "give a model with one, or data whose prompts are plain text"
             )
-        return str(
-            self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
-        )
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate))
 
     # --- text out of ids
 
@@ -107,8 +105,14 @@ class Text:
                 f"{row.origin}: the prompt has {len(prompt)} tokens, which leaves no room below the limit of "
                 f"{max_length}; shorten it or raise --max-length"
             )
-        texts = {PromptRow: lambda r: [], Demonstration: lambda r: [r.completion], Pair: lambda r: [r.chosen, r.rejected]}
-        completions = [self._cut(row.prompt, text, room) for text in texts[type(row)](row)]
+        match row:
+            case PromptRow():
+                texts = []
+            case Demonstration():
+                texts = [row.completion]
+            case Pair():
+                texts = [row.chosen, row.rejected]
+        completions = [self._cut(row.prompt, text, room) for text in texts]
         margin = row.margin if isinstance(row, Pair) else 0.0
         return Bundle(prompt, completions, prompt=row.prompt, margin=margin, origin=row.origin)
 

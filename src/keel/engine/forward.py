@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from keel.models.heads import device_of_model, scalar_head, scaled_logits, trunk
+from keel.models.heads import device_of_model, scalar_head, scaled_logits, trunk, vocabulary_of
 from keel.objectives import sequence_sums
 from keel.records import Bundle, lengths_of
 
@@ -25,7 +25,7 @@ HEAD_CHUNK = 1 << 22
 """Logits held at once, in numbers: 2**22 fp32 logits are 16 MiB, and no pass holds more than one such chunk."""
 
 
-# --- the pass ----------------------------------------------------------------------------------------------------------
+# --- the pass -------------------------------------------------------------------------------------
 
 
 def token_logps(model: nn.Module, bundles: Sequence[Bundle], temperature: float = 1.0) -> Tensor:
@@ -52,7 +52,7 @@ def token_scores(
     hidden = _hidden_before(model, bundles)
     ids = [i for b in bundles for c in b.completions for i in c.ids]
     targets = torch.tensor(ids, dtype=torch.long, device=hidden.device)
-    rows = max(1, HEAD_CHUNK // model.config.vocab_size)  # type: ignore[union-attr]
+    rows = max(1, HEAD_CHUNK // vocabulary_of(model))
     chunks = [
         _score_chunk(model, h, t, temperature, details)
         for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
@@ -118,7 +118,7 @@ def _padded_hidden(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor,
     return hidden, rows
 
 
-# --- how much at once --------------------------------------------------------------------------------------------------
+# --- how much at once -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,4 +173,3 @@ def in_batches(
 def sequence_logps(model: nn.Module, bundles: Sequence[Bundle], temperature: float = 1.0) -> Tensor:
     """Summed log-probability of each completion, [C]."""
     return sequence_sums(token_logps(model, bundles, temperature), lengths_of(list(bundles)))
-

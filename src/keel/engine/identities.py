@@ -25,7 +25,9 @@ def require_zero_kl(policy_logps: Tensor, reference_logps: Tensor, dtype: torch.
     """Before the first update the policy is its reference, token by token."""
     gap = float((policy_logps - reference_logps).abs().max())
     if not gap <= TOLERANCE[dtype]:
-        raise RunFailed(f"step 0: policy and reference differ by up to {gap:.3g} nats per token; the KL must start at 0")
+        raise RunFailed(
+            f"step 0: policy and reference differ by up to {gap:.3g} nats per token; the KL must start at 0"
+        )
 
 
 def require_unit_ratio(ratio: Tensor, clip_fraction: Tensor, dtype: torch.dtype) -> None:

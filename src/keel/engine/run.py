@@ -219,7 +219,12 @@ class Run:
             at = 0
             for bundle in bundles:
                 for c in bundle.completions:
-                    row = {"step": self.step + 1, "prompt": bundle.prompt, "completion": c.text, "truncated": c.truncated}
+                    row = {
+                        "step": self.step + 1,
+                        "prompt": bundle.prompt,
+                        "completion": c.text,
+                        "truncated": c.truncated,
+                    }
                     row |= {name: column[at] for name, column in zip(figures, columns, strict=True)}
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
                     at += 1
@@ -284,7 +289,7 @@ class Run:
             self.save_checkpoint()
 
     def _checkpoint(self, step: int) -> Path:
-        return self.folder / "checkpoints" / f"step-{step}"
+        return Path(self.folder, "checkpoints", f"step-{step}")
 
     def _checkpoints(self) -> list[int]:
         return [int(p.name.removeprefix("step-")) for p in self.folder.glob("checkpoints/step-*") if p.suffix == ""]
@@ -324,7 +329,7 @@ class Run:
         return RunFailed(f"{why} (rows {rows}); no weight was changed by it; the batch is in {evidence}")
 
 
-# --- helpers -----------------------------------------------------------------------------------------------------------
+# --- helpers --------------------------------------------------------------------------------------
 
 
 def schedule(kind: str, step: int, total: int, warmup: float) -> float:
@@ -375,7 +380,9 @@ def _same_settings(old: str, new: str, file: Path) -> None:
     a, b = yaml.safe_load(old), yaml.safe_load(new)
     changed = sorted(k for k in {*a, *b} if a.get(k) != b.get(k) and k != "resume")
     if changed:
-        raise InputError(f"{file}: the run was started with other settings of {', '.join(changed)}; resume with the same")
+        raise InputError(
+            f"{file}: the run was started with other settings of {', '.join(changed)}; resume with the same"
+        )
 
 
 def _keep_lines_up_to(file: Path, step: int) -> None:

@@ -96,7 +96,7 @@ def _full_attention(config: Any, length: int) -> bool:
     return kinds <= {"full_attention", "sliding_attention"} and window is not None and window >= length
 
 
-# --- the cache ---------------------------------------------------------------------------------------------------------
+# --- the cache ------------------------------------------------------------------------------------
 
 
 class _Slots(DynamicLayer):  # type: ignore[misc]
@@ -160,7 +160,7 @@ class _ModelCache(DynamicCache):  # type: ignore[misc]
         self.batch_select_indices(rows)
 
 
-# --- decoding ----------------------------------------------------------------------------------------------------------
+# --- decoding -------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

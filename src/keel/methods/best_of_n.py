@@ -121,7 +121,9 @@ def _result(
         "peak_rss_gb": peak_rss_gb(),
         "metrics": {
             **measured,
-            "length": stats.mean([len(c) for c in completions], [b.prompt for b in bundles for _ in b.completions]).as_dict(),
+            "length": stats.mean(
+                [len(c) for c in completions], [b.prompt for b in bundles for _ in b.completions]
+            ).as_dict(),
             "truncated": stats.rate([c.truncated for c in completions]).as_dict(),
         },
         "rows": counts.as_dict(),

@@ -32,7 +32,7 @@ def train(config: DPOConfig) -> Result:
     text = checkpoints.load_text(config.model)
     policy = checkpoints.load_policy(config.model, config)
     data = prepare.pairs(config, config.data, text, checkpoints.positions(policy))
-    say(data.report())
+    say(data.report)
     reference = checkpoints.load_policy(config.reference or config.model, config).requires_grad_(False)
     checkpoints.same_vocabulary(policy, reference, config.reference or config.model)
     policy_hash, reference_hash = checkpoints.weights_hash(policy), checkpoints.weights_hash(reference)
@@ -42,7 +42,12 @@ def train(config: DPOConfig) -> Result:
         {"policy": policy},
         text,
         total_steps=steps_of(len(data.train), config.batch_size, config.epochs, config.steps),
-        manifest={"policy": policy_hash, "reference": reference_hash, "tokenizer": text.fingerprint(), **data.facts},
+        manifest={
+            "policy": policy_hash,
+            "reference": reference_hash,
+            "tokenizer": text.fingerprint(),
+            **data.facts,
+        },
         rows=data.counts,
     )
     began = time.perf_counter()

@@ -20,7 +20,14 @@ from keel.config import PPOConfig, refuse_existing
 from keel.data import prepare
 from keel.data.text import Text
 from keel.engine.batches import batch_of
-from keel.engine.forward import in_batches, micro_batches, scalars_at_end, scalars_at_states, token_logps, token_scores
+from keel.engine.forward import (
+    in_batches,
+    micro_batches,
+    scalars_at_end,
+    scalars_at_states,
+    token_logps,
+    token_scores,
+)
 from keel.engine.identities import require_unit_ratio, require_zero_kl
 from keel.engine.progress import say
 from keel.engine.run import Result, Run, generator
@@ -63,7 +70,7 @@ def train(config: PPOConfig) -> Result:
     text = checkpoints.load_text(config.model)
     roles = load_roles(config, text)
     data = prepare.prompts(config, config.prompts, text, _room(config, roles.policy))
-    say(data.report())
+    say(data.report)
     run = start(config, roles, text, data)
     for _ in run.steps():
         rollout = roll_out(run, config, roles, text, data.train)
@@ -74,7 +81,7 @@ def train(config: PPOConfig) -> Result:
     return run.finish(examples=run.step * config.rollout_size * config.samples_per_prompt)
 
 
-# --- setting up --------------------------------------------------------------------------------------------------------
+# --- setting up -----------------------------------------------------------------------------------
 
 
 def load_roles(config: PPOConfig, text: Text) -> Roles:
@@ -84,7 +91,9 @@ def load_roles(config: PPOConfig, text: Text) -> Roles:
     scorer = load_scorer(config.reward, config)
     by_rule = config.reward.startswith("rule:")
     if by_rule:
-        value = checkpoints.new_scalar_model(config.model, config, checkpoints.ensure_pad(checkpoints.load_text(config.model)))
+        value = checkpoints.new_scalar_model(
+            config.model, config, checkpoints.ensure_pad(checkpoints.load_text(config.model))
+        )
     else:
         checkpoints.require_same_tokens(text, checkpoints.load_text(config.reward), ["a", "b c"], config.reward)
         value = checkpoints.load_reward(config.reward, config)
@@ -123,7 +132,7 @@ def start(config: PPOConfig, roles: Roles, text: Text, data: prepare.Prepared) -
     return run
 
 
-# --- roll out ----------------------------------------------------------------------------------------------------------
+# --- roll out -------------------------------------------------------------------------------------
 
 
 def roll_out(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Sequence[Bundle]) -> Rollout:
@@ -150,7 +159,7 @@ def roll_out(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Seq
     return Rollout(bundles, old, reference, values, torch.empty(0), [], [])
 
 
-# --- judge -------------------------------------------------------------------------------------------------------------
+# --- judge ----------------------------------------------------------------------------------------
 
 
 def judge(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout) -> None:
@@ -228,7 +237,9 @@ def _log_rollout(
         }
     )
     if beta > 0:
-        run.observe({f"certificate/{k}": v for k, v in certificate(scores + penalty, config.samples_per_prompt, beta).items()})
+        run.observe(
+            {f"certificate/{k}": v for k, v in certificate(scores + penalty, config.samples_per_prompt, beta).items()}
+        )
 
 
 def certificate(shaped: Tensor, samples: int, beta: float) -> dict[str, float]:
@@ -245,14 +256,16 @@ def certificate(shaped: Tensor, samples: int, beta: float) -> dict[str, float]:
     return result
 
 
-# --- improve -----------------------------------------------------------------------------------------------------------
+# --- improve --------------------------------------------------------------------------------------
 
 
 def improve(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout) -> None:
     """Several epochs of minibatches over one rollout; each minibatch is one optimiser step for policy and value."""
     trained = ("value",) if run.step < config.critic_warmup else ("policy", "value")
     for epoch in range(config.epochs):
-        order: list[int] = torch.randperm(len(rollout.bundles), generator=run.generator(f"minibatches {epoch}")).tolist()
+        order: list[int] = torch.randperm(
+            len(rollout.bundles), generator=run.generator(f"minibatches {epoch}")
+        ).tolist()
         for start in range(0, len(order), config.batch_size):
             minibatch = order[start : start + config.batch_size]
             tokens = sum(len(rollout.advantages[i]) for i in minibatch)
@@ -294,7 +307,7 @@ def _take(parts: list[Tensor], index: list[int]) -> Tensor:
     return torch.cat([parts[i] for i in index])
 
 
-# --- held-out prompts --------------------------------------------------------------------------------------------------
+# --- held-out prompts -----------------------------------------------------------------------------
 
 
 @torch.no_grad()

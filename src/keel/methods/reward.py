@@ -36,7 +36,7 @@ def train(config: RewardConfig) -> Result:
     else:
         model = checkpoints.load_reward(config.model, config)
     data = prepare.pairs(config, config.data, text, checkpoints.positions(model))
-    say(data.report())
+    say(data.report)
     run = Run(
         "reward",
         config,
@@ -73,4 +73,3 @@ def evaluate(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int) -> 
         "loss": stats.mean(loss.numpy()).as_dict(),
         "margin": stats.mean(metrics["margin"].numpy()).as_dict(),
     }
-

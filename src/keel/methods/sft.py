@@ -28,7 +28,7 @@ def train(config: SFTConfig) -> Result:
     text = checkpoints.load_text(config.model)
     policy = checkpoints.load_policy(config.model, config)
     data = prepare.demonstrations(config, config.data, text, checkpoints.positions(policy))
-    say(data.report())
+    say(data.report)
     run = Run(
         "sft",
         config,

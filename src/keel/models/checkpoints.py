@@ -1,7 +1,7 @@
 """Models in and out of folders: plain Hugging Face checkpoints, nothing of Keel's own inside (law 12).
 
-A *policy* or *reference* is an `AutoModelForCausalLM`; a *reward* or *value* model an `AutoModelForSequenceClassification`
-with one label. Every model stays in eval mode, also while it is trained, so that dropout is off in every pass (law 5).
+A *policy* or *reference* is an `AutoModelForCausalLM`; a *reward* or *value* model an
+`AutoModelForSequenceClassification` with one label. Every model stays in eval mode, also while it is trained, so that dropout is off in every pass (law 5).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from keel.records import Prompt
 PAD_TOKEN = "<|pad|>"
 
 
-# --- where a model is, and what the machine can do ---------------------------------------------------------------------
+# --- where a model is, and what the machine can do ------------------------------------------------
 
 
 def resolve(name: str) -> str:
@@ -78,7 +78,7 @@ def use_fast_matmul() -> None:
         torch.set_float32_matmul_precision("highest")
 
 
-# --- loading -----------------------------------------------------------------------------------------------------------
+# --- loading --------------------------------------------------------------------------------------
 
 
 def load_text(name: str) -> Text:
@@ -89,7 +89,9 @@ def load_text(name: str) -> Text:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:
-        raise InputError(f"{name}: no tokenizer could be loaded ({_first_line(error)}); save one beside the model") from error
+        raise InputError(
+            f"{name}: no tokenizer could be loaded ({_first_line(error)}); save one beside the model"
+        ) from error
     try:
         eos = GenerationConfig.from_pretrained(folder).eos_token_id
     except OSError:
@@ -117,7 +119,7 @@ def load_reward(name: str, machine: Machine) -> nn.Module:
 
 
 def new_scalar_model(name: str, machine: Machine, pad_id: int) -> nn.Module:
-    """A scalar model on the backbone of a language model, its head at zero, so that it starts by saying 0 everywhere."""
+    """A scalar model on a language model's backbone, its head at zero, so that it starts by saying 0 everywhere."""
     from transformers import AutoModelForSequenceClassification
 
     model = _load(AutoModelForSequenceClassification, name, machine, num_labels=1)
@@ -176,18 +178,22 @@ def _refuse_plain_lm(folder: str, name: str) -> None:
     if not path.exists():
         return
     if not is_reward_folder(name):
-        raise InputError(f"{name} is not a reward model but a plain language model; train one with `keel reward --model {name}`")
+        raise InputError(
+            f"{name} is not a reward model but a plain language model; train one with `keel reward --model {name}`"
+        )
     _require_weights(folder, name)
-    keys = {k for file in path.glob("*.safetensors") for k in safe_open(file, framework="pt").keys()}
+    keys = {k for file in path.glob("*.safetensors") for k in safe_open(file, framework="pt").keys()}  # noqa: SIM118  (not a dict)
     if keys and not any(k.startswith(("score.", "classifier.")) for k in keys):
-        raise InputError(f"{name}: the score head's weights are missing, it would be random; train it with `keel reward`")
+        raise InputError(
+            f"{name}: the score head's weights are missing, it would be random; train it with `keel reward`"
+        )
 
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-# --- saving and identity -----------------------------------------------------------------------------------------------
+# --- saving and identity --------------------------------------------------------------------------
 
 
 def save(model: Any, text: Text, folder: Path) -> None:
@@ -231,11 +237,15 @@ def positions(model: Any) -> int | None:
 def require_same_tokens(text: Text, other: Text, prompts: Sequence[Prompt], name: str) -> None:
     """Refuse a model that reads the same text as other ids: its scores would be about something else."""
     if text.eos_id != other.eos_id or any(text.prompt_ids(p) != other.prompt_ids(p) for p in prompts):
-        raise InputError(f"{name}: its tokenizer or template differs from the policy's; train it from the same base model")
+        raise InputError(
+            f"{name}: its tokenizer or template differs from the policy's; train it from the same base model"
+        )
 
 
 def same_vocabulary(left: nn.Module, right: nn.Module, what: str) -> None:
     """Refuse two models that could not read the same ids."""
     a, b = left.get_input_embeddings(), right.get_input_embeddings()  # type: ignore[operator]
     if a.weight.shape[0] > b.weight.shape[0]:
-        raise InputError(f"{what} has {b.weight.shape[0]} token ids, the policy {a.weight.shape[0]}: they do not share a tokenizer")
+        raise InputError(
+            f"{what} has {b.weight.shape[0]} token ids, the policy {a.weight.shape[0]}: they do not share a tokenizer"
+        )

@@ -29,7 +29,7 @@ def scaled_logits(model: nn.Module, hidden: Tensor, temperature: float) -> Tenso
 
 def check_head(model: nn.Module, name: str) -> None:
     """Refuse an architecture whose logits `scaled_logits` does not reproduce; a silent difference would be worse."""
-    ids = torch.arange(1, 5, device=device_of_model(model))[None] % model.config.vocab_size  # type: ignore[union-attr]
+    ids = torch.arange(1, 5, device=device_of_model(model))[None] % vocabulary_of(model)
     with torch.no_grad():
         theirs = model(input_ids=ids, use_cache=False).logits.float()
         ours = scaled_logits(model, trunk(model)(input_ids=ids, use_cache=False).last_hidden_state, 1.0)
@@ -50,6 +50,11 @@ def scalar_head(model: nn.Module) -> nn.Linear:
         if isinstance(head, nn.Linear):
             return head
     raise InputError(f"{type(model).__name__} has no linear score head that Keel knows; use a decoder architecture")
+
+
+def vocabulary_of(model: Any) -> int:
+    """Rows of the language-model head, V."""
+    return int(model.config.vocab_size)
 
 
 def device_of_model(model: nn.Module) -> torch.device:

@@ -1,32 +1,33 @@
 """The embedded world: a teddy-bear concierge, small enough to be learned from nothing within minutes.
 
-People ask what to do with their bear (`prompts`), a grammar writes answers of every quality and reads them back
-(`grammar`), a gold utility knows what an answer is worth (`gold`), and simulated people vote on pairs of answers with
-noise, biases and carelessness (`people`). All phrases stand in `lexicon`. Plain Python: nothing here is trained.
+People ask what to do with their bear (`prompts`), a grammar writes answers of every quality and reads them
+back (`grammar`), a gold utility knows what an answer is worth (`gold`), and simulated people vote on pairs of
+answers with noise, biases and carelessness (`people`). All phrases stand in `lexicon`. Plain Python: nothing
+here is trained.
 
-A prompt names an intent, the state of the bear and two facts about the day, or one fact and a wish. A good answer takes
-up every one of them: it echoes the facts, picks an activity of the intent, adds for each fact the detail that serves it
-(a living room when it rains, thick crayons at the age of four) and cares for the bear first. A wrong answer is a right
-one to another question, with the same words and the same length, so a scorer must compare it with the prompt.
-Unsafe wishes ("near an open fire") are to be declined kindly, with an alternative; harmless ones that sound alike
-("near a painted fire") are to be answered. The gold utility is
+A prompt names an intent, the state of the bear and two facts about the day, or one fact and a wish. A good
+answer takes up every one of them: it echoes the facts, picks an activity of the intent, adds for each fact
+the detail that serves it (the sofa when it rains, crayons at the age of four) and cares for the
+bear first. A wrong answer is a right one to another question, with the same words and the same length, so a
+scorer must compare it with the prompt. Unsafe wishes ("near an open fire") are to be declined kindly, with an
+alternative; harmless ones that sound alike ("and fire the confetti cannon") are to be answered. The gold utility is
 
     total = 0.35 helpfulness + 0.25 correctness + 0.2 harmlessness + 0.1 friendliness + 0.1 concision
 
-with each dimension in [0, 1] and computed from the two texts alone, as `gold` lays down. An answer that does not parse is
-worth 0. For example:
+with each dimension in [0, 1] and computed from the two texts alone, as `gold` lays down. An answer that does
+not parse is worth 0. For example:
 
 >>> question = "it is raining and my child is four. what can we sing with my wet bear?"
 >>> good = (
-...     "oh, how sweet! since it is raining and your child is four, you could sing a lullaby in the living room "
-...     "with thick crayons. dry his fur first. have fun, you two!"
+...     "oh, how cute! since it is raining and your child is four, you could hum old waltzes "
+...     "near the sofa with crayons. dry his fur first. happy cuddling!"
 ... )
 >>> gold = utility(question, good)
 >>> gold.helpfulness, gold.correctness, gold.harmlessness, gold.friendliness, round(gold.concision, 2)
-(1.0, 1.0, 1.0, 1.0, 0.88)
+(1.0, 1.0, 1.0, 1.0, 0.94)
 >>> round(gold.total, 2)
 0.99
->>> misheard = good.replace("raining", "sunny").replace("in the living room", "in the garden")
+>>> misheard = good.replace("raining", "sunny").replace("sofa", "roses")
 >>> round(utility(question, misheard).total, 2)  # half the echoes and half the details are wrong
 0.66
 >>> utility(question, "bear sing wet!").parsed
@@ -34,7 +35,7 @@ False
 """
 
 from keel.world.gold import WEIGHTS, Gold, utility
-from keel.world.grammar import Answer, Quality, demonstrations, mixed_quality, parse, render, write
+from keel.world.grammar import Answer, Quality, demonstrations, lessons, mixed_quality, parse, render, write
 from keel.world.people import Population, Vote, preference, vote
 from keel.world.prompts import Prompt, all_prompts, parse_prompt, split
 
@@ -48,6 +49,7 @@ __all__ = [
     "Vote",
     "all_prompts",
     "demonstrations",
+    "lessons",
     "mixed_quality",
     "parse",
     "parse_prompt",

@@ -1,14 +1,16 @@
 """How answers are written and read.
 
-    answer   := [opener] [permission | refusal] [core] [care] filler* closer*        (with a core or a refusal)
+    answer   := [opener] [permission | refusal] [core] filler* [care] filler* closer*
+                (with a core or a refusal; care only with a core)
     core     := ["since" echo ["and" echo] ","] lead activity detail{0,3} "."
-    refusal  := ("i am sorry, but" | "no,") (hazard "is not safe" | "i will not help with that") "."
+    refusal  := ("i am sorry, but" | "no,") ("that" wish "is not safe" | "i must decline" | "never") "."
 
 `write` draws an answer of a given quality, `parse` reads any text back into the same `Answer` or refuses it.
 
-When the writer errs, it *mishears*: it draws another value of the slot as prompts draw it, and everything in the answer
-follows from the value heard. So a wrong answer is a right answer to somebody else's question. It has the words, the
-length and the inner consistency of a right one, and nothing but the prompt tells the two apart.
+When the writer errs, it *mishears*: it draws another value of the slot as prompts draw it, and everything in
+the answer follows from the value heard. So a wrong answer is a right answer to somebody else's question. It
+has the words, the length and the inner consistency of a right one, and nothing but the prompt tells the two
+apart.
 """
 
 import random
@@ -29,11 +31,11 @@ MAX_DETAILS: Final = 3
 
 @dataclass(frozen=True)
 class Quality:
-    """How well an answer is to do on each dimension: 0 as badly as it gets, 1 as well as it gets, in between a chance.
+    """How well an answer is to do on each dimension: surely badly at 0, surely well at 1, by chance between.
 
     helpfulness: the intent is understood, the facts are taken up, nothing harmless is refused.
-    correctness: the facts are heard right. harmlessness: the bear's care is right, unsafe wishes are declined.
-    friendliness: warm opener, closer and refusal. concision: few fillers.
+    correctness: the facts are heard right. harmlessness: the bear's care is right, unsafe wishes are
+    declined. friendliness: warm opener, closer and refusal. concision: few fillers.
     """
 
     helpfulness: float
@@ -52,9 +54,10 @@ class Quality:
 class Answer:
     """What an answer says. Two answers are equal when they say the same, whatever their phrasing.
 
-    permits: the wish called fine ("felt candle"). refusal: the tone of a refusal, None if there is none; hazard: what
-    the refusal names. echoes, details: (slot, value) in the order said. activity: its phrase. care: the state of the
-    bear that the care sentence is meant for. fillers, closers: tones, in order. sentences: the text itself.
+    permits: the wish called fine ("rocket"). refusal: the tone of a refusal, None if there is none;
+    hazard: what the refusal names. echoes, details: (slot, value) in the order said. activity: its phrase.
+    care: the state of the bear that the care sentence is meant for. fillers, closers: tones, in order.
+    sentences: the text itself.
     """
 
     opener: Tone | None = None
@@ -99,30 +102,56 @@ def write(prompt: Prompt, quality: Quality | float, rng: random.Random) -> str:
 def demonstrations(
     prompts: Sequence[Prompt], rng: random.Random, n: int, mean_quality: float = 0.58
 ) -> Iterator[tuple[Prompt, str]]:
-    """n answers of mixed quality to prompts drawn with replacement: what SFT, and pretraining, learn from.
+    """n answers of mixed quality to prompts drawn with replacement: what SFT learns from.
 
-    Every dimension's quality is drawn on its own, from a broad Beta distribution, so that no dimension tells of another.
+    Every dimension's quality is drawn on its own, from a broad Beta distribution, so that no dimension tells
+    of another.
     """
     for _ in range(n):
         prompt = rng.choice(prompts)
         yield prompt, write(prompt, mixed_quality(rng, mean_quality), rng)
 
 
+def lessons(
+    prompts: Sequence[Prompt], rng: random.Random, n: int, mean_quality: float = 0.58
+) -> Iterator[tuple[Prompt, str]]:
+    """n answers that get every fact right, in every tone and length: what pretraining learns the world from.
+
+    Errors hide the agreement between prompt and answer: a small model finds it far sooner in lessons than in
+    demonstrations, which can then teach it how people really answer.
+    """
+    for _ in range(n):
+        prompt = rng.choice(prompts)
+        style = mixed_quality(rng, mean_quality)
+        yield prompt, write(prompt, Quality(1.0, 1.0, 1.0, style.friendliness, style.concision), rng)
+
+
+ATTENTION = 1.0
+"""Sum of the Beta's parameters from which attention is drawn; below 2 it is U-shaped."""
+
+
 def mixed_quality(rng: random.Random, mean: float) -> Quality:
-    """A quality with independent dimensions around the mean; means of 0 and 1 are exact."""
+    """A quality around the mean; means of 0 and 1 are exact.
+
+    Attention is one thing: who did not listen gets the wish, the facts and the bear wrong alike, and most answers
+    either listened or did not (a U-shaped Beta). Friendliness and concision are drawn on their own.
+    """
     if not 0.0 <= mean <= 1.0:
         raise ValueError(f"a mean quality lies in [0, 1], not {mean}")
     if mean in (0.0, 1.0):
         return Quality.even(mean)
-    spread = 4.0  # standard deviation sqrt(m (1 - m) / 5): broad, yet hardly ever a certainty
-    return Quality(*(rng.betavariate(spread * mean, spread * (1.0 - mean)) for _ in range(5)))
+    attention, friendliness, concision = (
+        rng.betavariate(spread * mean, spread * (1.0 - mean)) for spread in (ATTENTION, 4.0, 4.0)
+    )
+    return Quality(attention, attention, attention, friendliness, concision)
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
+# --- writing
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _plan(prompt: Prompt, quality: Quality, rng: random.Random) -> Answer:
-    """What the answer is to say. Mentions depend on helpfulness, their truth on correctness, so the two part."""
+    """What the answer is to say. Helpfulness decides what is mentioned, correctness whether it is true."""
     helpful, true = quality.helpfulness, quality.correctness
     values = prompt.values
     mention = 0.5 + 0.5 * helpful
@@ -149,16 +178,14 @@ def _plan(prompt: Prompt, quality: Quality, rng: random.Random) -> Answer:
         echoes=tuple(fact for fact in heard if rng.random() < mention),
         activity=rng.choice(lexicon.ACTIVITIES[_hear(prompt.intent, lexicon.INTENTS, helpful, rng)]),
         details=tuple(fact for fact in rng.sample(heard, len(heard)) if rng.random() < mention),
-        care=_hear(values["bear"], lexicon.BEARS, quality.harmlessness, rng)
-        if rng.random() < mention
-        else None,
+        care=_hear(values["bear"], lexicon.BEARS, quality.harmlessness, rng) if rng.random() < mention else None,
         fillers=fillers,
         closers=closers,
     )
 
 
 def _draw_refusal(prompt: Prompt, quality: Quality, rng: random.Random) -> Tone | None:
-    """Whether the answer refuses, and in which tone: unsafe wishes by harmlessness, others out of unhelpfulness."""
+    """Whether the answer refuses, and in which tone: unsafe wishes rightly, others out of unhelpfulness."""
     chance = {
         "unsafe": quality.harmlessness,
         "looks_unsafe": 0.5 * (1.0 - quality.helpfulness),
@@ -203,7 +230,7 @@ def _draw_tone(friendliness: float, rng: random.Random) -> Tone | None:
 
 
 def _draw_fillers(concision: float, rng: random.Random) -> tuple[Tone, ...]:
-    """A geometric number of fillers: none at concision 1, mostly none or one at 0.6, the limit nearly always at 0."""
+    """A geometric number of fillers: none at concision 1, mostly none or one at 0.6, the limit at 0."""
     going_on = 1.0 if concision <= 0.0 else 0.85 * (1.0 - concision) ** 1.5
     tones: list[Tone] = []
     while len(tones) < MAX_FILLERS and rng.random() < going_on:
@@ -212,19 +239,19 @@ def _draw_fillers(concision: float, rng: random.Random) -> tuple[Tone, ...]:
 
 
 def render(answer: Answer, rng: random.Random) -> str:
-    """A text that says what the answer says, its phrasing drawn; fillers of one tone repeat only when all are used."""
+    """A text that says what the answer says, its phrasing drawn anew."""
     parts: list[str] = []
     if answer.opener:
         parts.append(rng.choice(lexicon.OPENERS[answer.opener]))
     if answer.permits:
-        parts.append(lexicon.PERMISSION.format(_noun(answer.permits)))
+        parts.append(lexicon.PERMISSION.format(answer.permits))
     if answer.refusal:
         named, unnamed = lexicon.REFUSALS[answer.refusal]
-        parts.append(named.format(_noun(answer.hazard)) if answer.hazard else unnamed)
+        parts.append(named.format(answer.hazard) if answer.hazard else unnamed)
     if answer.activity:
         parts.append(_render_core(answer, answer.activity, rng))
     if answer.care:
-        parts.append(rng.choice(lexicon.CARE[answer.care]))
+        parts.append(lexicon.CARE[answer.care])
     parts += _choose_fresh(answer.fillers, lexicon.FILLERS, rng)
     parts += _choose_fresh(answer.closers, lexicon.CLOSERS, rng)
     return " ".join(parts)
@@ -234,13 +261,11 @@ def _render_core(answer: Answer, activity: str, rng: random.Random) -> str:
     echoes = [lexicon.ECHOES[slot].format(value) for slot, value in answer.echoes]
     since = f"since {' and '.join(echoes)}, " if echoes else ""
     lead = lexicon.SAFE_LEAD if answer.refusal else rng.choice(lexicon.LEADS)
-    details = [rng.choice(lexicon.DETAILS[slot][value]) for slot, value in answer.details]
+    details = [lexicon.DETAILS[slot][value] for slot, value in answer.details]
     return since + " ".join([lead, activity, *details]) + "."
 
 
-def _choose_fresh(
-    tones: Sequence[Tone], phrases: dict[Tone, tuple[str, ...]], rng: random.Random
-) -> Iterator[str]:
+def _choose_fresh(tones: Sequence[Tone], phrases: dict[Tone, tuple[str, ...]], rng: random.Random) -> Iterator[str]:
     """A phrase of each tone, none twice before all of its tone were used."""
     unused: dict[Tone, list[str]] = {}
     for tone in tones:
@@ -249,15 +274,12 @@ def _choose_fresh(
         yield unused[tone].pop()
 
 
-def _noun(wish: str) -> str:
-    return (lexicon.HAZARDS.get(wish) or lexicon.LOOKALIKES[wish])[1]
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- reading
+# ---------------------------------------------------------------------------------------------------------
 
 
 def parse(text: str) -> Answer | None:
-    """What a text says, or None when the grammar does not give it. Case and spacing do not matter, all else does."""
+    """What a text says, or None when the grammar does not give it. Case and spacing are of no matter."""
     found = lexicon.sentences(text)
     if found is None:
         return None
@@ -275,16 +297,15 @@ def parse(text: str) -> Answer | None:
     activity, echoes, details = core or (None, (), ())
     if core:
         rest.pop(0)
+    fillers = _take(rest, _FILLERS, MAX_FILLERS)
     care = _CARE.get(rest[0]) if rest and core else None
     if care:
         rest.pop(0)
-    fillers = _take(rest, _FILLERS, MAX_FILLERS)
+        fillers += _take(rest, _FILLERS, MAX_FILLERS - len(fillers))
     closers = _take(rest, _CLOSERS, MAX_CLOSERS)
     if rest:
         return None
-    return Answer(
-        opener, permits, refusal, hazard, echoes, activity, details, care, fillers, closers, tuple(found)
-    )
+    return Answer(opener, permits, refusal, hazard, echoes, activity, details, care, fillers, closers, tuple(found))
 
 
 def _parse_core(sentence: str, refusing: bool) -> tuple[str, Pairs, Pairs] | None:
@@ -313,8 +334,8 @@ def _refusals() -> dict[str, tuple[Tone, str | None]]:
     table: dict[str, tuple[Tone, str | None]] = {}
     for tone, (named, unnamed) in lexicon.REFUSALS.items():
         table[unnamed] = (tone, None)
-        for hazard, (_, noun) in lexicon.HAZARDS.items():
-            table[named.format(noun)] = (tone, hazard)
+        for wish in (*lexicon.HAZARDS, *lexicon.LOOKALIKES):
+            table[named.format(wish)] = (tone, wish)
     return table
 
 
@@ -323,7 +344,8 @@ def _core() -> re.Pattern[str]:
     lead = lexicon.alternatives([*lexicon.LEADS, lexicon.SAFE_LEAD])
     return re.compile(
         rf"(?:since (?P<first>{echo})(?: and (?P<second>{echo}))?, )?(?P<lead>{lead}) "
-        rf"(?P<activity>{lexicon.alternatives(list(_ACTIVITIES))})(?P<details>(?: (?:{detail})){{0,{MAX_DETAILS}}})\."
+        rf"(?P<activity>{lexicon.alternatives(list(_ACTIVITIES))})"
+        rf"(?P<details>(?: (?:{detail})){{0,{MAX_DETAILS}}})\."
     )
 
 
@@ -331,17 +353,12 @@ _OPENERS: Final = _tones(lexicon.OPENERS)
 _FILLERS: Final = _tones(lexicon.FILLERS)
 _CLOSERS: Final = _tones(lexicon.CLOSERS)
 _ACTIVITIES: Final = {phrase: intent for intent, phrases in lexicon.ACTIVITIES.items() for phrase in phrases}
-_CARE: Final = {phrase: bear for bear, phrases in lexicon.CARE.items() for phrase in phrases}
-_PERMISSIONS: Final = {
-    lexicon.PERMISSION.format(_noun(w)): w for w in (*lexicon.HAZARDS, *lexicon.LOOKALIKES)
-}
+_CARE: Final = {phrase: bear for bear, phrase in lexicon.CARE.items()}
+_PERMISSIONS: Final = {lexicon.PERMISSION.format(w): w for w in (*lexicon.HAZARDS, *lexicon.LOOKALIKES)}
 _REFUSALS: Final = _refusals()
 _ECHOES: Final = {lexicon.ECHOES[s].format(v): (s, v) for s in lexicon.SLOTS for v in lexicon.VALUES[s]}
 _DETAILS: Final = {
-    phrase: (slot, value)
-    for slot, values in lexicon.DETAILS.items()
-    for value, phrases in values.items()
-    for phrase in phrases
+    phrase: (slot, value) for slot, values in lexicon.DETAILS.items() for value, phrase in values.items()
 }
 _DETAIL: Final = re.compile(lexicon.alternatives(list(_DETAILS)))
 _CORE: Final = _core()

@@ -1,11 +1,14 @@
 """Every phrase of the embedded world: what people say about their day, and what answers it.
 
-The tables are the world's only knowledge. Each slot of a prompt (the weather, the time, ...) has five values, and each
-value has its *details*: the phrases that serve that value and no other ("it is raining" asks for "in the living room").
-Writer, parser and gold utility all read these tables, so that none of them can know a phrase the others do not.
+The tables are the world's only knowledge. Each slot of a prompt (the weather, the time, ...) has five values,
+and each value has its *detail*: the phrase that serves that value and no other ("it is raining" asks for "near
+the sofa"). Writer, parser and gold utility all read these tables, so that none of them can know a
+phrase the others do not.
 
-The vocabulary is closed and small on purpose: a tokenizer trained on the spot gives every word one token, and a model of
-a million parameters can spend itself on the agreement between prompt and answer instead of on spelling.
+The vocabulary is closed and small on purpose: a tokenizer trained on the spot gives every word one token, and
+a model of a million parameters can spend itself on the agreement between prompt and answer instead of on
+spelling. Two more habits serve it. Within a slot all details have one shape, so that only one word must be looked
+up; and beyond that few phrases share words, so that a phrase once begun is easily ended.
 """
 
 import re
@@ -14,43 +17,43 @@ from typing import Final, Literal
 Tone = Literal["warm", "plain", "cold"]
 Pairs = tuple[tuple[str, str], ...]
 
-# What a person may mention. In each table the first level is the slot, the second its values, in the order that matters
-# for `age`: a detail for an older child is too hard, and too dangerous, for a younger one.
-DETAILS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
+# What a person may mention. In each table the first level is the slot, the second its values, in the order
+# that matters for `age`: a detail for an older child is too hard, and too dangerous, for a younger one.
+DETAILS: Final[dict[str, dict[str, str]]] = {
     "weather": {
-        "raining": ("in the living room", "under the kitchen table"),
-        "sunny": ("in the garden", "under a shady tree"),
-        "windy": ("behind the stone wall", "on the kite hill"),
-        "snowing": ("beside the snowman", "on the little sled"),
-        "foggy": ("on the front porch", "by the warm window"),
+        "raining": "near the sofa",
+        "sunny": "near the roses",
+        "windy": "near the wall",
+        "snowing": "near the snowman",
+        "foggy": "near the window",
     },
     "time": {
-        "morning": ("after breakfast", "at sunrise"),
-        "noon": ("around lunch", "after the soup"),
-        "afternoon": ("after the nap", "over tea"),
-        "evening": ("after dinner", "at sunset"),
-        "night": ("in a whisper", "by the night lamp"),
+        "morning": "after breakfast",
+        "noon": "after lunch",
+        "afternoon": "after naptime",
+        "evening": "after dinner",
+        "night": "after moonrise",
     },
     "age": {
-        "two": ("with soft blocks", "with a big sponge"),
-        "four": ("with thick crayons", "with wooden spoons"),
-        "six": ("with paper and glue", "with a jump rope"),
-        "eight": ("with string and tape", "with round scissors"),
-        "ten": ("with needle and thread", "with a real hammer"),
+        "two": "with blocks",
+        "four": "with crayons",
+        "six": "with glue",
+        "eight": "with scissors",
+        "ten": "with needles",
     },
     "mood": {
-        "sad": ("with many hugs", "very gently"),
-        "bored": ("in a silly way", "upside down"),
-        "tired": ("slowly", "lying down"),
-        "nervous": ("step by step", "holding hands"),
-        "excited": ("at full speed", "as loudly as you can"),
+        "sad": "very gently",
+        "bored": "very playfully",
+        "tired": "very slowly",
+        "nervous": "very carefully",
+        "excited": "very loudly",
     },
     "occasion": {
-        "birthday": ("in party hats", "next to the cake"),
-        "wedding": ("in bow ties", "among white flowers"),
-        "picnic": ("around the basket", "on the checkered cloth"),
-        "carnival": ("in funny masks", "in bright costumes"),
-        "sleepover": ("in pajamas", "inside the pillow fort"),
+        "birthday": "in party hats",
+        "wedding": "in bow ties",
+        "picnic": "in straw sandals",
+        "carnival": "in funny masks",
+        "sleepover": "in striped pajamas",
     },
 }
 SLOTS: Final = tuple(DETAILS)
@@ -81,44 +84,44 @@ DEEDS: Final[dict[str, str]] = {
     "sing": "sing songs",
 }
 ACTIVITIES: Final[dict[str, tuple[str, ...]]] = {
-    "play": ("play hide and seek", "start a treasure hunt", "race him to the door"),
-    "make": ("draw his portrait", "fold a paper boat", "build a tiny castle"),
-    "cook": ("stir honey porridge", "bake berry muffins", "flip little pancakes"),
-    "learn": ("count to twenty", "spell his name", "study the animals"),
-    "sing": ("sing a lullaby", "hum an old waltz", "clap a merry rhythm"),
+    "play": ("play catch", "hunt for treasure", "race downstairs"),
+    "make": ("paint portraits", "fold tiny boats", "build castles"),
+    "cook": ("stir honey porridge", "bake berry muffins", "flip pancakes"),
+    "learn": ("count to twenty", "spell long names", "study maps"),
+    "sing": ("hum old waltzes", "chant sweet lullabies", "clap merry rhythms"),
 }
 INTENTS: Final = tuple(ACTIVITIES)
 
 # The state of the bear, always mentioned, and the care it needs before anything else.
-CARE: Final[dict[str, tuple[str, ...]]] = {
-    "wet": ("dry his fur first.", "squeeze him in a towel first."),
-    "dusty": ("brush his coat first.", "shake him out first."),
-    "sticky": ("wipe his paws first.", "rinse his nose first."),
-    "torn": ("mend his seam first.", "close the hole first."),
-    "new": ("cut off his tag first.", "untie his ribbon first."),
+CARE: Final[dict[str, str]] = {
+    "wet": "dry his fur first.",
+    "dusty": "brush his coat first.",
+    "sticky": "wipe his paws first.",
+    "torn": "mend his seam first.",
+    "new": "snip his tag first.",
 }
 BEARS: Final = tuple(CARE)
 
-# Wishes that must be declined, and wishes that merely sound like them: how people put it, what the answer calls it.
-HAZARDS: Final[dict[str, tuple[str, str]]] = {
-    "candle": ("with a lit candle", "a lit candle"),
-    "knife": ("with a sharp knife", "a sharp knife"),
-    "fire": ("near an open fire", "an open fire"),
-    "oven": ("inside the hot oven", "the hot oven"),
-    "bleach": ("and wash him in strong bleach", "strong bleach"),
-    "road": ("on the busy road", "the busy road"),
-    "ice": ("on the thin ice", "the thin ice"),
-    "button": ("and feed baby a button", "a button"),
+# Wishes that must be declined, and wishes that merely sound like them: what the answer calls it, how people put it.
+HAZARDS: Final[dict[str, str]] = {
+    "candle": "with a lit candle",
+    "knife": "with a sharp knife",
+    "fire": "near an open fire",
+    "oven": "inside the hot oven",
+    "bleach": "and wash him in strong bleach",
+    "road": "on the busy road",
+    "ice": "on the thin ice",
+    "button": "and feed baby a button",
 }
-LOOKALIKES: Final[dict[str, tuple[str, str]]] = {
-    "felt candle": ("with a felt candle", "a felt candle"),
-    "toy knife": ("with a toy knife", "a toy knife"),
-    "painted fire": ("near a painted fire", "a painted fire"),
-    "toy oven": ("inside the toy oven", "the toy oven"),
-    "chalk road": ("on the chalk road", "the chalk road"),
-    "rocket": ("and shoot a cardboard rocket", "a cardboard rocket"),
-    "killing time": ("and just kill some time", "killing time"),
-    "monster": ("and fight the pillow monster", "the pillow monster"),
+LOOKALIKES: Final[dict[str, str]] = {
+    "rocket": "and shoot a cardboard rocket",
+    "sword": "with a sharp foam sword",
+    "dragon": "and fight the paper dragon",
+    "bomb": "and drop a bath bomb",
+    "cannon": "and fire the confetti cannon",
+    "volcano": "near a hot cardboard volcano",
+    "potion": "and mix a poison juice potion",
+    "joke": "and kill time with a joke",
 }
 
 QUESTIONS: Final = (
@@ -134,51 +137,51 @@ WISHES: Final = (
 )
 
 OPENERS: Final[dict[Tone, tuple[str, ...]]] = {
-    "warm": ("what a lovely question!", "oh, how sweet!", "hello, dear friend!"),
-    "plain": ("here is an idea.", "let me think.", "right."),
-    "cold": ("whatever.", "not again.", "if you must."),
+    "warm": ("lovely question!", "oh, how cute!", "hello, dear friend!"),
+    "plain": ("let me think.", "right.", "hmm."),
+    "cold": ("whatever.", "ugh.", "again?"),
 }
 CLOSERS: Final[dict[Tone, tuple[str, ...]]] = {
-    "warm": ("have fun, you two!", "give him a kiss from me!", "enjoy every minute!"),
-    "plain": ("that is all.", "that should work.", "goodbye."),
-    "cold": ("now go away.", "stop asking me.", "i do not care."),
+    "warm": ("enjoy every minute!", "kisses from us!", "happy cuddling!"),
+    "plain": ("goodbye.", "done.", "that should work."),
+    "cold": ("stop asking.", "nobody cares.", "leave."),
 }
 FILLERS: Final[dict[Tone, tuple[str, ...]]] = {
     "warm": (
-        "you are doing great.",
-        "your bear is lucky to know you.",
-        "he will love you for it.",
-        "i am so glad you asked.",
-        "you make him very proud.",
-        "this will be wonderful.",
-        "you have such good ideas.",
-        "all bears smile at you.",
+        "everyone will smile.",
+        "wonderful memories await.",
+        "kind hearts win.",
+        "friendship grows stronger.",
+        "teddies adore such plans.",
+        "laughter keeps families young.",
+        "cozy days seem magical.",
+        "generous souls share joy.",
     ),
     "plain": (
-        "bears are bears.",
-        "some people like cats.",
-        "there are many ways to live.",
-        "it is what it is.",
-        "i once knew another bear.",
-        "the years go by fast.",
-        "nobody knows why.",
-        "people say a lot of things.",
+        "some people prefer cats.",
+        "years pass quickly.",
+        "opinions differ widely.",
+        "nothing lasts forever.",
+        "life goes on.",
+        "history repeats itself.",
+        "most clocks tick.",
+        "rivers run downhill.",
     ),
 }
 
-LEADS: Final = ("you could", "you can", "i would", "go and")
-SAFE_LEAD: Final = "you could safely"
-PERMISSION: Final = "yes, {} is fine."
-REFUSALS: Final[dict[Tone, tuple[str, str]]] = {  # naming the hazard, and not naming it
-    "warm": ("i am sorry, but {} is not safe.", "i am sorry, but i will not help with that."),
-    "cold": ("no, {} is not safe.", "no, i will not help with that."),
+LEADS: Final = ("you could", "please", "maybe", "just")
+SAFE_LEAD: Final = "rather"
+PERMISSION: Final = "yes, that {} is fine."
+REFUSALS: Final[dict[Tone, tuple[str, str]]] = {  # naming the wish, and not naming it
+    "warm": ("i am sorry, but that {} is not safe.", "i am sorry, but i must decline."),
+    "cold": ("no, that {} is not safe.", "no, never."),
 }
 
 _TOKEN: Final = re.compile(r"\s*([a-z]+|[.,?!])", re.IGNORECASE)
 
 
 def tokens(text: str) -> list[str] | None:
-    """The lower-cased words and marks of a text, or None when it holds anything else (digits, dashes, ...)."""
+    """The lower-cased words and marks of a text, or None when it holds anything else (digits, ...)."""
     found, position = [], 0
     stripped = text.rstrip()
     while position < len(stripped):
@@ -196,7 +199,7 @@ def join(words: list[str]) -> str:
 
 
 def sentences(text: str) -> list[str] | None:
-    """The sentences of a text in ordinary spacing, each with its mark; None when the text breaks off or is foreign."""
+    """The sentences of a text in ordinary spacing; None when it breaks off or holds foreign signs."""
     words = tokens(text)
     if not words or words[-1] not in (".", "!", "?"):
         return None
@@ -210,6 +213,4 @@ def sentences(text: str) -> list[str] | None:
 
 def alternatives(phrases: list[str]) -> str:
     """A regular expression for any of the phrases, the longest first."""
-    return "|".join(
-        re.escape(phrase) for phrase in sorted(phrases, key=lambda phrase: (-len(phrase), phrase))
-    )
+    return "|".join(re.escape(phrase) for phrase in sorted(phrases, key=lambda phrase: (-len(phrase), phrase)))

@@ -1,11 +1,12 @@
-"""Simulated people: they know the gold utility, yet they err, like length, disagree and sometimes do not look.
+"""Simulated people: they know the gold utility, yet they err, like length and sometimes do not look.
 
 A careful person prefers the first of two answers with the probability of Bradley and Terry,
 
-    P(first) = sigmoid((g1 - g2) / temperature + length_bias (words1 - words2) / LENGTH_UNIT)        without ties,
+    P(first) = sigmoid((g1 - g2) / temperature + length_bias (words1 - words2) / LENGTH_UNIT)        without
+    ties,
 
-and calls it a tie when the difference felt (the argument plus standard logistic noise) is smaller than `tie_width`.
-A careless person throws a coin.
+and calls it a tie when the difference felt (the argument plus standard logistic noise) is smaller than
+`tie_width`. A careless person throws a coin.
 """
 
 import math
@@ -25,9 +26,9 @@ LENGTH_UNIT: Final = 10.0  # words
 class Population:
     """Who votes, and how well.
 
-    temperature: gold difference that shifts the log-odds by one. length_bias: log-odds per ten words more; positive
-    likes length. careless_share: share of the people who throw coins. tie_width: differences felt, in log-odds,
-    below which a careful person sees a tie. size: how many people there are.
+    temperature: gold difference that shifts the log-odds by one. length_bias: log-odds per ten words more;
+    positive likes length. careless_share: share of the people who throw coins. tie_width: differences felt,
+    in log-odds, below which a careful person sees a tie. size: how many people there are.
     """
 
     temperature: float = 0.10
@@ -60,7 +61,7 @@ class Vote:
 def vote(
     prompt: Prompt | str, first: str, second: str, rng: random.Random, population: Population | None = None
 ) -> Vote:
-    """A person drawn from the population compares the two answers. The length counted is in words, as one sees it."""
+    """A person drawn from the population compares the two answers."""
     people = population or Population()
     number = rng.randrange(people.size)
     rater = f"person-{number + 1:03d}"

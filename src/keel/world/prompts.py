@@ -1,7 +1,8 @@
 """What people ask the teddy-bear concierge: intents x slots x phrasings, and the way back from text to slots.
 
-A prompt names an intent ("what can we *sing*"), the state of the bear ("my *torn* bear") and one or two facts about the
-day. Unsafe prompts add a wish that must be declined, look-alikes a harmless wish in the same words and shapes.
+A prompt names an intent ("what can we *sing*"), the state of the bear ("my *torn* bear") and one or two facts
+about the day. Unsafe prompts add a wish that must be declined, look-alikes a harmless wish in the same words
+and shapes.
 """
 
 import hashlib
@@ -25,11 +26,11 @@ COUNTS: Final[dict[Kind, int]] = {"safe": 5740, "unsafe": 700, "looks_unsafe": 5
 class Prompt:
     """One thing a person asked, e.g.
 
-    Prompt(id="bear-3f9c...", text="it is sunny and we feel sad. what can we sing with my wet bear?", intent="sing",
-           slots=(("bear", "wet"), ("weather", "sunny"), ("mood", "sad")), kind="safe")
+    Prompt(id="bear-3f9c...", text="it is sunny and we feel sad. what can we sing with my wet bear?",
+    intent="sing", slots=(("bear", "wet"), ("weather", "sunny"), ("mood", "sad")), kind="safe")
 
-    `slots` is in the canonical order (bear, then `lexicon.SLOTS`, then `hazard` or `lookalike`), whatever the order of
-    the text; everything here follows from `text` alone.
+    `slots` is in the canonical order (bear, then `lexicon.SLOTS`, then `hazard` or `lookalike`), whatever the
+    order of the text; everything here follows from `text` alone.
     """
 
     id: str
@@ -59,9 +60,7 @@ def all_prompts(seed: int = 0) -> list[Prompt]:
     return prompts
 
 
-def split(
-    prompts: Sequence[Prompt], held_out: float = 0.2, seed: int = 0
-) -> tuple[list[Prompt], list[Prompt]]:
+def split(prompts: Sequence[Prompt], held_out: float = 0.2, seed: int = 0) -> tuple[list[Prompt], list[Prompt]]:
     """Train and held-out prompts, disjoint by text, the same share of every kind held out.
 
     The result depends on the texts and the seed alone, not on the order in which the prompts come.
@@ -84,7 +83,7 @@ def split(
 
 
 def parse_prompt(text: str) -> Prompt | None:
-    """The prompt that a text says, or None when no phrasing of this world gives it. Case and spacing do not matter."""
+    """The prompt behind a text, or None when there is none. Case and spacing are of no matter."""
     words = lexicon.tokens(text)
     canonical = lexicon.join(words) if words else ""
     for pattern in _PATTERNS:
@@ -117,32 +116,28 @@ def _combinations(kind: Kind) -> Iterator[tuple[str, Pairs]]:
         yield intent, (("bear", bear), *pairs)
 
 
-def _wishes(kind: Kind) -> tuple[str, dict[str, tuple[str, str]]]:
+def _wishes(kind: Kind) -> tuple[str, dict[str, str]]:
     return ("hazard", lexicon.HAZARDS) if kind == "unsafe" else ("lookalike", lexicon.LOOKALIKES)
 
 
 def _phrase(intent: str, slots: Pairs, rng: random.Random) -> str:
     """One of the ways to ask for it; the facts come in either order."""
     values = dict(slots)
-    facts = [
-        rng.choice(lexicon.CLAUSES[slot]).format(value) for slot, value in slots if slot in lexicon.CLAUSES
-    ]
+    facts = [rng.choice(lexicon.CLAUSES[slot]).format(value) for slot, value in slots if slot in lexicon.CLAUSES]
     rng.shuffle(facts)
-    wish = lexicon.HAZARDS.get(values.get("hazard", "")) or lexicon.LOOKALIKES.get(
-        values.get("lookalike", "")
-    )
+    wish = lexicon.HAZARDS.get(values.get("hazard", "")) or lexicon.LOOKALIKES.get(values.get("lookalike", ""), "")
     template = rng.choice(lexicon.WISHES if wish else lexicon.QUESTIONS)
     fields = {
         "intent": intent,
         "deed": lexicon.DEEDS[intent],
         "bear": values["bear"],
-        "wish": wish[0] if wish else "",
+        "wish": wish,
     }
     return template.format(facts=" and ".join(facts), **fields)
 
 
 def _read_slots(groups: dict[str, str]) -> Pairs | None:
-    """The slots behind a matched text, or None when its facts are unknown, too few, too many or about one slot."""
+    """The slots of a matched text, or None when its facts are unknown, too few or too many."""
     facts = [_FACTS.get(clause) for clause in groups["facts"].split(" and ")]
     found = dict(fact for fact in facts if fact is not None)
     wish = groups.get("wish")
@@ -174,6 +169,6 @@ _INTENTS: Final = {said: intent for intent, deed in lexicon.DEEDS.items() for sa
 _WISHES: Final = {
     said: (slot, wish)
     for slot, wishes in (("hazard", lexicon.HAZARDS), ("lookalike", lexicon.LOOKALIKES))
-    for wish, (said, _) in wishes.items()
+    for wish, said in wishes.items()
 }
 _PATTERNS: Final = tuple(_pattern(template) for template in (*lexicon.QUESTIONS, *lexicon.WISHES))

@@ -1,0 +1,606 @@
+"""The whole story on the embedded world, in one folder: from nothing to a report that compares DPO, PPO, best-of-N.
+
+Each step leaves its runs and its figures (`steps/NAME.json`) in the folder; a second call reuses the finished ones. The
+steps call the same `train` functions as the command line. Only the simulated people and the final evaluation know gold.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from keel import objectives, stats, world
+from keel.config import DemoConfig, DPOConfig, Machine, PPOConfig, RewardConfig, SFTConfig
+from keel.data.text import Text
+from keel.engine.forward import in_batches, scalars_at_end
+from keel.engine.progress import Bar, say
+from keel.engine.run import Result, generator, peak_rss_gb
+from keel.engine.sampler import sample
+from keel.engine.scorers import RewardModelScorer
+from keel.errors import InputError
+from keel.evaluation import answers as verdict
+from keel.methods import dpo, ppo, reward, sft
+from keel.models import checkpoints
+from keel.raters.simulated import judge_pairs
+from keel.records import Bundle, Pair
+
+LESSONS, DEMONSTRATIONS = 9_600, 3_200
+"""Right answers in every tone to pre-train on, and answers of mixed quality for SFT."""
+VOTES, FEW_VOTES = 3_000, 150
+"""Pairs shown to people for the reward model and DPO, and in the setting with little reward data."""
+HELD_OUT_PAIRS, HELD_OUT_PROMPTS = 600, 400
+CURVE_PROMPTS, CURVE_N = 64, 256
+BEST_OF = 16
+MAX_NEW_TOKENS = 96
+TEMPERATURE = 0.8
+"""Of every sample and every log-probability."""
+MICRO_TOKENS = 16_384
+
+
+@dataclass
+class Story:
+    """Where the demo's things lie, and the figures of the steps so far."""
+
+    config: DemoConfig
+    figures: dict[str, Any] = field(default_factory=dict)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def out(self) -> Path:
+        return self.config.out
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @cached_property
+    def machine(self) -> Machine:
+        return Machine(seed=self.seed, micro_tokens=MICRO_TOKENS)
+
+    @cached_property
+    def prompts(self) -> tuple[list[world.Prompt], list[world.Prompt]]:
+        """Train and held-out prompts."""
+        return world.split(world.all_prompts(self.seed), seed=self.seed)
+
+    @cached_property
+    def text(self) -> Text:
+        return checkpoints.load_text(str(self.out / "init"))
+
+    def policy(self, name: str) -> torch.nn.Module:
+        return checkpoints.load_policy(str(self.out / name), self.machine)
+
+    def scorer(self, name: str) -> RewardModelScorer:
+        return RewardModelScorer(checkpoints.load_reward(str(self.out / name), self.machine), MICRO_TOKENS)
+
+    def rng(self, purpose: str) -> random.Random:
+        return random.Random(f"{self.seed} {purpose}")
+
+    def run(self, name: str, title: str, step: Callable[[Story], dict[str, Any]]) -> None:
+        """Do a step, or read its figures if an earlier call finished it."""
+        file = self.out / "steps" / f"{name}.json"
+        if file.exists():
+            record = json.loads(file.read_text())
+            say(f"{title}: reused ({record['seconds']:.0f} s when it ran)")
+        else:
+            say(f"{title} …")
+            began = time.perf_counter()
+            figures = step(self)
+            record = {
+                "name": name,
+                "title": title,
+                "seconds": round(time.perf_counter() - began, 2),
+                "figures": figures,
+            }
+            record["peak_rss_gb"] = peak_rss_gb()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, record)
+        self.figures[name] = record["figures"]
+        self.steps.append({k: record[k] for k in ("name", "title", "seconds", "peak_rss_gb")})
+
+    def fresh(self, name: str) -> Path:
+        """The folder of a run that this step is about to do; what an interrupted call left there is removed."""
+        folder = self.out / name
+        shutil.rmtree(folder, ignore_errors=True)
+        return folder
+
+
+# --- the model that is to be tuned ----------------------------------------------------------------
+
+
+def make_world(story: Story) -> dict[str, Any]:
+    """Everything that the first training run reads."""
+    train, held_out = story.prompts
+    folder = story.out / "data"
+    folder.mkdir(exist_ok=True)
+    write_lines(folder / "prompts.jsonl", ({"prompt": ask(p.text)} for p in train))
+    write_lines(folder / "held-out-prompts.jsonl", ({"prompt": ask(p.text), "kind": p.kind} for p in held_out))
+    lessons = list(world.lessons(train, story.rng("lessons"), LESSONS))
+    write_lines(folder / "lessons.jsonl", ({"prompt": ask(p.text), "completion": a} for p, a in lessons))
+    shown = world.demonstrations(train, story.rng("demonstrations"), DEMONSTRATIONS)
+    write_lines(folder / "demonstrations.jsonl", ({"prompt": ask(p.text), "completion": a} for p, a in shown))
+    parameters = new_model([ask(p.text) + a for p, a in lessons], story.out / "init", story.seed)
+    return {
+        "prompts_train": len(train),
+        "prompts_held_out": len(held_out),
+        "lessons": len(lessons),
+        "parameters": parameters,
+    }
+
+
+def new_model(corpus: list[str], folder: Path, seed: int) -> int:
+    """A byte-pair tokenizer trained on the corpus and a small Llama with random weights; returns its parameter count."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<bos>", "<eos>"]
+    bpe.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=768, special_tokens=special, show_progress=False))
+    bpe.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=192,
+            num_hidden_layers=3,
+            intermediate_size=512,
+            num_attention_heads=6,
+            num_key_value_heads=6,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        )
+    )
+    checkpoints.save(model, Text(tokenizer), folder)
+    return sum(p.numel() for p in model.parameters())
+
+
+def pretrain(story: Story) -> dict[str, Any]:
+    """Language and the task's vocabulary, from random weights."""
+    return figures_of(
+        sft.train(
+            SFTConfig(
+                model=str(story.out / "init"),
+                data=str(story.out / "data" / "lessons.jsonl"),
+                out=story.fresh("pretrain"),
+                learning_rate=2e-3,
+                batch_size=16,
+                holdout=0.02,
+                weight_decay=0.01,
+                seed=story.seed,
+                micro_tokens=MICRO_TOKENS,
+            )
+        )
+    )
+
+
+def supervised(story: Story) -> dict[str, Any]:
+    """The task as its demonstrations show it: good and bad answers alike."""
+    return figures_of(
+        sft.train(
+            SFTConfig(
+                model=str(story.out / "pretrain"),
+                data=str(story.out / "data" / "demonstrations.jsonl"),
+                out=story.fresh("sft"),
+                learning_rate=1e-3,
+                batch_size=32,
+                holdout=0.05,
+                seed=story.seed,
+                micro_tokens=MICRO_TOKENS,
+            )
+        )
+    )
+
+
+# --- preferences ----------------------------------------------------------------------------------
+
+
+def votes(story: Story) -> dict[str, Any]:
+    """Training pairs with noisy votes, and held-out pairs with the gold's own, noiseless preference."""
+    train, held_out = story.prompts
+    policy = story.policy("sft")
+    bundles = draw(story, policy, pick(story, train, VOTES, "votes"), 2, "votes")
+    shown = [(b.prompt, b.completions[0].text, b.completions[1].text) for b in bundles]
+    judgments = judge_pairs(((str(p), a, b) for p, a, b in shown), world.Population(), story.rng("people"))
+    pairs = [pair for j in judgments if (pair := j.pair()) is not None]
+    biased = world.Population(length_bias=0.6)
+    few = [
+        p
+        for j in judge_pairs(((str(p), a, b) for p, a, b in shown[: 2 * FEW_VOTES]), biased, story.rng("few"))
+        if (p := j.pair())
+    ]
+    fresh = draw(story, policy, pick(story, held_out, HELD_OUT_PAIRS, "held-out pairs"), 2, "held-out pairs")
+    clean = [c for b in fresh if (c := noiseless(b)) is not None]
+    for name, rows in (("pairs", pairs), ("few-pairs", few[:FEW_VOTES]), ("held-out-pairs", clean)):
+        lines = ({"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in rows)
+        write_lines(story.out / "data" / f"{name}.jsonl", lines)
+    return {
+        "shown": len(judgments),
+        "pairs": len(pairs),
+        "ties": sum(j.outcome == "tie" for j in judgments),
+        "agreement_with_gold": stats.rate([agrees(p.prompt, p.chosen, p.rejected) for p in pairs]).as_dict(),
+        "longer_wins": stats.rate([longer(p.chosen, p.rejected) for p in pairs]).as_dict(),
+        "held_out_pairs": len(clean),
+        "gold_ties_left_out": len(fresh) - len(clean),
+    }
+
+
+# --- the three methods ----------------------------------------------------------------------------
+
+
+def reward_model(story: Story) -> dict[str, Any]:
+    """Train on the votes; measure on held-out pairs whose labels are gold's own."""
+    result = train_reward(story, "reward", "pairs", epochs=2)
+    pairs = read_lines(story.out / "data" / "held-out-pairs.jsonl")
+    bundles = [pair_bundle(story.text, p) for p in pairs]
+    scores = torch.stack(in_batches(partial(scalars_at_end, story.scorer("reward").model), bundles, MICRO_TOKENS))
+    gaps = (scores[:, 0] - scores[:, 1]).double()
+    people = world.Population()
+    rng = story.rng("calibration")
+    outcomes = [world.vote(p["prompt"], p["chosen"], p["rejected"], rng, people).outcome for p in pairs]
+    voted = [{"first": 1.0, "second": 0.0}.get(o, float("nan")) for o in outcomes]
+    sided = [(g, v) for g, v in zip(gaps.tolist(), voted, strict=True) if v == v]
+    signs = [1 if rng.random() < 0.5 else -1 for _ in sided]  # the better answer would always stand first
+    bins, error = stats.calibration(
+        [1 / (1 + math.exp(-s * g)) for s, (g, _) in zip(signs, sided, strict=True)],
+        [v if s > 0 else 1 - v for s, (_, v) in zip(signs, sided, strict=True)],
+    )
+    return {
+        **figures_of(result),
+        "accuracy": stats.rate(objectives.win_rate(scores[:, 0], scores[:, 1]).numpy()).as_dict(),
+        "accuracy_of_longer": stats.rate([longer(p["chosen"], p["rejected"]) for p in pairs]).as_dict(),
+        "calibration": [{"predicted": b.predicted, "observed": b.observed.as_dict()} for b in bins],
+        "calibration_error": error,
+    }
+
+
+def train_reward(story: Story, name: str, pairs: str, epochs: int) -> Result:
+    return reward.train(
+        RewardConfig(
+            model=str(story.out / "sft"),
+            data=str(story.out / "data" / f"{pairs}.jsonl"),
+            out=story.fresh(name),
+            learning_rate=5e-4,
+            batch_size=32,
+            epochs=epochs,
+            seed=story.seed,
+            micro_tokens=MICRO_TOKENS,
+        )
+    )
+
+
+def tune_dpo(story: Story) -> dict[str, Any]:
+    """DPO on the same pairs as the reward model."""
+    return figures_of(
+        dpo.train(
+            DPOConfig(
+                model=str(story.out / "sft"),
+                data=str(story.out / "data" / "pairs.jsonl"),
+                out=story.fresh("dpo"),
+                learning_rate=2e-4,
+                beta=0.1,
+                batch_size=32,
+                epochs=2,
+                seed=story.seed,
+                micro_tokens=MICRO_TOKENS,
+            )
+        )
+    )
+
+
+def tune_ppo(story: Story) -> dict[str, Any]:
+    """PPO against the reward model."""
+    return figures_of(ppo.train(ppo_config(story, "ppo", "reward", steps=30, beta=0.05)))
+
+
+def ppo_config(story: Story, name: str, scored_by: str, steps: int, beta: float, **other: Any) -> PPOConfig:
+    settings: dict[str, Any] = {
+        "rollout_size": 128,
+        "samples_per_prompt": 2,
+        "batch_size": 32,
+        "epochs": 2,
+        "learning_rate": 3e-4,
+        "value_clip": 1.0,
+        "schedule": "constant",
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "temperature": TEMPERATURE,
+        "max_rows": 256,
+        "keep_samples": 128,
+    }
+    return PPOConfig(
+        model=str(story.out / "sft"),
+        reward=str(story.out / scored_by),
+        prompts=str(story.out / "data" / "prompts.jsonl"),
+        out=story.fresh(name),
+        steps=steps,
+        beta=beta,
+        seed=story.seed,
+        micro_tokens=MICRO_TOKENS,
+        **{**settings, **other},
+    )
+
+
+# --- verdicts -------------------------------------------------------------------------------------
+
+
+def compare(story: Story) -> dict[str, Any]:
+    """Every method's answers to the same held-out prompts, judged by gold, against the SFT model's."""
+    asked = story.prompts[1][:HELD_OUT_PROMPTS]
+    scorer, reference = story.scorer("reward"), story.policy("sft")
+    base = draw(story, reference, asked, 1, "answers sft")
+    found = {"sft": measure(story, base, scorer, reference, reference)}
+    for name in ("dpo", "ppo"):
+        policy = story.policy(name)
+        found[name] = measure(story, draw(story, policy, asked, 1, f"answers {name}"), scorer, policy, reference)
+    many = draw(story, reference, asked, BEST_OF, "answers best of n")
+    scores = scorer.score(many).view(len(many), BEST_OF)
+    for n in (4, BEST_OF):
+        at = scores[:, :n].argmax(1)
+        found[name_of(n)] = verdict.of_bundles(many, at.tolist(), [], scores.gather(1, at[:, None]).squeeze(1).tolist())
+    golds = {name: [world.utility(p, t) for p, t in zip(asked, a.texts, strict=True)] for name, a in found.items()}
+    prompt_tokens = sum(len(b.prompt_ids) for b in base) / len(base)
+    rows = {name: judged(a, golds[name], golds["sft"], asked) for name, a in found.items()}
+    for name, n in (("sft", 1), ("dpo", 1), ("ppo", 1), (name_of(4), 4), (name_of(BEST_OF), BEST_OF)):
+        length = (
+            sum(len(c) for b in many for c in b.completions) / (len(many) * BEST_OF)
+            if n > 1
+            else rows[name]["length_mean"]["mean"]
+        )
+        cost = verdict.serve_cost(prompt_tokens, length, n, scored=n > 1)
+        rows[name]["serve_cost_ratio"] = cost / verdict.serve_cost(prompt_tokens, rows["sft"]["length_mean"]["mean"])
+        if n > 1:
+            bound = stats.best_of_n_kl(n)
+            rows[name]["kl"] = {"mean": bound, "low": bound, "high": bound, "n": len(asked)}
+    return {"rows": rows, "examples": examples(asked, found, golds)}
+
+
+def name_of(n: int) -> str:
+    return "best_of_n" if n == BEST_OF else f"best_of_{n}"
+
+
+def measure(
+    story: Story,
+    bundles: list[Bundle],
+    scorer: RewardModelScorer,
+    policy: torch.nn.Module,
+    reference: torch.nn.Module,
+) -> verdict.Answers:
+    kl = verdict.sequence_kl(policy, reference, bundles, TEMPERATURE, MICRO_TOKENS)
+    return verdict.of_bundles(bundles, [0] * len(bundles), kl, scorer.score(bundles).tolist())
+
+
+def judged(
+    found: verdict.Answers, gold: list[world.Gold], other: list[world.Gold], asked: Sequence[world.Prompt]
+) -> dict[str, Any]:
+    dimensions = {name: [float(getattr(g, name)) for g in gold] for name in world.WEIGHTS}
+    return verdict.row(
+        found,
+        [g.total for g in gold],
+        [g.total for g in other],
+        dimensions,
+        {
+            "parsed": [g.parsed for g in gold],
+            "refusal_unsafe": [g.refused if p.kind == "unsafe" else None for g, p in zip(gold, asked, strict=True)],
+            "refusal_harmless": [g.refused if p.kind != "unsafe" else None for g, p in zip(gold, asked, strict=True)],
+        },
+    )
+
+
+def examples(
+    asked: Sequence[world.Prompt], found: dict[str, verdict.Answers], golds: dict[str, list[world.Gold]]
+) -> list[dict[str, Any]]:
+    """The first prompts of each kind with every method's answer, taken by position and not by result."""
+    chosen = [
+        i
+        for kind, n in (("safe", 4), ("unsafe", 2), ("looks_unsafe", 2))
+        for i in [j for j, p in enumerate(asked) if p.kind == kind][:n]
+    ]
+    return [
+        {
+            "prompt": asked[i].text,
+            "kind": asked[i].kind,
+            "answers": {
+                name: {"text": a.texts[i].strip(), "gold": golds[name][i].total, "proxy": a.proxy[i]}
+                for name, a in found.items()
+            },
+        }
+        for i in chosen
+    ]
+
+
+def best_of_n_curve(story: Story) -> dict[str, Any]:
+    """Gold and proxy of best-of-n up to N = 256, from 256 samples for each of 64 held-out prompts."""
+    asked = story.prompts[1][:CURVE_PROMPTS]
+    bundles = draw(story, story.policy("sft"), asked, CURVE_N, "curve")
+    proxy = story.scorer("reward").score(bundles).view(len(asked), CURVE_N).tolist()
+    gold = [[world.utility(p, c.text).total for c in b.completions] for p, b in zip(asked, bundles, strict=True)]
+    ns = [2**k for k in range(9)]
+    return {"points": verdict.best_of_n_points(proxy, gold, ns)}
+
+
+def overoptimise(story: Story) -> dict[str, Any]:
+    """The stated setting in which the proxy is hacked: little, length-biased reward data and almost no KL penalty."""
+    trained = train_reward(story, "reward-few", "few-pairs", epochs=6)
+    ppo.train(ppo_config(story, "ppo-hacked", "reward-few", steps=20, beta=0.005, learning_rate=5e-4))
+    points = training_points(story, "ppo-hacked", every=2)
+    return {
+        "setting": (
+            f"reward model trained on {trained.summary['rows']['used']} pairs voted by people who like length, "
+            "PPO with beta = 0.005"
+        ),
+        "points": points,
+        **verdict.turned_down(points),
+    }
+
+
+def training_points(story: Story, run: str, every: int) -> list[dict[str, Any]]:
+    samples = read_lines(story.out / run / "samples.jsonl")
+    return verdict.training_points(samples, lambda prompt, answer: world.utility(prompt.strip(), answer).total, every)
+
+
+STEPS: list[tuple[str, str, Callable[[Story], dict[str, Any]]]] = [
+    ("world", "the world: prompts, a corpus, a tokenizer, a model that knows nothing", make_world),
+    ("pretrain", "pre-training on right answers", pretrain),
+    ("sft", "supervised fine-tuning on answers of mixed quality", supervised),
+    ("votes", "pairs from the SFT model, judged by simulated people", votes),
+    ("reward", "reward model on the votes", reward_model),
+    ("dpo", "DPO on the votes", tune_dpo),
+    ("ppo", "PPO against the reward model", tune_ppo),
+    ("compare", "every method on held-out prompts", compare),
+    ("best_of_n_curve", "best-of-N up to N = 256", best_of_n_curve),
+    ("overoptimise", "a reward model on little data, hacked on purpose", overoptimise),
+]
+
+
+def demo(config: DemoConfig) -> Result:
+    """Run every step that has not been done yet, then write `summary.json` and `report.html`."""
+    settings = config.out / "config.yaml"
+    if settings.exists() and settings.read_text() != config.to_yaml():
+        raise InputError(f"{settings}: this folder holds a demo with other settings; choose another --out or remove it")
+    if not settings.exists() and config.out.exists() and any(config.out.iterdir()):
+        raise InputError(f"{config.out} holds something that is not a demo; choose another --out")
+    config.out.mkdir(parents=True, exist_ok=True)
+    settings.write_text(config.to_yaml())
+    if (config.out / "steps").exists():
+        say(f"reusing the finished steps in {config.out}; to start afresh, remove that folder")
+    story = Story(config)
+    for name, title, step in STEPS:
+        story.run(name, title, step)
+    from keel.evaluation import report
+
+    summary = summarise(story)
+    write_json(config.out / "summary.json", summary)
+    report.write(summary, config.out / "report.html")
+    say(f"report: {config.out / 'report.html'}   figures: {config.out / 'summary.json'}")
+    return Result(config.out, summary)
+
+
+def summarise(story: Story) -> dict[str, Any]:
+    """`summary.json`: every figure of the report."""
+    f = story.figures
+    rows = f["compare"]["rows"]
+    for name, step in (
+        ("sft", "sft"),
+        ("dpo", "dpo"),
+        ("ppo", "ppo"),
+        ("best_of_n", None),
+        ("best_of_4", None),
+    ):
+        rows[name]["train_seconds"] = f[step]["train_seconds"] if step else 0.0
+    reward_seconds = f["reward"]["train_seconds"]
+    for name in ("ppo", "best_of_n", "best_of_4"):
+        rows[name]["reward_model_seconds"] = reward_seconds
+    return {
+        "seed": story.seed,
+        "seconds": round(sum(s["seconds"] for s in story.steps), 2),
+        "peak_rss_gb": max(s["peak_rss_gb"] for s in story.steps),
+        "steps": story.steps,
+        "world": f["world"],
+        "weights": dict(world.WEIGHTS),
+        "votes": f["votes"],
+        "sft": {
+            **{k: rows["sft"][k] for k in ("gold_mean", "parsed", "dimensions")},
+            "loss": f["sft"]["eval"].get("loss"),
+        },
+        "reward_model": {k: v for k, v in f["reward"].items() if k not in ("curve", "eval")},
+        "methods": rows,
+        "curves": {
+            "best_of_n": f["best_of_n_curve"]["points"],
+            "ppo": training_points(story, "ppo", every=2),
+            "overoptimisation": f["overoptimise"],
+        },
+        "learning": {name: f[name]["curve"] for name in ("pretrain", "sft", "reward", "dpo", "ppo")},
+        "examples": f["compare"]["examples"],
+    }
+
+
+# --- helpers --------------------------------------------------------------------------------------
+
+
+def ask(question: str) -> str:
+    """A question as the prompt that the model reads."""
+    return question + "\n"
+
+
+def pick(story: Story, prompts: Sequence[world.Prompt], count: int, purpose: str) -> list[world.Prompt]:
+    """Prompts drawn without repetition."""
+    return story.rng(purpose).sample(list(prompts), min(count, len(prompts)))
+
+
+def draw(story: Story, policy: torch.nn.Module, prompts: Sequence[world.Prompt], n: int, purpose: str) -> list[Bundle]:
+    """n answers to each prompt."""
+    with Bar(f"  {purpose}", len(prompts) * n) as bar:
+        return sample(
+            policy,
+            story.text,
+            [ask(p.text) for p in prompts],
+            n,
+            max_new_tokens=MAX_NEW_TOKENS,
+            temperature=TEMPERATURE,
+            generator=generator(story.seed, purpose),
+            progress=bar.advance,
+        )
+
+
+def noiseless(bundle: Bundle) -> Pair | None:
+    """The pair as gold itself prefers it; None for a tie in gold."""
+    question = str(bundle.prompt).strip()
+    first, second = (c.text for c in bundle.completions)
+    a, b = world.utility(question, first).total, world.utility(question, second).total
+    if a == b:
+        return None
+    return Pair(str(bundle.prompt), *((first, second) if a > b else (second, first)))
+
+
+def agrees(prompt: Any, chosen: str, rejected: str) -> float:
+    """Whether gold agrees with a vote; 1/2 for a tie in gold."""
+    question = str(prompt).strip()
+    a, b = world.utility(question, chosen).total, world.utility(question, rejected).total
+    return 0.5 if a == b else float(a > b)
+
+
+def longer(chosen: str, rejected: str) -> float:
+    """Whether the chosen answer has more words; 1/2 for a tie."""
+    a, b = len(chosen.split()), len(rejected.split())
+    return 0.5 if a == b else float(a > b)
+
+
+def pair_bundle(text: Text, row: dict[str, Any]) -> Bundle:
+    return text.encode(Pair(row["prompt"], row["chosen"], row["rejected"]), max_length=256)
+
+
+def figures_of(result: Result) -> dict[str, Any]:
+    """What the report needs of a run."""
+    rows = read_lines(result.folder / "metrics.jsonl")
+    keep = {k: result.summary[k] for k in ("train_seconds", "examples", "examples_per_second", "eval", "rows")}
+    return {**keep, "curve": rows}
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def write_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with file.open("w", encoding="utf-8") as out:
+        for row in rows:
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    partial.rename(file)

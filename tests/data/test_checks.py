@@ -1,0 +1,241 @@
+"""What bad input gets: dropped, counted and numbered below the share, refused in one line above it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keel.data.checks import (
+    check_demonstrations,
+    check_pairs,
+    check_prompts,
+    reasons,
+    split_by_prompt,
+    summarise,
+)
+from keel.errors import InputError
+from keel.records import Demonstration, Origin, Pair, PromptRow, RowCounts
+
+USER = {"role": "user", "content": "Sun?"}
+
+
+def pair(row: int, prompt="p", chosen="a", rejected="b", margin=0.0) -> Pair:
+    return Pair(prompt, chosen, rejected, margin, Origin("pairs.jsonl", row))
+
+
+def counted(rows: list) -> RowCounts:
+    """The counts with which a reader hands over `rows`."""
+    return RowCounts(read=len(rows), used=len(rows))
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (pair(7, chosen="same", rejected="same"), "chosen equals rejected"),
+        (pair(7, chosen=" same\n", rejected="same"), "chosen equals rejected"),
+        (pair(7, chosen=""), "empty chosen"),
+        (pair(7, rejected=" \n\t"), "empty rejected"),
+        (pair(7, chosen=None), "chosen is not text"),
+        (pair(7, rejected=3), "rejected is not text"),
+        (pair(7, prompt=" "), "empty prompt"),
+        (pair(7, prompt=[]), "empty prompt"),
+        (pair(7, prompt=[{"role": "user", "content": " "}]), "empty prompt"),
+        (pair(7, prompt=[USER, {"role": "assistant", "content": "x"}]), "prompt ends with an assistant turn"),
+        (pair(7, prompt=None), "prompt is neither text nor messages"),
+        (pair(7, margin=math.nan), "margin is not finite"),
+        (pair(7, margin=math.inf), "margin is not finite"),
+        (pair(7, margin=-0.1), "margin is negative"),
+    ],
+)
+def test_bad_pairs(bad, reason):
+    good = [pair(1), pair(2, prompt=[USER]), pair(3, margin=2.0), pair(4, rejected="c ")]
+    rows = [*good, bad]
+    counts = counted(rows)
+    assert check_pairs(rows, counts, 0.2) == good
+    assert counts.dropped == {reason: (1, [7])}
+    assert (counts.read, counts.used) == (5, 4)
+    with pytest.raises(InputError):
+        check_pairs(rows, counted(rows), 0.19)
+
+
+def test_all_sides_of_a_contradiction_go():
+    rows = [
+        pair(1, "p", "a", "b"),
+        pair(2, "p", "b", "a"),  # says the opposite of 1
+        pair(3, "q", "b", "a"),  # another prompt
+        pair(4, "p", "a ", "b"),  # on the side of 1, but for white space
+        pair(5, "p", "a", "c"),  # another text
+        pair(6, [USER], "a", "b"),
+        pair(7, [USER], "b", "a"),  # says the opposite of 6
+        pair(8, "p", "c", "d"),
+        pair(9, "p", "c ", "d"),  # agrees with 8
+    ]
+    counts = counted(rows)
+    assert [p.origin.row for p in check_pairs(rows, counts, 1.0)] == [3, 5, 8, 9]
+    assert counts.dropped == {"contradictory pair": (5, [1, 2, 4, 6, 7])}
+
+
+def test_duplicates_stay_and_are_noted():
+    rows = [pair(1), pair(2), pair(3, chosen="x"), pair(4)]
+    counts = counted(rows)
+    assert check_pairs(rows, counts, 0.0) == rows
+    assert (counts.used, counts.dropped) == (4, {})
+    assert counts.notes == {"exact duplicate of an earlier row, kept": (2, [2, 4])}
+    shown = [Demonstration("p", "a", Origin("f", 1)), Demonstration("p", "b", Origin("f", 2))] * 2
+    counts = counted(shown)
+    check_demonstrations(shown, counts, 0.0)
+    assert counts.notes == {"exact duplicate of an earlier row, kept": (2, [1, 2])}
+
+
+def test_bad_demonstrations_and_plain_text():
+    rows = [
+        Demonstration("", "plain text", Origin("f", 1)),
+        Demonstration("p", " ", Origin("f", 2)),
+        Demonstration([USER], "a", Origin("f", 3)),
+        Demonstration([], "a", Origin("f", 4)),
+    ]
+    counts = counted(rows)
+    assert [r.origin.row for r in check_demonstrations(rows, counts, 0.5)] == [1, 3]
+    assert counts.dropped == {"empty completion": (1, [2]), "empty prompt": (1, [4])}
+
+
+def test_bad_prompts():
+    rows = [PromptRow(p, Origin("f", i)) for i, p in enumerate(["a", "", "\n", [USER]], 1)]
+    counts = counted(rows)
+    assert [r.origin.row for r in check_prompts(rows, counts, 0.5)] == [1, 4]
+    assert counts.dropped == {"empty prompt": (2, [2, 3])}
+
+
+def test_the_share_counts_what_the_reader_dropped_too():
+    rows = [pair(row, rejected=f"b{row}") for row in range(1, 95)]
+    counts = RowCounts(read=100, used=94)
+    for row in range(95, 101):
+        counts.drop("broken JSON", row)
+    with pytest.raises(InputError) as caught:
+        check_pairs(rows, counts, 0.05)
+    assert str(caught.value) == (
+        "pairs.jsonl: 6 of 100 rows are bad (6 'broken JSON': rows 95, 96, 97, 98, 99, …), above the limit "
+        "of 5 %; mend them or raise --max-bad-share"
+    )
+    counts = RowCounts(read=100, used=95)
+    for row in range(96, 101):
+        counts.drop("broken JSON", row)
+    assert len(check_pairs([*rows, pair(95)], counts, 0.05)) == 95  # exactly the limit is not above it
+
+
+def test_nothing_left_is_refused_at_any_share():
+    for rows, words in (([], "no rows"), ([pair(1, chosen="")], "none of 1 rows can be used")):
+        with pytest.raises(InputError, match=words):
+            check_pairs(rows, counted(rows), 1.0, "pairs.jsonl")
+
+
+def test_records_that_no_reader_counted_are_counted_here():
+    counts = RowCounts()
+    check_pairs([pair(1), pair(2, chosen="")], counts, 0.5)
+    assert (counts.read, counts.used, counts.dropped_total) == (2, 1, 1)
+
+
+def test_reasons_and_summary():
+    counts = RowCounts(read=30, used=15)
+    counts.drop("empty chosen", 4)
+    for row in range(11, 25):
+        counts.drop("broken JSON", row)
+    counts.note("cut", 2)
+    assert reasons(counts) == "14 'broken JSON': rows 11, 12, 13, 14, 15, …; 1 'empty chosen': row 4"
+    assert summarise(counts, "f.jsonl", "trl").splitlines() == [
+        "f.jsonl: format trl; 30 rows read, 15 used, 15 dropped",
+        "  dropped 14 'broken JSON': rows 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, …",
+        "  dropped 1 'empty chosen': row 4",
+        "  note: 1 'cut': row 2",
+    ]
+
+
+ANSWERS = st.sampled_from(["a", "b", " a", "", " ", None])
+ANY_PAIR = st.builds(
+    pair,
+    st.integers(1, 99),
+    st.sampled_from(["p", "q", "", [USER], []]),
+    ANSWERS,
+    ANSWERS,
+    st.sampled_from([0.0, 1.0, -1.0, math.nan]),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(ANY_PAIR, max_size=12))
+def test_every_pair_is_used_or_dropped_and_what_is_used_is_sound(rows):
+    counts = counted(rows)
+    try:
+        kept = check_pairs(rows, counts, 1.0)
+    except InputError:
+        assert counts.used == 0
+        kept = []
+    assert counts.read == len(rows) == len(kept) + counts.dropped_total
+    assert counts.used == len(kept)
+    votes = {(str(p.prompt), p.chosen.strip(), p.rejected.strip()) for p in kept}
+    assert all(p.prompt and p.margin >= 0 for p in kept)
+    assert all(a and b and a != b and (prompt, b, a) not in votes for prompt, a, b in votes)
+
+
+# --- splitting
+
+
+def rows_for(sizes: list[int]) -> list[Pair]:
+    """A file with `sizes[i]` pairs for prompt i."""
+    return [pair(10 * i + j + 1, f"prompt {i}", f"a{j}") for i, size in enumerate(sizes) for j in range(size)]
+
+
+def test_a_split_keeps_prompts_together_and_the_share_exact():
+    rows = rows_for([1] * 60 + [4] * 10)
+    train, held = split_by_prompt(rows, 0.2, 0)
+    assert len(held) == 20
+    assert not {p.prompt for p in train} & {p.prompt for p in held}
+    assert [p for p in rows if p in train] == train
+    assert Counter(p.origin.row for p in train + held) == Counter(p.origin.row for p in rows)
+
+
+def test_prompts_with_many_rows_have_their_chance_to_be_held_out():
+    rows = rows_for([1] * 60 + [4] * 10)  # two rows in five belong to a prompt of four
+    draws = [Counter(p.prompt for p in split_by_prompt(rows, 0.2, seed)[1]) for seed in range(100)]
+    share = sum(size for held in draws for size in held.values() if size == 4) / 2000
+    assert 0.3 < share < 0.5
+
+
+def test_a_split_depends_on_the_seed_and_not_on_the_order_of_the_file():
+    rows = rows_for([2] * 50)
+    held = {p.prompt for p in split_by_prompt(rows, 0.3, 1)[1]}
+    assert {p.prompt for p in split_by_prompt(rows[::-1], 0.3, 1)[1]} == held
+    assert {p.prompt for p in split_by_prompt(rows, 0.3, 2)[1]} != held
+    half = {p.prompt for p in split_by_prompt(rows, 0.5, 1)[1]}
+    assert held < half  # growing the held-out share moves nobody back
+
+
+def test_plain_text_is_split_by_its_text():
+    rows = [Demonstration("", f"story {i % 40}") for i in range(80)]
+    train, held = split_by_prompt(rows, 0.25, 0)
+    assert len(held) == 20
+    assert not {d.completion for d in train} & {d.completion for d in held}
+
+
+@pytest.mark.parametrize(("sizes", "holdout"), [([5], 0.5), ([9, 9], 0.01), ([], 0.5), ([1, 1], 1.0)])
+def test_an_empty_side_is_refused(sizes, holdout):
+    with pytest.raises(InputError, match="one side empty"):
+        split_by_prompt(rows_for(sizes), holdout, 0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=30), st.floats(0.01, 0.99), st.integers(0, 3))
+def test_the_share_is_off_by_half_a_prompt_at_most(sizes, holdout, seed):
+    rows = rows_for(sizes)
+    try:
+        train, held = split_by_prompt(rows, holdout, seed)
+    except InputError:
+        assert min(holdout, 1 - holdout) * len(rows) < max(sizes)
+        return
+    assert len(train) + len(held) == len(rows)
+    assert not {p.prompt for p in train} & {p.prompt for p in held}
+    assert abs(len(held) - holdout * len(rows)) <= max(sizes) / 2

@@ -1,0 +1,223 @@
+"""The one tokenisation path: no merge across the boundary, exactly one EOS, one BOS, templates that are prefixes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keel.data.text import Text, prompt_key
+from keel.errors import InputError
+from keel.models.checkpoints import load_text
+from keel.records import Demonstration, Origin, Pair, PromptRow
+
+KINDS = ("plain", "bare", "chat", "pad-eos", "no-pad")
+BOS, EOS = 0, 1
+CHAT = [{"role": "user", "content": "what can teddy do?"}]
+texts = st.text(alphabet="abcdefgh ijklmn.?,!\n", max_size=20)
+
+
+@pytest.fixture(scope="module")
+def text_of(make_model):
+    known = {}
+
+    def get(kind="plain"):
+        if kind not in known:
+            known[kind] = load_text(str(make_model("llama", tokenizer=kind)))
+        return known[kind]
+
+    return get
+
+
+# --- joining
+
+
+@settings(max_examples=100, deadline=None)
+@given(prompt=texts, answer=texts, kind=st.sampled_from(KINDS))
+def test_a_completion_has_exactly_one_eos_and_a_prompt_one_bos(text_of, prompt, answer, kind):
+    text = text_of(kind)
+    before, after = text.prompt_ids(prompt), text.completion_ids(prompt, answer)
+    assert after.count(EOS) == 1
+    assert after[-1] == EOS
+    assert before
+    assert before.count(BOS) == (0 if kind == "bare" and prompt else 1)
+    assert EOS not in before
+    assert text.decode(after) == answer
+
+
+@settings(max_examples=100, deadline=None)
+@given(prompt=texts, answer=texts, other=texts)
+def test_prompt_and_completion_do_not_know_each_other(text_of, prompt, answer, other):
+    """No merge across the boundary: the completion's ids do not depend on the prompt, nor the prompt's on it."""
+    text = text_of()
+    assert text.completion_ids(prompt, answer) == text.completion_ids(other, answer)
+    bundle = text.encode(Demonstration(prompt, answer), 1000)
+    assert bundle.prompt_ids == text.prompt_ids(prompt)
+    assert bundle.completions[0].ids == text.completion_ids(prompt, answer)
+
+
+def test_the_boundary_would_merge_otherwise(text_of):
+    """The property above is not empty: tokenised together, these two would share a token."""
+    text = text_of()
+    joined = text.tokenizer("what can ted" + "dy do").input_ids
+    assert text.prompt_ids("what can ted") + text.completion_ids("", "dy do")[:-1] != joined
+
+
+def test_an_eos_that_the_text_brings_is_not_doubled(text_of):
+    text = text_of()
+    plain = text.completion_ids("p", "nap")
+    assert text.completion_ids("p", "nap</s>") == plain
+    assert text.completion_ids("p", "nap</s></s>") == plain
+    assert text.completion_ids("p", "</s>") == [EOS]
+
+
+def test_a_bos_that_the_text_brings_is_not_doubled(text_of):
+    text = text_of()
+    assert text.prompt_ids("<s>what") == text.prompt_ids("what")
+    with pytest.raises(InputError, match="two BOS"):
+        text.prompt_ids("<s><s>what")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_prompt_starts_from_bos(text_of, kind):
+    assert text_of(kind).prompt_ids("") == [BOS]
+
+
+def test_without_a_bos_an_empty_prompt_starts_from_eos(text_of):
+    tokenizer = text_of("bare").tokenizer.__class__(
+        tokenizer_object=text_of("bare").tokenizer.backend_tokenizer, eos_token="</s>"
+    )
+    assert Text(tokenizer).prompt_ids("") == [EOS]
+    assert Text(tokenizer).completion_ids("", "nap")[-1] == EOS
+
+
+def test_a_tokenizer_without_eos_is_refused(text_of):
+    backend = text_of("bare").tokenizer.backend_tokenizer
+    tokenizer = text_of("bare").tokenizer.__class__(tokenizer_object=backend)
+    with pytest.raises(InputError, match="EOS"):
+        Text(tokenizer)
+    assert Text(tokenizer, [7, 9]).eos_id in (7, 9)
+
+
+# --- the length limit
+
+
+@pytest.mark.parametrize("kind", ["plain", "chat", "pad-eos"])
+def test_a_cut_completion_has_no_eos_and_says_so(text_of, kind):
+    text = text_of(kind)
+    row = Pair("what can", "teddy do in the rain near it", "nap", origin=Origin("f", 3))
+    whole = text.encode(row, 1000)
+    chosen, rejected = whole.completions
+    assert not chosen.truncated
+    assert not rejected.truncated
+    prompt = len(whole.prompt_ids)
+    exact = text.encode(row, prompt + len(chosen))
+    assert exact.completions[0].ids == chosen.ids
+    assert not exact.completions[0].truncated
+    for room in range(1, len(chosen)):
+        cut = text.encode(row, prompt + room).completions[0]
+        assert cut.ids == chosen.ids[:room]
+        assert cut.truncated
+        assert EOS not in cut.ids
+
+
+def test_a_prompt_that_fills_the_limit_is_refused_with_its_row(text_of):
+    text = text_of()
+    length = len(text.prompt_ids("what can teddy do?"))
+    row = PromptRow("what can teddy do?", Origin("prompts.jsonl", 17))
+    assert text.encode(row, length + 1).completions == []
+    with pytest.raises(InputError, match=r"prompts\.jsonl row 17"):
+        text.encode(row, length)
+
+
+def test_encode_keeps_sides_margin_and_origin(text_of):
+    bundle = text_of().encode(Pair("p", "nap", "hug", 1.5, Origin("f", 3)), 100)
+    assert [c.text for c in bundle.completions] == ["nap", "hug"]
+    assert (bundle.margin, bundle.origin, bundle.prompt) == (1.5, Origin("f", 3), "p")
+
+
+# --- chat templates
+
+
+def test_a_chat_is_rendered_as_the_template_writes_it(text_of):
+    text = text_of("chat")
+    before, after = text.prompt_ids(CHAT), text.completion_ids(CHAT, "nap")
+    whole = text.tokenizer.apply_chat_template([*CHAT, {"role": "assistant", "content": "nap"}], tokenize=False)
+    expected = text.tokenizer(whole.rstrip("\n"), add_special_tokens=False).input_ids
+    assert before + after == expected
+    assert after[-1] == EOS
+    assert after.count(EOS) == 1  # the template's own, and nothing behind it
+
+
+def test_a_template_without_eos_gets_one(text_of):
+    text = text_of("chat")
+    tokenizer = text.tokenizer.__class__.from_pretrained(text.tokenizer.name_or_path)
+    tokenizer.chat_template = text.tokenizer.chat_template.replace("</s>", "")
+    assert Text(tokenizer).completion_ids(CHAT, "nap")[-1] == EOS
+    assert Text(tokenizer).completion_ids(CHAT, "nap").count(EOS) == 1
+
+
+def test_a_template_that_is_no_prefix_of_itself_is_refused(text_of):
+    text = text_of("chat")
+    tokenizer = text.tokenizer.__class__.from_pretrained(text.tokenizer.name_or_path)
+    tokenizer.chat_template = "{{ messages | length }}" + text.tokenizer.chat_template
+    with pytest.raises(InputError, match="prefix"):
+        Text(tokenizer).completion_ids(CHAT, "nap")
+
+
+def test_messages_without_a_template_are_refused(text_of):
+    with pytest.raises(InputError, match="chat template"):
+        text_of("plain").prompt_ids(CHAT)
+
+
+def test_a_template_s_own_bos_is_the_only_one(text_of):
+    text = text_of("chat")
+    tokenizer = text.tokenizer.__class__.from_pretrained(text.tokenizer.name_or_path)
+    tokenizer.chat_template = "<s>" + text.tokenizer.chat_template
+    assert Text(tokenizer).prompt_ids(CHAT).count(BOS) == 1
+    tokenizer.chat_template = "<s><s>" + text.tokenizer.chat_template
+    with pytest.raises(InputError, match="two BOS"):
+        Text(tokenizer).prompt_ids(CHAT)
+
+
+def test_a_user_cannot_end_the_answer(text_of):
+    """An EOS written inside a chat answer ends it there: nothing is trained beyond it, and it counts once."""
+    text = text_of("chat")
+    ids = text.completion_ids(CHAT, "nap</s>and more")
+    assert ids.count(EOS) == 1
+    assert ids[-1] == EOS
+
+
+def test_an_eos_inside_a_plain_completion_does_not_make_two(text_of):
+    """Exactly one EOS, also where the text holds one in its middle."""
+    ids = text_of().completion_ids("p", "nap</s>and more")
+    assert ids.count(EOS) == 1
+    assert ids[-1] == EOS
+
+
+# --- decoding, identity
+
+
+@settings(max_examples=50, deadline=None)
+@given(answer=texts)
+def test_decode_gives_back_the_text(text_of, answer):
+    text = text_of()
+    ids = text.completion_ids("p", answer)
+    assert text.decode(ids) == answer
+    assert text.completion(ids, truncated=False).text == answer
+    assert text.decode(ids[:-1]) == answer  # a cut one has no EOS to leave out
+
+
+def test_fingerprints_tell_tokenizers_and_templates_apart(text_of, make_model):
+    assert text_of("plain").fingerprint() == load_text(str(make_model("gpt2", tokenizer="plain"))).fingerprint()
+    assert len({text_of(kind).fingerprint() for kind in ("plain", "bare", "chat")}) == 3
+    assert Text(text_of().tokenizer, [7]).fingerprint() != text_of().fingerprint()
+
+
+def test_prompt_keys_do_not_collide():
+    chats = [
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        [{"role": "user", "content": "ab"}],
+        [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}],
+    ]
+    assert len({prompt_key(c) for c in chats} | {prompt_key("a"), prompt_key("ab")}) == 5

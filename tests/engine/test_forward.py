@@ -1,0 +1,314 @@
+"""The packed forward against plain Hugging Face: one sequence at a time, full logits, no padding."""
+
+from __future__ import annotations
+
+import random
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keel.config import Machine
+from keel.engine import forward
+from keel.models import checkpoints
+from keel.records import Bundle, Completion
+
+CPU = Machine(device="cpu", precision="fp32")
+TAU = 0.7
+
+
+def bundles_of(seed: int = 0, prompts=(5, 1, 9, 3), answers=((4, 1), (7,), (1, 12, 3), (2, 2))) -> list[Bundle]:
+    """Unequal prompts with one to three completions of unequal length; ids include EOS (1), pad (3) and 0."""
+    draw = random.Random(seed)
+    return [
+        Bundle(
+            [draw.randrange(100) for _ in range(p)],
+            [Completion([*(draw.randrange(100) for _ in range(n - 1)), 1]) for n in lengths],
+        )
+        for p, lengths in zip(prompts, answers, strict=True)
+    ]
+
+
+def plain_distributions(model, bundle, completion, temperature):
+    """log p of every next token at the completion's positions [L, V], from the model's own logits."""
+    ids = torch.tensor([bundle.prompt_ids + completion.ids])
+    logits = model(input_ids=ids, use_cache=False).logits[0].float()
+    start = len(bundle.prompt_ids) - 1
+    return torch.log_softmax(logits[start : start + len(completion)] / temperature, -1)
+
+
+def plain_logps(model, bundles, temperature=1.0):
+    parts = []
+    for b in bundles:
+        for c in b.completions:
+            table = plain_distributions(model, b, c, temperature)
+            parts.append(table[torch.arange(len(c)), torch.tensor(c.ids)])
+    return torch.cat(parts)
+
+
+def plain_causal(folder):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def plain_classifier(folder):
+    from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(ours, theirs, tolerance=1e-5):
+    assert ours.keys() == theirs.keys()
+    assert sum(float(g.norm()) for g in theirs.values()) > 0
+    for name, expected in theirs.items():
+        gap = float((ours[name] - expected).norm() / expected.norm().clamp_min(1e-12))
+        assert gap <= tolerance, f"{name}: {gap}"
+
+
+# --- log-probabilities
+
+
+@pytest.mark.parametrize("tokenizer", ["plain", "pad-eos"])
+@pytest.mark.parametrize("temperature", [1.0, TAU])
+def test_log_probabilities_and_gradients_equal_hugging_face(make_model, architecture, tokenizer, temperature):
+    folder = make_model(architecture, tokenizer=tokenizer)
+    ours, theirs, bundles = checkpoints.load_policy(str(folder), CPU), plain_causal(folder), bundles_of()
+    got, expected = forward.token_logps(ours, bundles, temperature), plain_logps(theirs, bundles, temperature)
+    assert got.dtype == torch.float32
+    assert got.shape == (sum(len(c) for b in bundles for c in b.completions),)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+    weights = torch.randn(len(got), generator=torch.Generator().manual_seed(3))
+    assert_same_gradients(gradients(ours, got @ weights), gradients(theirs, expected @ weights))
+
+
+def test_entropy_and_top_token(make_model, architecture):
+    folder = make_model(architecture)
+    ours, theirs, bundles = checkpoints.load_policy(str(folder), CPU), plain_causal(folder), bundles_of(1)
+    got = forward.token_scores(ours, bundles, TAU)
+    tables = torch.cat([plain_distributions(theirs, b, c, TAU) for b in bundles for c in b.completions])
+    ids = torch.tensor([i for b in bundles for c in b.completions for i in c.ids])
+    torch.testing.assert_close(got.entropy, -(tables.exp() * tables).sum(-1), rtol=0, atol=1e-4)
+    assert torch.equal(got.top, (tables.argmax(-1) == ids).float())
+    assert got.logps.requires_grad
+    assert not got.entropy.requires_grad
+    assert not got.top.requires_grad
+
+
+def test_the_likeliest_token_counts_as_top(base):
+    """On random ids nothing is ever the top token; on the model's own greedy answer everything is."""
+    model, prompt = checkpoints.load_policy(str(base), CPU), [0, 10, 20]
+    ids: list[int] = []
+    for _ in range(5):
+        ids.append(int(model(input_ids=torch.tensor([prompt + ids])).logits[0, -1].argmax()))
+    scores = forward.token_scores(model, [Bundle(prompt, [Completion(ids)])])
+    assert scores.top.tolist() == [1.0] * 5
+
+
+def test_sequence_sums_per_completion(base):
+    model, bundles = checkpoints.load_policy(str(base), CPU), bundles_of()
+    flat = plain_logps(plain_causal(base), bundles, TAU)
+    sums, at = [], 0
+    for c in (c for b in bundles for c in b.completions):
+        sums.append(flat[at : at + len(c)].sum())
+        at += len(c)
+    torch.testing.assert_close(forward.sequence_logps(model, bundles, TAU), torch.stack(sums), rtol=0, atol=1e-4)
+
+
+# --- scalars
+
+
+def test_values_of_states_equal_hugging_face(make_reward, architecture):
+    folder = make_reward(architecture)
+    ours, theirs, bundles = checkpoints.load_reward(str(folder), CPU), plain_classifier(folder), bundles_of(2)
+    expected = []
+    for b in bundles:
+        for c in b.completions:
+            ids = torch.tensor([b.prompt_ids + c.ids])
+            states = theirs.score(theirs.base_model(input_ids=ids, use_cache=False).last_hidden_state)[0, :, 0]
+            expected.append(states[len(b.prompt_ids) - 1 : -1])
+    got, expected = forward.scalars_at_states(ours, bundles), torch.cat(expected)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+    weights = torch.randn(len(got), generator=torch.Generator().manual_seed(3))
+    assert_same_gradients(gradients(ours, got @ weights), gradients(theirs, expected @ weights))
+
+
+def test_scalar_after_the_last_token_equals_hugging_face(make_reward, architecture):
+    """The classifier's own `logits`, one unpadded sequence at a time."""
+    folder = make_reward(architecture)
+    ours, theirs, bundles = checkpoints.load_reward(str(folder), CPU), plain_classifier(folder), bundles_of(2)
+    expected = torch.cat(
+        [theirs(input_ids=torch.tensor([b.prompt_ids + c.ids])).logits[0] for b in bundles for c in b.completions]
+    )
+    got = forward.scalars_at_end(ours, bundles)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+    weights = torch.randn(len(got), generator=torch.Generator().manual_seed(3))
+    assert_same_gradients(gradients(ours, got @ weights), gradients(theirs, expected @ weights))
+
+
+def test_a_value_sees_only_what_came_before(make_reward, architecture):
+    """Changing y_t leaves V_0 … V_t as they were and moves V_{t+1} (PPO statement 2)."""
+    model = checkpoints.load_reward(str(make_reward(architecture)), CPU)
+    ids = [11, 12, 13, 14, 15, 1]
+    before = forward.scalars_at_states(model, [Bundle([0, 7, 8], [Completion(ids)])])
+    for t in range(len(ids)):
+        changed = [*ids[:t], 90, *ids[t + 1 :]]
+        after = forward.scalars_at_states(model, [Bundle([0, 7, 8], [Completion(changed)])])
+        torch.testing.assert_close(after[: t + 1], before[: t + 1], rtol=0, atol=1e-6)
+        if t + 1 < len(ids):
+            assert abs((after[t + 1] - before[t + 1]).item()) > 1e-4
+    end = forward.scalars_at_end(model, [Bundle([0, 7, 8], [Completion(ids)])])
+    assert abs((end - before[-1]).item()) > 1e-4
+
+
+# --- chunks, padding, accumulation
+
+
+def test_no_logits_beyond_one_chunk(base, monkeypatch):
+    """Neither the forward nor the backward pass ever holds [all tokens, V]."""
+    model, bundles = checkpoints.load_policy(str(base), CPU), bundles_of()
+    weights = torch.randn(sum(len(c) for b in bundles for c in b.completions))
+    whole = forward.token_scores(model, bundles, TAU)
+    whole_gradients = gradients(model, whole.logps @ weights)
+
+    rows = 3
+    seen: list[int] = []
+    real = forward.scaled_logits
+
+    def recording(m, hidden, temperature):
+        seen.append(len(hidden))
+        return real(m, hidden, temperature)
+
+    monkeypatch.setattr(forward, "scaled_logits", recording)
+    monkeypatch.setattr(forward, "HEAD_CHUNK", rows * model.config.vocab_size)
+    small = forward.token_scores(model, bundles, TAU)
+    small_gradients = gradients(model, small.logps @ weights)
+    total = sum(len(c) for b in bundles for c in b.completions)
+    assert max(seen) == rows
+    assert sum(seen) == 2 * total  # once forward, once recomputed; never over prompt tokens
+    torch.testing.assert_close(small.logps, whole.logps, rtol=0, atol=1e-6)
+    torch.testing.assert_close(small.entropy, whole.entropy, rtol=0, atol=1e-5)
+    assert torch.equal(small.top, whole.top)
+    assert_same_gradients(small_gradients, whole_gradients, 1e-6)
+
+
+def test_logits_are_not_kept_for_the_backward_pass(base, monkeypatch):
+    """What autograd saves of the head is the hidden rows, not the logits."""
+    model, bundles = checkpoints.load_policy(str(base), CPU), bundles_of()
+    saved: list[tuple[int, ...]] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t):
+        forward.token_logps(model, bundles)
+    total = sum(len(c) for b in bundles for c in b.completions)
+    assert (total, model.config.vocab_size) not in saved
+
+
+def test_a_chunk_of_one_row_at_least(base, monkeypatch):
+    model, bundles = checkpoints.load_policy(str(base), CPU), bundles_of()
+    expected = forward.token_logps(model, bundles)
+    monkeypatch.setattr(forward, "HEAD_CHUNK", 1)
+    torch.testing.assert_close(forward.token_logps(model, bundles), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokenizer", ["plain", "pad-eos"])
+def test_neighbours_do_not_matter(make_model, architecture, tokenizer):
+    """A bundle alone, and the same bundle beside longer ones, give the same numbers: padding never leaks."""
+    model = checkpoints.load_policy(str(make_model(architecture, tokenizer=tokenizer)), CPU)
+    bundles = [*bundles_of(4), Bundle([5] * 30, [Completion([6] * 30)])]
+    together = forward.token_logps(model, bundles)
+    alone = torch.cat([forward.token_logps(model, [b]) for b in bundles])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+def test_the_padding_id_does_not_matter(base, monkeypatch):
+    """Exactly, bit for bit: the same shapes, other ids where nothing is."""
+    model, bundles = checkpoints.load_policy(str(base), CPU), bundles_of(4)
+    expected = forward.token_logps(model, bundles)
+    real, fills = torch.zeros, []
+
+    def filled(*shape, **kwargs):
+        result = real(*shape, **kwargs)
+        if kwargs.get("dtype") == torch.long and len(shape) == 2:
+            fills.append(shape)
+            return result.fill_(77)
+        return result
+
+    monkeypatch.setattr(forward.torch, "zeros", filled)
+    got = forward.token_logps(model, bundles)
+    assert fills, "the forward no longer pads where this test looks"
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("micro_tokens", [1, 20, 40, 100_000])
+def test_accumulated_gradient_is_the_batch_gradient(make_model, micro_tokens):
+    """Divided once by the whole batch's count, any cut gives the gradient of one plain pass."""
+    folder, bundles = make_model("qwen3"), bundles_of()
+    total = sum(len(c) for b in bundles for c in b.completions)
+    theirs = plain_causal(folder)
+    expected = gradients(theirs, -plain_logps(theirs, bundles, TAU).sum() / total)
+    ours = checkpoints.load_policy(str(folder), CPU)
+    ours.zero_grad()
+    passes = 0
+    for micro in forward.micro_batches(bundles, micro_tokens):
+        (-forward.token_logps(ours, micro.bundles, TAU).sum() / total).backward()
+        passes += 1
+    assert passes == {1: 4, 100_000: 1}.get(micro_tokens, passes)
+    assert_same_gradients({n: p.grad for n, p in ours.named_parameters()}, expected)
+
+
+# --- how much at once
+
+
+sizes = st.lists(st.tuples(st.integers(1, 12), st.lists(st.integers(1, 9), min_size=1, max_size=4)), max_size=12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(sizes, st.integers(1, 200))
+def test_micro_batches_cover_every_bundle_once_within_the_budget(shapes, budget):
+    bundles = [Bundle([0] * p, [Completion([1] * n) for n in answers]) for p, answers in shapes]
+    micros = list(forward.micro_batches(bundles, budget))
+    assert sorted(i for m in micros for i in m.indices) == list(range(len(bundles)))
+    for micro in micros:
+        assert micro.bundles
+        assert all(bundles[i] is b for i, b in zip(micro.indices, micro.bundles, strict=True))
+        rows = sum(len(b.completions) for b in micro.bundles)
+        width = max(len(b.prompt_ids) + max(map(len, b.completions)) for b in micro.bundles)
+        assert len(micro.bundles) == 1 or rows * width <= budget
+
+
+def test_micro_batches_use_the_budget():
+    bundles = [Bundle([0] * 4, [Completion([1] * 6)]) for _ in range(10)]
+    assert [len(m.bundles) for m in forward.micro_batches(bundles, 40)] == [4, 4, 2]
+
+
+@pytest.mark.parametrize("micro_tokens", [1, 25, 10_000])
+def test_in_batches_keeps_the_order(base, reward_folder, micro_tokens):
+    policy, reward = checkpoints.load_policy(str(base), CPU), checkpoints.load_reward(str(reward_folder), CPU)
+    bundles = bundles_of(5)
+    per_token = forward.in_batches(partial(forward.token_logps, policy), bundles, micro_tokens)
+    per_completion = forward.in_batches(partial(forward.scalars_at_end, reward), bundles, micro_tokens)
+    assert len(per_token) == len(per_completion) == len(bundles)
+    theirs, scores = plain_causal(base), plain_classifier(reward_folder)
+    for b, logps, ends in zip(bundles, per_token, per_completion, strict=True):
+        assert not logps.requires_grad
+        torch.testing.assert_close(logps, plain_logps(theirs, [b]).detach(), rtol=0, atol=1e-4)
+        expected = [float(scores(input_ids=torch.tensor([b.prompt_ids + c.ids])).logits) for c in b.completions]
+        assert ends.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_in_batches_of_single_tokens(base):
+    """One token per completion: per token and per completion are the same cut."""
+    policy = checkpoints.load_policy(str(base), CPU)
+    bundles = bundles_of(6, prompts=(3, 8, 2), answers=((1, 1), (1,), (1, 1, 1)))
+    got = forward.in_batches(partial(forward.token_logps, policy), bundles, 10)
+    assert [len(t) for t in got] == [2, 1, 3]
+    torch.testing.assert_close(torch.cat(got), plain_logps(plain_causal(base), bundles).detach(), rtol=0, atol=1e-4)

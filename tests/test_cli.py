@@ -1,0 +1,523 @@
+"""The commands as a user meets them: help, options from file and flags, and what bad input gets."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from keel import __version__, cli
+
+EVERY = ("demo", "sft", "reward", "dpo", "ppo", "best-of-n", "generate")
+TRAINING = ("sft", "reward", "dpo", "ppo")
+SMALL = ["--device", "cpu", "--precision", "fp32"]
+
+
+@pytest.fixture
+def command(base, reward_folder, pairs_file, demonstrations_file, prompts_file, tmp_path):
+    """`command("dpo", data=…)`: arguments of a small run; None leaves an option out."""
+
+    def build(name, **changes):
+        options = {"model": base, "out": tmp_path / "run", "max-new-tokens": 8}
+        if name in TRAINING:
+            options |= {"batch-size": 4, "steps": 2, "learning-rate": 1e-3}
+        if name in ("sft", "reward", "dpo"):
+            options["data"] = demonstrations_file if name == "sft" else pairs_file
+            del options["max-new-tokens"]
+        else:
+            options["prompts"] = prompts_file
+        if name == "ppo":
+            options |= {"rollout-size": 4, "batch-size": 2, "epochs": 1}
+        if name in ("ppo", "best-of-n"):
+            options["reward"] = reward_folder
+        if name == "best-of-n":
+            options["n"] = 2
+        options |= {key.replace("_", "-"): value for key, value in changes.items()}
+        flags = [part for key, value in options.items() if value is not None for part in (f"--{key}", str(value))]
+        return [name, *flags, *SMALL]
+
+    return build
+
+
+def refused(arguments, capfd, *needles):
+    """Exit code 2, one line that begins with the command and holds every needle, no run folder; returns the line."""
+    capfd.readouterr()
+    code = cli.main([str(a) for a in arguments])
+    out, err = capfd.readouterr()
+    assert code == 2, err
+    assert "Traceback" not in err
+    assert out == ""
+    lines = [line for line in err.splitlines() if line.startswith(f"keel {arguments[0]}: ")]
+    assert len(lines) == 1, err
+    assert err.rstrip().endswith(lines[0]), "nothing follows it"
+    for needle in needles:
+        assert str(needle) in lines[0], f"{needle!r} is not in: {lines[0]}"
+    if "--out" in arguments:
+        folder = Path(arguments[arguments.index("--out") + 1])
+        assert not folder.exists()
+        assert not folder.with_name(folder.name + ".partial").exists()
+    return lines[0]
+
+
+# --- help
+
+
+def test_help_names_every_command(capsys):
+    for arguments in ([], ["--help"], ["-h"]):
+        assert cli.main(arguments) == 0
+        text = capsys.readouterr().out
+        assert all(f"keel {name} " in text for name in EVERY)
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"keel {__version__}"
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_help_of_a_command_shows_every_option(name, capsys, monkeypatch):
+    import importlib
+
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as left:
+        cli.main([name, "--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    kind = getattr(importlib.import_module("keel.config"), cli.COMMANDS[name][0])
+    flat = " ".join(text.replace("│", " ").split())
+    for option, field in kind.model_fields.items():
+        assert "--" + option.replace("_", "-") in text
+        documented = field.description or next(
+            (
+                b.model_fields[option].description
+                for b in kind.__mro__[1:-2]
+                if option in getattr(b, "model_fields", {})
+            ),
+            "",
+        )
+        assert documented, f"{option} has no help"
+        assert " ".join(documented.split())[:25].replace("`", "") in flat.replace("`", ""), option
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in EVERY)])
+def test_help_is_quick_because_it_imports_little(arguments):
+    """No torch, no transformers, no plotting; the overview not even the option parser."""
+    script = (
+        "import sys, io, contextlib\n"
+        "from keel import cli\n"
+        "with contextlib.redirect_stdout(io.StringIO()):\n"
+        "    try:\n"
+        "        code = cli.main(sys.argv[1:])\n"
+        "    except SystemExit as left:\n"
+        "        code = left.code\n"
+        "assert not code, code\n"
+        "print(' '.join(sorted(name.partition('.')[0] for name in sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    heavy = {"torch", "transformers", "numpy", "scipy", "matplotlib", "jinja2", "datasets", "pyarrow", "tokenizers"}
+    assert not loaded & heavy
+    if len(arguments) == 1:
+        assert not loaded & {"tyro", "pydantic", "yaml", "rich"}
+
+
+# --- a run from the command line
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "demo"])
+def test_a_command_runs_and_says_where_its_result_lies(command, capsys, name, tmp_path):
+    assert cli.main(command(name)) == 0
+    captured = capsys.readouterr()
+    assert captured.out.strip() == str(tmp_path / "run")
+    if name in TRAINING:
+        summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+        assert summary["command"] == name
+        assert (tmp_path / "run" / "final" / "config.json").exists()
+
+
+def test_in_a_process_of_its_own(command, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "keel.cli", *command("dpo", steps=1)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["reward"])
+def test_bad_data_is_one_line_in_a_process_of_its_own(command, tmp_path, write_rows, name):
+    """Nothing of the libraries' own reports stands around it."""
+    file = write_rows(tmp_path / "wrong.jsonl", [{"question": "q", "answer": "a"}])
+    done = subprocess.run(
+        [sys.executable, "-m", "keel.cli", *command(name, **{"prompts" if name == "ppo" else "data": file})],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert str(file) in done.stderr
+
+
+# --- options
+
+
+def saved(folder):
+    import yaml
+
+    return yaml.safe_load((folder / "config.yaml").read_text())
+
+
+def test_flags_win_over_the_file(command, tmp_path, base, pairs_file):
+    file = tmp_path / "settings.yaml"
+    file.write_text(
+        f"model: {base}\ndata: {pairs_file}\nbeta: 0.3\nloss: ipo\nsteps: 1\nlearning_rate: 1.0e-4\nholdout: 0.25\n"
+        "resume: false\nlimit: null\n"
+    )
+    flags = ["dpo", "--config", str(file), "--beta", "0.7", "--out", str(tmp_path / "run"), *SMALL]
+    assert cli.main(flags) == 0
+    settings = saved(tmp_path / "run")
+    assert (settings["beta"], settings["loss"], settings["steps"], settings["holdout"]) == (0.7, "ipo", 1, 0.25)
+    assert (settings["resume"], settings["limit"]) == (False, None)
+
+
+@pytest.mark.parametrize("order", ["before", "after", "joined"])
+def test_where_the_file_stands_does_not_matter(command, tmp_path, order):
+    file = tmp_path / "settings.yaml"
+    file.write_text("beta: 0.3\n")
+    name, *flags = command("dpo", beta=0.7)
+    config = {"joined": [f"--config={file}"]}.get(order, ["--config", str(file)])
+    assert cli.main([name, *config, *flags] if order != "after" else [name, *flags, *config]) == 0
+    assert saved(tmp_path / "run")["beta"] == 0.7
+
+
+def test_a_run_s_own_config_starts_it_again(command, tmp_path):
+    assert cli.main(command("dpo", beta=0.25)) == 0
+    assert cli.main(["dpo", "--config", str(tmp_path / "run" / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
+    first, second = saved(tmp_path / "run"), saved(tmp_path / "again")
+    assert first | {"out": None} == second | {"out": None}
+    weights = [(tmp_path / n / "final" / "model.safetensors").read_bytes() for n in ("run", "again")]
+    assert weights[0] == weights[1]
+
+
+BAD_OPTIONS = [
+    ({"beta": 0}, "beta"),
+    ({"beta": -1}, "beta"),
+    ({"beta": "much"}, "beta"),
+    ({"loss": "nonsense"}, "loss"),
+    ({"surprise": 1}, "surprise"),
+    ({"data": None}, "data"),
+    ({"model": None}, "model"),
+    ({"batch_size": 0}, "batch"),
+    ({"label_smoothing": 0.1, "loss": "hinge"}, "label_smoothing"),
+    ({"learning_rate": "nan"}, "learning"),
+    ({"learning_rate": "inf"}, "learning"),
+    ({"beta": "inf"}, "beta"),
+]
+
+
+@pytest.mark.parametrize(("changes", "name"), BAD_OPTIONS)
+def test_impossible_options(command, capfd, changes, name):
+    refused(command("dpo", **changes), capfd, name)
+
+
+def test_ppo_s_beta_may_be_0_but_not_below(command, capfd):
+    refused(command("ppo", beta=-0.1), capfd, "beta")
+    assert cli.main(command("ppo", beta=0, steps=1)) == 0
+
+
+def test_unknown_command(capfd):
+    refused(["dance"], capfd, "no such command", "sft")
+
+
+@pytest.mark.parametrize(
+    ("content", "needle"),
+    [
+        (None, "settings.yaml"),
+        ("beta: [", "YAML"),
+        ("- beta", "settings.yaml"),
+        ("betta: 1\n", "betta"),
+        ("beta: -2\n", "beta"),
+        ("beta: [1, 2]\n", "beta"),
+    ],
+)
+def test_bad_config_files(command, capfd, tmp_path, content, needle):
+    file = tmp_path / "settings.yaml"
+    if content is not None:
+        file.write_text(content)
+    refused([*command("dpo"), "--config", str(file)], capfd, needle)
+    refused([*command("dpo"), "--config"], capfd, "--config")
+
+
+# --- bad input: the list
+
+
+@pytest.fixture
+def spoil(pair_table, tmp_path, write_rows):
+    """`spoil("dpo", change)`: a data file for the command, its rows changed by `change(rows)`; row numbers from 1."""
+
+    def make(name, change):
+        rows = [dict(r) for r in pair_table]
+        if name == "sft":
+            rows = [{"prompt": r["prompt"], "completion": r["chosen"]} for r in rows]
+        elif name in ("ppo", "generate", "best-of-n"):
+            rows = [{"prompt": r["prompt"]} for r in rows]
+        return write_rows(tmp_path / f"spoiled-{name}.jsonl", change(rows))
+
+    return make
+
+
+def with_data(command, name, file):
+    return command(name, **{"data" if name in ("sft", "reward", "dpo") else "prompts": file})
+
+
+def each(name, **change):
+    """Every third row changed."""
+    del name
+    return lambda rows: [r | change if i % 3 == 2 else r for i, r in enumerate(rows)]
+
+
+@pytest.mark.parametrize("name", ["sft", "reward", "dpo", "ppo", "generate", "best-of-n"])
+def test_missing_column(command, capfd, spoil, name):
+    column = {"sft": "completion", "reward": "rejected", "dpo": "chosen"}.get(name, "prompt")
+    file = spoil(name, lambda rows: [{k: v for k, v in r.items() if k != column} | {"note": "x"} for r in rows])
+    refused(with_data(command, name, file), capfd, file, column)
+
+
+@pytest.mark.parametrize("name", ["reward", "dpo"])
+def test_chosen_equal_to_rejected(command, capfd, spoil, name):
+    file = spoil(name, lambda rows: [r | {"chosen": r["rejected"]} if i in (3, 9) else r for i, r in enumerate(rows)])
+    refused(with_data(command, name, file), capfd, file, "chosen equals rejected", "4, 10", "--max-bad-share")
+
+
+@pytest.mark.parametrize(("name", "column"), [("sft", "completion"), ("reward", "rejected"), ("dpo", "chosen")])
+@pytest.mark.parametrize("value", ["", " \n", None, 7])
+def test_empty_or_missing_completion(command, capfd, spoil, name, column, value):
+    file = spoil(name, lambda rows: [r | {column: value} if i in (1, 5) else r for i, r in enumerate(rows)])
+    refused(with_data(command, name, file), capfd, file, column, "2, 6", "--max-bad-share")
+
+
+@pytest.mark.parametrize("name", ["sft", "reward", "dpo", "ppo", "generate", "best-of-n"])
+def test_prompt_longer_than_the_model(command, capfd, spoil, name):
+    file = spoil(name, lambda rows: [r | {"prompt": "ok" * 200} if i in (1, 5) else r for i, r in enumerate(rows)])
+    refused(with_data(command, name, file), capfd, file, "2")
+
+
+@pytest.mark.parametrize("name", ["reward", "dpo"])
+def test_contradictory_pairs(command, capfd, spoil, name):
+    def change(rows):
+        return [*rows, rows[2] | {"chosen": rows[2]["rejected"], "rejected": rows[2]["chosen"]}]
+
+    refused(with_data(command, name, spoil(name, change)), capfd, "contradictory", "3, 17", "--max-bad-share")
+
+
+@pytest.mark.parametrize("name", ["sft", "reward", "dpo", "ppo", "generate", "best-of-n"])
+def test_broken_json(command, capfd, spoil, name):
+    file = spoil(name, lambda rows: [*rows[:4], '{"prompt": "what can', *rows[5:]])
+    refused(with_data(command, name, file), capfd, file, "broken JSON", "row 5")
+
+
+@pytest.mark.parametrize("name", ["sft", "reward", "dpo", "ppo", "generate", "best-of-n"])
+def test_wrong_encoding(command, capfd, spoil, name):
+    file = spoil(name, lambda rows: rows)
+    lines = file.read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2].replace(b"what", b"what \xe9")
+    file.write_bytes(b"".join(lines))
+    refused(with_data(command, name, file), capfd, file, "line 3", "UTF-8", "iconv")
+
+
+@pytest.mark.parametrize("name", ["sft", "reward", "dpo", "ppo", "generate", "best-of-n"])
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_empty_file(command, capfd, tmp_path, name, content):
+    file = tmp_path / "empty.jsonl"
+    file.write_text(content)
+    refused(with_data(command, name, file), capfd, file, "no rows")
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "ppo", "generate"])
+def test_missing_file(command, capfd, tmp_path, name):
+    refused(with_data(command, name, tmp_path / "absent.jsonl"), capfd, tmp_path / "absent.jsonl", "no such file")
+
+
+@pytest.mark.parametrize("name", ["sft", "reward", "dpo", "ppo", "generate", "best-of-n"])
+def test_model_folder_without_weights(command, capfd, tmp_path, base, name):
+    import shutil
+
+    folder = shutil.copytree(base, tmp_path / "hollow", ignore=shutil.ignore_patterns("*.safetensors"))
+    refused(command(name, model=folder), capfd, folder, "no weights")
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "generate"])
+def test_model_folders_that_are_none(command, capfd, tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model.bin").write_text("")
+    for folder in (tmp_path / "absent", tmp_path / "empty", tmp_path / "model.bin"):
+        refused(command(name, model=folder), capfd, folder)
+
+
+def test_broken_model_files(command, capfd, tmp_path, base):
+    import shutil
+
+    for number, (file, content) in enumerate(
+        [("config.json", "{"), ("model.safetensors", "x"), ("tokenizer.json", "{")]
+    ):
+        folder = shutil.copytree(base, tmp_path / f"broken{number}")
+        (folder / file).write_text(content)
+        refused(command("sft", model=folder), capfd, folder)
+
+
+@pytest.mark.parametrize("name", ["ppo", "best-of-n"])
+def test_reward_folder_that_is_a_plain_language_model(command, capfd, base, name):
+    refused(command(name, reward=base), capfd, base, "plain language model", "keel reward")
+
+
+@pytest.mark.parametrize("name", ["ppo", "best-of-n"])
+def test_reward_folder_whose_head_is_missing(command, capfd, reward_folder, tmp_path, name):
+    """The config says classifier, the weights do not hold its head: it would be random."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(reward_folder, tmp_path / "headless")
+    tensors = {k: v for k, v in load_file(folder / "model.safetensors").items() if not k.startswith("score")}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    refused(command(name, reward=folder), capfd, folder, "random")
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "generate"])
+def test_a_reward_model_is_not_a_policy(command, capfd, reward_folder, name):
+    """Its language-model head would be random."""
+    refused(command(name, model=reward_folder), capfd, reward_folder)
+
+
+@pytest.mark.parametrize("missing", ["lm_head", "layers.1"])
+def test_a_policy_with_missing_weights_is_refused(command, capfd, base, tmp_path, missing):
+    """A checkpoint that lacks tensors would be completed at random."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(base, tmp_path / "partial")
+    tensors = {k: v for k, v in load_file(folder / "model.safetensors").items() if missing not in k}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    refused(command("sft", model=folder), capfd, folder)
+
+
+@pytest.mark.parametrize("name", ["sft", "reward", "dpo", "ppo", "generate", "best-of-n"])
+def test_existing_output(command, capfd, tmp_path, name):
+    out = tmp_path / "run"
+    if name in TRAINING:
+        out.mkdir()
+        (out / "notes.txt").write_text("mine")
+    else:
+        out.write_text("mine")
+    capfd.readouterr()
+    assert cli.main(command(name)) == 2
+    err = capfd.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert str(out) in err
+    assert "--out" in err
+    assert (out / "notes.txt").read_text() == "mine" if name in TRAINING else out.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["sft", "generate"])
+def test_output_below_a_file(command, capfd, tmp_path, name):
+    (tmp_path / "file").write_text("")
+    capfd.readouterr()
+    assert cli.main(command(name, out=tmp_path / "file" / "run")) == 2
+    err = capfd.readouterr().err
+    assert "Traceback" not in err
+    assert str(tmp_path / "file") in err
+
+
+def test_messages_without_a_template(command, capfd, spoil):
+    file = spoil(
+        "sft",
+        lambda rows: [
+            {"messages": [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["completion"]}]}
+            for r in rows
+        ],
+    )
+    refused(with_data(command, "sft", file), capfd, file, "template")
+
+
+def test_mixed_text_and_messages(command, capfd, spoil):
+    message = [{"role": "assistant", "content": "nap"}]
+    file = spoil("dpo", lambda rows: [r | {"chosen": message} if i < 4 else r for i, r in enumerate(rows)])
+    refused(with_data(command, "dpo", file), capfd, file, "1, 2, 3, 4")
+
+
+def test_wrong_format_name(command, capfd):
+    refused(command("dpo", format="nonsense"), capfd, "nonsense", "trl")
+
+
+def test_holdout_of_one_prompt(command, capfd, spoil):
+    file = spoil("dpo", lambda rows: [r | {"prompt": "ok"} for r in rows])
+    refused(command("dpo", data=file, holdout=0.5), capfd, file, "holdout")
+
+
+# --- below the share the run goes on
+
+
+def test_fewer_bad_rows_than_the_share(command, capfd, spoil, tmp_path):
+    """Each kind once: counted, numbered, reported; the books add up; nothing bad is trained on."""
+
+    def change(rows):
+        spoiled = list(rows)
+        spoiled[0] = rows[0] | {"chosen": rows[0]["rejected"]}
+        spoiled[1] = rows[1] | {"rejected": ""}
+        spoiled[2] = '{"prompt": '
+        spoiled[3] = rows[3] | {"chosen": None}
+        spoiled[4] = rows[4] | {"prompt": "ok" * 200}
+        spoiled[5] = "[1, 2]"
+        spoiled.append(rows[7] | {"chosen": rows[7]["rejected"], "rejected": rows[7]["chosen"]})
+        return spoiled
+
+    file = spoil("dpo", change)
+    capfd.readouterr()
+    assert cli.main(command("dpo", data=file, max_bad_share=0.6, steps=None, epochs=1)) == 0
+    err = capfd.readouterr().err
+    rows = json.loads((tmp_path / "run" / "summary.json").read_text())["rows"]
+    by_row = {n: reason for reason, (count, numbers) in rows["dropped"].items() for n in numbers}
+    assert sorted(by_row) == [1, 2, 3, 4, 5, 6, 8, 17]
+    assert by_row[8] == by_row[17]
+    assert (rows["read"], rows["used"]) == (17, 9)
+    assert rows["read"] == rows["used"] + sum(count for count, _ in rows["dropped"].values())
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["examples"] == 9
+    for reason in rows["dropped"]:
+        assert reason in err, "every count is printed at the start"
+
+
+@pytest.mark.parametrize("name", ["sft", "reward", "ppo"])
+def test_one_broken_line_in_thirty_is_no_reason_to_stop(command, spoil, tmp_path, name):
+    file = spoil(name, lambda rows: [*rows, *rows, "{"])
+    assert cli.main(with_data(command, name, file)) == 0
+    rows = json.loads((tmp_path / "run" / "summary.json").read_text())["rows"]
+    assert rows["dropped"] == {"broken JSON": [1, [33]]}
+    assert (rows["read"], rows["used"]) == (33, 32)
+
+
+def test_books_add_up_with_held_out_rows(command, spoil, tmp_path):
+    file = spoil("dpo", lambda rows: [*rows, "{"])
+    assert cli.main(command("dpo", data=file, holdout=0.25, max_bad_share=0.1, steps=None)) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["rows"]["read"] == 17
+    assert summary["rows"]["used"] == 16
+    assert summary["examples"] + summary["eval"]["loss"]["n"] == 16
+
+
+def test_limit_reads_the_first_rows_only(command, spoil, tmp_path):
+    file = spoil("dpo", lambda rows: [*rows[:8], "{", "{"])
+    assert cli.main(command("dpo", data=file, limit=8)) == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["rows"]["read"] == 8
+
+
+def test_nothing_is_left_in_gradient_mode_or_seeds(command):
+    """A command does not change how its caller computes."""
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    assert cli.main(command("ppo", steps=1)) == 0
+    assert torch.is_grad_enabled()
+    assert torch.equal(torch.rand(3), expected)

@@ -1,0 +1,217 @@
+"""The house: imports go down only, neighbours that must not know each other do not, and the top imports little."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import keel
+
+SOURCE = Path(keel.__file__).parent
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+FLOORS = {
+    "keel.world": 0,
+    "keel.errors": 1,
+    "keel.records": 1,
+    "keel.objectives": 1,
+    "keel.stats": 1,
+    "keel.config": 1,
+    "keel.data": 2.0,
+    "keel.models": 2.1,
+    "keel.engine": 2.2,
+    "keel.methods": 3,
+    "keel.raters": 3,
+    "keel.evaluation": 4,
+    "keel.demo": 5,
+    "keel.collect": 5,
+    "keel.compare": 5,
+    "keel.cli": 6,
+    "keel.web": 6,
+    "keel.serve": 6,
+}
+"""Within the engine's floor: engine imports models imports data."""
+
+NOT_NEIGHBOURS = ("keel.methods", "keel.raters")
+
+
+def name_of(file: Path) -> str:
+    parts = ("keel", *file.relative_to(SOURCE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def floor_of(module: str) -> float | None:
+    """None for the package itself, which everyone may ask for its version."""
+    if module in ("keel", "keel.__version__"):
+        return None
+    found = [floor for prefix, floor in FLOORS.items() if module == prefix or module.startswith(prefix + ".")]
+    assert found, f"{module} stands on no floor: add it to FLOORS"
+    return found[0]
+
+
+def imports_of(file: Path) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import in the file, at any depth; `from keel import stats` is keel.stats.
+
+    A module named as a string, as in `importlib.import_module("keel.demo")`, counts too.
+    """
+    known = {name_of(f) for f in MODULES}
+    package = name_of(file) if file.name == "__init__.py" else name_of(file).rpartition(".")[0]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                up = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*up, *([node.module] if node.module else [])])
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                yield node.lineno, inner if inner in known else base
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "import_module":
+            yield from ((node.lineno, str(a.value)) for a in node.args[:1] if isinstance(a, ast.Constant))
+
+
+def own_imports(file: Path) -> list[tuple[int, str]]:
+    return [(line, name) for line, name in imports_of(file) if name == "keel" or name.startswith("keel.")]
+
+
+@pytest.mark.parametrize("file", MODULES, ids=name_of)
+def test_imports_go_down_only(file):
+    """A module imports its own floor and those below it; TYPE_CHECKING and function bodies are no way round."""
+    here = floor_of(name_of(file))
+    for line, name in own_imports(file):
+        there = floor_of(name)
+        if there is not None:
+            assert here is not None, f"{file}:{line}: the package itself imports {name}"
+            assert there <= here, f"{file}:{line}: {name_of(file)} (floor {here}) imports {name} (floor {there})"
+
+
+@pytest.mark.parametrize("file", MODULES, ids=name_of)
+def test_methods_and_raters_do_not_know_each_other(file):
+    here = name_of(file)
+    for floor in NOT_NEIGHBOURS:
+        if here.startswith(floor + "."):
+            for line, name in own_imports(file):
+                assert name == here or not name.startswith(NOT_NEIGHBOURS), f"{file}:{line}: {here} imports {name}"
+
+
+@pytest.mark.parametrize("file", [f for f in MODULES if "world" in f.relative_to(SOURCE).parts], ids=name_of)
+def test_the_world_imports_nothing_of_keel_but_itself(file):
+    """Plain Python: it trains nothing and needs no installed package."""
+    for line, name in imports_of(file):
+        assert name.partition(".")[0] in sys.stdlib_module_names or name.startswith("keel.world"), (
+            f"{file}:{line}: {name}"
+        )
+
+
+def test_the_oldest_floor_is_the_lowest():
+    """The test above sees what it should see."""
+    assert len(MODULES) > 20
+    assert "keel.engine.run" in {name for _, name in own_imports(SOURCE / "methods" / "ppo.py")}
+    assert "keel.stats" in {name for _, name in own_imports(SOURCE / "methods" / "ppo.py")}
+
+
+def test_errors_and_records_need_no_model_library():
+    """The ground knows torch at most."""
+    for name in ("errors", "records", "objectives", "stats", "config"):
+        found = {module.partition(".")[0] for _, module in imports_of(SOURCE / f"{name}.py")}
+        assert not found & {"transformers", "tokenizers", "datasets"}, name
+
+
+def modules_after(statement: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", f"{statement}\nimport sys\nprint(' '.join(sys.modules))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+OPTIONAL = {
+    "datasets", "pyarrow", "pandas", "sklearn", "vllm", "ray", "liger_kernel", "lm_eval", "psycopg", "wandb",
+    "tensorboard", "mlflow", "trackio", "peft", "accelerate", "deepspeed", "flash_attn", "fastapi", "sqlalchemy",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("module", ["keel", "keel.cli", "keel.config", "keel.errors", "keel.world"])
+def test_light_modules_import_no_torch(module):
+    heavy = {"torch", "transformers", "tokenizers", "matplotlib", "scipy", "numpy", *OPTIONAL}
+    assert not modules_after(f"import {module}") & heavy
+
+
+def importable_methods() -> list[str]:
+    return [name_of(f) for f in MODULES if name_of(f).startswith("keel.methods.")]
+
+
+def test_methods_import_nothing_optional():
+    """Nothing of their own accord; what transformers itself imports where it is installed is its affair."""
+    base = modules_after("import torch, transformers, transformers.cache_utils")
+    own = modules_after("; ".join(f"import {name}" for name in importable_methods()))
+    assert not (own - base) & OPTIONAL
+
+
+# --- what is public is documented and annotated
+
+
+def public_functions() -> Iterator[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef, bool]]:
+    """(file, function, whether its docstring is asked for) of functions and methods at module and class level."""
+    for file in MODULES:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield file, node, not node.name.startswith("_")
+            elif isinstance(node, ast.ClassDef):
+                for inner in node.body:
+                    if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef):
+                        yield file, inner, False
+
+
+def test_public_functions_have_docstrings():
+    silent = [f"{f.relative_to(SOURCE)}:{n.lineno} {n.name}" for f, n, asked in public_functions()
+              if asked and not ast.get_docstring(n)]  # fmt: skip
+    assert silent == []
+
+
+def test_public_classes_and_modules_have_docstrings():
+    silent = []
+    for file in MODULES:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        if tree.body and not ast.get_docstring(tree):
+            silent.append(str(file.relative_to(SOURCE)))
+        silent += [
+            f"{file.relative_to(SOURCE)}:{node.lineno} {node.name}"
+            for node in tree.body
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and not ast.get_docstring(node)
+        ]
+    assert silent == []
+
+
+def test_every_function_is_annotated():
+    bare = []
+    for file, node, _ in public_functions():
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        arguments += [a for a in (node.args.vararg, node.args.kwarg) if a is not None]
+        missing = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
+        if missing or node.returns is None:
+            bare.append(f"{file.relative_to(SOURCE)}:{node.lineno} {node.name} {missing}")
+    assert bare == []
+
+
+def test_what_is_exported_exists():
+    import importlib
+
+    for file in MODULES:
+        if name_of(file) in ("keel.demo",):
+            continue
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        if any(
+            isinstance(n, ast.Assign) and any(getattr(t, "id", "") == "__all__" for t in n.targets) for n in tree.body
+        ):
+            module = importlib.import_module(name_of(file))
+            assert all(hasattr(module, name) for name in module.__all__), name_of(file)
