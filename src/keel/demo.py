@@ -34,9 +34,9 @@ from keel.models import checkpoints
 from keel.raters.simulated import judge_pairs
 from keel.records import Bundle, Pair
 
-LESSONS, DEMONSTRATIONS = 9_600, 3_200
+LESSONS, DEMONSTRATIONS = 8_000, 5_600
 """Right answers in every tone to pre-train on, and answers of mixed quality for SFT."""
-VOTES, FEW_VOTES = 3_000, 150
+VOTES, FEW_VOTES = 5_600, 150
 """Pairs shown to people for the reward model and DPO, and in the setting with little reward data."""
 HELD_OUT_PAIRS, HELD_OUT_PROMPTS = 600, 400
 CURVE_PROMPTS, CURVE_N = 64, 256
@@ -244,7 +244,7 @@ def votes(story: Story) -> dict[str, Any]:
 
 def reward_model(story: Story) -> dict[str, Any]:
     """Train on the votes; measure on held-out pairs whose labels are gold's own."""
-    result = train_reward(story, "reward", "pairs", epochs=2)
+    result = train_reward(story, "reward", "pairs", epochs=1)
     pairs = read_lines(story.out / "data" / "held-out-pairs.jsonl")
     bundles = [pair_bundle(story.text, p) for p in pairs]
     scores = torch.stack(in_batches(partial(scalars_at_end, story.scorer("reward").model), bundles, MICRO_TOKENS))
@@ -274,7 +274,7 @@ def train_reward(story: Story, name: str, pairs: str, epochs: int) -> Result:
             model=str(story.out / "sft"),
             data=str(story.out / "data" / f"{pairs}.jsonl"),
             out=story.fresh(name),
-            learning_rate=5e-4,
+            learning_rate=1e-3,
             batch_size=32,
             epochs=epochs,
             seed=story.seed,
@@ -294,7 +294,7 @@ def tune_dpo(story: Story) -> dict[str, Any]:
                 learning_rate=2e-4,
                 beta=0.1,
                 batch_size=32,
-                epochs=2,
+                epochs=1,
                 seed=story.seed,
                 micro_tokens=MICRO_TOKENS,
             )
@@ -304,7 +304,7 @@ def tune_dpo(story: Story) -> dict[str, Any]:
 
 def tune_ppo(story: Story) -> dict[str, Any]:
     """PPO against the reward model."""
-    return figures_of(ppo.train(ppo_config(story, "ppo", "reward", steps=30, beta=0.05)))
+    return figures_of(ppo.train(ppo_config(story, "ppo", "reward", steps=20, beta=0.05)))
 
 
 def ppo_config(story: Story, name: str, scored_by: str, steps: int, beta: float, **other: Any) -> PPOConfig:
@@ -318,7 +318,7 @@ def ppo_config(story: Story, name: str, scored_by: str, steps: int, beta: float,
         "schedule": "constant",
         "max_new_tokens": MAX_NEW_TOKENS,
         "temperature": TEMPERATURE,
-        "max_rows": 256,
+        "max_rows": 512,
         "keep_samples": 128,
     }
     return PPOConfig(
@@ -552,6 +552,7 @@ def draw(story: Story, policy: torch.nn.Module, prompts: Sequence[world.Prompt],
             max_new_tokens=MAX_NEW_TOKENS,
             temperature=TEMPERATURE,
             generator=generator(story.seed, purpose),
+            max_rows=512,
             progress=bar.advance,
         )
 

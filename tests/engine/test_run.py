@@ -125,18 +125,18 @@ def test_means_weigh_examples_and_missing_is_not_zero(configure, base):
 def test_killed_and_resumed_equals_uninterrupted(
     train, configure, monkeypatch, weights, metrics_of, method, evaluating
 ):
-    """The kill falls between two checkpoints, in the middle of a step where a step has several updates."""
-    options = {"steps": 6, "save_every": 2, "weight_decay": 0.1}
+    """The kill falls two whole steps after a checkpoint, and into the middle of a third if it has several updates."""
+    options = {"steps": 7, "save_every": 3, "weight_decay": 0.1}
     options |= {"holdout": 0.25, "eval_every": 3} if evaluating else {}
     options |= {"target_kl": 0.05, "kl_horizon": 40} if method == "ppo" else {}
     whole = train(method, **options)
     config = configure(method, **options)
     with monkeypatch.context() as patch:
-        fail_at(patch, 5, kill, update=2 if method == "ppo" else 1)
+        fail_at(patch, 6, kill, update=2 if method == "ppo" else 1)
         with pytest.raises(KilledError):
             train(method, config=config)
     assert not (config.out / "final").exists()
-    assert (config.out / "checkpoints" / "step-4" / "state.pt").exists()
+    assert (config.out / "checkpoints" / "step-3" / "state.pt").exists()
     resumed = train(method, config=config.model_copy(update={"resume": True}))
     assert_equal_runs(whole, resumed, weights, metrics_of)
 

@@ -71,6 +71,24 @@ def test_greedy_equals_generate(make_model, architecture, n):
     assert lengths
 
 
+@pytest.mark.parametrize("family", ["mistral-window", "gemma2", "gemma3"])
+def test_a_window_wider_than_the_text_is_full_attention(make_model, family):
+    """Prompts of unequal length are then decoded together, under a mask; numbers stay those of plain passes."""
+    folder = make_model(family, sliding_window=64)
+    model, text = load(folder)
+    theirs = oracle(folder)
+    shapes: list[int] = []
+    handle = model.base_model.register_forward_pre_hook(
+        lambda m, a, k: shapes.append(len(k["input_ids"])), with_kwargs=True
+    )
+    bundles = draw(model, text, PROMPTS[:2] + PROMPTS[3:], n=3)
+    handle.remove()
+    assert shapes[0] == 4
+    for bundle in bundles:
+        for c in bundle.completions:
+            torch.testing.assert_close(c.logps, logps_of(theirs, bundle.prompt_ids, c.ids), rtol=0, atol=1e-3)
+
+
 @pytest.fixture(scope="module")
 def six_tokens(tmp_path_factory):
     """A model over six tokens, whose answers of up to three tokens can be enumerated."""
@@ -271,3 +289,21 @@ def test_sampling_leaves_the_model_as_it_was(base):
     assert checkpoints.weights_hash(model) == before
     assert not model.training
     assert all(p.grad is None for p in model.parameters())
+
+
+# --- a pretrained model
+
+
+def test_a_real_model_writes_as_under_generate(shared):
+    """Grouped-query heads and a tokenizer that nobody here made; beginnings of unequal length together."""
+    folder = shared / "models" / "stories260k"
+    model, text = load(folder)
+    theirs = oracle(folder)
+    prompts = ["Once upon a time", "Lily saw a bear", "The", "Tom and his dog went to the park because"]
+    for bundle in draw(model, text, prompts, n=2, temperature=0.0, max_new_tokens=60):
+        ids = torch.tensor([bundle.prompt_ids])
+        made = theirs.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=60)
+        assert [c.ids for c in bundle.completions] == [made[0, ids.shape[1] :].tolist()] * 2
+    for bundle in draw(model, text, prompts, n=2, temperature=0.8, max_new_tokens=60):
+        for c in bundle.completions:
+            torch.testing.assert_close(c.logps, logps_of(theirs, bundle.prompt_ids, c.ids, 0.8), rtol=0, atol=1e-3)

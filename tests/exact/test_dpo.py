@@ -53,26 +53,28 @@ def fit(
     logps: Callable[[], Tensor],
     step: Callable[[float], None],
     law: Callable[[], Tensor],
+    steps: int,
 ) -> Fit:
-    """1,000 steps on the exact population loss: both outcomes of every pair, each with its probability."""
+    """Adam, 0.05 -> 0, on the exact population loss: both outcomes of every pair, each with its probability."""
     first, second, wins = pairs
     reference = logps().detach()
-    for number in range(1000):
+    for number in range(steps):
         now = logps()
         sides = now[first], now[second], reference[first], reference[second]
         won, _ = objectives.dpo_loss(*sides, beta=BETA)
         lost, _ = objectives.dpo_loss(sides[1], sides[0], sides[3], sides[2], beta=BETA)
         loss = (wins.to(now.dtype) * won + (1 - wins).to(now.dtype) * lost).mean()
         loss.backward()
-        step(0.05 * (1 - number / 1000))
+        step(0.05 * (1 - number / steps))
     final = law()
     implicit = BETA * (final - tree.reference)
     implicit, true = implicit[first] - implicit[second], tree.scores[first] - tree.scores[second]
     bayes = -(wins * wins.log() + (1 - wins) * (1 - wins).log()).mean()
-    return Fit(kl(final, tree.optimum), float((implicit * true).sum() / true.square().sum()), float(loss - bayes))
+    slope = float((implicit * true).sum() / true.square().sum())
+    return Fit(kl(final, tree.optimum), slope, float(loss.detach() - bayes))
 
 
-def fit_table(tree: Tree, count: int | None = None) -> Fit:
+def fit_table(tree: Tree, count: int | None = None, steps: int = 1000) -> Fit:
     """A table of logits in float64, under torch's Adam."""
     table = tree.reference_logits.clone().requires_grad_()
     adam = torch.optim.Adam([table])
@@ -82,12 +84,11 @@ def fit_table(tree: Tree, count: int | None = None) -> Fit:
         adam.step()
         adam.zero_grad()
 
-    return fit(
-        tree, population_pairs(tree, count), lambda: tree.law(table), step, lambda: tree.law(table.detach())
-    )
+    pairs = population_pairs(tree, count)
+    return fit(tree, pairs, lambda: tree.law(table), step, lambda: tree.law(table.detach()), steps)
 
 
-def fit_model(tree: Tree, count: int | None = None) -> Fit:
+def fit_model(tree: Tree, count: int | None = None, steps: int = 1000) -> Fit:
     """The same table as a model's head, through the engine's forward and optimiser, in fp32."""
     model, bundles = policy_of(tree), [bundle_of(tree)]
     adam = Optimizer(model, weight_decay=0.0, eps=1e-8)
@@ -97,6 +98,7 @@ def fit_model(tree: Tree, count: int | None = None) -> Fit:
         lambda: sequence_logps(model, bundles),
         adam.step,
         lambda: tree.law(model.lm_head.weight.detach().T),
+        steps,
     )
 
 
@@ -114,13 +116,23 @@ def test_dpo_reaches_the_optimum_through_the_engine(tree: Tree) -> None:
     assert result.slope == pytest.approx(1, abs=1e-4)
 
 
+SHORT = {"count": 4000, "steps": 500}
+
+
+def test_dpo_comes_near_the_optimum_in_short(tree: Tree) -> None:
+    """What the wrong implementations below are given, and fail with."""
+    result = fit_model(tree, **SHORT)
+    assert result.to_optimum < 1e-2
+    assert result.slope == pytest.approx(1, abs=0.05)
+
+
 @pytest.mark.parametrize("mutant", mutants.DPO, ids=lambda m: m.__name__)
 def test_wrong_dpo_misses_the_optimum(tree: Tree, monkeypatch: pytest.MonkeyPatch, mutant: mutants.Mutant) -> None:
     mutant(monkeypatch)
-    result = fit_model(tree, 4000)
+    result = fit_model(tree, **SHORT)
     assert result.to_optimum > 1
     assert abs(result.slope - 1) > 0.05
-    assert result.excess_loss < 1e-3  # a good loss certifies nothing
+    assert result.excess_loss < 1e-2  # a good loss certifies nothing
 
 
 # --- arms: a policy is a vector of logits, one per answer -----------------------------------------
@@ -134,12 +146,14 @@ PREFERENCES = torch.sigmoid(REWARD[:, None] - REWARD[None, :])
 
 
 def newton(loss: Callable[[Tensor], Tensor], size: int = ARMS) -> Tensor:
-    """Minimum to rounding; the direction in which all logits move together is left alone."""
+    """Minimum to rounding; steps are halved until the loss falls, and logits keep the mean 0."""
     at = torch.zeros(size, dtype=torch.float64)
     for _ in range(30):
-        gradient, curvature = torch.func.grad(loss)(at), torch.func.hessian(loss)(at)
-        at = at - torch.linalg.pinv(curvature) @ gradient
-    return at - at.mean()
+        step = torch.linalg.pinv(torch.func.hessian(loss)(at)) @ torch.func.grad(loss)(at)
+        while float(loss(at - step)) > float(loss(at)) + 1e-12:
+            step = step / 2
+        at = at - step
+    return at
 
 
 def arm_loss(logits: Tensor, weights: Tensor, **options: Any) -> Tensor:
@@ -220,7 +234,7 @@ def test_robust_dpo_is_unbounded_below_on_cleaner_labels_than_it_assumes() -> No
 
 @pytest.mark.parametrize("alpha", [0.05, 0.4])
 def test_length_regularised_dpo_charges_every_token(alpha: float) -> None:
-    same(optimum(PREFERENCES, length_alpha=alpha, beta=0.5), tilted(REWARD - alpha * LENGTHS, 0.5))
+    same(optimum(PREFERENCES, length_alpha=alpha, beta=0.5), tilted(REWARD - alpha * LENGTHS.double(), 0.5))
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.3])
@@ -249,7 +263,7 @@ def margin(steps: int, rate: float, **options: Any) -> float:
         loss, _ = objectives.dpo_loss(h, zero, zero, zero, **options)
         (gradient,) = torch.autograd.grad(loss.sum(), h)
         h.data -= rate * gradient
-    return float(h)
+    return float(h.detach())
 
 
 def test_dpo_grows_by_a_constant_per_decade_of_steps() -> None:

@@ -4,8 +4,8 @@ Tokens 0, 1, 2 and EOS (id 3), at most five of them: 364 sequences, 121 prefixes
 known exactly. A prompt is the single token "ask" (id 4); a padding token (id 5) is there because folders want one.
 
 Prefixes are numbered breadth-first, as in a heap: the child of prefix n by token a is 3n + 1 + a, so 0 … 120 can go on,
-121 … 363 are the 243 cut at five tokens, and 364 + n is prefix n followed by EOS. `TreeForCausalLM` and `TreeForSequenceClassification` are
-real Hugging Face models on a backbone that turns ids into the one-hot of the prefix; their heads *are* the tables.
+121 … 363 are the 243 cut at five tokens, and 364 + n is prefix n followed by EOS. The models are real Hugging Face
+models on a backbone that turns ids into the one-hot of the prefix; their heads *are* the tables.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    PretrainedConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -34,7 +34,6 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutputWithPast,
 )
 
-from keel import stats
 from keel.config import PPOConfig
 from keel.data.text import Text
 from keel.engine.run import Result
@@ -138,7 +137,7 @@ def build() -> Tree:
 # --- models ---------------------------------------------------------------------------------------
 
 
-class TreeConfig(PretrainedConfig):
+class TreeConfig(PreTrainedConfig):
     """Both heads stand on one-hots of width `hidden_size`: the prefixes 0 … 120, or all of them for a reward."""
 
     model_type = "keel_tree"
@@ -350,8 +349,3 @@ def run_ppo(tree: Tree, config: PPOConfig) -> Outcome:
 def metrics(result: Result) -> list[dict[str, float]]:
     """`metrics.jsonl`, step by step."""
     return [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def best_of_n_law(tree: Tree, n: int) -> Tensor:
-    """Law of the best of n over the sequences."""
-    return torch.tensor(stats.best_of_n_law(tree.reference.exp().numpy(), tree.scores.numpy(), n))

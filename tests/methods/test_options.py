@@ -8,7 +8,6 @@ import math
 import pytest
 import torch
 
-from keel import config as configs
 from keel.errors import InputError
 from keel.models import checkpoints
 
@@ -155,13 +154,6 @@ def test_bf16_starts_whatever_the_cut(train, method, micro_tokens):
 def test_a_device_that_is_not_there_is_refused(train):
     with pytest.raises(InputError, match="--device"):
         train("sft", device="cuda:77")
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_option_of_a_command_is_documented(method):
-    kind = {"sft": "SFTConfig", "reward": "RewardConfig", "dpo": "DPOConfig", "ppo": "PPOConfig"}[method]
-    for name, field in getattr(configs, kind).model_fields.items():
-        assert field.description, name
 
 
 # --- SFT, reward, DPO

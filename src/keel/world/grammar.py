@@ -100,7 +100,7 @@ def write(prompt: Prompt, quality: Quality | float, rng: random.Random) -> str:
 
 
 def demonstrations(
-    prompts: Sequence[Prompt], rng: random.Random, n: int, mean_quality: float = 0.58
+    prompts: Sequence[Prompt], rng: random.Random, n: int, mean_quality: float = 0.5
 ) -> Iterator[tuple[Prompt, str]]:
     """n answers of mixed quality to prompts drawn with replacement: what SFT learns from.
 
@@ -113,7 +113,7 @@ def demonstrations(
 
 
 def lessons(
-    prompts: Sequence[Prompt], rng: random.Random, n: int, mean_quality: float = 0.58
+    prompts: Sequence[Prompt], rng: random.Random, n: int, mean_quality: float = 0.5
 ) -> Iterator[tuple[Prompt, str]]:
     """n answers that get every fact right, in every tone and length: what pretraining learns the world from.
 
@@ -126,7 +126,7 @@ def lessons(
         yield prompt, write(prompt, Quality(1.0, 1.0, 1.0, style.friendliness, style.concision), rng)
 
 
-ATTENTION = 1.0
+ATTENTION = 0.3
 """Sum of the Beta's parameters from which attention is drawn; below 2 it is U-shaped."""
 
 
