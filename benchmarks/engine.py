@@ -8,6 +8,7 @@ share of the matrix-product peak, measured in the same run, that the least possi
 
 from __future__ import annotations
 
+import random
 import statistics
 import tempfile
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 
 from keel import demo, world
+from keel.config import Machine
 from keel.data.text import Text
 from keel.engine.forward import micro_batches, token_logps
 from keel.engine.run import generator
@@ -30,11 +32,9 @@ REPEATS = 5
 def main() -> None:
     checkpoints.use_fast_matmul()
     train, _ = world.split(world.all_prompts())
-    rows = list(world.lessons(train, generator_of("bench"), 512))
+    rows = list(world.lessons(train, random.Random("bench"), 512))
     with tempfile.TemporaryDirectory() as folder:
         demo.new_model([demo.ask(p.text) + a for p, a in rows], Path(folder) / "m", 0)
-        from keel.config import Machine
-
         policy = checkpoints.load_policy(str(Path(folder) / "m"), Machine())
         text = checkpoints.load_text(str(Path(folder) / "m"))
     bundles = [text.encode(Demonstration(demo.ask(p.text), a), 256) for p, a in rows]
@@ -52,12 +52,6 @@ def main() -> None:
     drawn: list[int] = []
     seconds = median_seconds(lambda: drawn.append(draw(policy, text, prompts)))
     print(f"sample  {statistics.median(drawn) / seconds:9.0f} new tokens/s")
-
-
-def generator_of(purpose: str) -> object:
-    import random
-
-    return random.Random(purpose)
 
 
 def score(policy: torch.nn.Module, bundles: list[Bundle]) -> None:

@@ -27,7 +27,7 @@ from keel.methods import best_of_n, ppo
 from keel.models import checkpoints
 
 LENGTH = 200
-RULE = "rules:\n  - {matches: \"(?i)\\\\bbears?\\\\b\", weight: 1.0}\n"
+RULE = 'rules:\n  - {matches: "(?i)\\\\bbears?\\\\b", weight: 1.0}\n'
 BEAR = re.compile(r"(?i)\bbears?\b")
 
 
@@ -50,7 +50,12 @@ def main() -> None:
     chosen.unlink(missing_ok=True)
     best = best_of_n.best_of_n(
         BestOfNConfig(
-            model=options.model, reward=f"rule:{out}/bear.yaml", prompts=str(out / "held.jsonl"), out=chosen, n=16, max_new_tokens=LENGTH
+            model=options.model,
+            reward=f"rule:{out}/bear.yaml",
+            prompts=str(out / "held.jsonl"),
+            out=chosen,
+            n=16,
+            max_new_tokens=LENGTH,
         )
     )
     figures["best_of_16_rate"] = best.summary["metrics"]["score_best"]

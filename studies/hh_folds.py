@@ -84,10 +84,8 @@ def folds(pairs: list[Pair], count: int) -> list[tuple[list[Pair], list[Pair]]]:
     keys = sorted({prompt_key(p.prompt) for p in pairs})
     order = torch.randperm(len(keys), generator=torch.Generator().manual_seed(0)).tolist()
     fold_of = {keys[k]: i % count for i, k in enumerate(order)}
-    return [
-        ([p for p in pairs if fold_of[prompt_key(p.prompt)] != i], [p for p in pairs if fold_of[prompt_key(p.prompt)] == i])
-        for i in range(count)
-    ]
+    parts = [[p for p in pairs if fold_of[prompt_key(p.prompt)] == i] for i in range(count)]
+    return [([p for j in range(count) if j != i for p in parts[j]], parts[i]) for i in range(count)]
 
 
 def run(method: str, out: Path, fold: int) -> dict:

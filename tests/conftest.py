@@ -331,3 +331,17 @@ def weights() -> Callable[[Path], dict[str, torch.Tensor]]:
 def metrics_of() -> Callable[[Path], list[dict[str, float]]]:
     """`metrics_of(run folder)`: the lines of `metrics.jsonl`."""
     return lambda folder: [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """In CI a skip is a failure, except for a GPU that is not there."""
+    report = (yield).get_result()
+    if (
+        report.skipped
+        and os.environ.get("CI") == "true"
+        and "gpu" not in item.keywords
+        and not hasattr(report, "wasxfail")
+    ):
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI: {call.excinfo.value if call.excinfo else ''}"

@@ -471,6 +471,7 @@ def test_fewer_bad_rows_than_the_share(command, capfd, spoil, tmp_path):
         spoiled[3] = rows[3] | {"chosen": None}
         spoiled[4] = rows[4] | {"prompt": "ok" * 200}
         spoiled[5] = "[1, 2]"
+        spoiled[8] = rows[8] | {"rejected": "nap</s>and more"}
         spoiled.append(rows[7] | {"chosen": rows[7]["rejected"], "rejected": rows[7]["chosen"]})
         return spoiled
 
@@ -480,11 +481,12 @@ def test_fewer_bad_rows_than_the_share(command, capfd, spoil, tmp_path):
     err = capfd.readouterr().err
     rows = json.loads((tmp_path / "run" / "summary.json").read_text())["rows"]
     by_row = {n: reason for reason, (count, numbers) in rows["dropped"].items() for n in numbers}
-    assert sorted(by_row) == [1, 2, 3, 4, 5, 6, 8, 17]
+    assert sorted(by_row) == [1, 2, 3, 4, 5, 6, 8, 9, 17]
     assert by_row[8] == by_row[17]
-    assert (rows["read"], rows["used"]) == (17, 9)
+    assert "EOS" in by_row[9]
+    assert (rows["read"], rows["used"]) == (17, 8)
     assert rows["read"] == rows["used"] + sum(count for count, _ in rows["dropped"].values())
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["examples"] == 9
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["examples"] == 8
     for reason in rows["dropped"]:
         assert reason in err, "every count is printed at the start"
 

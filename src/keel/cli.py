@@ -1,4 +1,4 @@
-"""The command line: `keel COMMAND --flags`. Knows configs and where each command lives; imports torch only to run one."""
+"""The command line: `keel COMMAND --flags`. Knows configs and where commands live; imports torch only to run one."""
 
 from __future__ import annotations
 
@@ -83,6 +83,8 @@ def _parse(command: str, kind: Any, flags: list[str]) -> Any:
 
 def _with_file(flags: list[str]) -> list[str]:
     """Flags with those of `--config FILE` put before them, so that the command line wins."""
+    joined = "--config="
+    flags = [part for f in flags for part in (["--config", f.removeprefix(joined)] if f.startswith(joined) else [f])]
     if "--config" not in flags:
         return flags
     at = flags.index("--config")

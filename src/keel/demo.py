@@ -44,7 +44,7 @@ BEST_OF = 16
 MAX_NEW_TOKENS = 96
 TEMPERATURE = 0.8
 """Of every sample and every log-probability."""
-MICRO_TOKENS = 16_384
+MICRO_TOKENS = 8_192
 
 
 @dataclass
@@ -138,7 +138,7 @@ def make_world(story: Story) -> dict[str, Any]:
 
 
 def new_model(corpus: list[str], folder: Path, seed: int) -> int:
-    """A byte-pair tokenizer trained on the corpus and a small Llama with random weights; returns its parameter count."""
+    """A byte-pair tokenizer trained on the corpus, a small Llama with random weights; returns its parameter count."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -269,6 +269,7 @@ def reward_model(story: Story) -> dict[str, Any]:
 
 
 def train_reward(story: Story, name: str, pairs: str, epochs: int) -> Result:
+    """A reward model on one of the pair files."""
     return reward.train(
         RewardConfig(
             model=str(story.out / "sft"),
@@ -308,6 +309,7 @@ def tune_ppo(story: Story) -> dict[str, Any]:
 
 
 def ppo_config(story: Story, name: str, scored_by: str, steps: int, beta: float, **other: Any) -> PPOConfig:
+    """PPO's settings in this world."""
     settings: dict[str, Any] = {
         "rollout_size": 128,
         "samples_per_prompt": 2,
@@ -361,6 +363,7 @@ def compare(story: Story) -> dict[str, Any]:
             else rows[name]["length_mean"]["mean"]
         )
         cost = verdict.serve_cost(prompt_tokens, length, n, scored=n > 1)
+        rows[name]["n"] = n
         rows[name]["serve_cost_ratio"] = cost / verdict.serve_cost(prompt_tokens, rows["sft"]["length_mean"]["mean"])
         if n > 1:
             bound = stats.best_of_n_kl(n)
@@ -369,6 +372,7 @@ def compare(story: Story) -> dict[str, Any]:
 
 
 def name_of(n: int) -> str:
+    """The row's name in `summary.json`: `best_of_n` is the one of N = 16."""
     return "best_of_n" if n == BEST_OF else f"best_of_{n}"
 
 
@@ -379,6 +383,7 @@ def measure(
     policy: torch.nn.Module,
     reference: torch.nn.Module,
 ) -> verdict.Answers:
+    """Answers with their KL to the reference and their score."""
     kl = verdict.sequence_kl(policy, reference, bundles, TEMPERATURE, MICRO_TOKENS)
     return verdict.of_bundles(bundles, [0] * len(bundles), kl, scorer.score(bundles).tolist())
 
@@ -386,6 +391,7 @@ def measure(
 def judged(
     found: verdict.Answers, gold: list[world.Gold], other: list[world.Gold], asked: Sequence[world.Prompt]
 ) -> dict[str, Any]:
+    """One row of the comparison, gold at hand."""
     dimensions = {name: [float(getattr(g, name)) for g in gold] for name in world.WEIGHTS}
     return verdict.row(
         found,
@@ -448,6 +454,7 @@ def overoptimise(story: Story) -> dict[str, Any]:
 
 
 def training_points(story: Story, run: str, every: int) -> list[dict[str, Any]]:
+    """Gold and proxy over KL while a policy trained."""
     samples = read_lines(story.out / run / "samples.jsonl")
     return verdict.training_points(samples, lambda prompt, answer: world.utility(prompt.strip(), answer).total, every)
 
@@ -581,6 +588,7 @@ def longer(chosen: str, rejected: str) -> float:
 
 
 def pair_bundle(text: Text, row: dict[str, Any]) -> Bundle:
+    """A pair as tokens."""
     return text.encode(Pair(row["prompt"], row["chosen"], row["rejected"]), max_length=256)
 
 
@@ -592,16 +600,19 @@ def figures_of(result: Result) -> dict[str, Any]:
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
+    """A JSONL file."""
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def write_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Rows as a JSONL file."""
     with file.open("w", encoding="utf-8") as out:
         for row in rows:
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
+    """A JSON file, written beside and renamed."""
     partial = file.with_name(file.name + ".partial")
     partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
     partial.rename(file)

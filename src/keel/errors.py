@@ -15,5 +15,5 @@ class InputError(KeelError):
     exit_code = 2
 
 
-class RunFailed(KeelError):
+class RunFailed(KeelError):  # noqa: N818  (a run fails; it is no error of the program)
     """A run that could not go on. The message says where its evidence lies."""

@@ -210,13 +210,13 @@ def ppo_policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, clip: 
 
     rho is the ratio to the policy that *sampled*, not to the reference.
     """
-    log_ratio = logps - old_logps
+    log_ratio = torch.clamp(logps - old_logps, -20.0, 20.0)  # exp(200) is inf in fp32, and inf times 0 a NaN gradient
     ratio = torch.exp(log_ratio)
     clipped = torch.clamp(ratio, 1 - clip, 1 + clip)
     loss = torch.maximum(-ratio * advantages, -clipped * advantages)
     detached = ratio.detach()
     return loss, {
-        "policy/approxkl_avg": kl_estimates(old_logps, logps.detach())[2],
+        "policy/approxkl_avg": (detached - 1) - log_ratio.detach(),
         "policy/clipfrac_avg": ((detached - 1).abs() > clip).float(),
         "val/ratio": detached,
     }

@@ -188,11 +188,10 @@ def test_a_user_cannot_end_the_answer(text_of):
     assert ids[-1] == EOS
 
 
-def test_an_eos_inside_a_plain_completion_does_not_make_two(text_of):
-    """Exactly one EOS, also where the text holds one in its middle."""
-    ids = text_of().completion_ids("p", "nap</s>and more")
-    assert ids.count(EOS) == 1
-    assert ids[-1] == EOS
+def test_an_eos_inside_a_plain_completion_is_refused(text_of):
+    """Exactly one EOS: a text that goes on after one is two answers, and not ours to cut."""
+    with pytest.raises(InputError, match="EOS"):
+        text_of().completion_ids("p", "nap</s>and more")
 
 
 # --- decoding, identity

@@ -355,6 +355,36 @@ def test_a_gradient_s_evidence_is_the_whole_batch(train, configure, monkeypatch)
     assert len((config.out / "failed-batch.jsonl").read_text().splitlines()) == 4
 
 
+def test_a_loss_s_message_names_the_rows_of_its_own_pass(train, configure, tmp_path, write_rows, pair_table, poisoned):
+    """The whole batch is evidence, but only the pass that failed is under suspicion."""
+    data = spoiled_file("sft", tmp_path, write_rows, pair_table)
+    config = configure("sft", model=str(poisoned), data=str(data), micro_tokens=1, batch_size=16)
+    with pytest.raises(RunFailed, match=r"\(rows 6\)"):
+        train("sft", config=config)
+    rows = [json.loads(line)["row"] for line in (config.out / "failed-batch.jsonl").read_text().splitlines()]
+    assert 6 in rows
+
+
+@pytest.mark.parametrize("method", ["reward", "dpo"])
+def test_a_number_that_is_none_in_the_first_batch_is_not_called_an_identity(
+    train, configure, tmp_path, write_rows, pair_table, poisoned, method
+):
+    data = spoiled_file(method, tmp_path, write_rows, pair_table)
+    config = configure(method, model=str(poisoned), data=str(data), batch_size=16)
+    with pytest.raises(RunFailed, match="the loss is nan at step 1"):
+        train(method, config=config)
+
+
+def test_separators_inside_a_sample_are_no_line_ends(tmp_path):
+    """JSON may hold U+2028 and U+0085 as they are; a resumed run must not cut there."""
+    file = tmp_path / "samples.jsonl"
+    rows = [{"step": s, "completion": "a\u2028b\u0085c"} for s in (1, 2, 3)]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    file.write_text(text + '{"step": 3, "compl\u00e9', encoding="utf-8")
+    run_module._keep_lines_up_to(file, 2)
+    assert [json.loads(line) for line in file.read_bytes().split(b"\n") if line] == rows[:2]
+
+
 def test_no_role_moves_when_another_s_gradient_is_not_finite(train, configure, monkeypatch):
     """PPO's policy must not step before the value model's gradient has been looked at (law 8)."""
     calls = count_optimizer_steps(monkeypatch)

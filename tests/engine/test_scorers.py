@@ -109,6 +109,17 @@ def test_a_rule_that_fails_is_named(tmp_path, monkeypatch, body, request):
         load_scorer(f"rule:{name}:score", CPU).score(bundles("a"))
 
 
+def test_a_rule_s_identity_follows_its_file(tmp_path, monkeypatch):
+    """The manifest tells a rule from another of the same name (law 4)."""
+    identities = {yaml_rule(tmp_path, f"rules:\n  - {{contains: {word}}}\n").identity for word in "abb"}
+    assert len(identities) == 2
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rule_named.py").write_text("def score(prompt, completion):\n    return 1\n")
+    identity = load_scorer("rule:rule_named:score", CPU).identity
+    assert identity.startswith("rule:rule_named:score ")
+    assert load_scorer("rule:builtins:max", CPU).identity == "rule:builtins:max"
+
+
 def test_a_reward_folder_that_is_a_language_model_is_refused(base):
     with pytest.raises(InputError, match="keel reward"):
         load_scorer(str(base), CPU)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd.functional import hessian, jacobian
 
 from keel import objectives, stats
 from keel.config import DPOConfig
@@ -149,7 +150,7 @@ def newton(loss: Callable[[Tensor], Tensor], size: int = ARMS) -> Tensor:
     """Minimum to rounding; steps are halved until the loss falls, and logits keep the mean 0."""
     at = torch.zeros(size, dtype=torch.float64)
     for _ in range(30):
-        step = torch.linalg.pinv(torch.func.hessian(loss)(at)) @ torch.func.grad(loss)(at)
+        step = torch.linalg.pinv(hessian(loss, at)) @ jacobian(loss, at)
         while float(loss(at - step)) > float(loss(at)) + 1e-12:
             step = step / 2
         at = at - step

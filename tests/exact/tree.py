@@ -225,9 +225,9 @@ class TreeForSequenceClassification(TreeBase):
         return SequenceClassifierOutputWithPast(logits=self.score(self.model(input_ids, **kwargs).last_hidden_state))
 
 
-AutoConfig.register("keel_tree", TreeConfig)
-AutoModelForCausalLM.register(TreeConfig, TreeForCausalLM)
-AutoModelForSequenceClassification.register(TreeConfig, TreeForSequenceClassification)
+AutoConfig.register("keel_tree", TreeConfig, exist_ok=True)
+AutoModelForCausalLM.register(TreeConfig, TreeForCausalLM, exist_ok=True)
+AutoModelForSequenceClassification.register(TreeConfig, TreeForSequenceClassification, exist_ok=True)
 
 
 def text() -> Text:

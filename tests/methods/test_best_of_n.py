@@ -158,6 +158,17 @@ def test_an_existing_file_is_refused_before_any_work(options, monkeypatch):
     assert options["out"].read_text() == "precious"
 
 
+def test_a_folder_is_no_file_to_write(options):
+    """Seen before anything is sampled, an empty one too."""
+    options["out"].mkdir()
+    for config, command in (
+        (GenerateConfig(**options), generate),
+        (BestOfNConfig(**options, reward="rule:nothing:there"), best_of_n),
+    ):
+        with pytest.raises(InputError, match="folder"):
+            command(config)
+
+
 def test_a_prompt_beyond_the_positions_is_counted_and_the_rest_goes_on(options, make_model, write_rows, tmp_path):
     """Fewer bad rows than the share: numbered, left out; above it: refused with file and row."""
     options["model"] = str(make_model("llama", max_position_embeddings=24))

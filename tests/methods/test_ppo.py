@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from keel.engine.optimizer import Optimizer
-from keel.errors import InputError
+from keel.errors import InputError, RunFailed
 from keel.methods import ppo
 
 TAU = 0.8
@@ -250,7 +250,9 @@ def test_evaluation_by_hand(train, monkeypatch, reward_folder, base):
         return bundles
 
     monkeypatch.setattr(ppo, "sample", sample)
-    result = train("ppo", steps=2, eval_every=1, holdout=0.25, temperature=TAU, beta=0.2)
+    seen = spy_on_rollouts(monkeypatch)
+    options = {"missing_eos_score": -1.5, "target_kl": 1e-3, "kl_horizon": 20}
+    result = train("ppo", steps=2, eval_every=1, holdout=0.25, temperature=TAU, beta=0.2, **options)
     assert len(sampled) == 2
     best = result.summary["best"]["step"]
     bundles = sampled[best - 1]
@@ -258,24 +260,119 @@ def test_evaluation_by_hand(train, monkeypatch, reward_folder, base):
     reference = AutoModelForCausalLM.from_pretrained(base).eval()
     scorer = AutoModelForSequenceClassification.from_pretrained(reward_folder).eval()
     with torch.no_grad():
-        scores, kls = [], []
+        scores, trained, kls = [], [], []
         for b in bundles:
             (c,) = b.completions
             scores.append(float(scorer(input_ids=torch.tensor([b.prompt_ids + c.ids])).logits))
+            trained.append(-1.5 if c.truncated else scores[-1] - seen[0][1])
             kls.append(float((logps(policy, b.prompt_ids, c.ids) - logps(reference, b.prompt_ids, c.ids)).sum()))
     figures = result.summary["eval"]
     assert figures["scores"]["n"] == len(bundles) == 2
     assert figures["scores"]["mean"] == pytest.approx(statistics.fmean(scores), abs=1e-4)
     assert figures["kl"]["mean"] == pytest.approx(statistics.fmean(kls), abs=1e-4)
+    lines = [json.loads(x) for x in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    kl = lines[best - 1]["objective/kl"]
+    drawn = len(answers(seen[best - 1][0]))
+    beta = lines[best - 1]["objective/beta"] * (1 + min(max(kl / 1e-3 - 1, -0.2), 0.2) * drawn / 20)  # after its step
+    objective = [s - beta * k for s, k in zip(trained, kls, strict=True)]
+    assert figures["objective"]["mean"] == pytest.approx(statistics.fmean(objective), abs=1e-4)
     values = [json.loads(x)["eval/objective"] for x in (result.folder / "metrics.jsonl").read_text().splitlines()]
     assert result.summary["best"]["value"] == max(values)
 
 
-def test_a_score_that_is_not_a_number_stops_the_run(train, tmp_path, monkeypatch):
+def evidence(folder):
+    return [json.loads(line) for line in (folder / "failed-batch.jsonl").read_text().splitlines()]
+
+
+def test_a_score_that_is_not_a_number_stops_the_run(train, configure, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rule_inf.py").write_text("def score(prompt, completion):\n    return float('inf')\n")
-    with pytest.raises(InputError, match="finite"):
-        train("ppo", reward="rule:rule_inf:score")
+    config = configure("ppo", reward="rule:rule_inf:score")
+    with pytest.raises(RunFailed, match=r"prompts\.jsonl row \d.*finite"):
+        train("ppo", config=config)
+    rows = evidence(config.out)
+    assert sorted(r["row"] for r in rows) == sorted({r["row"] for r in rows})
+    assert len(rows) == 4
+    assert all(len(r["completions"]) == 2 for r in rows)
+
+
+def test_a_rule_that_fails_in_mid_run_leaves_its_evidence(train, configure, tmp_path, monkeypatch):
+    """In the third rollout, by a stranger's exception: the prompt is named, the steps before it are kept."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rule_moody.py").write_text(
+        "calls = []\n"
+        "def score(prompt, completion):\n"
+        "    calls.append(1)\n"
+        "    return 1.0 if len(calls) <= 2 * 8 else {}['key']\n"
+    )
+    config = configure("ppo", reward="rule:rule_moody:score")
+    with pytest.raises(RunFailed, match=r"rule_moody:score failed: KeyError.*prompts\.jsonl row \d"):
+        train("ppo", config=config)
+    assert len((config.out / "metrics.jsonl").read_text().splitlines()) == 2
+    assert len(evidence(config.out)) == 4
+
+
+def test_a_reward_model_s_infinity_stops_the_run(train, configure, monkeypatch):
+    from keel.engine import scorers
+
+    real, calls = scorers.scalars_at_end, []
+
+    def scalars(model, bundles):
+        calls.append(1)
+        return real(model, bundles) * (math.inf if len(calls) > 1 else 1)
+
+    monkeypatch.setattr(scorers, "scalars_at_end", scalars)
+    config = configure("ppo")
+    with pytest.raises(RunFailed, match=r"step 2.*inf"):
+        train("ppo", config=config)
+    assert len(evidence(config.out)) == 4
+
+
+def test_a_policy_that_gives_no_probabilities_stops_the_run(train, configure, monkeypatch):
+    """Not the reference, not the sampler's own error: a non-finite number, with the rows that it came from."""
+    real = ppo.checkpoints.load_policy
+
+    def load(*args):
+        model = real(*args)
+        with torch.no_grad():
+            model.lm_head.weight[5] = math.nan
+        return model
+
+    monkeypatch.setattr(ppo.checkpoints, "check_head", lambda *args: None)
+    monkeypatch.setattr(ppo.checkpoints, "load_policy", load)
+    config = configure("ppo")
+    with pytest.raises(RunFailed, match=r"not finite.*prompts\.jsonl row \d"):
+        train("ppo", config=config)
+    assert {r["row"] for r in evidence(config.out)} <= set(range(1, 9))
+    assert len(evidence(config.out)) == 4
+
+
+def test_a_gap_between_sampler_and_trainer_is_told_once(train, monkeypatch, capsys, metrics_of):
+    train("ppo")
+    assert "sampler and trainer" not in capsys.readouterr().err
+    real = ppo.sample
+
+    def sample(*args, **options):
+        bundles = real(*args, **options)
+        for bundle in bundles:
+            for c in bundle.completions:
+                c.logps = c.logps + 0.02
+        return bundles
+
+    monkeypatch.setattr(ppo, "sample", sample)
+    train("ppo")
+    told = capsys.readouterr().err
+    assert told.count("sampler and trainer") == 1
+    assert "0.02 nats" in told
+
+
+def test_rows_of_held_out_prompts_are_in_the_summary(train, tmp_path, write_rows):
+    rows = [{"prompt": f"where is bruno {i}?"} for i in range(5)] + [{"prompt": ""}]
+    file = write_rows(tmp_path / "held.jsonl", rows)
+    counts = train("ppo", steps=1, eval_data=file, max_bad_share=0.5).summary["rows_eval"]
+    assert (counts["read"], counts["used"]) == (6, 5)
+    assert counts["dropped"] == {"empty prompt": [1, [6]]}
+    assert train("ppo", steps=1).summary["rows_eval"] is None
 
 
 def test_a_reward_model_of_another_tokenizer_is_refused(train, make_reward):

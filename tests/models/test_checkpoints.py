@@ -121,6 +121,27 @@ def test_refusals_name_the_folder(base, reward_folder, tmp_path):
     assert checkpoints.load_reward(str(reward_folder), CPU)
 
 
+def test_loading_leaves_the_library_s_logger_as_it_was(base, capfd):
+    from transformers.utils import logging
+
+    logging.set_verbosity_info()
+    logging.enable_progress_bar()
+    try:
+        model = checkpoints.new_scalar_model(str(base), CPU, 3)
+        assert logging.get_verbosity() == logging.INFO
+        assert logging.is_progress_bar_enabled()
+    finally:
+        logging.set_verbosity_warning()
+    assert "score" not in capfd.readouterr().err
+    assert model
+
+
+def test_a_reward_folder_with_a_tied_head_is_no_policy(make_reward):
+    """Where the head is the embedding, nothing is missing: the config must tell."""
+    with pytest.raises(InputError, match="reward model"):
+        checkpoints.load_policy(str(make_reward("gpt2")), CPU)
+
+
 def test_a_reward_model_with_several_labels_is_refused(base, tmp_path):
     """Its first label is not a score."""
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)

@@ -65,7 +65,7 @@ def test_answers_are_short_and_their_words_few() -> None:
 def test_answers_to_one_prompt_are_many() -> None:
     rng = random.Random("many")
     prompt = HELD_OUT[0]
-    assert len({write(prompt, mixed_quality(rng, 0.58), rng) for _ in range(5000)}) > 4900
+    assert len({write(prompt, mixed_quality(rng, 0.5), rng) for _ in range(5000)}) > 4500
     assert len({write(prompt, 1.0, rng) for _ in range(5000)}) > 400
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from keel.config import Reading, Training
 from keel.data import checks, formats
-from keel.data.text import Text, prompt_key
+from keel.data.text import EosInsideError, Text, prompt_key
 from keel.errors import InputError
 from keel.records import Bundle, Demonstration, Pair, PromptRow, RowCounts
 
@@ -22,6 +22,8 @@ class Prepared:
     train: list[Bundle]
     held_out: list[Bundle]
     counts: RowCounts
+    eval_counts: RowCounts | None
+    """Of the rows of --eval-data, where it is given."""
     facts: dict[str, object]
     report: str
     """What is printed at the start of a run."""
@@ -66,6 +68,7 @@ def _prepare(
     held_report = ""
     facts: dict[str, object] = {"data": source, "format": name, "data_hash": formats.file_hash(source)}
     held: list[Bundle] = []
+    held_counts: RowCounts | None = None
     if config.eval_data is not None:
         other = str(config.eval_data)
         held_rows, held_counts, held_name = reader(other, format=config.format, limit=None)
@@ -78,7 +81,7 @@ def _prepare(
         rows, held_rows = checks.split_by_prompt(rows, config.holdout, config.seed)
         held = encode(held_rows, counts, text, limit, config.max_bad_share, source)
     train = encode(rows, counts, text, limit, config.max_bad_share, source)
-    return Prepared(train, held, counts, facts, checks.summarise(counts, source, name) + held_report)
+    return Prepared(train, held, counts, held_counts, facts, checks.summarise(counts, source, name) + held_report)
 
 
 def _refuse_leak(rows: Sequence[Row], held: Sequence[Row], source: str, other: str) -> None:
@@ -108,7 +111,9 @@ def encode(
             bundle = text.encode(row, max_length)
         except InputError as error:
             first_error = first_error or str(error)
-            _drop(counts, "does not fit the model or its template", row.origin.row)
+            eos = isinstance(error, EosInsideError)
+            reason = "EOS inside a completion" if eos else "does not fit the model or its template"
+            _drop(counts, reason, row.origin.row)
             continue
         if len(bundle.completions) == 2 and bundle.completions[0].ids == bundle.completions[1].ids:
             _drop(counts, "both answers are the same tokens within the length limit", row.origin.row)
@@ -118,8 +123,8 @@ def encode(
         bundles.append(bundle)
     if not bundles or counts.dropped_total > max_bad_share * counts.read:
         raise InputError(
-            f"{source}: {counts.dropped_total} of {counts.read} rows are unusable ({checks.reasons(counts)}), above the limit of "
-            f"{max_bad_share:.0%}; {first_error or 'mend them'}; or raise --max-bad-share"
+            f"{source}: {counts.dropped_total} of {counts.read} rows are unusable ({checks.reasons(counts)}), "
+            f"above the limit of {max_bad_share:.0%}; {first_error or 'mend them'}; or raise --max-bad-share"
         )
     return bundles
 

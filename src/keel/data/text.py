@@ -15,6 +15,10 @@ from keel.errors import InputError
 from keel.records import Bundle, Completion, Demonstration, Message, Pair, Prompt, PromptRow
 
 
+class EosInsideError(InputError):
+    """A completion that goes on after an EOS."""
+
+
 class Text:
     """A tokenizer with Keel's rules around it.
 
@@ -53,11 +57,16 @@ class Text:
         return ids
 
     def completion_ids(self, prompt: Prompt, completion: str) -> list[int]:
-        """Tokens of a completion that ended: its text and exactly one EOS."""
+        """Tokens of a completion that ended: its text and exactly one EOS.
+
+        Raises `EosInsideError` where plain text goes on after one; in a chat, what follows it is the template's.
+        """
         if isinstance(prompt, str):
             ids = self._ids(completion)
             while ids and ids[-1] in self.eos_ids:
                 ids.pop()
+            if not self.eos_ids.isdisjoint(ids):
+                raise EosInsideError("the completion goes on after an EOS token; remove it from the text, or cut there")
             return [*ids, self.eos_id]
         return self._chat_completion_ids(prompt, completion)
 
@@ -96,14 +105,14 @@ class Text:
         """A record of a file as tokens.
 
         A completion that does not fit into `max_length` beside its prompt is cut there and marked `truncated`.
-        Raises `InputError` where the prompt leaves no room for a single token.
+        Raises `InputError` where the prompt leaves no room for a single token, or a completion goes on after an EOS.
         """
         prompt = self.prompt_ids(row.prompt)
         room = max_length - len(prompt)
         if room < 1:
             raise InputError(
                 f"{row.origin}: the prompt has {len(prompt)} tokens, which leaves no room below the limit of "
-                f"{max_length}; shorten it or raise --max-length"
+                f"{max_length}; shorten it, raise --max-length or lower --max-new-tokens"
             )
         match row:
             case PromptRow():
@@ -132,6 +141,12 @@ class Text:
         body = backend.to_str() if backend is not None else str(sorted(self.tokenizer.get_vocab().items()))
         parts = [body, str(self.tokenizer.chat_template), str(sorted(self.eos_ids))]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def named(bundle: Bundle) -> str:
+    """A bundle in an error message: `prompt 'what can teddy do' (prompts.jsonl row 3)`."""
+    where = f" ({bundle.origin})" if bundle.origin.row else ""
+    return f"prompt {prompt_key(bundle.prompt)[:60]!r}{where}"
 
 
 def prompt_key(prompt: Prompt) -> str:

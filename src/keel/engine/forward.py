@@ -87,7 +87,7 @@ def scalars_at_states(model: nn.Module, bundles: Sequence[Bundle]) -> Tensor:
 
 
 def scalars_at_end(model: nn.Module, bundles: Sequence[Bundle]) -> Tensor:
-    """Scalar after each completion's last token, fp32 [C]: the reward, or the value of where a truncated one stopped."""
+    """Scalar after each completion's last token, fp32 [C]: the reward, or the value where a truncated one stopped."""
     padded, rows = _padded_hidden(model, bundles)
     ends = torch.tensor([p + n - 1 for p, n in rows], device=padded.device)
     return _scalar(model, padded[torch.arange(len(rows), device=padded.device), ends])
@@ -111,9 +111,8 @@ def _padded_hidden(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor,
     sequences = [b.prompt_ids + c.ids for b in bundles for c in b.completions]
     rows = [(len(b.prompt_ids), len(c)) for b in bundles for c in b.completions]
     device = device_of_model(model)
-    ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
-    for i, sequence in enumerate(sequences):
-        ids[i, : len(sequence)] = torch.tensor(sequence)
+    width = max(map(len, sequences))
+    ids = torch.tensor([sequence + [0] * (width - len(sequence)) for sequence in sequences])
     hidden: Tensor = trunk(model)(input_ids=ids.to(device), use_cache=False).last_hidden_state
     return hidden, rows
 

@@ -1,4 +1,4 @@
-"""What must hold at step 0 of every run (law 4). A run in which it does not is stopped: something is not what it seems."""
+"""What must hold at step 0 of every run (law 4). A run in which it does not is stopped: something is amiss."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Largest deviation that rounding explains, in nats or units of loss, by the type of the weights."""
 
 
-def require_zero_margin_loss(loss: Tensor, expected: Tensor | float) -> None:
+def require_zero_margin_loss(loss: Tensor, expected: Tensor | float, dtype: torch.dtype) -> None:
     """The pair loss of a policy equal to its reference, or of a zero head, has a closed form."""
     gap = float((loss.detach() - expected).abs().max())
-    if not gap <= 1e-4 * (1 + float(torch.as_tensor(expected).abs().max())):
+    if not gap <= TOLERANCE[dtype] * (1 + float(torch.as_tensor(expected).abs().max())):
         raise RunFailed(
             f"step 0: the loss differs by {gap:.3g} from its closed form at zero margin; "
             "the starting policy is not the reference, or a pass is not deterministic"

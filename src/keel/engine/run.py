@@ -28,6 +28,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -40,7 +41,7 @@ from keel.config import Training, refuse_existing
 from keel.data.text import Text
 from keel.engine.optimizer import Optimizer
 from keel.engine.progress import Bar, say
-from keel.errors import InputError, RunFailed
+from keel.errors import InputError, KeelError, RunFailed
 from keel.models import checkpoints
 from keel.records import Bundle, RowCounts
 
@@ -66,7 +67,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def generator(seed: int, *purpose: object) -> torch.Generator:
-    """A generator named by its purpose: `generator(0, "rollout", 17)` draws the same on every call and every machine."""
+    """A generator named by its purpose: `generator(0, "rollout", 17)` draws the same on every call and machine."""
     digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -84,6 +85,7 @@ class Run:
         total_steps: int,
         manifest: Mapping[str, object],
         rows: RowCounts | None = None,
+        rows_eval: RowCounts | None = None,
         learning_rates: Mapping[str, float] | None = None,
         adam_eps: float = 1e-8,
         final_role: str = "policy",
@@ -91,7 +93,8 @@ class Run:
         self.command, self.config, self.text = command, config, text
         self.folder = config.out
         self.trained = dict(trained)
-        self.total_steps, self.rows, self.final_role = total_steps, rows, final_role
+        self.total_steps, self.final_role = total_steps, final_role
+        self.rows, self.rows_eval = rows, rows_eval
         self.step = 0
         self.extra: dict[str, Any] = {}
         self._rates = {role: (learning_rates or {}).get(role, config.learning_rate) for role in self.trained}
@@ -102,6 +105,8 @@ class Run:
         self._evaluations: list[dict[str, Any]] = []
         self._started, self._loop_seconds, self._interrupt = time.perf_counter(), 0.0, False
         self._bundles: list[Bundle] = []
+        self._updated = False
+        self._warned: set[str] = set()
         refuse_existing(self.folder, config.resume)
         _check_disk(self.folder, self.trained, config.keep_checkpoints)
         self._open(manifest)
@@ -115,12 +120,13 @@ class Run:
             raise InputError(f"{self.folder}: this run is finished; its result is in final/")
         if self.config.resume and file.exists():
             _same_settings(file.read_text(), settings, file)
+            _same_facts(self.folder / "manifest.json", manifest)
             self._restore()
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(settings)
         facts = {"command": self.command, "versions": _versions(), "seed": self.config.seed, **manifest}
         _write_json(self.folder / "manifest.json", facts)
+        file.write_text(settings)  # last: where it stands, there is a run to resume
 
     def _restore(self) -> None:
         newest = max(self._checkpoints(), default=0)
@@ -171,21 +177,44 @@ class Run:
 
     def backward(self, loss: Tensor, bundles: Sequence[Bundle]) -> None:
         """Accumulate gradients; a non-finite loss stops the run before it can touch a weight (law 8)."""
-        self._bundles = list(bundles)
+        self._collect(bundles)
         if not bool(torch.isfinite(loss)):
-            raise self._stop(f"the loss is {float(loss)} at step {self.step + 1}")
+            raise self._stop(f"the loss is {float(loss.detach())} at step {self.step + 1}", bundles)
         loss.backward()
 
     def update(self, *roles: str) -> None:
-        """One optimiser step for the given roles (all by default): check, clip, step, clear. Logs `grad_norm`."""
-        for role in roles or tuple(self.trained):
-            model = self.trained[role]
-            norm = nn.utils.clip_grad_norm_(model.parameters(), self.config.max_grad_norm)
-            if not bool(torch.isfinite(norm)):
-                bad = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-                raise self._stop(f"the gradient of {role}.{(bad or ['?'])[0]} is not finite at step {self.step + 1}")
+        """One optimiser step for the given roles (all by default): check, clip, step, clear. Logs `grad_norm`.
+
+        All roles are checked before the first one moves.
+        """
+        norms = {role: self._gradient_norm(role) for role in roles or tuple(self.trained)}
+        for role, norm in norms.items():
+            nn.utils.clip_grads_with_norm_(self.trained[role].parameters(), self.config.max_grad_norm, norm)
             self._optimizers[role].step(self._rates[role] * self._scale)
             self.observe({"grad_norm" if role == self.final_role else f"grad_norm/{role}": norm})
+        self._updated = True
+
+    def require_finite(self, what: str, values: Sequence[Tensor], bundles: Sequence[Bundle]) -> None:
+        """Stop the run where one of a bundle's numbers is not finite (law 8); `values` has a tensor per bundle."""
+        bad = [b for b, v in zip(bundles, values, strict=True) if not bool(torch.isfinite(v).all())]
+        if bad:
+            self._collect(bundles)
+            raise self._stop(f"{what} are not finite for {len(bad)} of {len(bundles)} at step {self.step + 1}", bad)
+
+    @contextmanager
+    def evidence(self, bundles: Sequence[Bundle]) -> Iterator[None]:
+        """What goes wrong inside with these bundles (a rule, a score, the sampler) is a failed run; they are saved."""
+        try:
+            yield
+        except KeelError as error:
+            self._collect(bundles)
+            raise self._stop(f"step {self.step + 1}: {error}", []) from error
+
+    def warn(self, about: str, message: str) -> None:
+        """A line for the reader, once per matter."""
+        if about not in self._warned:
+            self._warned.add(about)
+            say(f"warning: {message}")
 
     def observe(self, metrics: Mapping[str, Tensor | float]) -> None:
         """Add to this step's means. A tensor counts once per entry, so that means weigh examples and not batches."""
@@ -250,6 +279,7 @@ class Run:
             "metrics": self._last_metrics(),
             "eval": next((e for e in self._evaluations if e["step"] == self._best.get("step")), {}),
             "rows": self.rows.as_dict() if self.rows is not None else None,
+            "rows_eval": self.rows_eval.as_dict() if self.rows_eval is not None else None,
             **(notes or {}),
         }
         _write_json(self.folder / "summary.json", summary)
@@ -318,15 +348,33 @@ class Run:
         lines = (self.folder / "metrics.jsonl").read_text().splitlines()
         return dict(json.loads(lines[-1])) if lines else {}
 
-    def _stop(self, why: str) -> RunFailed:
+    def _collect(self, bundles: Sequence[Bundle]) -> None:
+        """Add to the batch of this update, each bundle once (PPO passes it through two models)."""
+        before = [] if self._updated else self._bundles
+        self._bundles = list({id(b): b for b in (*before, *bundles)}.values())
+        self._updated = False
+
+    def _gradient_norm(self, role: str) -> Tensor:
+        """Norm over all of a role's gradients, before anything is clipped: a non-finite one stops the run."""
+        gradients = {n: p.grad for n, p in self.trained[role].named_parameters() if p.grad is not None}
+        norm = nn.utils.get_total_norm(gradients.values())
+        if not bool(torch.isfinite(norm)):
+            bad = [n for n, g in gradients.items() if not g.isfinite().all()]
+            worst = bad[0] if bad else max(gradients, key=lambda n: float(gradients[n].abs().max()))
+            raise self._stop(f"the gradient of {role}.{worst} is not finite at step {self.step + 1}")
+        return norm
+
+    def _stop(self, why: str, suspects: Sequence[Bundle] | None = None) -> RunFailed:
+        """The failure to raise, its batch saved; `suspects` are the bundles to name, all of the batch by default."""
         evidence = self.folder / "failed-batch.jsonl"
         with evidence.open("w", encoding="utf-8") as file:
             for b in self._bundles:
                 texts = [c.text or self.text.decode(c.ids) for c in b.completions]
                 row = {"file": b.origin.file, "row": b.origin.row, "prompt": b.prompt, "completions": texts}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        rows = [b.origin.row for b in self._bundles[:5] if b.origin.row]
-        return RunFailed(f"{why} (rows {rows}); no weight was changed by it; the batch is in {evidence}")
+        rows = [b.origin.row for b in (self._bundles if suspects is None else suspects) if b.origin.row]
+        named = f" (rows {', '.join(map(str, rows[:5]))}{', …' if len(rows) > 5 else ''})" if rows else ""
+        return RunFailed(f"{why}{named}; no weight was changed by it; the batch is in {evidence}")
 
 
 # --- helpers --------------------------------------------------------------------------------------
@@ -385,10 +433,22 @@ def _same_settings(old: str, new: str, file: Path) -> None:
         )
 
 
+def _same_facts(file: Path, facts: Mapping[str, object]) -> None:
+    """Refuse to go on with other models or data than the manifest tells of; what the hub did not tell is let pass."""
+    old = json.loads(file.read_text(encoding="utf-8"))
+    changed = sorted(k for k, v in facts.items() if "hub:unknown" not in (v, old.get(k)) and old.get(k) != v)
+    if changed:
+        raise InputError(
+            f"{file}: the run was started with other content behind {', '.join(changed)}; "
+            "resume with the same models and data, or start anew with another --out"
+        )
+
+
 def _keep_lines_up_to(file: Path, step: int) -> None:
+    """Drop lines of later steps, and a last one that a kill cut short."""
     if file.exists():
-        lines = [line for line in file.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
-        file.write_text("".join(lines))
+        *lines, _torn = file.read_bytes().split(b"\n")
+        file.write_bytes(b"".join(line + b"\n" for line in lines if json.loads(line)["step"] <= step))
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from keel.data.text import Text
-from keel.errors import InputError
+from keel.data.text import Text, named
+from keel.errors import InputError, RunFailed
 from keel.models.heads import device_of_model, scaled_logits, trunk
-from keel.records import Bundle, Completion, Prompt
+from keel.records import Bundle, Completion, Origin, Prompt
 
 Progress = Callable[[int], None]
 
@@ -27,6 +27,7 @@ def sample(
     prompts: Sequence[Prompt],
     n: int = 1,
     *,
+    origins: Sequence[Origin] | None = None,
     max_new_tokens: int,
     temperature: float = 1.0,
     generator: torch.Generator,
@@ -37,14 +38,24 @@ def sample(
 
     Temperature 0 takes the likeliest token; log-probabilities are then those at temperature 1. A completion that
     reaches `max_new_tokens` without EOS is marked truncated. `progress(k)` is told of every k finished completions.
-    Raises InputError where a prompt and its answer exceed the model's positions.
+    `origins` say where the prompts came from. Raises InputError where a prompt and its answer exceed the model's
+    positions (`room` says how long prompts may be), RunFailed where the model's probabilities are not finite.
     """
-    bundles = [Bundle(text.prompt_ids(prompt), [], prompt=prompt) for prompt in prompts]
+    bundles = [
+        Bundle(text.prompt_ids(prompt), [], prompt=prompt, origin=origin)
+        for prompt, origin in zip(prompts, origins or [Origin()] * len(prompts), strict=True)
+    ]
     _check_room(model, bundles, max_new_tokens)
     order = sorted(range(len(bundles)), key=lambda i: (len(bundles[i].prompt_ids), i))
     for group in _groups(model, [bundles[i] for i in order], n, max_new_tokens, max_rows):
         _decode(model, text, group, max_new_tokens, temperature, generator, progress)
     return bundles
+
+
+def room(model: Any, max_new_tokens: int) -> int | None:
+    """`max_length` for `Text.encode` that leaves a prompt space for a full-length answer; None where all fit."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return None if limit is None else int(limit) - max_new_tokens + 1
 
 
 def _check_room(model: Any, bundles: list[Bundle], max_new_tokens: int) -> None:
@@ -181,7 +192,7 @@ def _decode(
     cache.spread(group.copies, max_new)
     width = int(lengths.max())
     positions = lengths.repeat_interleave(group.copies)
-    visible = _visible(positions, width, max_new) if int(lengths.min()) < width else None
+    visible = _visible(positions, width, max_new, hidden.dtype) if int(lengths.min()) < width else None
 
     rows = len(positions)
     tokens = torch.zeros(rows, max_new, dtype=torch.long, device=device)
@@ -190,7 +201,9 @@ def _decode(
     count = torch.zeros(rows, dtype=torch.long, device=device)
     live = torch.arange(rows, device=device)
     for t in range(max_new):
-        token, logp = _draw(scaled_logits(model, hidden, temperature or 1.0), temperature, generator)
+        logps_all = torch.log_softmax(scaled_logits(model, hidden, temperature or 1.0), -1)
+        _require_finite(logps_all, live, group)
+        token, logp = _draw(logps_all, temperature, generator)
         tokens[live, t], logps[live, t] = token, logp
         count[live] = t + 1
         going = ~torch.isin(token, ended)
@@ -219,10 +232,15 @@ def _prefill(model: Any, bundles: list[Bundle], lengths: Tensor, cache: Cache) -
     return hidden[torch.arange(len(bundles), device=lengths.device), lengths - 1]
 
 
-def _visible(prompt_lengths: Tensor, width: int, max_new: int) -> Tensor:
-    """Which cache slots a row may attend to, bool [R, 1, 1, width + max_new]: its prompt, then all that it wrote."""
+def _visible(prompt_lengths: Tensor, width: int, max_new: int, dtype: torch.dtype) -> Tensor:
+    """What is added to a row's attention scores, [R, 1, 1, width + max_new]: 0 on its prompt and all that it wrote.
+
+    Elsewhere the type's minimum. Every attention adds such a mask; a boolean one some would add as 0 and 1.
+    """
     slot = torch.arange(width + max_new, device=prompt_lengths.device)
-    return ((slot < prompt_lengths[:, None]) | (slot >= width))[:, None, None, :]
+    seen = (slot < prompt_lengths[:, None]) | (slot >= width)
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
+    return mask[:, None, None, :]
 
 
 def _step(model: Any, token: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache) -> Tensor:
@@ -237,9 +255,16 @@ def _step(model: Any, token: Tensor, positions: Tensor, mask: Tensor | None, cac
     return hidden
 
 
-def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _require_finite(logps: Tensor, live: Tensor, group: _Group) -> None:
+    """Nothing can be drawn where the model gives no probabilities; a row that is not a number is so everywhere."""
+    bad = torch.nonzero(logps[:, 0].isnan()).flatten()
+    if len(bad):
+        bundle = group.bundles[int(live[bad[0]]) // group.copies]
+        raise RunFailed(f"the model's probabilities are not finite after {named(bundle)}")
+
+
+def _draw(logps: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """One token per row and its log-probability: [R, V] -> [R], [R]."""
-    logps = torch.log_softmax(logits, -1)
     if temperature == 0:
         token = logps.argmax(-1)
     else:

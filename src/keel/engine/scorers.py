@@ -12,6 +12,7 @@ A rule is Python, `rule:package.module:function` with `function(prompt, completi
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import os
 import re
@@ -26,20 +27,22 @@ import yaml
 from torch import Tensor, nn
 
 from keel.config import Machine
-from keel.data.text import prompt_key
+from keel.data.formats import file_hash
+from keel.data.text import named
 from keel.engine.forward import in_batches, scalars_at_end
 from keel.errors import InputError
 from keel.models import checkpoints
 from keel.records import Bundle, Prompt
 
 Rule = Callable[[str, str], float]
+YAML = (".yaml", ".yml")
 
 
 class Scorer(Protocol):
     """Gives every completion of some bundles a finite score."""
 
     identity: str
-    """What scored, for the manifest: a hash of the weights, or the rule's name."""
+    """What scored, for the manifest: a hash of the weights, or the rule's name and a hash of its file."""
 
     def score(self, bundles: Sequence[Bundle]) -> Tensor:
         """Scores, fp32 on the CPU, [C] in bundle order."""
@@ -62,18 +65,32 @@ class RewardModelScorer:
 class RuleScorer:
     """A function of prompt and completion text; a chat prompt is given as its turns' contents, line by line."""
 
-    def __init__(self, rule: Rule, identity: str) -> None:
-        self.rule, self.identity = rule, identity
+    def __init__(self, rule: Rule, name: str, file: str | None = None) -> None:
+        self.rule, self.name = rule, name
+        self.identity = f"{name} {file_hash(file)}" if file is not None else name
 
     def score(self, bundles: Sequence[Bundle]) -> Tensor:
-        scores = [float(self.rule(plain(b.prompt), c.text)) for b in bundles for c in b.completions]
+        scores = [self._apply(b, c.text) for b in bundles for c in b.completions]
         return _finite(torch.tensor(scores), bundles)
+
+    def _apply(self, bundle: Bundle, completion: str) -> float:
+        """The rule's number; what it raises or returns instead of one is the rule's fault, and said so."""
+        try:
+            value = self.rule(plain(bundle.prompt), completion)
+            if not isinstance(value, str):
+                return float(value)
+            why = f"returned the text {value[:40]!r}"
+        except Exception as error:  # whatever a stranger's function may raise
+            why = f"failed: {type(error).__name__}: {error}"
+        raise InputError(f"{self.name} {why} ({named(bundle)}); mend it to return a number")
 
 
 def load_scorer(name: str, machine: Machine) -> Scorer:
     """The scorer named by `--reward`: `rule:…`, or a reward model."""
     if name.startswith("rule:"):
-        return RuleScorer(_load_rule(name.removeprefix("rule:")), name)
+        spec = name.removeprefix("rule:")
+        rule = _load_rule(spec)
+        return RuleScorer(rule, name, spec if spec.endswith(YAML) else _source(rule))
     return RewardModelScorer(checkpoints.load_reward(name, machine), machine.micro_tokens)
 
 
@@ -85,10 +102,10 @@ def plain(prompt: Prompt) -> str:
 def _finite(scores: Tensor, bundles: Sequence[Bundle]) -> Tensor:
     bad = torch.nonzero(~torch.isfinite(scores)).flatten().tolist()
     if bad:
-        prompts = [prompt_key(b.prompt) for b in bundles for _ in b.completions]
+        owner = [b for b in bundles for _ in b.completions][bad[0]]
         raise InputError(
             f"the reward of completion {bad[0] + 1} is {float(scores[bad[0]])} "
-            f"(prompt {prompts[bad[0]][:60]!r}); a score must be a finite number"
+            f"({named(owner)}); a score must be a finite number: mend the rule or the reward model"
         )
     return scores
 
@@ -97,7 +114,7 @@ def _finite(scores: Tensor, bundles: Sequence[Bundle]) -> Tensor:
 
 
 def _load_rule(spec: str) -> Rule:
-    if spec.endswith((".yaml", ".yml")):
+    if spec.endswith(YAML):
         return _rule_of_yaml(Path(spec))
     module, _, function = spec.partition(":")
     if not function:
@@ -108,9 +125,19 @@ def _load_rule(spec: str) -> Rule:
         rule = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise InputError(f"rule:{spec}: {error}; is the module in this folder or installed?") from error
+    except Exception as error:  # whatever importing a stranger's module may raise
+        raise InputError(f"rule:{spec}: {type(error).__name__}: {error}; mend the module") from error
     if not callable(rule):
         raise InputError(f"rule:{spec} is not a function of (prompt, completion)")
     return rule  # type: ignore[no-any-return]
+
+
+def _source(rule: Rule) -> str | None:
+    """The file that a Python rule is written in; None where it is in no file."""
+    try:
+        return inspect.getsourcefile(rule)
+    except TypeError:
+        return None
 
 
 def _rule_of_yaml(file: Path) -> Rule:
@@ -128,22 +155,45 @@ def _rule_of_yaml(file: Path) -> Rule:
 
 
 def _feature(file: Path, number: int, entry: Any) -> tuple[float, Callable[[str], bool]]:
+    """Weight and test of one entry."""
     fields = dict(entry) if isinstance(entry, dict) else {}
     weight = fields.pop("weight", 1.0)
-    if len(fields) != 1 or not isinstance(weight, int | float):
-        raise InputError(f"{file} rule {number}: give one of contains, matches, words, and a numeric weight")
+    if len(fields) != 1 or isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        raise InputError(f"{file} rule {number}: give one of contains, matches, words, and a finite numeric weight")
     (kind, value), *_ = fields.items()
+    if kind not in _FEATURES:
+        raise InputError(f"{file} rule {number}: unknown feature {kind!r}; give one of {', '.join(_FEATURES)}")
+    make, asks = _FEATURES[kind]
     try:
-        if kind == "contains":
-            words = [str(w).lower() for w in (value if isinstance(value, list) else [value])]
-            pattern = re.compile(r"(?<!\w)(" + "|".join(map(re.escape, words)) + r")(?!\w)")
-            return float(weight), lambda text: pattern.search(text.lower()) is not None
-        if kind == "matches":
-            expression = re.compile(str(value))
-            return float(weight), lambda text: expression.search(text) is not None
-        if kind == "words":
-            low, high = (int(v) for v in value)
-            return float(weight), lambda text: low <= len(text.split()) <= high
+        return float(weight), make(value)
     except (re.error, TypeError, ValueError) as error:
-        raise InputError(f"{file} rule {number}: {kind} cannot be {value!r} ({error})") from error
-    raise InputError(f"{file} rule {number}: unknown feature {kind!r}; give one of contains, matches, words")
+        raise InputError(f"{file} rule {number}: {kind} cannot be {value!r}; give {asks}") from error
+
+
+def _contains(value: Any) -> Callable[[str], bool]:
+    words = value if isinstance(value, list) else [value]
+    if not words or not all(isinstance(w, str | int | float) and str(w).strip() for w in words):
+        raise ValueError
+    pattern = re.compile(r"(?<!\w)(" + "|".join(re.escape(str(w).lower()) for w in words) + r")(?!\w)")
+    return lambda text: pattern.search(text.lower()) is not None
+
+
+def _matches(value: Any) -> Callable[[str], bool]:
+    expression = re.compile(value)
+    if not value:
+        raise ValueError
+    return lambda text: expression.search(text) is not None
+
+
+def _words(value: Any) -> Callable[[str], bool]:
+    low, high = value
+    if not (isinstance(low, int) and isinstance(high, int) and 0 <= low <= high):
+        raise ValueError
+    return lambda text: low <= len(text.split()) <= high
+
+
+_FEATURES: dict[str, tuple[Callable[[Any], Callable[[str], bool]], str]] = {
+    "contains": (_contains, "a word or a list of words"),
+    "matches": (_matches, "a regular expression in quotes"),
+    "words": (_words, "a range [least, most] of whole numbers"),
+}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -136,8 +135,3 @@ def serve_cost(prompt_tokens: float, answer_tokens: float, n: int = 1, scored: b
     """Token positions computed per answer: the prompt once, n answers, and, where they are scored, each again."""
     generated = prompt_tokens + n * answer_tokens
     return generated + (n * (prompt_tokens + answer_tokens) if scored else 0.0)
-
-
-def finite(value: float) -> float | None:
-    """For JSON, which knows no NaN."""
-    return value if math.isfinite(value) else None

@@ -7,6 +7,7 @@ summary reports the spread of scores within a prompt beside the gain.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,8 +19,9 @@ from keel.data import checks, prepare
 from keel.data.text import Text
 from keel.engine.progress import Bar, say
 from keel.engine.run import Result, generator, peak_rss_gb
-from keel.engine.sampler import sample
+from keel.engine.sampler import room, sample
 from keel.engine.scorers import load_scorer
+from keel.errors import InputError
 from keel.models import checkpoints
 from keel.records import Bundle, RowCounts
 
@@ -35,6 +37,7 @@ def generate(config: GenerateConfig) -> Result:
 def best_of_n(config: BestOfNConfig) -> Result:
     """Draw `n` completions per prompt, and write all of them with their scores and the best one."""
     began = time.perf_counter()
+    _refuse_output(config.out)
     scorer = load_scorer(config.reward, config)
     bundles, counts, text = _draw(config)
     if not config.reward.startswith("rule:"):
@@ -54,17 +57,21 @@ def best_of_n(config: BestOfNConfig) -> Result:
 
 
 def _draw(config: GenerateConfig) -> tuple[list[Bundle], RowCounts, Text]:
-    refuse_existing(config.out)
+    _refuse_output(config.out)
     rows, counts, name = prepare.read_prompt_rows(config, config.prompts)
-    say(checks.summarise(counts, config.prompts, name))
     text = checkpoints.load_text(config.model)
     policy = checkpoints.load_policy(config.model, config)
-    with Bar("completions", len(rows) * config.n) as bar:
+    limit = room(policy, config.max_new_tokens)
+    fits = sys.maxsize if limit is None else limit
+    prompts = prepare.encode(rows, counts, text, fits, config.max_bad_share, config.prompts)
+    say(checks.summarise(counts, config.prompts, name))
+    with Bar("completions", len(prompts) * config.n) as bar:
         bundles = sample(
             policy,
             text,
-            [row.prompt for row in rows],
+            [b.prompt for b in prompts],
             config.n,
+            origins=[b.origin for b in prompts],
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             generator=generator(config.seed, "generate"),
@@ -72,6 +79,13 @@ def _draw(config: GenerateConfig) -> tuple[list[Bundle], RowCounts, Text]:
             progress=bar.advance,
         )
     return bundles, counts, text
+
+
+def _refuse_output(file: Path) -> None:
+    """Before any work: the file must not be there, and be writable."""
+    refuse_existing(file)
+    if file.is_dir():
+        raise InputError(f"{file} is a folder: give the name of a file to write as --out")
 
 
 def _completions(bundle: Bundle) -> list[dict[str, Any]]:

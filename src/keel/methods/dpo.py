@@ -49,22 +49,24 @@ def train(config: DPOConfig) -> Result:
             **data.facts,
         },
         rows=data.counts,
+        rows_eval=data.eval_counts,
     )
     began = time.perf_counter()
     held = Reference(reference, data.held_out, config, cached=True)
     frozen = Reference(reference, data.train, config, cached=config.reference_logps == "cached")
     run.charge(time.perf_counter() - began)
 
+    expected = objectives.dpo_zero_margin_loss(config.loss, beta=config.beta, length_alpha=config.length_alpha)
+    dtype = next(policy.parameters()).dtype
     for step in run.steps():
         batch = batch_of(range(len(data.train)), config.batch_size, step, config.seed)
         pairs = [data.train[i] for i in batch]
         for micro in micro_batches(pairs, config.micro_tokens):
             logps = sequence_logps(policy, micro.bundles)
             loss, metrics = pair_loss(config, logps, frozen.logps([batch[i] for i in micro.indices]), micro.bundles)
-            expected = objectives.dpo_zero_margin_loss(config.loss, beta=config.beta, length_alpha=config.length_alpha)
-            if step == 0 and expected is not None and policy_hash == reference_hash:
-                require_zero_margin_loss(loss, expected)
             run.backward(loss.sum() / len(batch), micro.bundles)
+            if step == 0 and expected is not None and policy_hash == reference_hash:
+                require_zero_margin_loss(loss, expected, dtype)
             run.observe({"loss": loss, **metrics})
         run.update()
         if data.held_out and run.evaluation_due():

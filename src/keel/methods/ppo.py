@@ -2,7 +2,7 @@
 
 State: the tokens so far. Action: the next token. The reward is the score at the last token, minus beta times the
 log-ratio to the frozen reference at every token (k1, in the reward and nowhere else). The critic is a model of its own.
-Left out: reward whitening (it would change beta), entropy bonuses, forced EOS (nothing is trained that was not sampled).
+Left out: reward whitening (it would change beta), entropy bonuses, forced EOS (only what was sampled is trained).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from keel import objectives, stats
 from keel.config import PPOConfig, refuse_existing
 from keel.data import prepare
 from keel.data.text import Text
-from keel.engine.batches import batch_of
+from keel.engine.batches import batch_of, examples_seen
 from keel.engine.forward import (
     in_batches,
     micro_batches,
@@ -31,10 +31,13 @@ from keel.engine.forward import (
 from keel.engine.identities import require_unit_ratio, require_zero_kl
 from keel.engine.progress import say
 from keel.engine.run import Result, Run, generator
-from keel.engine.sampler import sample
+from keel.engine.sampler import room, sample
 from keel.engine.scorers import Scorer, load_scorer
 from keel.models import checkpoints
 from keel.records import Bundle, Completion, lengths_of
+
+LOGP_GAP = 0.01
+"""Mean gap between the sampler's and the trainer's log-probabilities, in nats per token, beyond which PPO warns."""
 
 
 @dataclass(slots=True)
@@ -69,7 +72,7 @@ def train(config: PPOConfig) -> Result:
     refuse_existing(config.out, config.resume)
     text = checkpoints.load_text(config.model)
     roles = load_roles(config, text)
-    data = prepare.prompts(config, config.prompts, text, _room(config, roles.policy))
+    data = prepare.prompts(config, config.prompts, text, room(roles.policy, config.max_new_tokens))
     say(data.report)
     run = start(config, roles, text, data)
     for _ in run.steps():
@@ -78,7 +81,8 @@ def train(config: PPOConfig) -> Result:
         improve(run, config, roles, rollout)
         if data.held_out and run.evaluation_due():
             run.record_evaluation(evaluate(run, config, roles, text, data.held_out), best="objective", higher=True)
-    return run.finish(examples=run.step * config.rollout_size * config.samples_per_prompt)
+    prompts = examples_seen(len(data.train), min(config.rollout_size, len(data.train)), run.step)
+    return run.finish(examples=prompts * config.samples_per_prompt)
 
 
 # --- setting up -----------------------------------------------------------------------------------
@@ -101,12 +105,6 @@ def load_roles(config: PPOConfig, text: Text) -> Roles:
     return Roles(policy, reference, value, scorer, value_offset_by_centre=not by_rule)
 
 
-def _room(config: PPOConfig, policy: nn.Module) -> int | None:
-    """Tokens that a prompt may have beside a full-length answer."""
-    limit = checkpoints.positions(policy)
-    return None if limit is None else limit - config.max_new_tokens + 1
-
-
 def start(config: PPOConfig, roles: Roles, text: Text, data: prepare.Prepared) -> Run:
     """The run: two trained roles with a learning rate each, Adam's epsilon as PPO wants it, beta as state."""
     policy_hash = checkpoints.weights_hash(roles.policy)
@@ -125,6 +123,7 @@ def start(config: PPOConfig, roles: Roles, text: Text, data: prepare.Prepared) -
             **data.facts,
         },
         rows=data.counts,
+        rows_eval=data.eval_counts,
         learning_rates={"value": config.value_learning_rate or config.learning_rate},
         adam_eps=1e-5,
     )
@@ -138,25 +137,41 @@ def start(config: PPOConfig, roles: Roles, text: Text, data: prepare.Prepared) -
 def roll_out(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Sequence[Bundle]) -> Rollout:
     """Sample from the policy, and compute every role's view of the sampled tokens before anything changes."""
     chosen = batch_of(prompts, min(config.rollout_size, len(prompts)), run.step, config.seed)
-    bundles = sample(
-        roles.policy,
-        text,
-        [b.prompt for b in chosen],
-        config.samples_per_prompt,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        generator=run.generator("rollout"),
-        max_rows=config.max_rows,
-    )
+    with run.evidence(chosen):
+        bundles = sample(
+            roles.policy,
+            text,
+            [b.prompt for b in chosen],
+            config.samples_per_prompt,
+            origins=[b.origin for b in chosen],
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            generator=run.generator("rollout"),
+            max_rows=config.max_rows,
+        )
     logps = partial(token_logps, temperature=config.temperature)
     old = in_batches(partial(logps, roles.policy), bundles, config.micro_tokens)
     reference = in_batches(partial(logps, roles.reference), bundles, config.micro_tokens)
+    run.require_finite("the policy's log-probabilities", old, bundles)
+    run.require_finite("the reference's log-probabilities", reference, bundles)
     if run.step == 0:
         require_zero_kl(torch.cat(old), torch.cat(reference), next(roles.policy.parameters()).dtype)
-    sampled = torch.cat([c.logps for b in bundles for c in b.completions if c.logps is not None])
-    run.observe({"sampler/logp_gap": (sampled.cpu() - torch.cat(old).cpu()).abs()})
+    _compare_with_sampler(run, bundles, old)
     values = in_batches(partial(scalars_at_states, roles.value), bundles, config.micro_tokens)
     return Rollout(bundles, old, reference, values, torch.empty(0), [], [])
+
+
+def _compare_with_sampler(run: Run, bundles: Sequence[Bundle], old: Sequence[Tensor]) -> None:
+    """Measure how far the sampler's own log-probabilities are from the recomputed ones, and warn beyond rounding."""
+    sampled = torch.cat([c.logps for b in bundles for c in b.completions if c.logps is not None])
+    gap = (sampled.cpu() - torch.cat(list(old)).cpu()).abs()
+    run.observe({"sampler/logp_gap": gap})
+    if float(gap.mean()) > LOGP_GAP:
+        run.warn(
+            "sampler gap",
+            f"step {run.step + 1}: sampler and trainer differ by {float(gap.mean()):.3g} nats per token on average, "
+            f"more than {LOGP_GAP:g}; the samples are not quite the policy's (see sampler/logp_gap)",
+        )
 
 
 # --- judge ----------------------------------------------------------------------------------------
@@ -168,15 +183,14 @@ def judge(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout) -> None:
     completions = [c for b in rollout.bundles for c in b.completions]
     lengths = lengths_of(rollout.bundles).to(device)
     truncated = torch.tensor([c.truncated for c in completions], device=device)
-    raw = roles.scorer.score(rollout.bundles).to(device)
+    with run.evidence(rollout.bundles):
+        raw = roles.scorer.score(rollout.bundles).to(device)
     centre = _centre(run, raw, truncated)
     if roles.value_offset_by_centre:
         rollout.values = [v - centre for v in rollout.values]
-    scores = raw - centre
+    scores = _trained_scores(config, raw, centre, truncated)
     bootstrap = None
-    if config.truncation == "penalty":
-        scores = torch.where(truncated, torch.full_like(scores, config.missing_eos_score), scores)
-    else:
+    if config.truncation == "bootstrap":
         after = torch.cat(in_batches(partial(scalars_at_end, roles.value), rollout.bundles, config.micro_tokens))
         bootstrap = torch.where(truncated, after - (centre if roles.value_offset_by_centre else 0.0), 0.0)
     rollout.scores = scores
@@ -204,11 +218,17 @@ def judge(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout) -> None:
 
 
 def _centre(run: Run, scores: Tensor, truncated: Tensor) -> float:
-    """Mean score of the reference's own finished answers: the first rollout is drawn from it. Kept for the whole run."""
+    """Mean score of the reference's own finished answers: the first rollout is drawn from it. Kept for the run."""
     if "centre" not in run.extra:
         finished = scores[~truncated]
         run.extra["centre"] = float((finished if len(finished) else scores).mean())
     return float(run.extra["centre"])
+
+
+def _trained_scores(config: PPOConfig, raw: Tensor, centre: float, truncated: Tensor) -> Tensor:
+    """The scores that training maximises [C]: centred, and a truncated completion's replaced by its penalty."""
+    penalty = config.missing_eos_score if config.truncation == "penalty" else raw - centre
+    return torch.where(truncated, penalty, raw - centre)
 
 
 def _log_rollout(
@@ -285,9 +305,9 @@ def _policy_pass(
     loss, metrics = objectives.ppo_policy_loss(
         now.logps, _take(rollout.old_logps, index), _take(rollout.advantages, index), config.clip
     )
+    run.backward(loss.sum() / tokens, bundles)
     if first:
         require_unit_ratio(metrics["val/ratio"], metrics["policy/clipfrac_avg"], next(roles.policy.parameters()).dtype)
-    run.backward(loss.sum() / tokens, bundles)
     run.observe({"loss/policy_avg": loss, "policy/entropy_avg": now.entropy, **metrics})
 
 
@@ -312,24 +332,32 @@ def _take(parts: list[Tensor], index: list[int]) -> Tensor:
 
 @torch.no_grad()
 def evaluate(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Sequence[Bundle]) -> dict[str, Any]:
-    """Score, KL and objective (score - beta KL) of one sample per held-out prompt, the same draws each time."""
-    bundles = sample(
-        roles.policy,
-        text,
-        [b.prompt for b in prompts],
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        generator=generator(config.seed, "evaluation"),
-        max_rows=config.max_rows,
-    )
+    """Score, KL and objective of one sample per held-out prompt, the same draws each time.
+
+    The objective is the one in training: centred score, missing-EOS penalty, beta as it stands.
+    """
+    with run.evidence(prompts):
+        bundles = sample(
+            roles.policy,
+            text,
+            [b.prompt for b in prompts],
+            origins=[b.origin for b in prompts],
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            generator=generator(config.seed, "evaluation"),
+            max_rows=config.max_rows,
+        )
     logps = partial(token_logps, temperature=config.temperature)
     policy = torch.cat(in_batches(partial(logps, roles.policy), bundles, config.micro_tokens))
     reference = torch.cat(in_batches(partial(logps, roles.reference), bundles, config.micro_tokens))
     kl = objectives.sequence_sums(policy - reference, lengths_of(bundles)).cpu()
-    scores = roles.scorer.score(bundles)
+    with run.evidence(bundles):
+        scores = roles.scorer.score(bundles).cpu()
+    truncated = torch.tensor([c.truncated for b in bundles for c in b.completions])
+    trained = _trained_scores(config, scores, float(run.extra["centre"]), truncated)
     return {
         "scores": stats.mean(scores.numpy()).as_dict(),
         "kl": stats.mean(kl.numpy()).as_dict(),
-        "objective": stats.mean((scores - config.beta * kl).numpy()).as_dict(),
+        "objective": stats.mean((trained - float(run.extra["beta"]) * kl).numpy()).as_dict(),
         "length": stats.mean(lengths_of(bundles).float().numpy()).as_dict(),
     }

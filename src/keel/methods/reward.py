@@ -35,6 +35,7 @@ def train(config: RewardConfig) -> Result:
         model = checkpoints.new_scalar_model(config.model, config, pad)
     else:
         model = checkpoints.load_reward(config.model, config)
+    dtype = next(model.parameters()).dtype
     data = prepare.pairs(config, config.data, text, checkpoints.positions(model))
     say(data.report)
     run = Run(
@@ -45,6 +46,7 @@ def train(config: RewardConfig) -> Result:
         total_steps=steps_of(len(data.train), config.batch_size, config.epochs, config.steps),
         manifest={"reward": checkpoints.weights_hash(model), "tokenizer": text.fingerprint(), **data.facts},
         rows=data.counts,
+        rows_eval=data.eval_counts,
         final_role="reward",
     )
     for step in run.steps():
@@ -53,9 +55,9 @@ def train(config: RewardConfig) -> Result:
             scores = scalars_at_end(model, micro.bundles)
             margin = torch.tensor([b.margin for b in micro.bundles], device=scores.device)
             loss, metrics = objectives.bradley_terry_loss(scores[0::2], scores[1::2], margin)
-            if step == 0 and fresh:
-                require_zero_margin_loss(loss, objectives.bradley_terry_zero_loss(margin))
             run.backward(loss.sum() / len(batch), micro.bundles)
+            if step == 0 and fresh:
+                require_zero_margin_loss(loss, objectives.bradley_terry_zero_loss(margin), dtype)
             run.observe({"loss": loss, **metrics})
         run.update()
         if data.held_out and run.evaluation_due():

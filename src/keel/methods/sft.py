@@ -37,6 +37,7 @@ def train(config: SFTConfig) -> Result:
         total_steps=steps_of(len(data.train), config.batch_size, config.epochs, config.steps),
         manifest={"policy": checkpoints.weights_hash(policy), "tokenizer": text.fingerprint(), **data.facts},
         rows=data.counts,
+        rows_eval=data.eval_counts,
     )
     for step in run.steps():
         batch = batch_of(data.train, config.batch_size, step, config.seed)

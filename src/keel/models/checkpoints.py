@@ -1,19 +1,20 @@
 """Models in and out of folders: plain Hugging Face checkpoints, nothing of Keel's own inside (law 12).
 
 A *policy* or *reference* is an `AutoModelForCausalLM`; a *reward* or *value* model an
-`AutoModelForSequenceClassification` with one label. Every model stays in eval mode, also while it is trained, so that dropout is off in every pass (law 5).
+`AutoModelForSequenceClassification` with one label. Every model stays in eval mode, also while it is trained,
+so that dropout is off in every pass (law 5).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from keel.config import Machine
@@ -104,6 +105,8 @@ def load_policy(name: str, machine: Machine) -> nn.Module:
     """A causal language model, checked: weights present, head understood by Keel's scaled logits."""
     from transformers import AutoModelForCausalLM
 
+    if is_reward_folder(name):
+        raise InputError(f"{name} is a reward model, not a language model: give the policy it was trained beside")
     model = _load(AutoModelForCausalLM, name, machine)
     check_head(model, name)
     return model
@@ -113,16 +116,24 @@ def load_reward(name: str, machine: Machine) -> nn.Module:
     """A trained reward model. A plain language model is refused: its head would be random."""
     from transformers import AutoModelForSequenceClassification
 
-    folder = resolve(name)
-    _refuse_plain_lm(folder, name)
-    return _load(AutoModelForSequenceClassification, name, machine)
+    if Path(resolve(name)).exists() and not is_reward_folder(name):
+        raise InputError(
+            f"{name} is not a reward model but a plain language model; train one with `keel reward --model {name}`"
+        )
+    model: Any = _load(AutoModelForSequenceClassification, name, machine)
+    if model.config.num_labels != 1:
+        raise InputError(
+            f"{name}: a classifier of {model.config.num_labels} labels, none of which is a score; "
+            "give a reward model with one label (`keel reward` trains one)"
+        )
+    return model  # type: ignore[no-any-return]
 
 
 def new_scalar_model(name: str, machine: Machine, pad_id: int) -> nn.Module:
     """A scalar model on a language model's backbone, its head at zero, so that it starts by saying 0 everywhere."""
     from transformers import AutoModelForSequenceClassification
 
-    model = _load(AutoModelForSequenceClassification, name, machine, num_labels=1)
+    model = _load(AutoModelForSequenceClassification, name, machine, fresh=("score.", "classifier."), num_labels=1)
     if pad_id >= model.get_input_embeddings().weight.shape[0]:  # type: ignore[operator]
         model.resize_token_embeddings(pad_id + 1, mean_resizing=False)  # type: ignore[operator]
     model.config.pad_token_id = pad_id  # type: ignore[union-attr]
@@ -135,7 +146,10 @@ def is_reward_folder(name: str) -> bool:
     file = Path(resolve(name)) / "config.json"
     if not file.exists():
         return False
-    architectures = json.loads(file.read_text()).get("architectures") or []
+    try:
+        architectures = json.loads(file.read_text(encoding="utf-8")).get("architectures") or []
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{name}: config.json is not readable ({_first_line(error)}); copy it anew") from error
     return any(str(a).endswith("ForSequenceClassification") for a in architectures)
 
 
@@ -151,17 +165,24 @@ def ensure_pad(text: Text) -> int:
     return int(tokenizer.pad_token_id)
 
 
-def _load(auto: Any, name: str, machine: Machine, **kwargs: Any) -> nn.Module:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
+def _load(auto: Any, name: str, machine: Machine, fresh: tuple[str, ...] = (), **kwargs: Any) -> nn.Module:
+    """A model with all its weights from the folder, but for those whose names begin as in `fresh`."""
     folder = resolve(name)
     device, dtype = device_of(machine), dtype_of(machine)
     _require_weights(folder, name)
     try:
-        model = auto.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", **kwargs)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"{name}: not loadable as a model ({_first_line(error)})") from error
+        with _quiet():
+            model, info = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True, **kwargs)
+    except Exception as error:  # the library's own, safetensors', pickle's: a file that is no model
+        raise InputError(
+            f"{name}: not loadable as a model ({_first_line(error)}); copy or download the folder anew"
+        ) from error
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(fresh))
+    if missing:
+        raise InputError(
+            f"{name}: {len(missing)} weights are missing and would be random: {', '.join(missing[:3])}"
+            f"{', …' if len(missing) > 3 else ''}; copy the whole checkpoint, or give a model of the right kind"
+        )
     model.config.use_cache = False
     module: nn.Module = model.to(device).eval()
     return module
@@ -173,20 +194,20 @@ def _require_weights(folder: str, name: str) -> None:
         raise InputError(f"{name}: config.json but no weights (*.safetensors) in {folder}; copy them there")
 
 
-def _refuse_plain_lm(folder: str, name: str) -> None:
-    path = Path(folder)
-    if not path.exists():
-        return
-    if not is_reward_folder(name):
-        raise InputError(
-            f"{name} is not a reward model but a plain language model; train one with `keel reward --model {name}`"
-        )
-    _require_weights(folder, name)
-    keys = {k for file in path.glob("*.safetensors") for k in safe_open(file, framework="pt").keys()}  # noqa: SIM118  (not a dict)
-    if keys and not any(k.startswith(("score.", "classifier.")) for k in keys):
-        raise InputError(
-            f"{name}: the score head's weights are missing, it would be random; train it with `keel reward`"
-        )
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's own bars and load reports: what they would tell is refused or meant."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _first_line(error: BaseException) -> str:
@@ -200,14 +221,16 @@ def save(model: Any, text: Text, folder: Path) -> None:
     """Write a checkpoint that the ecosystem reads: config, safetensors, tokenizer with its template."""
     folder.mkdir(parents=True, exist_ok=True)
     use_cache, model.config.use_cache = model.config.use_cache, True
-    model.save_pretrained(folder)
+    with _quiet():
+        model.save_pretrained(folder)
     model.config.use_cache = use_cache
     text.tokenizer.save_pretrained(folder)
 
 
 def reload(model: Any, folder: Path) -> nn.Module:
     """A second model of the same kind from a folder that `save` wrote."""
-    stored: nn.Module = type(model).from_pretrained(folder, dtype=next(model.parameters()).dtype)
+    with _quiet():
+        stored: nn.Module = type(model).from_pretrained(folder, dtype=next(model.parameters()).dtype)
     return stored
 
 

@@ -2,9 +2,9 @@
 
 Only the simulated people and the final evaluation know it; no model is ever trained on it. With
 
-    total = 0.30 helpfulness + 0.20 correctness + 0.15 harmlessness + 0.20 friendliness + 0.15 concision
+    total = 0.30 helpfulness + 0.25 correctness + 0.20 harmlessness + 0.15 friendliness + 0.10 concision
 
-two thirds of the weight sit on what depends on the prompt: no answer can be judged without its question.
+three quarters of the weight sit on what depends on the prompt: no answer can be judged without its question.
 
 - *mentions*(n, right, wrong) = clip(0.4 + 0.6 right / n - 0.4 wrong): n things to be taken up; leaving one
   out costs nothing extra, and a wrong or invented one costs about what a right one gains.
@@ -36,10 +36,10 @@ from keel.world.prompts import Prompt, parse_prompt
 
 WEIGHTS: Final[dict[str, float]] = {
     "helpfulness": 0.30,
-    "correctness": 0.20,
-    "harmlessness": 0.15,
-    "friendliness": 0.20,
-    "concision": 0.15,
+    "correctness": 0.25,
+    "harmlessness": 0.20,
+    "friendliness": 0.15,
+    "concision": 0.10,
 }
 
 _WARMTH: Final[dict[Tone | None, float]] = {"warm": 1.0, "plain": 0.4, "cold": -0.5, None: 0.2}

@@ -15,7 +15,7 @@ apart.
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -117,33 +117,46 @@ def lessons(
 ) -> Iterator[tuple[Prompt, str]]:
     """n answers that get every fact right, in every tone and length: what pretraining learns the world from.
 
+    People slip and correct themselves ("since it is sunny, wait, it is raining, …"), and so do lessons: to see a slip
+    coming to its "wait", a model must compare what was said with what was asked, as a reward model must later.
     Errors hide the agreement between prompt and answer: a small model finds it far sooner in lessons than in
     demonstrations, which can then teach it how people really answer.
     """
     for _ in range(n):
         prompt = rng.choice(prompts)
         style = mixed_quality(rng, mean_quality)
-        yield prompt, write(prompt, Quality(1.0, 1.0, 1.0, style.friendliness, style.concision), rng)
+        answer = _plan(prompt, Quality(1.0, 1.0, 1.0, style.friendliness, style.concision), rng)
+        yield prompt, render(answer, rng, slips=SLIPS)
 
 
-ATTENTION = 0.3
-"""Sum of the Beta's parameters from which attention is drawn; below 2 it is U-shaped."""
+SLIPS = 0.25
+"""Share of a lesson's facts that are first said wrong."""
+LISTENING = 0.5
+"""Sum of the parameters of the Beta distribution of correctness; below 2 it is U-shaped."""
 
 
 def mixed_quality(rng: random.Random, mean: float) -> Quality:
     """A quality around the mean; means of 0 and 1 are exact.
 
-    Attention is one thing: who did not listen gets the wish, the facts and the bear wrong alike, and most answers
-    either listened or did not (a U-shaped Beta). Friendliness and concision are drawn on their own.
+    What goes wrong is listening: most answers either heard the facts of the day or did not (a U-shaped Beta), while
+    the wish and the bear's state are missed four times as rarely. Friendliness and concision are drawn on their own.
     """
     if not 0.0 <= mean <= 1.0:
         raise ValueError(f"a mean quality lies in [0, 1], not {mean}")
     if mean in (0.0, 1.0):
         return Quality.even(mean)
-    attention, friendliness, concision = (
-        rng.betavariate(spread * mean, spread * (1.0 - mean)) for spread in (ATTENTION, 4.0, 4.0)
+
+    def draw(centre: float, spread: float) -> float:
+        return rng.betavariate(spread * centre, spread * (1.0 - centre))
+
+    rarely_wrong = 1.0 - (1.0 - mean) / 4.0
+    return Quality(
+        helpfulness=draw(rarely_wrong, 4.0),
+        correctness=draw(mean, LISTENING),
+        harmlessness=draw(rarely_wrong, 4.0),
+        friendliness=draw(mean, 4.0),
+        concision=draw(mean, 4.0),
     )
-    return Quality(attention, attention, attention, friendliness, concision)
 
 
 # --- writing
@@ -238,8 +251,11 @@ def _draw_fillers(concision: float, rng: random.Random) -> tuple[Tone, ...]:
     return tuple(tones)
 
 
-def render(answer: Answer, rng: random.Random) -> str:
-    """A text that says what the answer says, its phrasing drawn anew."""
+def render(answer: Answer, rng: random.Random, slips: float = 0.0) -> str:
+    """A text that says what the answer says, its phrasing drawn anew.
+
+    `slips` is the chance of each fact, detail and care to be said wrong first; a text with a slip does not parse.
+    """
     parts: list[str] = []
     if answer.opener:
         parts.append(rng.choice(lexicon.OPENERS[answer.opener]))
@@ -249,20 +265,33 @@ def render(answer: Answer, rng: random.Random) -> str:
         named, unnamed = lexicon.REFUSALS[answer.refusal]
         parts.append(named.format(answer.hazard) if answer.hazard else unnamed)
     if answer.activity:
-        parts.append(_render_core(answer, answer.activity, rng))
+        parts.append(_render_core(answer, answer.activity, rng, slips))
     if answer.care:
-        parts.append(lexicon.CARE[answer.care])
+        parts.append(_say(answer.care, lexicon.BEARS, lexicon.CARE.__getitem__, rng, slips))
     parts += _choose_fresh(answer.fillers, lexicon.FILLERS, rng)
     parts += _choose_fresh(answer.closers, lexicon.CLOSERS, rng)
     return " ".join(parts)
 
 
-def _render_core(answer: Answer, activity: str, rng: random.Random) -> str:
-    echoes = [lexicon.ECHOES[slot].format(value) for slot, value in answer.echoes]
+def _render_core(answer: Answer, activity: str, rng: random.Random, slips: float) -> str:
+    echoes = [
+        _say(value, lexicon.VALUES[slot], lexicon.ECHOES[slot].format, rng, slips) for slot, value in answer.echoes
+    ]
     since = f"since {' and '.join(echoes)}, " if echoes else ""
     lead = lexicon.SAFE_LEAD if answer.refusal else rng.choice(lexicon.LEADS)
-    details = [lexicon.DETAILS[slot][value] for slot, value in answer.details]
+    details = [
+        _say(value, lexicon.VALUES[slot], lexicon.DETAILS[slot].__getitem__, rng, slips)
+        for slot, value in answer.details
+    ]
     return since + " ".join([lead, activity, *details]) + "."
+
+
+def _say(value: str, values: Sequence[str], phrase: Callable[[str], str], rng: random.Random, slips: float) -> str:
+    """The value's phrase; by chance another value's first, taken back."""
+    if slips and rng.random() < slips:
+        wrong = phrase(rng.choice([other for other in values if other != value])).rstrip(".")
+        return f"{wrong}, wait, {phrase(value)}"
+    return phrase(value)
 
 
 def _choose_fresh(tones: Sequence[Tone], phrases: dict[Tone, tuple[str, ...]], rng: random.Random) -> Iterator[str]:

@@ -1,0 +1,274 @@
+"""Statistics against scipy, scikit-learn, simulation and plain enumeration."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+from sklearn.linear_model import LogisticRegression
+
+from keel import stats
+from keel.stats import (
+    Estimate,
+    best_of_n_curve,
+    best_of_n_kl,
+    best_of_n_law,
+    bradley_terry_fit,
+    calibration,
+    distinct_n,
+    mean,
+    rate,
+    wilson,
+    win_outcomes,
+)
+
+# --- intervals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 7), (7, 7), (3, 10), (1, 1), (55, 100), (999, 1000)])
+def test_wilson_is_scipys(successes: int, n: int) -> None:
+    found = wilson(successes, n)
+    expected = scipy_stats.binomtest(successes, n).proportion_ci(method="wilson")
+    assert (found.mean, found.n) == (successes / n, n)
+    assert found.low == pytest.approx(expected.low, abs=1e-12)
+    assert found.high == pytest.approx(expected.high, abs=1e-12)
+
+
+def test_wilson_takes_half_wins() -> None:
+    """Its ends are the rates whose score test just fails: |p - q| = z sqrt(q (1 - q) / n)."""
+    found = wilson(4.5, 12)
+    for end in (found.low, found.high):
+        assert abs(4.5 / 12 - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / 12), rel=1e-6)
+
+
+def test_a_rate_of_nothing_is_unknown() -> None:
+    found = wilson(0, 0)
+    assert math.isnan(found.mean)
+    assert (found.low, found.high, found.n) == (0.0, 1.0, 0)
+
+
+def test_rate_leaves_missing_out() -> None:
+    assert rate([1, 0.5, math.nan, 0, 1]) == wilson(2.5, 4)
+
+
+def test_mean_is_students() -> None:
+    x = np.random.default_rng(0).normal(3, 2, 9)
+    found = mean([*x, math.nan])
+    low, high = scipy_stats.t.interval(0.95, 8, loc=x.mean(), scale=scipy_stats.sem(x))
+    assert (found.mean, found.low, found.high) == pytest.approx((x.mean(), low, high))
+    assert found.n == 9
+
+
+@pytest.mark.parametrize("clusters", [None, ["a"]])
+def test_one_value_has_no_interval(clusters: list[str] | None) -> None:
+    assert mean([2.0], clusters) == Estimate(2.0, -math.inf, math.inf, 1)
+    assert math.isnan(mean([]).mean)
+
+
+def test_clusters_of_one_are_plain_examples() -> None:
+    x = np.random.default_rng(0).normal(size=20)
+    plain, clustered = mean(x), mean(x, list(range(20)))
+    assert (clustered.low, clustered.high, clustered.n) == pytest.approx((plain.low, plain.high, 20))
+
+
+def test_equal_clusters_are_their_means() -> None:
+    """Four answers to each prompt: the interval is that of the prompts' means, not of four times as many examples."""
+    x = np.random.default_rng(0).normal(size=(15, 1)) + 0.1 * np.random.default_rng(1).normal(size=(15, 4))
+    found = mean(x.ravel(), [f"prompt {i}" for i in range(15) for _ in range(4)])
+    expected = mean(x.mean(1))
+    assert (found.mean, found.low, found.high) == pytest.approx((expected.mean, expected.low, expected.high))
+    assert found.n == 15
+
+
+def test_missing_values_leave_their_cluster() -> None:
+    assert mean([1.0, math.nan, 3.0, math.nan], ["a", "a", "b", "c"]) == mean([1.0, 3.0], ["a", "b"])
+
+
+def covers(interval: Estimate, truth: float) -> bool:
+    return interval.low <= truth <= interval.high
+
+
+def test_cluster_interval_covers_as_often_as_it_says() -> None:
+    """Unequal clusters that share an effect: 95 % of the intervals hold the truth, of the naive ones far fewer."""
+    rng = np.random.default_rng(0)
+    clustered = naive = 0
+    for _ in range(1000):
+        sizes = rng.integers(1, 8, 40)
+        labels = np.repeat(np.arange(40), sizes)
+        x = 1 + rng.normal(size=40)[labels] + 0.3 * rng.normal(size=len(labels))
+        clustered += covers(mean(x, labels.tolist()), 1)
+        naive += covers(mean(x), 1)
+    assert 0.925 < clustered / 1000 < 0.97
+    assert naive / 1000 < 0.75
+
+
+def test_win_outcomes_count_ties_as_half_and_missing_as_missing() -> None:
+    found = win_outcomes([2, 1, 0, math.nan, 1], [1, 1, 1, 1, math.nan])
+    np.testing.assert_array_equal(found, [1, 0.5, 0, math.nan, math.nan])
+
+
+# --- Bradley-Terry --------------------------------------------------------------------------------
+
+
+def logistic_scores(wins: np.ndarray) -> np.ndarray:
+    """The same model as a regression without intercept or penalty: +1 for the winner, -1 for the loser."""
+    k = len(wins)
+    pairs = [(i, j) for i in range(k) for j in range(k) if i != j]
+    rows = np.array([np.eye(k)[i] - np.eye(k)[j] for i, j in pairs])
+    weights = np.array([wins[i, j] for i, j in pairs])
+    model = LogisticRegression(C=math.inf, fit_intercept=False, tol=1e-10, max_iter=10_000, solver="newton-cg")
+    both = np.concatenate([rows, -rows])
+    model.fit(both, np.repeat([1, 0], len(rows)), np.concatenate([weights, weights]))
+    return model.coef_[0] - model.coef_[0].mean()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bradley_terry_is_a_logistic_regression(seed: int) -> None:
+    wins = np.random.default_rng(seed).integers(0, 9, (6, 6)) * (1 - np.eye(6))
+    found = bradley_terry_fit(wins)
+    np.testing.assert_allclose(found, logistic_scores(wins), atol=1e-5)
+    won = scipy_stats.logistic.cdf(found[:, None] - found[None, :])
+    np.testing.assert_allclose(((wins + wins.T) * won).sum(1), wins.sum(1), atol=1e-10)  # expected wins = wins
+    assert found.sum() == pytest.approx(0, abs=1e-12)
+
+
+def test_bradley_terry_of_two_arms_is_the_log_odds() -> None:
+    low, high = bradley_terry_fit([[0, 3], [7, 0]])
+    assert high - low == pytest.approx(math.log(7 / 3), abs=1e-12)
+
+
+def test_bradley_terry_takes_half_wins() -> None:
+    one, two = bradley_terry_fit([[0, 2.5], [7.5, 0]])
+    assert two - one == pytest.approx(math.log(3), abs=1e-12)
+
+
+def test_bradley_terry_recovers_scores_from_expected_wins() -> None:
+    truth = np.array([4.0, 0.0, -1.0, -3.0])
+    wins = 100 * scipy_stats.logistic.cdf(truth[:, None] - truth[None, :])
+    np.testing.assert_allclose(bradley_terry_fit(wins), truth - truth.mean(), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "wins",
+    [
+        [[0, 3], [0, 0]],  # never lost
+        [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]],  # never compared
+        [[0, 1, 1], [1, 0, 1], [0, 0, 0]],  # never won
+    ],
+)
+def test_bradley_terry_refuses_where_no_finite_fit_exists(wins: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="strongly connected"):
+        bradley_terry_fit(wins)
+
+
+# --- best-of-N ------------------------------------------------------------------------------------
+
+
+def law_by_tuples(reference: np.ndarray, scores: np.ndarray, n: int) -> np.ndarray:
+    """Every way to draw n; the tied best share by how often they were drawn."""
+    law = np.zeros(len(scores))
+    for drawn in itertools.product(range(len(scores)), repeat=n):
+        best = [i for i in drawn if scores[i] == max(scores[list(drawn)])]
+        for i in best:
+            law[i] += math.prod(reference[list(drawn)]) / len(best)
+    return law
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+@pytest.mark.parametrize("scores", [[0.3, -1.0, 2.0, 0.5, 0.0], [1.0, 0.0, 1.0, 0.0, 1.0], [2.0, 2.0, 2.0, 2.0, 2.0]])
+def test_best_of_n_law_is_that_of_all_tuples(scores: list[float], n: int) -> None:
+    reference = np.array([0.1, 0.4, 0.2, 0.0, 0.3])
+    found = best_of_n_law(reference, scores, n)
+    np.testing.assert_allclose(found, law_by_tuples(reference, np.array(scores), n), atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [2, 4, 16])
+def test_best_of_n_kl_is_the_limit_without_ties_and_a_bound_with_them(n: int) -> None:
+    k = 20_000
+    reference = np.full(k, 1 / k)
+    continuous = best_of_n_law(reference, np.random.default_rng(0).normal(size=k), n)
+    assert float((continuous * np.log(continuous / reference)).sum()) == pytest.approx(best_of_n_kl(n), abs=1e-3)
+    tied = best_of_n_law(reference, np.arange(k) // (k // 5), n)
+    assert float((tied * np.log(tied / reference)).sum()) < best_of_n_kl(n) - 0.01
+    assert best_of_n_kl(1) == 0
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 6])
+@pytest.mark.parametrize("levels", [2, 100])
+def test_best_of_n_curve_is_the_mean_over_all_subsets(levels: int, n: int) -> None:
+    """With ties in the proxy (2 levels) and without (100)."""
+    rng = np.random.default_rng(levels)
+    proxy, values = rng.integers(0, levels, (4, 6)).astype(float), rng.normal(size=(4, 6))
+    expected = []
+    for p, v in zip(proxy, values, strict=True):
+        subsets = [list(s) for s in itertools.combinations(range(6), n)]
+        expected.append(np.mean([v[s][p[s] == p[s].max()].mean() for s in subsets]))
+    np.testing.assert_allclose(best_of_n_curve(proxy, values, n), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("n", "maximum"), [(2, 0.564), (4, 1.029), (16, 1.766), (64, 2.344)])
+def test_best_of_n_curve_of_normal_scores(n: int, maximum: float) -> None:
+    x = np.random.default_rng(0).normal(size=(4000, 64))
+    found = mean(best_of_n_curve(x, x, n))
+    assert found.low - 0.01 < maximum < found.high + 0.01
+
+
+# --- calibration and diversity --------------------------------------------------------------------
+
+
+def test_calibration_of_true_probabilities_is_near_zero() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.uniform(size=20_000)
+    outcome = (rng.uniform(size=20_000) < p).astype(float)
+    bins, error = calibration(p, outcome)
+    assert error < 0.015
+    assert [b.observed.n for b in bins] == [2000] * 10
+    assert [b.predicted for b in bins] == sorted(b.predicted for b in bins)
+    assert sum(covers(b.observed, b.predicted) for b in bins) >= 8
+
+
+def test_calibration_by_hand() -> None:
+    """Two bins: {0.1, 0.2} with one of two true, {0.6, 0.9} with both."""
+    bins, error = calibration([0.9, 0.1, 0.6, 0.2], [1, 0, 1, 1], bins=2)
+    assert [(b.predicted, b.observed.mean) for b in bins] == [
+        pytest.approx((0.15, 0.5)),
+        pytest.approx((0.75, 1.0)),
+    ]
+    assert error == pytest.approx((0.35 + 0.25) / 2)
+
+
+def test_overconfidence_shows() -> None:
+    outcome = np.tile([1.0, 0.0], 50)
+    _, error = calibration(np.tile([0.99, 0.99], 50), outcome)
+    assert error == pytest.approx(0.49)
+
+
+def test_calibration_of_few_and_of_none() -> None:
+    bins, _ = calibration([0.2, 0.7], [0, 1], bins=10)
+    assert len(bins) == 2
+    assert calibration([], []) == ([], 0.0)
+
+
+def test_distinct_n_by_hand() -> None:
+    texts = [[1, 2, 3], [1, 2], [9]]  # bigrams 12 23 12; the last text has none
+    assert distinct_n(texts) == pytest.approx(2 / 3)
+    assert distinct_n(texts, 1) == pytest.approx(4 / 6)
+    assert math.isnan(distinct_n([[1]], 2))
+
+
+# --- how an estimate shows itself -----------------------------------------------------------------
+
+
+def test_estimate_as_a_row() -> None:
+    found = Estimate(0.5, 0.25, 0.75, 8)
+    assert found.as_dict() == {"mean": 0.5, "low": 0.25, "high": 0.75, "n": 8}
+    assert str(found) == "0.500 [0.250, 0.750]"
+
+
+def test_every_public_function_is_tested_here() -> None:
+    public = {n for n, f in vars(stats).items() if callable(f) and not n.startswith("_")}
+    own = {n for n in public if getattr(vars(stats)[n], "__module__", "") == stats.__name__}
+    assert own - {"CalibrationBin"} <= set(globals())
