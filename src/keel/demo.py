@@ -601,7 +601,8 @@ def figures_of(result: Result) -> dict[str, Any]:
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
     """A JSONL file."""
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    with file.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def write_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:

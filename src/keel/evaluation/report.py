@@ -126,6 +126,7 @@ def full(value: Value | None, unit: Unit = PLAIN) -> str:
 
 
 def seconds(x: float | None) -> str:
+    """A duration as the page writes it."""
     return DASH if x is None else f"{number(x, 0 if x >= 10 or x == 0 else 1)}{THIN}s"
 
 
@@ -135,6 +136,7 @@ def times(x: float | None) -> str:
 
 
 def finite(raw: object) -> float | None:
+    """The mean of a figure, or None where it is missing."""
     value = value_of(raw)
     return value.mean if value else None
 
@@ -145,6 +147,7 @@ def listed(parts: Sequence[str]) -> str:
 
 
 def capital(text: str) -> str:
+    """A text with a capital letter."""
     return text[:1].upper() + text[1:]
 
 
@@ -345,6 +348,7 @@ def bar(value: Value | None) -> str:
 
 
 def dimensions(rows: Row, weights: Row) -> list[dict[str, Any]]:
+    """One line of the table per dimension of gold, with its weight."""
     names = list(weights) or sorted({d for row in rows.values() for d in row.get("dimensions") or {}})
     found = []
     for name in names:
@@ -367,6 +371,7 @@ def kl_line(rows: Row) -> dict[str, Any]:
 
 
 def cost_lines(rows: Row) -> list[dict[str, Any]]:
+    """What each method costs to train and to serve."""
     train = [cost_cell(row) for row in rows.values()]
     serve = [Cell(times(finite(row.get("serve_cost_ratio")))) for row in rows.values()]
     return [
