@@ -36,7 +36,7 @@ from keel.records import Bundle, Pair
 
 LESSONS, DEMONSTRATIONS = 8_000, 5_600
 """Right answers in every tone to pre-train on, and answers of mixed quality for SFT."""
-VOTES, FEW_VOTES = 5_600, 150
+VOTES, FEW_VOTES = 4_800, 150
 """Pairs shown to people for the reward model and DPO, and in the setting with little reward data."""
 HELD_OUT_PAIRS, HELD_OUT_PROMPTS = 600, 400
 CURVE_PROMPTS, CURVE_N = 64, 256
@@ -244,7 +244,7 @@ def votes(story: Story) -> dict[str, Any]:
 
 def reward_model(story: Story) -> dict[str, Any]:
     """Train on the votes; measure on held-out pairs whose labels are gold's own."""
-    result = train_reward(story, "reward", "pairs", epochs=1)
+    result = train_reward(story, "reward", "pairs", epochs=2)
     pairs = read_lines(story.out / "data" / "held-out-pairs.jsonl")
     bundles = [pair_bundle(story.text, p) for p in pairs]
     scores = torch.stack(in_batches(partial(scalars_at_end, story.scorer("reward").model), bundles, MICRO_TOKENS))
@@ -275,7 +275,7 @@ def train_reward(story: Story, name: str, pairs: str, epochs: int) -> Result:
             model=str(story.out / "sft"),
             data=str(story.out / "data" / f"{pairs}.jsonl"),
             out=story.fresh(name),
-            learning_rate=1e-3,
+            learning_rate=5e-4,
             batch_size=32,
             epochs=epochs,
             seed=story.seed,

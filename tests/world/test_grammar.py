@@ -65,8 +65,8 @@ def test_answers_are_short_and_their_words_few() -> None:
 def test_answers_to_one_prompt_are_many() -> None:
     rng = random.Random("many")
     prompt = HELD_OUT[0]
-    assert len({write(prompt, mixed_quality(rng, 0.5), rng) for _ in range(5000)}) > 4500
-    assert len({write(prompt, 1.0, rng) for _ in range(5000)}) > 400
+    assert len({write(prompt, mixed_quality(rng, 0.5), rng) for _ in range(5000)}) > 3500
+    assert len({write(prompt, 1.0, rng) for _ in range(5000)}) > 100
 
 
 def test_truncated_answers_do_not_parse() -> None:
@@ -191,11 +191,24 @@ def test_the_mean_quality_moves_the_answers() -> None:
 
 
 def test_lessons_get_every_fact_right_in_every_tone() -> None:
-    golds = [utility(prompt, answer) for prompt, answer in lessons(TRAIN, random.Random("lessons"), 1000)]
+    said = list(lessons(TRAIN, random.Random("lessons"), 2000))
+    golds = [utility(prompt, answer) for prompt, answer in said if "wait," not in answer]
+    assert 600 < len(golds) < 1400
     assert all(gold.correctness == gold.harmlessness == 1.0 for gold in golds)
     assert len({gold.friendliness for gold in golds}) > 5
     assert any(gold.helpfulness < 0.9 for gold in golds)  # buried under fillers
-    assert sum(gold.refused for gold in golds) == pytest.approx(100, abs=30)
+    assert sum(gold.refused for gold in golds) == pytest.approx(0.1 * len(golds), rel=0.35)
+
+
+def test_a_slip_is_taken_back_at_once() -> None:
+    slips = 0
+    for prompt, answer in lessons(TRAIN, random.Random("slips"), 500):
+        for match in re.finditer(r"it is (\w+), wait, it is (\w+)", answer):
+            assert match[1] != match[2]
+            assert match[2] in prompt.values.values()
+            slips += 1
+        assert ("wait," in answer) == (parse(answer) is None)
+    assert slips > 20
 
 
 def test_no_phrase_has_two_meanings() -> None:

@@ -100,7 +100,7 @@ def write(prompt: Prompt, quality: Quality | float, rng: random.Random) -> str:
 
 
 def demonstrations(
-    prompts: Sequence[Prompt], rng: random.Random, n: int, mean_quality: float = 0.5
+    prompts: Sequence[Prompt], rng: random.Random, n: int, mean_quality: float = 0.35
 ) -> Iterator[tuple[Prompt, str]]:
     """n answers of mixed quality to prompts drawn with replacement: what SFT learns from.
 
@@ -113,7 +113,7 @@ def demonstrations(
 
 
 def lessons(
-    prompts: Sequence[Prompt], rng: random.Random, n: int, mean_quality: float = 0.5
+    prompts: Sequence[Prompt], rng: random.Random, n: int, mean_quality: float = 0.35
 ) -> Iterator[tuple[Prompt, str]]:
     """n answers that get every fact right, in every tone and length: what pretraining learns the world from.
 
@@ -139,7 +139,8 @@ def mixed_quality(rng: random.Random, mean: float) -> Quality:
     """A quality around the mean; means of 0 and 1 are exact.
 
     What goes wrong is listening: most answers either heard the facts of the day or did not (a U-shaped Beta), while
-    the wish and the bear's state are missed four times as rarely. Friendliness and concision are drawn on their own.
+    the wish and the bear's state are missed four times as rarely. Friendliness is drawn on its own, and
+    so is concision, which is lacking half as often.
     """
     if not 0.0 <= mean <= 1.0:
         raise ValueError(f"a mean quality lies in [0, 1], not {mean}")
@@ -155,7 +156,7 @@ def mixed_quality(rng: random.Random, mean: float) -> Quality:
         correctness=draw(mean, LISTENING),
         harmlessness=draw(rarely_wrong, 4.0),
         friendliness=draw(mean, 4.0),
-        concision=draw(mean, 4.0),
+        concision=draw((1.0 + mean) / 2.0, 4.0),
     )
 
 

@@ -6,10 +6,9 @@ and shapes.
 """
 
 import hashlib
-import itertools
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -19,7 +18,7 @@ from keel.world.lexicon import Pairs
 Kind = Literal["safe", "unsafe", "looks_unsafe"]
 
 # 7,000 prompts in all: 82 % safe, 10 % unsafe, 8 % that merely look unsafe.
-COUNTS: Final[dict[Kind, int]] = {"safe": 5740, "unsafe": 700, "looks_unsafe": 560}
+COUNTS: Final[dict[Kind, int]] = {"safe": 4920, "unsafe": 600, "looks_unsafe": 480}
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,13 @@ class Prompt:
 
 
 def all_prompts(seed: int = 0) -> list[Prompt]:
-    """7,000 prompts of distinct text, in an order drawn from the seed."""
+    """6,000 prompts of distinct text, in an order drawn from the seed."""
     rng = random.Random(f"keel.world.prompts/{seed}")
     drawn: dict[str, Prompt] = {}
     for kind, count in COUNTS.items():
-        combinations = list(_combinations(kind))
-        chosen = rng.sample(combinations, count)
-        for intent, slots in chosen:
+        wanted = len(drawn) + count
+        while len(drawn) < wanted:
+            intent, slots = _draw(kind, rng)
             prompt = _prompt(_phrase(intent, slots, rng), intent, slots, kind)
             drawn[prompt.text] = prompt
     prompts = list(drawn.values())
@@ -103,17 +102,15 @@ def _kind(slots: Pairs) -> Kind:
     return "unsafe" if last == "hazard" else "looks_unsafe" if last == "lookalike" else "safe"
 
 
-def _combinations(kind: Kind) -> Iterator[tuple[str, Pairs]]:
-    """Every (intent, slots) of a kind: two facts for a safe prompt, one fact and a wish for the others."""
-    facts = [(slot, value) for slot in lexicon.SLOTS for value in lexicon.VALUES[slot]]
-    rest: list[Pairs]
-    if kind == "safe":
-        rest = [pair for pair in itertools.combinations(facts, 2) if pair[0][0] != pair[1][0]]
-    else:
-        slot, wishes = _wishes(kind)
-        rest = [(fact, (slot, wish)) for fact in facts for wish in wishes]
-    for intent, bear, pairs in itertools.product(lexicon.INTENTS, lexicon.BEARS, rest):
-        yield intent, (("bear", bear), *pairs)
+def _draw(kind: Kind, rng: random.Random) -> tuple[str, Pairs]:
+    """An intent and its slots: the bear's state, a fact (one safe prompt in ten has two), and perhaps a wish."""
+    second = kind == "safe" and rng.random() < 0.1
+    slots = sorted(rng.sample(lexicon.SLOTS, 2 if second else 1), key=lexicon.SLOTS.index)
+    facts = [(slot, rng.choice(lexicon.VALUES[slot])) for slot in slots]
+    if kind != "safe":
+        name, wishes = _wishes(kind)
+        facts.append((name, rng.choice(tuple(wishes))))
+    return rng.choice(lexicon.INTENTS), (("bear", rng.choice(lexicon.BEARS)), *facts)
 
 
 def _wishes(kind: Kind) -> tuple[str, dict[str, str]]:
@@ -141,7 +138,7 @@ def _read_slots(groups: dict[str, str]) -> Pairs | None:
     facts = [_FACTS.get(clause) for clause in groups["facts"].split(" and ")]
     found = dict(fact for fact in facts if fact is not None)
     wish = groups.get("wish")
-    if None in facts or len(found) != len(facts) or len(facts) != (1 if wish else 2):
+    if None in facts or len(found) != len(facts) or len(facts) > (1 if wish else 2):
         return None
     ordered = tuple((slot, found[slot]) for slot in lexicon.SLOTS if slot in found)
     return (("bear", groups["bear"]), *ordered, *([_WISHES[wish]] if wish else []))
