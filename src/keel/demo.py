@@ -27,7 +27,7 @@ from keel.engine.progress import Bar, say
 from keel.engine.run import Result, generator, peak_rss_gb
 from keel.engine.sampler import sample
 from keel.engine.scorers import RewardModelScorer
-from keel.errors import InputError
+from keel.errors import InputError, RunFailed
 from keel.evaluation import answers as verdict
 from keel.methods import dpo, ppo, reward, sft
 from keel.models import checkpoints
@@ -41,6 +41,7 @@ VOTES, FEW_VOTES = 4_800, 150
 HELD_OUT_PAIRS, HELD_OUT_PROMPTS = 600, 400
 CURVE_PROMPTS, CURVE_N = 64, 256
 BEST_OF = 16
+PPO_ROLLOUTS, HACKING_ROLLOUTS, ROLLOUT = 20, 20, 128
 MAX_NEW_TOKENS = 96
 TEMPERATURE = 0.8
 """Of every sample and every log-probability."""
@@ -225,6 +226,10 @@ def votes(story: Story) -> dict[str, Any]:
     ]
     fresh = draw(story, policy, pick(story, held_out, HELD_OUT_PAIRS, "held-out pairs"), 2, "held-out pairs")
     clean = [c for b in fresh if (c := noiseless(b)) is not None]
+    if not clean or not pairs:
+        raise RunFailed(
+            "no two answers of the SFT model differ in gold: it has not learned to answer; see steps/sft.json"
+        )
     for name, rows in (("pairs", pairs), ("few-pairs", few[:FEW_VOTES]), ("held-out-pairs", clean)):
         lines = ({"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in rows)
         write_lines(story.out / "data" / f"{name}.jsonl", lines)
@@ -305,13 +310,13 @@ def tune_dpo(story: Story) -> dict[str, Any]:
 
 def tune_ppo(story: Story) -> dict[str, Any]:
     """PPO against the reward model."""
-    return figures_of(ppo.train(ppo_config(story, "ppo", "reward", steps=20, beta=0.05)))
+    return figures_of(ppo.train(ppo_config(story, "ppo", "reward", steps=PPO_ROLLOUTS, beta=0.05)))
 
 
 def ppo_config(story: Story, name: str, scored_by: str, steps: int, beta: float, **other: Any) -> PPOConfig:
     """PPO's settings in this world."""
     settings: dict[str, Any] = {
-        "rollout_size": 128,
+        "rollout_size": ROLLOUT,
         "samples_per_prompt": 2,
         "batch_size": 32,
         "epochs": 2,
@@ -321,7 +326,7 @@ def ppo_config(story: Story, name: str, scored_by: str, steps: int, beta: float,
         "max_new_tokens": MAX_NEW_TOKENS,
         "temperature": TEMPERATURE,
         "max_rows": 512,
-        "keep_samples": 128,
+        "keep_samples": ROLLOUT,
     }
     return PPOConfig(
         model=str(story.out / "sft"),
@@ -434,14 +439,14 @@ def best_of_n_curve(story: Story) -> dict[str, Any]:
     bundles = draw(story, story.policy("sft"), asked, CURVE_N, "curve")
     proxy = story.scorer("reward").score(bundles).view(len(asked), CURVE_N).tolist()
     gold = [[world.utility(p, c.text).total for c in b.completions] for p, b in zip(asked, bundles, strict=True)]
-    ns = [2**k for k in range(9)]
+    ns = [2**k for k in range(CURVE_N.bit_length())]
     return {"points": verdict.best_of_n_points(proxy, gold, ns)}
 
 
 def overoptimise(story: Story) -> dict[str, Any]:
     """The stated setting in which the proxy is hacked: little, length-biased reward data and almost no KL penalty."""
     trained = train_reward(story, "reward-few", "few-pairs", epochs=6)
-    ppo.train(ppo_config(story, "ppo-hacked", "reward-few", steps=20, beta=0.005, learning_rate=5e-4))
+    ppo.train(ppo_config(story, "ppo-hacked", "reward-few", steps=HACKING_ROLLOUTS, beta=0.005, learning_rate=5e-4))
     points = training_points(story, "ppo-hacked", every=2)
     return {
         "setting": (
