@@ -523,3 +523,13 @@ def test_nothing_is_left_in_gradient_mode_or_seeds(command):
     assert cli.main(command("ppo", steps=1)) == 0
     assert torch.is_grad_enabled()
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_n_may_be_written_short():
+    """The README and the usage in every help text write `-n 4`."""
+    from keel.cli import _parse
+    from keel.config import GenerateConfig
+
+    flags = ["--model", "m", "--prompts", "p", "--out", "o"]
+    assert _parse("generate", GenerateConfig, [*flags, "-n", "4"]).n == 4
+    assert _parse("generate", GenerateConfig, flags).n == 1

@@ -82,7 +82,8 @@ def _parse(command: str, kind: Any, flags: list[str]) -> Any:
 
 
 def _with_file(flags: list[str]) -> list[str]:
-    """Flags with those of `--config FILE` put before them, so that the command line wins."""
+    """Flags with those of `--config FILE` put before them, so that the command line wins; `-n` stands for `--n`."""
+    flags = ["--n" if flag == "-n" else flag for flag in flags]
     joined = "--config="
     flags = [part for f in flags for part in (["--config", f.removeprefix(joined)] if f.startswith(joined) else [f])]
     if "--config" not in flags:
