@@ -11,7 +11,7 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 
 from keel import objectives, stats, world
 from keel.config import DemoConfig, DPOConfig, Machine, PPOConfig, RewardConfig, SFTConfig
+from keel.data.files import read_lines, write_json, write_lines
 from keel.data.text import Text
 from keel.engine.forward import in_batches, scalars_at_end
 from keel.engine.progress import Bar, say
@@ -602,23 +603,3 @@ def figures_of(result: Result) -> dict[str, Any]:
     rows = read_lines(result.folder / "metrics.jsonl")
     keep = {k: result.summary[k] for k in ("train_seconds", "examples", "examples_per_second", "eval", "rows")}
     return {**keep, "curve": rows}
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """A JSONL file."""
-    with file.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
-def write_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Rows as a JSONL file."""
-    with file.open("w", encoding="utf-8") as out:
-        for row in rows:
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def write_json(file: Path, content: dict[str, Any]) -> None:
-    """A JSON file, written beside and renamed."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    partial.rename(file)

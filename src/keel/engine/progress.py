@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -75,14 +72,3 @@ class Bar:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         if self._rich is not None:
             self._rich.stop()
-
-
-@contextmanager
-def spinner(title: str) -> Iterator[None]:
-    """Work whose length is not known."""
-    if sys.stderr.isatty():
-        with console().status(title):
-            yield
-    else:
-        say(f"{title} …")
-        yield

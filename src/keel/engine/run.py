@@ -38,6 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from keel.config import Training, refuse_existing
+from keel.data.files import write_json
 from keel.data.text import Text
 from keel.engine.optimizer import Optimizer
 from keel.engine.progress import Bar, say
@@ -125,7 +126,7 @@ class Run:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         facts = {"command": self.command, "versions": _versions(), "seed": self.config.seed, **manifest}
-        _write_json(self.folder / "manifest.json", facts)
+        write_json(self.folder / "manifest.json", facts)
         file.write_text(settings)  # last: where it stands, there is a run to resume
 
     def _restore(self) -> None:
@@ -258,7 +259,7 @@ class Run:
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
                     at += 1
 
-    def finish(self, *, examples: int, notes: Mapping[str, Any] | None = None) -> Result:
+    def finish(self, *, examples: int) -> Result:
         """Write `final/` (the best held-out checkpoint, else the last weights), read it back, write `summary.json`."""
         if self._best and self._best["step"] != self.step:
             self._load_weights(self._checkpoint(self._best["step"]))
@@ -280,9 +281,8 @@ class Run:
             "eval": next((e for e in self._evaluations if e["step"] == self._best.get("step")), {}),
             "rows": self.rows.as_dict() if self.rows is not None else None,
             "rows_eval": self.rows_eval.as_dict() if self.rows_eval is not None else None,
-            **(notes or {}),
         }
-        _write_json(self.folder / "summary.json", summary)
+        write_json(self.folder / "summary.json", summary)
         return Result(self.folder, summary)
 
     def charge(self, seconds: float) -> None:
@@ -449,12 +449,6 @@ def _keep_lines_up_to(file: Path, step: int) -> None:
     if file.exists():
         *lines, _torn = file.read_bytes().split(b"\n")
         file.write_bytes(b"".join(line + b"\n" for line in lines if json.loads(line)["step"] <= step))
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.rename(file)
 
 
 def _versions() -> dict[str, str]:

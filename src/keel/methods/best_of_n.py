@@ -6,16 +6,16 @@ summary reports the spread of scores within a prompt beside the gain.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from keel import stats
 from keel.config import BestOfNConfig, GenerateConfig, refuse_existing
 from keel.data import checks, prepare
+from keel.data.files import write_lines
 from keel.data.text import Text
 from keel.engine.progress import Bar, say
 from keel.engine.run import Result, generator, peak_rss_gb
@@ -30,7 +30,7 @@ def generate(config: GenerateConfig) -> Result:
     """Draw `n` completions per prompt into `out`, one JSON line per prompt."""
     began = time.perf_counter()
     bundles, counts, _ = _draw(config)
-    _write_lines(config.out, ({"prompt": b.prompt, "completions": _completions(b)} for b in bundles))
+    write_lines(config.out, ({"prompt": b.prompt, "completions": _completions(b)} for b in bundles))
     return _result("generate", config, bundles, counts, began, {})
 
 
@@ -46,7 +46,7 @@ def best_of_n(config: BestOfNConfig) -> Result:
     scores = scorer.score(bundles).view(len(bundles), config.n)
     best = scores.argmax(1)
     rows = zip(bundles, scores.tolist(), best.tolist(), strict=True)
-    _write_lines(config.out, (_chosen(bundle, row, at) for bundle, row, at in rows))
+    write_lines(config.out, (_chosen(bundle, row, at) for bundle, row, at in rows))
     measured = {
         "score_best": stats.mean(scores.max(1).values.numpy()).as_dict(),
         "score_mean": stats.mean(scores.mean(1).numpy()).as_dict(),
@@ -105,16 +105,6 @@ def _chosen(bundle: Bundle, scores: Sequence[float], best: int) -> dict[str, Any
         "best": best,
         "candidates": candidates,
     }
-
-
-def _write_lines(file: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """JSON lines, written beside and renamed, so that a file is whole or absent."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    with partial.open("w", encoding="utf-8") as out:
-        for line in lines:
-            out.write(json.dumps(line, ensure_ascii=False) + "\n")
-    partial.rename(file)
 
 
 def _result(

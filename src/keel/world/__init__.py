@@ -5,7 +5,7 @@ back (`grammar`), a gold utility knows what an answer is worth (`gold`), and sim
 answers with noise, biases and carelessness (`people`). All phrases stand in `lexicon`. Plain Python: nothing
 here is trained.
 
-A prompt names an intent, the state of the bear and two facts about the day, or one fact and a wish. A good
+A prompt names an intent, the state of the bear and a fact about the day, at times a second fact or a wish. A good
 answer takes up every one of them: it echoes the facts, picks an activity of the intent, adds for each fact
 the detail that serves it (the sofa when it rains, crayons at the age of four) and cares for the
 bear first. A wrong answer is a right one to another question, with the same words and the same length, so a
