@@ -111,7 +111,11 @@ def _full_attention(config: Any, length: int) -> bool:
 
 
 class _Slots(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of one layer in storage reserved once, so that a new token copies one slot and not the cache."""
+    """Keys and values of one layer in storage reserved once, so that a new token copies one slot and not the cache.
+
+    Rows that finish are overwritten by the last ones that go on, so that the live rows stay the first of the storage
+    and only a few are ever moved.
+    """
 
     filled = 0
 
@@ -144,8 +148,11 @@ class _Slots(DynamicLayer):  # type: ignore[misc]
             setattr(self, name, new)
 
     def keep(self, rows: Tensor) -> None:
-        """Drop the rows of finished completions."""
-        self.keys, self.values = self.keys[rows], self.values[rows]
+        """Only these rows go on, in this order: as `_survivors` gives them, so that most of them stay in place."""
+        moved = torch.nonzero(rows >= len(rows)).squeeze(1)
+        for storage in (self.keys, self.values):
+            storage[moved, :, : self.filled] = storage[rows[moved], :, : self.filled]
+        self.keys, self.values = self.keys[: len(rows)], self.values[: len(rows)]
 
 
 class _SlotCache(Cache):  # type: ignore[misc]
@@ -212,7 +219,7 @@ def _decode(
         if t + 1 == max_new or not bool(going.any()):
             break
         if not bool(going.all()):
-            kept = torch.nonzero(going).squeeze(1)
+            kept = _survivors(going)
             live, token, positions = live[kept], token[kept], positions[kept]
             cache.keep(kept)
             visible = visible[kept] if visible is not None else None
@@ -255,6 +262,14 @@ def _step(model: Any, token: Tensor, positions: Tensor, mask: Tensor | None, cac
     return hidden
 
 
+def _survivors(going: Tensor) -> Tensor:
+    """The rows that go on, those from the end in the places of the finished ones: [R] -> [survivors]."""
+    rows = torch.nonzero(going).squeeze(1)
+    order = torch.arange(len(rows), device=going.device)
+    order[~going[: len(rows)]] = rows[rows >= len(rows)]
+    return order
+
+
 def _require_finite(logps: Tensor, live: Tensor, group: _Group) -> None:
     """Nothing can be drawn where the model gives no probabilities; a row that is not a number is so everywhere."""
     bad = torch.nonzero(logps[:, 0].isnan()).flatten()
@@ -268,7 +283,11 @@ def _draw(logps: Tensor, temperature: float, generator: torch.Generator) -> tupl
     if temperature == 0:
         token = logps.argmax(-1)
     else:
-        token = torch.multinomial(logps.exp(), 1, generator=generator).squeeze(1)
+        reached = logps.double().exp().cumsum(-1)  # the first token whose cumulative share exceeds a uniform draw
+        drawn = torch.rand(len(logps), 1, dtype=torch.double, generator=generator).to(logps.device)
+        token = (
+            torch.searchsorted(reached, drawn * reached[:, -1:], right=True).squeeze(1).clamp(max=logps.shape[1] - 1)
+        )
     return token, logps.gather(-1, token[:, None]).squeeze(1)
 
 
