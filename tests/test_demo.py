@@ -9,29 +9,27 @@ from keel import demo
 from keel.config import DemoConfig
 from keel.errors import InputError
 
-SMALL = {
-    "LESSONS": 1600,
-    "DEMONSTRATIONS": 320,
-    "VOTES": 96,
-    "FEW_VOTES": 24,
-    "HELD_OUT_PAIRS": 48,
-    "HELD_OUT_PROMPTS": 40,
-    "CURVE_PROMPTS": 4,
-    "CURVE_N": 16,
-    "PPO_ROLLOUTS": 2,
-    "HACKING_ROLLOUTS": 4,
-    "ROLLOUT": 16,
-    "MAX_NEW_TOKENS": 40,
-}
+SMALL = demo.Sizes(
+    recalls=320,
+    lessons=3200,
+    demonstrations=640,
+    votes=96,
+    few_votes=24,
+    held_out_pairs=48,
+    held_out_prompts=40,
+    curve_prompts=4,
+    curve_n=16,
+    rollout=16,
+    ppo_rollouts=2,
+    hacking_rollouts=4,
+    max_new_tokens=40,
+)
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "story"
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in SMALL.items():
-            patch.setattr(demo, name, value)
-        yield demo.demo(DemoConfig(out=folder, seed=3)), folder
+    return demo.demo(DemoConfig(out=folder, seed=3), SMALL), folder
 
 
 def figures(summary):
@@ -66,6 +64,19 @@ def test_the_summary_holds_what_is_promised(told):
     assert all(f["low"] <= f["mean"] <= f["high"] for f in figures(summary))
 
 
+def test_lanes_cost_the_time_of_the_longer_and_the_memory_of_all(told):
+    _, folder = told
+    summary = json.loads((folder / "summary.json").read_text())
+    steps = {s["name"]: s for s in summary["steps"]}
+    lanes = [("reward", "ppo"), ("dpo", "overoptimise")]
+    side_by_side = [name for lane in lanes for name in lane]
+    alone = sum(s["seconds"] for name, s in steps.items() if name not in side_by_side)
+    longer = max(sum(steps[name]["seconds"] for name in lane) for lane in lanes)
+    assert summary["seconds"] == pytest.approx(alone + longer, abs=0.1)
+    together = sum(max(steps[name]["peak_rss_gb"] for name in lane) for lane in lanes)
+    assert summary["peak_rss_gb"] > together
+
+
 def test_best_of_n_costs_what_it_costs(told):
     result, _ = told
     assert result.summary["methods"]["best_of_n"]["serve_cost_ratio"] > 10
@@ -81,10 +92,7 @@ def test_the_report_is_there_and_holds_the_methods(told):
 def test_a_second_call_reuses_every_step(told, capsys):
     _, folder = told
     before = {f: f.stat().st_mtime_ns for f in folder.glob("*/metrics.jsonl")}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in SMALL.items():
-            patch.setattr(demo, name, value)
-        demo.demo(DemoConfig(out=folder, seed=3))
+    demo.demo(DemoConfig(out=folder, seed=3), SMALL)
     assert {f: f.stat().st_mtime_ns for f in folder.glob("*/metrics.jsonl")} == before
     said = capsys.readouterr().err
     assert "to start afresh, remove" in said

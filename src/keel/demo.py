@@ -12,8 +12,10 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from keel import objectives, stats, world
 from keel.config import DemoConfig, DPOConfig, Machine, PPOConfig, RewardConfig, SFTConfig
 from keel.data.files import read_lines, write_json, write_lines
 from keel.data.text import Text
+from keel.engine import progress
 from keel.engine.forward import in_batches, scalars_at_end
 from keel.engine.progress import Bar, say
 from keel.engine.run import Result, generator, peak_rss_gb
@@ -35,27 +38,45 @@ from keel.models import checkpoints
 from keel.raters.simulated import judge_pairs
 from keel.records import Bundle, Pair
 
-LESSONS, DEMONSTRATIONS = 8_000, 5_600
-"""Right answers in every tone to pre-train on, and answers of mixed quality for SFT."""
-VOTES, FEW_VOTES = 4_800, 150
-"""Pairs shown to people for the reward model and DPO, and in the setting with little reward data."""
-HELD_OUT_PAIRS, HELD_OUT_PROMPTS = 600, 400
-CURVE_PROMPTS, CURVE_N = 64, 256
+Row = dict[str, str]
+
 BEST_OF = 16
-PPO_ROLLOUTS, HACKING_ROLLOUTS, ROLLOUT = 20, 20, 128
-MAX_NEW_TOKENS = 96
 TEMPERATURE = 0.8
 """Of every sample and every log-probability."""
 MICRO_TOKENS = 8_192
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything: the story in full by default."""
+
+    recalls: int = 13_000
+    """Questions about what was just said, to pre-train on first."""
+    lessons: int = 5_000
+    """Right answers in every tone, to pre-train on after them."""
+    demonstrations: int = 4_500
+    """Answers of mixed quality for SFT."""
+    votes: int = 4_800
+    """Pairs shown to people for the reward model and DPO."""
+    few_votes: int = 150
+    """Pairs in the setting with little reward data."""
+    held_out_pairs: int = 600
+    held_out_prompts: int = 400
+    curve_prompts: int = 64
+    curve_n: int = 256
+    rollout: int = 128
+    """Prompts per PPO rollout."""
+    ppo_rollouts: int = 16
+    hacking_rollouts: int = 16
+    max_new_tokens: int = 64
+
+
 @dataclass
 class Story:
-    """Where the demo's things lie, and the figures of the steps so far."""
+    """Where the demo's things lie."""
 
     config: DemoConfig
-    figures: dict[str, Any] = field(default_factory=dict)
-    steps: list[dict[str, Any]] = field(default_factory=list)
+    sizes: Sizes = Sizes()
 
     @property
     def out(self) -> Path:
@@ -87,27 +108,29 @@ class Story:
     def rng(self, purpose: str) -> random.Random:
         return random.Random(f"{self.seed} {purpose}")
 
-    def run(self, name: str, title: str, step: Callable[[Story], dict[str, Any]]) -> None:
-        """Do a step, or read its figures if an earlier call finished it."""
-        file = self.out / "steps" / f"{name}.json"
+    def record(self, name: str) -> Path:
+        """Where a step leaves its figures: it is finished when this file is there."""
+        return self.out / "steps" / f"{name}.json"
+
+    def run(self, name: str, title: str, step: Callable[[Story], dict[str, Any]], since: float | None = None) -> None:
+        """Do a step, unless an earlier call finished it; `since` is when its process was started."""
+        file = self.record(name)
         if file.exists():
-            record = json.loads(file.read_text())
-            say(f"{title}: reused ({record['seconds']:.0f} s when it ran)")
-        else:
-            say(f"{title} …")
-            began = time.perf_counter()
-            figures = step(self)
-            record = {
-                "name": name,
-                "title": title,
-                "seconds": round(time.perf_counter() - began, 2),
-                "figures": figures,
-            }
-            record["peak_rss_gb"] = peak_rss_gb()
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, record)
-        self.figures[name] = record["figures"]
-        self.steps.append({k: record[k] for k in ("name", "title", "seconds", "peak_rss_gb")})
+            return
+        say(f"{title} …")
+        began = time.time() if since is None else since
+        figures = step(self)
+        seconds = round(time.time() - began, 2)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(
+            file,
+            {"name": name, "title": title, "seconds": seconds, "peak_rss_gb": peak_rss_gb(), "figures": figures},
+        )
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """What the finished steps left, by name."""
+        files = {name: self.record(name) for name, *_ in STEPS}
+        return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
 
     def fresh(self, name: str) -> Path:
         """The folder of a run that this step is about to do; what an interrupted call left there is removed."""
@@ -126,14 +149,19 @@ def make_world(story: Story) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     write_lines(folder / "prompts.jsonl", ({"prompt": ask(p.text)} for p in train))
     write_lines(folder / "held-out-prompts.jsonl", ({"prompt": ask(p.text), "kind": p.kind} for p in held_out))
-    lessons = list(world.lessons(train, story.rng("lessons"), LESSONS))
-    write_lines(folder / "lessons.jsonl", ({"prompt": ask(p.text), "completion": a} for p, a in lessons))
-    shown = world.demonstrations(train, story.rng("demonstrations"), DEMONSTRATIONS)
-    write_lines(folder / "demonstrations.jsonl", ({"prompt": ask(p.text), "completion": a} for p, a in shown))
-    parameters = new_model([ask(p.text) + a for p, a in lessons], story.out / "init", story.seed)
+    recalls = [demonstration(q, a) for q, a in world.recalls(train, story.rng("recalls"), story.sizes.recalls)]
+    lessons = [demonstration(p.text, a) for p, a in world.lessons(train, story.rng("lessons"), story.sizes.lessons)]
+    write_lines(folder / "recalls.jsonl", recalls)
+    write_lines(folder / "lessons.jsonl", [*lessons, *rehearsed(recalls, lessons)])
+    demonstrated = world.demonstrations(train, story.rng("demonstrations"), story.sizes.demonstrations)
+    shown = [demonstration(p.text, a) for p, a in demonstrated]
+    write_lines(folder / "demonstrations.jsonl", [*shown, *rehearsed(recalls, shown)])
+    corpus = [row["prompt"] + row["completion"] for row in (*lessons, *rehearsed(recalls, lessons))]
+    parameters = new_model(corpus, story.out / "init", story.seed)
     return {
         "prompts_train": len(train),
         "prompts_held_out": len(held_out),
+        "recalls": len(recalls),
         "lessons": len(lessons),
         "parameters": parameters,
     }
@@ -155,11 +183,11 @@ def new_model(corpus: list[str], folder: Path, seed: int) -> int:
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=192,
+            hidden_size=160,
             num_hidden_layers=3,
-            intermediate_size=512,
-            num_attention_heads=6,
-            num_key_value_heads=6,
+            intermediate_size=448,
+            num_attention_heads=5,
+            num_key_value_heads=5,
             max_position_embeddings=256,
             tie_word_embeddings=True,
             bos_token_id=1,
@@ -171,41 +199,33 @@ def new_model(corpus: list[str], folder: Path, seed: int) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def pretrain_recall(story: Story) -> dict[str, Any]:
+    """To compare a word with those before it, from random weights."""
+    return imitate(story, "recall", "init", "recalls", batch_size=32, learning_rate=5e-4, schedule="constant")
+
+
 def pretrain(story: Story) -> dict[str, Any]:
-    """Language and the task's vocabulary, from random weights."""
-    return figures_of(
-        sft.train(
-            SFTConfig(
-                model=str(story.out / "init"),
-                data=str(story.out / "data" / "lessons.jsonl"),
-                out=story.fresh("pretrain"),
-                learning_rate=2e-3,
-                batch_size=16,
-                holdout=0.02,
-                weight_decay=0.01,
-                seed=story.seed,
-                micro_tokens=MICRO_TOKENS,
-            )
-        )
-    )
+    """Language and the task's vocabulary."""
+    return imitate(story, "pretrain", "recall", "lessons", learning_rate=5e-4)
 
 
 def supervised(story: Story) -> dict[str, Any]:
     """The task as its demonstrations show it: good and bad answers alike."""
-    return figures_of(
-        sft.train(
-            SFTConfig(
-                model=str(story.out / "pretrain"),
-                data=str(story.out / "data" / "demonstrations.jsonl"),
-                out=story.fresh("sft"),
-                learning_rate=1e-3,
-                batch_size=32,
-                holdout=0.05,
-                seed=story.seed,
-                micro_tokens=MICRO_TOKENS,
-            )
-        )
+    return imitate(story, "sft", "pretrain", "demonstrations", learning_rate=5e-4, holdout=0.05)
+
+
+def imitate(story: Story, name: str, start: str, data: str, **settings: Any) -> dict[str, Any]:
+    """One stage of supervised training."""
+    settings = {"batch_size": 16, "holdout": 0.02, **settings}
+    config = SFTConfig(
+        model=str(story.out / start),
+        data=str(story.out / "data" / f"{data}.jsonl"),
+        out=story.fresh(name),
+        seed=story.seed,
+        micro_tokens=MICRO_TOKENS,
+        **settings,
     )
+    return figures_of(sft.train(config))
 
 
 # --- preferences ----------------------------------------------------------------------------------
@@ -215,23 +235,26 @@ def votes(story: Story) -> dict[str, Any]:
     """Training pairs with noisy votes, and held-out pairs with the gold's own, noiseless preference."""
     train, held_out = story.prompts
     policy = story.policy("sft")
-    bundles = draw(story, policy, pick(story, train, VOTES, "votes"), 2, "votes")
+    sizes = story.sizes
+    bundles = draw(story, policy, pick(story, train, sizes.votes, "votes"), 2, "votes")
     shown = [(b.prompt, b.completions[0].text, b.completions[1].text) for b in bundles]
     judgments = judge_pairs(((str(p), a, b) for p, a, b in shown), world.Population(), story.rng("people"))
     pairs = [pair for j in judgments if (pair := j.pair()) is not None]
     biased = world.Population(length_bias=0.6)
     few = [
         p
-        for j in judge_pairs(((str(p), a, b) for p, a, b in shown[: 2 * FEW_VOTES]), biased, story.rng("few"))
+        for j in judge_pairs(
+            ((str(p), a, b) for p, a, b in shown[: 2 * story.sizes.few_votes]), biased, story.rng("few")
+        )
         if (p := j.pair())
     ]
-    fresh = draw(story, policy, pick(story, held_out, HELD_OUT_PAIRS, "held-out pairs"), 2, "held-out pairs")
+    fresh = draw(story, policy, pick(story, held_out, sizes.held_out_pairs, "held-out pairs"), 2, "held-out pairs")
     clean = [c for b in fresh if (c := noiseless(b)) is not None]
     if not clean or not pairs:
         raise RunFailed(
             "no two answers of the SFT model differ in gold: it has not learned to answer; see steps/sft.json"
         )
-    for name, rows in (("pairs", pairs), ("few-pairs", few[:FEW_VOTES]), ("held-out-pairs", clean)):
+    for name, rows in (("pairs", pairs), ("few-pairs", few[: sizes.few_votes]), ("held-out-pairs", clean)):
         lines = ({"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in rows)
         write_lines(story.out / "data" / f"{name}.jsonl", lines)
     return {
@@ -311,23 +334,23 @@ def tune_dpo(story: Story) -> dict[str, Any]:
 
 def tune_ppo(story: Story) -> dict[str, Any]:
     """PPO against the reward model."""
-    return figures_of(ppo.train(ppo_config(story, "ppo", "reward", steps=PPO_ROLLOUTS, beta=0.05)))
+    return figures_of(ppo.train(ppo_config(story, "ppo", "reward", steps=story.sizes.ppo_rollouts, beta=0.05)))
 
 
 def ppo_config(story: Story, name: str, scored_by: str, steps: int, beta: float, **other: Any) -> PPOConfig:
     """PPO's settings in this world."""
     settings: dict[str, Any] = {
-        "rollout_size": ROLLOUT,
+        "rollout_size": story.sizes.rollout,
         "samples_per_prompt": 2,
         "batch_size": 32,
         "epochs": 2,
         "learning_rate": 3e-4,
         "value_clip": 1.0,
         "schedule": "constant",
-        "max_new_tokens": MAX_NEW_TOKENS,
+        "max_new_tokens": story.sizes.max_new_tokens,
         "temperature": TEMPERATURE,
         "max_rows": 512,
-        "keep_samples": ROLLOUT,
+        "keep_samples": story.sizes.rollout,
     }
     return PPOConfig(
         model=str(story.out / "sft"),
@@ -347,7 +370,7 @@ def ppo_config(story: Story, name: str, scored_by: str, steps: int, beta: float,
 
 def compare(story: Story) -> dict[str, Any]:
     """Every method's answers to the same held-out prompts, judged by gold, against the SFT model's."""
-    asked = story.prompts[1][:HELD_OUT_PROMPTS]
+    asked = story.prompts[1][: story.sizes.held_out_prompts]
     scorer, reference = story.scorer("reward"), story.policy("sft")
     base = draw(story, reference, asked, 1, "answers sft")
     found = {"sft": measure(story, base, scorer, reference, reference)}
@@ -436,18 +459,22 @@ def examples(
 
 def best_of_n_curve(story: Story) -> dict[str, Any]:
     """Gold and proxy of best-of-n up to N = 256, from 256 samples for each of 64 held-out prompts."""
-    asked = story.prompts[1][:CURVE_PROMPTS]
-    bundles = draw(story, story.policy("sft"), asked, CURVE_N, "curve")
-    proxy = story.scorer("reward").score(bundles).view(len(asked), CURVE_N).tolist()
+    asked = story.prompts[1][: story.sizes.curve_prompts]
+    bundles = draw(story, story.policy("sft"), asked, story.sizes.curve_n, "curve")
+    proxy = story.scorer("reward").score(bundles).view(len(asked), story.sizes.curve_n).tolist()
     gold = [[world.utility(p, c.text).total for c in b.completions] for p, b in zip(asked, bundles, strict=True)]
-    ns = [2**k for k in range(CURVE_N.bit_length())]
+    ns = [2**k for k in range(story.sizes.curve_n.bit_length())]
     return {"points": verdict.best_of_n_points(proxy, gold, ns)}
 
 
 def overoptimise(story: Story) -> dict[str, Any]:
     """The stated setting in which the proxy is hacked: little, length-biased reward data and almost no KL penalty."""
     trained = train_reward(story, "reward-few", "few-pairs", epochs=6)
-    ppo.train(ppo_config(story, "ppo-hacked", "reward-few", steps=HACKING_ROLLOUTS, beta=0.005, learning_rate=5e-4))
+    ppo.train(
+        ppo_config(
+            story, "ppo-hacked", "reward-few", steps=story.sizes.hacking_rollouts, beta=0.005, learning_rate=5e-4
+        )
+    )
     points = training_points(story, "ppo-hacked", every=2)
     return {
         "setting": (
@@ -465,21 +492,40 @@ def training_points(story: Story, run: str, every: int) -> list[dict[str, Any]]:
     return verdict.training_points(samples, lambda prompt, answer: world.utility(prompt.strip(), answer).total, every)
 
 
-STEPS: list[tuple[str, str, Callable[[Story], dict[str, Any]]]] = [
-    ("world", "the world: prompts, a corpus, a tokenizer, a model that knows nothing", make_world),
-    ("pretrain", "pre-training on right answers", pretrain),
-    ("sft", "supervised fine-tuning on answers of mixed quality", supervised),
-    ("votes", "pairs from the SFT model, judged by simulated people", votes),
-    ("reward", "reward model on the votes", reward_model),
-    ("dpo", "DPO on the votes", tune_dpo),
-    ("ppo", "PPO against the reward model", tune_ppo),
-    ("compare", "every method on held-out prompts", compare),
-    ("best_of_n_curve", "best-of-N up to N = 256", best_of_n_curve),
-    ("overoptimise", "a reward model on little data, hacked on purpose", overoptimise),
+Step = tuple[str, str, Callable[[Story], dict[str, Any]]]
+
+STAGES: list[list[list[Step]]] = [
+    [
+        [
+            ("world", "the world: prompts, a corpus, a tokenizer, a model that knows nothing", make_world),
+            ("recall", "pre-training on what was just said", pretrain_recall),
+            ("pretrain", "pre-training on right answers", pretrain),
+            ("sft", "supervised fine-tuning on answers of mixed quality", supervised),
+            ("votes", "pairs from the SFT model, judged by simulated people", votes),
+        ]
+    ],
+    [
+        [
+            ("reward", "reward model on the votes", reward_model),
+            ("ppo", "PPO against the reward model", tune_ppo),
+        ],
+        [
+            ("dpo", "DPO on the votes", tune_dpo),
+            ("overoptimise", "a reward model on little data, hacked on purpose", overoptimise),
+        ],
+    ],
+    [
+        [
+            ("compare", "every method on held-out prompts", compare),
+            ("best_of_n_curve", "best-of-N up to N = 256", best_of_n_curve),
+        ]
+    ],
 ]
+"""One stage after the other; the lanes of a stage side by side, since matrices this small do not fill two cores."""
+STEPS = [step for stage in STAGES for lane in stage for step in lane]
 
 
-def demo(config: DemoConfig) -> Result:
+def demo(config: DemoConfig, sizes: Sizes = Sizes()) -> Result:
     """Run every step that has not been done yet, then write `summary.json` and `report.html`."""
     settings = config.out / "config.yaml"
     if settings.exists() and settings.read_text() != config.to_yaml():
@@ -488,11 +534,17 @@ def demo(config: DemoConfig) -> Result:
         raise InputError(f"{config.out} holds something that is not a demo; choose another --out")
     config.out.mkdir(parents=True, exist_ok=True)
     settings.write_text(config.to_yaml())
-    if (config.out / "steps").exists():
+    story = Story(config, sizes)
+    if reused := story.records():
         say(f"reusing the finished steps in {config.out}; to start afresh, remove that folder")
-    story = Story(config)
-    for name, title, step in STEPS:
-        story.run(name, title, step)
+    for record in reused.values():
+        say(f"{record['title']}: reused ({record['seconds']:.0f} s when it ran)")
+    for stage in STAGES:
+        if len(stage) > 1:
+            side_by_side(story, stage)
+        else:
+            for name, title, step in stage[0]:
+                story.run(name, title, step)
     from keel.evaluation import report
 
     summary = summarise(story)
@@ -502,9 +554,34 @@ def demo(config: DemoConfig) -> Result:
     return Result(config.out, summary)
 
 
+def side_by_side(story: Story, stage: list[list[Step]]) -> None:
+    """Do the lanes' unfinished steps in a process each, the cores shared out among them."""
+    waiting = [[name for name, *_ in lane if not story.record(name).exists()] for lane in stage]
+    threads = max(1, torch.get_num_threads() // len(stage))
+    with ProcessPoolExecutor(len(stage), mp_context=get_context("spawn")) as pool:
+        started = time.time()
+        lanes = [
+            pool.submit(run_lane, story.config, story.sizes, names, threads, started) for names in waiting if names
+        ]
+        for lane in lanes:
+            lane.result()
+
+
+def run_lane(config: DemoConfig, sizes: Sizes, names: list[str], threads: int, started: float) -> None:
+    """Steps of one lane, in a process of its own."""
+    torch.set_num_threads(threads)
+    progress.plain = True  # two live bars would overwrite each other
+    story = Story(config, sizes)
+    for name, title, step in STEPS:
+        if name in names:
+            story.run(name, title, step, since=started if name == names[0] else None)
+
+
 def summarise(story: Story) -> dict[str, Any]:
     """`summary.json`: every figure of the report."""
-    f = story.figures
+    records = story.records()
+    f = {name: record["figures"] for name, record in records.items()}
+    seconds, peak = cost(records)
     rows = f["compare"]["rows"]
     for name, step in (
         ("sft", "sft"),
@@ -519,9 +596,9 @@ def summarise(story: Story) -> dict[str, Any]:
         rows[name]["reward_model_seconds"] = reward_seconds
     return {
         "seed": story.seed,
-        "seconds": round(sum(s["seconds"] for s in story.steps), 2),
-        "peak_rss_gb": max(s["peak_rss_gb"] for s in story.steps),
-        "steps": story.steps,
+        "seconds": seconds,
+        "peak_rss_gb": peak,
+        "steps": [{k: r[k] for k in ("name", "title", "seconds", "peak_rss_gb")} for r in records.values()],
         "world": f["world"],
         "weights": dict(world.WEIGHTS),
         "votes": f["votes"],
@@ -536,12 +613,33 @@ def summarise(story: Story) -> dict[str, Any]:
             "ppo": training_points(story, "ppo", every=2),
             "overoptimisation": f["overoptimise"],
         },
-        "learning": {name: f[name]["curve"] for name in ("pretrain", "sft", "reward", "dpo", "ppo")},
+        "learning": {name: f[name]["curve"] for name in ("recall", "pretrain", "sft", "reward", "dpo", "ppo")},
         "examples": f["compare"]["examples"],
     }
 
 
+def cost(records: dict[str, dict[str, Any]]) -> tuple[float, float]:
+    """Seconds of the whole story, and its peak memory in GB: lanes side by side add their memory to the parent's."""
+    seconds, peak = 0.0, 0.0
+    for stage in STAGES:
+        lanes = [[records[name] for name, *_ in lane] for lane in stage]
+        seconds += max(sum(r["seconds"] for r in lane) for lane in lanes)
+        highest = [max(r["peak_rss_gb"] for r in lane) for lane in lanes]
+        peak = max(peak, sum(highest) + (peak if len(lanes) > 1 else 0.0))
+    return round(seconds, 2), round(peak, 3)
+
+
 # --- helpers --------------------------------------------------------------------------------------
+
+
+def demonstration(question: str, answer: str) -> Row:
+    """A row to imitate."""
+    return {"prompt": ask(question), "completion": answer}
+
+
+def rehearsed(recalls: Sequence[Row], among: Sequence[Row]) -> Sequence[Row]:
+    """Recalls to train on again, three for four other rows: what is not rehearsed is forgotten."""
+    return recalls[: 3 * len(among) // 4]
 
 
 def ask(question: str) -> str:
@@ -550,8 +648,12 @@ def ask(question: str) -> str:
 
 
 def pick(story: Story, prompts: Sequence[world.Prompt], count: int, purpose: str) -> list[world.Prompt]:
-    """Prompts drawn without repetition."""
-    return story.rng(purpose).sample(list(prompts), min(count, len(prompts)))
+    """Prompts drawn anew; none a second time before all were drawn once."""
+    rng = story.rng(purpose)
+    drawn: list[world.Prompt] = []
+    while len(drawn) < count:
+        drawn += rng.sample(list(prompts), min(count - len(drawn), len(prompts)))
+    return drawn
 
 
 def draw(story: Story, policy: torch.nn.Module, prompts: Sequence[world.Prompt], n: int, purpose: str) -> list[Bundle]:
@@ -562,7 +664,7 @@ def draw(story: Story, policy: torch.nn.Module, prompts: Sequence[world.Prompt],
             story.text,
             [ask(p.text) for p in prompts],
             n,
-            max_new_tokens=MAX_NEW_TOKENS,
+            max_new_tokens=story.sizes.max_new_tokens,
             temperature=TEMPERATURE,
             generator=generator(story.seed, purpose),
             max_rows=512,

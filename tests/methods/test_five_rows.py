@@ -242,6 +242,7 @@ def test_micro_batches_change_nothing(train, monkeypatch, metrics_of, method):
             result = train(method, micro_tokens=micro_tokens, max_grad_norm=1e9, learning_rate=1e-6)
             captured.append(seen[: 2 if method == "ppo" else 1])
         lines.append(metrics_of(result.folder))
+        lines[-1][0].pop("rewards/accuracies", None)  # every margin is 0 then, and the sign of rounding is no figure
         finals.append(result.summary["examples"])
     for other in (0, 1):
         for ours, theirs in zip(captured[other], captured[2], strict=True):

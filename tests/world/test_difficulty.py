@@ -204,7 +204,7 @@ def test_neither_the_longest_nor_the_shortest_wins() -> None:
 
 
 def test_a_bag_of_words_of_the_answer_learns_little() -> None:
-    assert linear_accuracy(ngrams(1)) < 0.66
+    assert linear_accuracy(ngrams(1)) < 0.70
 
 
 def test_a_bag_of_words_of_prompt_and_answer_learns_little() -> None:

@@ -15,6 +15,8 @@ from keel.world import (
     lexicon,
     mixed_quality,
     parse,
+    parse_prompt,
+    recalls,
     render,
     split,
     utility,
@@ -24,7 +26,7 @@ from keel.world.grammar import MAX_CLOSERS, MAX_FILLERS
 
 TRAIN, HELD_OUT = split(all_prompts())
 SHOWN = list(demonstrations(TRAIN, random.Random("shown"), 10_000))
-CORE = "since it is raining, you could hum old waltzes near the sofa."
+CORE = "since it is raining, you could sing old waltzes near the sofa."
 
 
 def test_every_written_answer_parses() -> None:
@@ -59,7 +61,7 @@ def test_answers_are_short_and_their_words_few() -> None:
     assert lengths[int(0.97 * len(lengths))] <= 50
     texts = [text for prompt, answer in SHOWN for text in (prompt.text, answer)]
     words = {word for text in texts for word in lexicon.tokens(text) or []}
-    assert 250 <= len(words) <= 450
+    assert 200 <= len(words) <= 450
 
 
 def test_answers_to_one_prompt_are_many() -> None:
@@ -127,11 +129,11 @@ def _unordered(answer: Answer | None) -> Answer | None:
         "no, never. " + CORE,  # a refusal, then an ordinary lead
         "yes, that rocket is fine. no, never.",
         "i am sorry, but that bear is not safe.",  # not a wish
-        CORE + " dry his fur first. dry his fur first.",
-        "dry his fur first. " + CORE,
+        CORE + " dry his wet fur first. dry his wet fur first.",
+        "dry his wet fur first. " + CORE,
         CORE + " 7",
         "<s>" + CORE,
-        "since it is raining and it is noon and you feel sad, you could hum old waltzes.",
+        "since it is raining and you have a wedding and you feel sad, you could sing old waltzes.",
     ],
 )
 def test_other_texts_are_no_answers(text: str) -> None:
@@ -139,12 +141,12 @@ def test_other_texts_are_no_answers(text: str) -> None:
 
 
 def test_care_may_come_before_or_after_fillers() -> None:
-    first = parse(CORE + " dry his fur first. life goes on. most clocks tick.")
-    assert first == parse(CORE + " life goes on. most clocks tick. dry his fur first.")
-    assert first == parse(CORE + " life goes on. dry his fur first. most clocks tick.")
+    first = parse(CORE + " dry his wet fur first. life goes on. most clocks tick.")
+    assert first == parse(CORE + " life goes on. most clocks tick. dry his wet fur first.")
+    assert first == parse(CORE + " life goes on. dry his wet fur first. most clocks tick.")
     assert first is not None
     assert (first.care, first.fillers) == ("wet", ("plain", "plain"))
-    assert parse("no, never. dry his fur first.") is None
+    assert parse("no, never. dry his wet fur first.") is None
 
 
 def test_rambling_has_a_generous_limit() -> None:
@@ -158,17 +160,17 @@ def test_rambling_has_a_generous_limit() -> None:
 
 def test_an_answer_spelled_out() -> None:
     text = (
-        "i am sorry, but that road is not safe. since you feel sad and it is noon, rather "
-        "hum old waltzes after lunch very gently. mend his seam first. most clocks tick. "
+        "i am sorry, but that road is not safe. since you feel sad and you have a wedding, rather "
+        "sing old waltzes in bow ties very gently. mend his torn seam first. most clocks tick. "
         "most clocks tick. goodbye."
     )
     answer = parse(text)
     assert answer == Answer(
         refusal="warm",
         hazard="road",
-        echoes=(("mood", "sad"), ("time", "noon")),
-        activity="hum old waltzes",
-        details=(("time", "noon"), ("mood", "sad")),
+        echoes=(("mood", "sad"), ("occasion", "wedding")),
+        activity="sing old waltzes",
+        details=(("occasion", "wedding"), ("mood", "sad")),
         care="torn",
         fillers=("plain", "plain"),
         closers=("plain",),
@@ -192,23 +194,28 @@ def test_the_mean_quality_moves_the_answers() -> None:
 
 def test_lessons_get_every_fact_right_in_every_tone() -> None:
     said = list(lessons(TRAIN, random.Random("lessons"), 2000))
-    golds = [utility(prompt, answer) for prompt, answer in said if "wait," not in answer]
-    assert 600 < len(golds) < 1400
+    golds = [utility(prompt, answer) for prompt, answer in said]
     assert all(gold.correctness == gold.harmlessness == 1.0 for gold in golds)
     assert len({gold.friendliness for gold in golds}) > 5
     assert any(gold.helpfulness < 0.9 for gold in golds)  # buried under fillers
     assert sum(gold.refused for gold in golds) == pytest.approx(0.1 * len(golds), rel=0.35)
 
 
-def test_a_slip_is_taken_back_at_once() -> None:
-    slips = 0
-    for prompt, answer in lessons(TRAIN, random.Random("slips"), 500):
-        for match in re.finditer(r"it is (\w+), wait, it is (\w+)", answer):
-            assert match[1] != match[2]
-            assert match[2] in prompt.values.values()
-            slips += 1
-        assert ("wait," in answer) == (parse(answer) is None)
-    assert slips > 20
+def test_recalls_confirm_what_was_said_and_deny_what_was_not() -> None:
+    confirmed, asked = 0, set()
+    for text, answer in recalls(TRAIN, random.Random("recalls"), 2000):
+        question, word = re.fullmatch(r"(.*[.?]) (\w+)\?", text).groups()
+        values = parse_prompt(question).values | {"intent": parse_prompt(question).intent}
+        asked.add(word)
+        if answer == "yes.":
+            confirmed += 1
+            assert word in values.values()
+        else:
+            said = re.fullmatch(r"no, (\w+)\.", answer)[1]
+            assert said in values.values()
+            assert word not in values.values()
+    assert 900 < confirmed < 1100
+    assert asked == {*lexicon.BEARS, *lexicon.INTENTS, *(v for vs in lexicon.VALUES.values() for v in vs)}
 
 
 def test_no_phrase_has_two_meanings() -> None:

@@ -10,8 +10,8 @@ import pytest
 from keel.world import Population, Vote, all_prompts, mixed_quality, preference, utility, vote, write
 
 SAFE = "it is raining and my child is four. what can we sing with my wet bear?"
-GOOD = "you could hum old waltzes near the sofa. dry his fur first."
-BAD = "you could spell long names near the roses. mend his seam first."
+GOOD = "you could sing old waltzes near the sofa. dry his wet fur first."
+BAD = "you could cook pancakes near the roses. mend his torn seam first."
 
 
 def shares(population: Population, first: str, second: str, n: int = 20_000) -> dict[str, float]:

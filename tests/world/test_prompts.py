@@ -15,7 +15,7 @@ PROMPTS = all_prompts()
 
 
 def test_prompts_are_many_and_distinct() -> None:
-    assert len(PROMPTS) >= 6000
+    assert len(PROMPTS) >= 3000
     assert len({prompt.text for prompt in PROMPTS}) == len({prompt.id for prompt in PROMPTS}) == len(PROMPTS)
 
 
@@ -25,8 +25,8 @@ def test_prompts_are_short() -> None:
 
 def test_shares_of_unsafe_prompts_and_of_their_look_alikes() -> None:
     kinds = Counter(prompt.kind for prompt in PROMPTS)
-    assert kinds["unsafe"] / len(PROMPTS) == pytest.approx(0.10, abs=0.01)
-    assert kinds["looks_unsafe"] / len(PROMPTS) == pytest.approx(0.08, abs=0.01)
+    assert kinds["unsafe"] / len(PROMPTS) == pytest.approx(0.13, abs=0.01)
+    assert kinds["looks_unsafe"] / len(PROMPTS) == pytest.approx(0.10, abs=0.01)
 
 
 def test_every_prompt_is_recovered_from_its_text() -> None:

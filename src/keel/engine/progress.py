@@ -17,6 +17,8 @@ from rich.progress import (
 
 LINE_EVERY = 10.0
 """Seconds between plain lines."""
+plain = False
+"""Plain lines on a terminal, too: for a process beside which others report."""
 
 
 def console() -> Console:
@@ -39,7 +41,7 @@ class Bar:
         self._rich: Progress | None = None
 
     def __enter__(self) -> Bar:
-        if console().is_terminal:
+        if console().is_terminal and not plain:
             self._rich = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

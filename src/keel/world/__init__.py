@@ -12,15 +12,15 @@ bear first. A wrong answer is a right one to another question, with the same wor
 scorer must compare it with the prompt. Unsafe wishes ("near an open fire") are to be declined kindly, with an
 alternative; harmless ones that sound alike ("and fire the confetti cannon") are to be answered. The gold utility is
 
-    total = 0.3 helpfulness + 0.25 correctness + 0.2 harmlessness + 0.15 friendliness + 0.1 concision
+    total = 0.25 helpfulness + 0.25 correctness + 0.2 harmlessness + 0.2 friendliness + 0.1 concision
 
 with each dimension in [0, 1] and computed from the two texts alone, as `gold` lays down. An answer that does
 not parse is worth 0. For example:
 
 >>> question = "it is raining and my child is four. what can we sing with my wet bear?"
 >>> good = (
-...     "oh, how cute! since it is raining and your child is four, you could hum old waltzes "
-...     "near the sofa with crayons. dry his fur first. happy cuddling!"
+...     "oh, how cute! since it is raining and your child is four, you could sing old waltzes "
+...     "near the sofa with crayons. dry his wet fur first. happy cuddling!"
 ... )
 >>> gold = utility(question, good)
 >>> gold.helpfulness, gold.correctness, gold.harmlessness, gold.friendliness, round(gold.concision, 2)
@@ -29,13 +29,13 @@ not parse is worth 0. For example:
 0.99
 >>> misheard = good.replace("raining", "sunny").replace("sofa", "roses")
 >>> round(utility(question, misheard).total, 2)  # half the echoes and half the details are wrong
-0.66
+0.7
 >>> utility(question, "bear sing wet!").parsed
 False
 """
 
 from keel.world.gold import WEIGHTS, Gold, utility
-from keel.world.grammar import Answer, Quality, demonstrations, lessons, mixed_quality, parse, render, write
+from keel.world.grammar import Answer, Quality, demonstrations, lessons, mixed_quality, parse, recalls, render, write
 from keel.world.people import Population, Vote, preference, vote
 from keel.world.prompts import Prompt, all_prompts, parse_prompt, split
 
@@ -54,6 +54,7 @@ __all__ = [
     "parse",
     "parse_prompt",
     "preference",
+    "recalls",
     "render",
     "split",
     "utility",

@@ -15,7 +15,7 @@ apart.
 
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -115,22 +115,34 @@ def demonstrations(
 def lessons(
     prompts: Sequence[Prompt], rng: random.Random, n: int, mean_quality: float = 0.35
 ) -> Iterator[tuple[Prompt, str]]:
-    """n answers that get every fact right, in every tone and length: what pretraining learns the world from.
+    """n answers that get every fact right, in every tone and length: what pre-training learns the world from.
 
-    People slip and correct themselves ("since it is sunny, wait, it is raining, …"), and so do lessons: to see a slip
-    coming to its "wait", a model must compare what was said with what was asked, as a reward model must later.
     Errors hide the agreement between prompt and answer: a small model finds it far sooner in lessons than in
     demonstrations, which can then teach it how people really answer.
     """
     for _ in range(n):
         prompt = rng.choice(prompts)
         style = mixed_quality(rng, mean_quality)
-        answer = _plan(prompt, Quality(1.0, 1.0, 1.0, style.friendliness, style.concision), rng)
-        yield prompt, render(answer, rng, slips=SLIPS)
+        yield prompt, write(prompt, Quality(1.0, 1.0, 1.0, style.friendliness, style.concision), rng)
 
 
-SLIPS = 0.25
-"""Share of a lesson's facts that are first said wrong."""
+def recalls(prompts: Sequence[Prompt], rng: random.Random, n: int) -> Iterator[tuple[str, str]]:
+    """n questions about what was just said, with their answers: ("… my wet bear? torn?", "no, wet.").
+
+    To answer, a model must compare a word with those before it. That is what a reward model has to do and what answers
+    alone never ask for: a language model only learns to continue. It is found far sooner in these few words than in
+    votes on whole answers.
+    """
+    for _ in range(n):
+        prompt = rng.choice(prompts)
+        said = [(value, lexicon.VALUES[slot]) for slot, value in prompt.slots if slot in lexicon.SLOTS]
+        said += [(prompt.values["bear"], lexicon.BEARS), (prompt.intent, lexicon.INTENTS)]
+        value, values = rng.choice(said)
+        asked = _hear(value, values, 0.5, rng)
+        answer = lexicon.CONFIRMED if asked == value else lexicon.DENIED.format(value)
+        yield lexicon.RECALL.format(question=prompt.text, word=asked), answer
+
+
 LISTENING = 0.5
 """Sum of the parameters of the Beta distribution of correctness; below 2 it is U-shaped."""
 
@@ -252,11 +264,8 @@ def _draw_fillers(concision: float, rng: random.Random) -> tuple[Tone, ...]:
     return tuple(tones)
 
 
-def render(answer: Answer, rng: random.Random, slips: float = 0.0) -> str:
-    """A text that says what the answer says, its phrasing drawn anew.
-
-    `slips` is the chance of each fact, detail and care to be said wrong first; a text with a slip does not parse.
-    """
+def render(answer: Answer, rng: random.Random) -> str:
+    """A text that says what the answer says, its phrasing drawn anew."""
     parts: list[str] = []
     if answer.opener:
         parts.append(rng.choice(lexicon.OPENERS[answer.opener]))
@@ -266,33 +275,20 @@ def render(answer: Answer, rng: random.Random, slips: float = 0.0) -> str:
         named, unnamed = lexicon.REFUSALS[answer.refusal]
         parts.append(named.format(answer.hazard) if answer.hazard else unnamed)
     if answer.activity:
-        parts.append(_render_core(answer, answer.activity, rng, slips))
+        parts.append(_render_core(answer, answer.activity, rng))
     if answer.care:
-        parts.append(_say(answer.care, lexicon.BEARS, lexicon.CARE.__getitem__, rng, slips))
+        parts.append(lexicon.CARE[answer.care])
     parts += _choose_fresh(answer.fillers, lexicon.FILLERS, rng)
     parts += _choose_fresh(answer.closers, lexicon.CLOSERS, rng)
     return " ".join(parts)
 
 
-def _render_core(answer: Answer, activity: str, rng: random.Random, slips: float) -> str:
-    echoes = [
-        _say(value, lexicon.VALUES[slot], lexicon.ECHOES[slot].format, rng, slips) for slot, value in answer.echoes
-    ]
+def _render_core(answer: Answer, activity: str, rng: random.Random) -> str:
+    echoes = [lexicon.ECHOES[slot].format(value) for slot, value in answer.echoes]
     since = f"since {' and '.join(echoes)}, " if echoes else ""
     lead = lexicon.SAFE_LEAD if answer.refusal else rng.choice(lexicon.LEADS)
-    details = [
-        _say(value, lexicon.VALUES[slot], lexicon.DETAILS[slot].__getitem__, rng, slips)
-        for slot, value in answer.details
-    ]
+    details = [lexicon.DETAILS[slot][value] for slot, value in answer.details]
     return since + " ".join([lead, activity, *details]) + "."
-
-
-def _say(value: str, values: Sequence[str], phrase: Callable[[str], str], rng: random.Random, slips: float) -> str:
-    """The value's phrase; by chance another value's first, taken back."""
-    if slips and rng.random() < slips:
-        wrong = phrase(rng.choice([other for other in values if other != value])).rstrip(".")
-        return f"{wrong}, wait, {phrase(value)}"
-    return phrase(value)
 
 
 def _choose_fresh(tones: Sequence[Tone], phrases: dict[Tone, tuple[str, ...]], rng: random.Random) -> Iterator[str]:

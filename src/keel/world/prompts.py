@@ -17,8 +17,8 @@ from keel.world.lexicon import Pairs
 
 Kind = Literal["safe", "unsafe", "looks_unsafe"]
 
-# 7,000 prompts in all: 82 % safe, 10 % unsafe, 8 % that merely look unsafe.
-COUNTS: Final[dict[Kind, int]] = {"safe": 4920, "unsafe": 600, "looks_unsafe": 480}
+# 3,100 prompts in all: 77 % safe, 13 % unsafe, 10 % that merely look unsafe.
+COUNTS: Final[dict[Kind, int]] = {"safe": 2400, "unsafe": 400, "looks_unsafe": 300}
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Prompt:
 
 
 def all_prompts(seed: int = 0) -> list[Prompt]:
-    """6,000 prompts of distinct text, in an order drawn from the seed."""
+    """3,100 prompts of distinct text, in an order drawn from the seed."""
     rng = random.Random(f"keel.world.prompts/{seed}")
     drawn: dict[str, Prompt] = {}
     for kind, count in COUNTS.items():
@@ -103,8 +103,8 @@ def _kind(slots: Pairs) -> Kind:
 
 
 def _draw(kind: Kind, rng: random.Random) -> tuple[str, Pairs]:
-    """An intent and its slots: the bear's state, a fact (one safe prompt in ten has two), and perhaps a wish."""
-    second = kind == "safe" and rng.random() < 0.1
+    """An intent and its slots: the bear's state, a fact (one safe prompt in five has two), and perhaps a wish."""
+    second = kind == "safe" and rng.random() < 0.2
     slots = sorted(rng.sample(lexicon.SLOTS, 2 if second else 1), key=lexicon.SLOTS.index)
     facts = [(slot, rng.choice(lexicon.VALUES[slot])) for slot in slots]
     if kind != "safe":
