@@ -243,9 +243,7 @@ def votes(story: Story) -> dict[str, Any]:
     biased = world.Population(length_bias=0.6)
     few = [
         p
-        for j in judge_pairs(
-            ((str(p), a, b) for p, a, b in shown[: 2 * story.sizes.few_votes]), biased, story.rng("few")
-        )
+        for j in judge_pairs(((str(p), a, b) for p, a, b in shown[: 2 * sizes.few_votes]), biased, story.rng("few"))
         if (p := j.pair())
     ]
     fresh = draw(story, policy, pick(story, held_out, sizes.held_out_pairs, "held-out pairs"), 2, "held-out pairs")
