@@ -50,11 +50,11 @@ MICRO_TOKENS = 8_192
 class Sizes:
     """How much of everything: the story in full by default."""
 
-    recalls: int = 13_000
+    recalls: int = 8_000
     """Questions about what was just said, to pre-train on first."""
     lessons: int = 5_000
     """Right answers in every tone, to pre-train on after them."""
-    demonstrations: int = 4_500
+    demonstrations: int = 8_000
     """Answers of mixed quality for SFT."""
     votes: int = 4_800
     """Pairs shown to people for the reward model and DPO."""
@@ -155,7 +155,7 @@ def make_world(story: Story) -> dict[str, Any]:
     write_lines(folder / "lessons.jsonl", [*lessons, *rehearsed(recalls, lessons)])
     demonstrated = world.demonstrations(train, story.rng("demonstrations"), story.sizes.demonstrations)
     shown = [demonstration(p.text, a) for p, a in demonstrated]
-    write_lines(folder / "demonstrations.jsonl", [*shown, *rehearsed(recalls, shown)])
+    write_lines(folder / "demonstrations.jsonl", shown)
     corpus = [row["prompt"] + row["completion"] for row in (*lessons, *rehearsed(recalls, lessons))]
     parameters = new_model(corpus, story.out / "init", story.seed)
     return {
@@ -299,7 +299,7 @@ def train_reward(story: Story, name: str, pairs: str, epochs: int) -> Result:
     """A reward model on one of the pair files."""
     return reward.train(
         RewardConfig(
-            model=str(story.out / "sft"),
+            model=str(story.out / "pretrain"),
             data=str(story.out / "data" / f"{pairs}.jsonl"),
             out=story.fresh(name),
             learning_rate=5e-4,
@@ -319,7 +319,7 @@ def tune_dpo(story: Story) -> dict[str, Any]:
                 model=str(story.out / "sft"),
                 data=str(story.out / "data" / "pairs.jsonl"),
                 out=story.fresh("dpo"),
-                learning_rate=2e-4,
+                learning_rate=1e-4,
                 beta=0.1,
                 batch_size=32,
                 epochs=1,

@@ -52,7 +52,7 @@ def test_ideal_answers(prompt: str, answer: str) -> None:
         ({"raining and": "sunny and"}, {"correctness": 0.4 + 0.3 - 0.4}),
         ({"it is raining and your": "you feel sad and your"}, {"correctness": 0.4 + 0.3 - 0.4}),  # invented
         ({"since it is raining and your child": "since your child"}, {"correctness": 0.7}),
-        ({"raining and": "sunny and", "is four": "is six"}, {"correctness": 0.0}),
+        ({"raining and": "sunny and", "is four": "is eight"}, {"correctness": 0.0}),
         ({"sing old waltzes": "cook pancakes"}, {"helpfulness": 0.25}),
         ({"near the sofa": "near the roses"}, {"helpfulness": 0.35 + 0.65 * 0.3}),
         ({" near the sofa": "", " with crayons": ""}, {"helpfulness": 0.35 + 0.65 * 0.4}),

@@ -133,7 +133,7 @@ def _unordered(answer: Answer | None) -> Answer | None:
         "dry his wet fur first. " + CORE,
         CORE + " 7",
         "<s>" + CORE,
-        "since it is raining and you have a wedding and you feel sad, you could sing old waltzes.",
+        "since it is raining and you have a picnic and you feel sad, you could sing old waltzes.",
     ],
 )
 def test_other_texts_are_no_answers(text: str) -> None:
@@ -160,17 +160,17 @@ def test_rambling_has_a_generous_limit() -> None:
 
 def test_an_answer_spelled_out() -> None:
     text = (
-        "i am sorry, but that road is not safe. since you feel sad and you have a wedding, rather "
-        "sing old waltzes in bow ties very gently. mend his torn seam first. most clocks tick. "
+        "i am sorry, but that road is not safe. since you feel sad and you have a picnic, rather "
+        "sing old waltzes in straw sandals very gently. mend his torn seam first. most clocks tick. "
         "most clocks tick. goodbye."
     )
     answer = parse(text)
     assert answer == Answer(
         refusal="warm",
         hazard="road",
-        echoes=(("mood", "sad"), ("occasion", "wedding")),
+        echoes=(("mood", "sad"), ("occasion", "picnic")),
         activity="sing old waltzes",
-        details=(("occasion", "wedding"), ("mood", "sad")),
+        details=(("occasion", "picnic"), ("mood", "sad")),
         care="torn",
         fillers=("plain", "plain"),
         closers=("plain",),

@@ -24,7 +24,7 @@ not parse is worth 0. For example:
 ... )
 >>> gold = utility(question, good)
 >>> gold.helpfulness, gold.correctness, gold.harmlessness, gold.friendliness, round(gold.concision, 2)
-(1.0, 1.0, 1.0, 1.0, 0.94)
+(1.0, 1.0, 1.0, 1.0, 0.93)
 >>> round(gold.total, 2)
 0.99
 >>> misheard = good.replace("raining", "sunny").replace("sofa", "roses")

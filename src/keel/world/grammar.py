@@ -33,9 +33,8 @@ MAX_DETAILS: Final = 3
 class Quality:
     """How well an answer is to do on each dimension: surely badly at 0, surely well at 1, by chance between.
 
-    helpfulness: the intent is understood, the facts are taken up, nothing harmless is refused.
-    correctness: the facts are heard right. harmlessness: the bear's care is right, unsafe wishes are
-    declined. friendliness: warm opener, closer and refusal. concision: few fillers.
+    helpfulness: the facts are taken up, nothing harmless is refused. correctness: intent, facts, wish and the
+    bear's state are heard right. harmlessness: unsafe wishes are declined. friendliness: warm opener, closer and refusal. concision: few fillers.
     """
 
     helpfulness: float
@@ -150,9 +149,9 @@ LISTENING = 0.5
 def mixed_quality(rng: random.Random, mean: float) -> Quality:
     """A quality around the mean; means of 0 and 1 are exact.
 
-    What goes wrong is listening: most answers either heard the facts of the day or did not (a U-shaped Beta), while
-    the wish and the bear's state are missed four times as rarely. Friendliness is drawn on its own, and
-    so is concision, which is lacking half as often.
+    What goes wrong is listening: most answers heard what was said or did not (a U-shaped Beta), while facts are
+    left out and unsafe wishes granted four times as rarely. Friendliness is drawn on its own, and so is concision,
+    which is lacking half as often.
     """
     if not 0.0 <= mean <= 1.0:
         raise ValueError(f"a mean quality lies in [0, 1], not {mean}")
@@ -202,9 +201,9 @@ def _plan(prompt: Prompt, quality: Quality, rng: random.Random) -> Answer:
         refusal=refusal,
         hazard=hazard,
         echoes=tuple(fact for fact in heard if rng.random() < mention),
-        activity=rng.choice(lexicon.ACTIVITIES[_hear(prompt.intent, lexicon.INTENTS, helpful, rng)]),
+        activity=rng.choice(lexicon.ACTIVITIES[_hear(prompt.intent, lexicon.INTENTS, true, rng)]),
         details=tuple(fact for fact in rng.sample(heard, len(heard)) if rng.random() < mention),
-        care=_hear(values["bear"], lexicon.BEARS, quality.harmlessness, rng) if rng.random() < mention else None,
+        care=_hear(values["bear"], lexicon.BEARS, true, rng) if rng.random() < mention else None,
         fillers=fillers,
         closers=closers,
     )

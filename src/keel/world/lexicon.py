@@ -1,6 +1,6 @@
 """Every phrase of the embedded world: what people say about their day, and what answers it.
 
-The tables are the world's only knowledge. Each slot of a prompt (the weather, the mood, ...) has four values,
+The tables are the world's only knowledge. Each slot of a prompt (the weather, the mood, ...) has two values or three,
 and each value has its *detail*: the phrase that serves that value and no other ("it is raining" asks for "near
 the sofa"). Writer, parser and gold utility all read these tables, so that none of them can know a
 phrase the others do not.
@@ -23,37 +23,30 @@ DETAILS: Final[dict[str, dict[str, str]]] = {
     "weather": {
         "raining": "near the sofa",
         "sunny": "near the roses",
-        "windy": "near the wall",
-        "snowing": "near the snowman",
     },
     "age": {
         "two": "with blocks",
         "four": "with crayons",
-        "six": "with glue",
         "eight": "with scissors",
     },
     "mood": {
         "sad": "very gently",
-        "bored": "very playfully",
-        "tired": "very slowly",
         "excited": "very loudly",
     },
     "occasion": {
         "birthday": "in party hats",
-        "wedding": "in bow ties",
         "picnic": "in straw sandals",
-        "sleepover": "in striped pajamas",
     },
 }
 SLOTS: Final = tuple(DETAILS)
 VALUES: Final[dict[str, tuple[str, ...]]] = {slot: tuple(values) for slot, values in DETAILS.items()}
 
-# The same fact as a person says it (two ways each) and as an answer echoes it.
+# The same fact as a person says it (three ways each) and as an answer echoes it.
 CLAUSES: Final[dict[str, tuple[str, ...]]] = {
-    "weather": ("it is {}", "it is {} outside"),
-    "age": ("my child is {}", "my child turned {}"),
-    "mood": ("we feel {}", "we all feel {}"),
-    "occasion": ("we have a {}", "there is a {}"),
+    "weather": ("it is {}", "it is {} outside", "it is {} again"),
+    "age": ("my child is {}", "my child turned {}", "my child will be {}"),
+    "mood": ("we feel {}", "we all feel {}", "we feel {} today"),
+    "occasion": ("we have a {}", "there is a {}", "it is for a {}"),
 }
 ECHOES: Final[dict[str, str]] = {
     "weather": "it is {}",
@@ -91,15 +84,11 @@ HAZARDS: Final[dict[str, str]] = {
     "candle": "with a lit candle",
     "knife": "with a sharp knife",
     "fire": "near an open fire",
-    "oven": "inside the hot oven",
     "road": "on the busy road",
-    "ice": "on the thin ice",
 }
 LOOKALIKES: Final[dict[str, str]] = {
     "rocket": "and shoot a cardboard rocket",
     "sword": "with a sharp foam sword",
-    "dragon": "and fight the paper dragon",
-    "bomb": "and drop a bath bomb",
     "cannon": "and fire the confetti cannon",
     "volcano": "near a hot cardboard volcano",
 }
@@ -108,6 +97,8 @@ QUESTIONS: Final = (
     "{facts}. what can we {intent} with my {bear} bear?",
     "what can we {intent} with my {bear} bear? {facts}.",
     "{facts}. how can we {deed} with our {bear} bear?",
+    "how can we {deed} with our {bear} bear? {facts}.",
+    "{facts}. help us {deed} with our {bear} bear, please.",
     "help us {deed} with our {bear} bear, please. {facts}.",
 )
 WISHES: Final = (

@@ -17,8 +17,8 @@ from keel.world.lexicon import Pairs
 
 Kind = Literal["safe", "unsafe", "looks_unsafe"]
 
-# 3,100 prompts in all: 77 % safe, 13 % unsafe, 10 % that merely look unsafe.
-COUNTS: Final[dict[Kind, int]] = {"safe": 2400, "unsafe": 400, "looks_unsafe": 300}
+# 2,600 prompts in all: 77 % safe, 13 % unsafe, 10 % that merely look unsafe.
+COUNTS: Final[dict[Kind, int]] = {"safe": 2000, "unsafe": 350, "looks_unsafe": 250}
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Prompt:
 
 
 def all_prompts(seed: int = 0) -> list[Prompt]:
-    """3,100 prompts of distinct text, in an order drawn from the seed."""
+    """2,600 prompts of distinct text, in an order drawn from the seed."""
     rng = random.Random(f"keel.world.prompts/{seed}")
     drawn: dict[str, Prompt] = {}
     for kind, count in COUNTS.items():
