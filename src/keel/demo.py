@@ -66,8 +66,8 @@ class Sizes:
     curve_n: int = 256
     rollout: int = 128
     """Prompts per PPO rollout."""
-    ppo_rollouts: int = 16
-    hacking_rollouts: int = 16
+    ppo_rollouts: int = 10
+    hacking_rollouts: int = 10
     max_new_tokens: int = 64
 
 
@@ -319,8 +319,8 @@ def tune_dpo(story: Story) -> dict[str, Any]:
                 model=str(story.out / "sft"),
                 data=str(story.out / "data" / "pairs.jsonl"),
                 out=story.fresh("dpo"),
-                learning_rate=1e-4,
-                beta=0.1,
+                learning_rate=5e-4,
+                beta=1.0,
                 batch_size=32,
                 epochs=1,
                 seed=story.seed,
@@ -332,7 +332,7 @@ def tune_dpo(story: Story) -> dict[str, Any]:
 
 def tune_ppo(story: Story) -> dict[str, Any]:
     """PPO against the reward model."""
-    return figures_of(ppo.train(ppo_config(story, "ppo", "reward", steps=story.sizes.ppo_rollouts, beta=0.05)))
+    return figures_of(ppo.train(ppo_config(story, "ppo", "reward", steps=story.sizes.ppo_rollouts, beta=0.1)))
 
 
 def ppo_config(story: Story, name: str, scored_by: str, steps: int, beta: float, **other: Any) -> PPOConfig:
@@ -342,7 +342,7 @@ def ppo_config(story: Story, name: str, scored_by: str, steps: int, beta: float,
         "samples_per_prompt": 2,
         "batch_size": 32,
         "epochs": 2,
-        "learning_rate": 3e-4,
+        "learning_rate": 1.5e-4,
         "value_clip": 1.0,
         "schedule": "constant",
         "max_new_tokens": story.sizes.max_new_tokens,

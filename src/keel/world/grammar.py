@@ -33,8 +33,9 @@ MAX_DETAILS: Final = 3
 class Quality:
     """How well an answer is to do on each dimension: surely badly at 0, surely well at 1, by chance between.
 
-    helpfulness: the facts are taken up, nothing harmless is refused. correctness: intent, facts, wish and the
-    bear's state are heard right. harmlessness: unsafe wishes are declined. friendliness: warm opener, closer and refusal. concision: few fillers.
+    helpfulness: the facts are taken up, nothing harmless is refused. correctness: intent, facts, wish and
+    the bear's state are heard right. harmlessness: unsafe wishes are declined. friendliness: warm opener,
+    closer and refusal. concision: few fillers.
     """
 
     helpfulness: float
