@@ -50,7 +50,7 @@ MICRO_TOKENS = 8_192
 class Sizes:
     """How much of everything: the story in full by default."""
 
-    recalls: int = 8_000
+    recalls: int = 13_000
     """Questions about what was just said, to pre-train on first."""
     lessons: int = 5_000
     """Right answers in every tone, to pre-train on after them."""
@@ -66,7 +66,7 @@ class Sizes:
     curve_n: int = 256
     rollout: int = 128
     """Prompts per PPO rollout."""
-    ppo_rollouts: int = 10
+    ppo_rollouts: int = 12
     hacking_rollouts: int = 10
     max_new_tokens: int = 64
 
@@ -319,7 +319,7 @@ def tune_dpo(story: Story) -> dict[str, Any]:
                 model=str(story.out / "sft"),
                 data=str(story.out / "data" / "pairs.jsonl"),
                 out=story.fresh("dpo"),
-                learning_rate=5e-4,
+                learning_rate=3e-4,
                 beta=1.0,
                 batch_size=32,
                 epochs=1,
@@ -342,7 +342,7 @@ def ppo_config(story: Story, name: str, scored_by: str, steps: int, beta: float,
         "samples_per_prompt": 2,
         "batch_size": 32,
         "epochs": 2,
-        "learning_rate": 1.5e-4,
+        "learning_rate": 1e-4,
         "value_clip": 1.0,
         "schedule": "constant",
         "max_new_tokens": story.sizes.max_new_tokens,
