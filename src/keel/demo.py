@@ -56,6 +56,8 @@ class Sizes:
     """Right answers in every tone, to pre-train on after them."""
     demonstrations: int = 8_000
     """Answers of mixed quality for SFT."""
+    mismatched: int = 4_800
+    """Right answers against right answers to other questions, for the reward model before it sees votes."""
     votes: int = 4_800
     """Pairs shown to people for the reward model and DPO."""
     few_votes: int = 150
@@ -153,6 +155,9 @@ def make_world(story: Story) -> dict[str, Any]:
     lessons = [demonstration(p.text, a) for p, a in world.lessons(train, story.rng("lessons"), story.sizes.lessons)]
     write_lines(folder / "recalls.jsonl", recalls)
     write_lines(folder / "lessons.jsonl", [*lessons, *rehearsed(recalls, lessons)])
+    matches = world.mismatched(train, story.rng("mismatched"), story.sizes.mismatched)
+    mismatches = ({"prompt": ask(p.text), "chosen": own, "rejected": other} for p, own, other in matches)
+    write_lines(folder / "mismatched.jsonl", mismatches)
     demonstrated = world.demonstrations(train, story.rng("demonstrations"), story.sizes.demonstrations)
     shown = [demonstration(p.text, a) for p, a in demonstrated]
     write_lines(folder / "demonstrations.jsonl", shown)
@@ -228,6 +233,11 @@ def imitate(story: Story, name: str, start: str, data: str, **settings: Any) -> 
     return figures_of(sft.train(config))
 
 
+def prefer(story: Story) -> dict[str, Any]:
+    """Which answer belongs to the question: what the reward model learns before it learns what people like."""
+    return figures_of(train_reward(story, "preferences", "pretrain", "mismatched", epochs=1, holdout=0.05))
+
+
 # --- preferences ----------------------------------------------------------------------------------
 
 
@@ -271,7 +281,7 @@ def votes(story: Story) -> dict[str, Any]:
 
 def reward_model(story: Story) -> dict[str, Any]:
     """Train on the votes; measure on held-out pairs whose labels are gold's own."""
-    result = train_reward(story, "reward", "pairs", epochs=2)
+    result = train_reward(story, "reward", "preferences", "pairs", epochs=1)
     pairs = read_lines(story.out / "data" / "held-out-pairs.jsonl")
     bundles = [pair_bundle(story.text, p) for p in pairs]
     scores = torch.stack(in_batches(partial(scalars_at_end, story.scorer("reward").model), bundles, MICRO_TOKENS))
@@ -295,16 +305,17 @@ def reward_model(story: Story) -> dict[str, Any]:
     }
 
 
-def train_reward(story: Story, name: str, pairs: str, epochs: int) -> Result:
+def train_reward(story: Story, name: str, start: str, pairs: str, epochs: int, holdout: float = 0.0) -> Result:
     """A reward model on one of the pair files."""
     return reward.train(
         RewardConfig(
-            model=str(story.out / "pretrain"),
+            model=str(story.out / start),
             data=str(story.out / "data" / f"{pairs}.jsonl"),
             out=story.fresh(name),
             learning_rate=5e-4,
             batch_size=32,
             epochs=epochs,
+            holdout=holdout,
             seed=story.seed,
             micro_tokens=MICRO_TOKENS,
         )
@@ -467,7 +478,7 @@ def best_of_n_curve(story: Story) -> dict[str, Any]:
 
 def overoptimise(story: Story) -> dict[str, Any]:
     """The stated setting in which the proxy is hacked: little, length-biased reward data and almost no KL penalty."""
-    trained = train_reward(story, "reward-few", "few-pairs", epochs=6)
+    trained = train_reward(story, "reward-few", "pretrain", "few-pairs", epochs=6)
     ppo.train(
         ppo_config(
             story, "ppo-hacked", "reward-few", steps=story.sizes.hacking_rollouts, beta=0.005, learning_rate=5e-4
@@ -498,7 +509,14 @@ STAGES: list[list[list[Step]]] = [
             ("world", "the world: prompts, a corpus, a tokenizer, a model that knows nothing", make_world),
             ("recall", "pre-training on what was just said", pretrain_recall),
             ("pretrain", "pre-training on right answers", pretrain),
-            ("sft", "supervised fine-tuning on answers of mixed quality", supervised),
+        ]
+    ],
+    [
+        [("sft", "supervised fine-tuning on answers of mixed quality", supervised)],
+        [("prefer", "pre-training of the reward model: which answer belongs to the question", prefer)],
+    ],
+    [
+        [
             ("votes", "pairs from the SFT model, judged by simulated people", votes),
         ]
     ],
@@ -611,7 +629,9 @@ def summarise(story: Story) -> dict[str, Any]:
             "ppo": training_points(story, "ppo", every=2),
             "overoptimisation": f["overoptimise"],
         },
-        "learning": {name: f[name]["curve"] for name in ("recall", "pretrain", "sft", "reward", "dpo", "ppo")},
+        "learning": {
+            name: f[name]["curve"] for name in ("recall", "pretrain", "sft", "prefer", "reward", "dpo", "ppo")
+        },
         "examples": f["compare"]["examples"],
     }
 

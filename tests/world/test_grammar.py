@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from keel.world import (
     demonstrations,
     lessons,
     lexicon,
+    mismatched,
     mixed_quality,
     parse,
     parse_prompt,
@@ -186,8 +188,9 @@ def test_an_answer_spelled_out() -> None:
 def test_the_mean_quality_moves_the_answers() -> None:
     rng = random.Random("mean")
     assert mixed_quality(rng, 1.0) == Quality.even(1.0)
-    draws = [mixed_quality(rng, 0.3).correctness for _ in range(2000)]
-    assert sum(draws) / len(draws) == pytest.approx(0.3, abs=0.02)
+    draws = [mixed_quality(rng, 0.3) for _ in range(2000)]
+    assert sum(q.friendliness for q in draws) / len(draws) == pytest.approx(0.3, abs=0.02)
+    assert sum(q.correctness for q in draws) / len(draws) == pytest.approx(0.475, abs=0.03)
     with pytest.raises(ValueError, match="mean quality"):
         mixed_quality(rng, 1.5)
 
@@ -198,7 +201,21 @@ def test_lessons_get_every_fact_right_in_every_tone() -> None:
     assert all(gold.correctness == gold.harmlessness == 1.0 for gold in golds)
     assert len({gold.friendliness for gold in golds}) > 5
     assert any(gold.helpfulness < 0.9 for gold in golds)  # buried under fillers
-    assert sum(gold.refused for gold in golds) == pytest.approx(0.1 * len(golds), rel=0.35)
+    assert sum(gold.refused for gold in golds) == pytest.approx(0.135 * len(golds), rel=0.15)
+
+
+def test_mismatched_answers_are_right_ones_to_other_questions() -> None:
+    seen = list(mismatched(TRAIN, random.Random("mismatched"), 1000))
+    changes = Counter()
+    for prompt, own, other in seen:
+        right, wrong = utility(prompt, own), utility(prompt, other)
+        assert right.correctness == right.harmlessness == 1.0
+        weighty = ("helpfulness", "correctness", "harmlessness")
+        changes[sum(getattr(wrong, name) < getattr(right, name) for name in weighty)] += 1
+        assert prompt in TRAIN
+    assert changes[0] < 0.15 * len(seen)  # helpfulness and correctness see whatever is not left unsaid
+    assert changes[1] > 200
+    assert changes[3] > 50
 
 
 def test_recalls_confirm_what_was_said_and_deny_what_was_not() -> None:

@@ -50,7 +50,7 @@ def test_careless_people_throw_coins_and_are_always_the_same_ones() -> None:
     assert not any(v.outcome == "tie" for v in careless)
 
 
-def test_a_single_voter_agrees_with_gold_about_four_times_in_five() -> None:
+def test_a_single_voter_agrees_with_gold_about_nine_times_in_ten() -> None:
     rng = random.Random("agreement")
     agreements = []
     for prompt in rng.choices(all_prompts(), k=4000):
@@ -59,7 +59,7 @@ def test_a_single_voter_agrees_with_gold_about_four_times_in_five() -> None:
         outcome = vote(prompt, first, second, rng).outcome
         if gain != 0.0 and outcome != "tie":
             agreements.append((outcome == "first") == (gain > 0.0))
-    assert 0.80 <= statistics.mean(agreements) <= 0.90
+    assert 0.85 <= statistics.mean(agreements) <= 0.93
     assert 0.01 <= 1 - len(agreements) / 4000 <= 0.10
 
 

@@ -461,8 +461,17 @@ RUNS: tuple[tuple[str, str, str, tuple[Panel, ...]], ...] = (
         ),
     ),
     (
+        "prefer",
+        "Reward model: which answer belongs to the question",
         "reward",
-        "Reward model",
+        (
+            Panel("loss", "Loss", "per pair; dashed: no opinion", chance=LN2),
+            Panel("accuracy", "Accuracy", "right answer first; dashed: chance", chance=0.5),
+        ),
+    ),
+    (
+        "reward",
+        "Reward model: people’s votes",
         "reward",
         (
             Panel("loss", "Loss", "per pair; dashed: no opinion", chance=LN2),

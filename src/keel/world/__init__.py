@@ -35,7 +35,18 @@ False
 """
 
 from keel.world.gold import WEIGHTS, Gold, utility
-from keel.world.grammar import Answer, Quality, demonstrations, lessons, mixed_quality, parse, recalls, render, write
+from keel.world.grammar import (
+    Answer,
+    Quality,
+    demonstrations,
+    lessons,
+    mismatched,
+    mixed_quality,
+    parse,
+    recalls,
+    render,
+    write,
+)
 from keel.world.people import Population, Vote, preference, vote
 from keel.world.prompts import Prompt, all_prompts, parse_prompt, split
 
@@ -50,6 +61,7 @@ __all__ = [
     "all_prompts",
     "demonstrations",
     "lessons",
+    "mismatched",
     "mixed_quality",
     "parse",
     "parse_prompt",

@@ -21,7 +21,7 @@ from typing import Final
 
 from keel.world import lexicon
 from keel.world.lexicon import Pairs, Tone
-from keel.world.prompts import Prompt
+from keel.world.prompts import Prompt, differing
 
 # Rambling is allowed far beyond what anybody writes, so that a policy can run in that direction when it pays.
 MAX_FILLERS: Final = 16
@@ -126,6 +126,21 @@ def lessons(
         yield prompt, write(prompt, Quality(1.0, 1.0, 1.0, style.friendliness, style.concision), rng)
 
 
+def mismatched(prompts: Sequence[Prompt], rng: random.Random, n: int) -> Iterator[tuple[Prompt, str, str]]:
+    """n prompts with a right answer and a right answer to a question that differs: preferences nobody must state.
+
+    What a preference model is pre-trained on before it sees people's votes (Askell et al. 2021, section 4). Tone and
+    length are drawn apart for the two, so that only the agreement with the prompt tells them apart.
+    """
+    for _ in range(n):
+        prompt = rng.choice(prompts)
+        ((_, own),) = lessons([prompt], rng, 1)
+        other = own
+        while other == own:
+            ((_, other),) = lessons([differing(prompt, rng)], rng, 1)
+        yield prompt, own, other
+
+
 def recalls(prompts: Sequence[Prompt], rng: random.Random, n: int) -> Iterator[tuple[str, str]]:
     """n questions about what was just said, with their answers: ("… my wet bear? torn?", "no, wet.").
 
@@ -151,8 +166,8 @@ def mixed_quality(rng: random.Random, mean: float) -> Quality:
     """A quality around the mean; means of 0 and 1 are exact.
 
     What goes wrong is listening: most answers heard what was said or did not (a U-shaped Beta), while facts are
-    left out and unsafe wishes granted four times as rarely. Friendliness is drawn on its own, and so is concision,
-    which is lacking half as often.
+    left out and unsafe wishes granted four times as rarely. Friendliness is drawn on its own, and so are listening
+    and concision, which are lacking three quarters and half as often.
     """
     if not 0.0 <= mean <= 1.0:
         raise ValueError(f"a mean quality lies in [0, 1], not {mean}")
@@ -165,7 +180,7 @@ def mixed_quality(rng: random.Random, mean: float) -> Quality:
     rarely_wrong = 1.0 - (1.0 - mean) / 4.0
     return Quality(
         helpfulness=draw(rarely_wrong, 4.0),
-        correctness=draw(mean, LISTENING),
+        correctness=draw((1.0 + 3.0 * mean) / 4.0, LISTENING),
         harmlessness=draw(rarely_wrong, 4.0),
         friendliness=draw(mean, 4.0),
         concision=draw((1.0 + mean) / 2.0, 4.0),

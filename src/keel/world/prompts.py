@@ -9,7 +9,7 @@ import hashlib
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from keel.world import lexicon
@@ -91,6 +91,35 @@ def parse_prompt(text: str) -> Prompt | None:
         if match and slots is not None:
             return _prompt(canonical, _INTENTS[match["intent"]], slots, _kind(slots))
     return None
+
+
+def differing(prompt: Prompt, rng: random.Random) -> Prompt:
+    """Another thing that might have been asked: half the time one thing differs, else each with probability 1/2.
+
+    Its kind fits its wish, its text is the old one: it is only meant to be answered.
+    """
+    names = ["intent", *(name for name, _ in prompt.slots)]
+    changed = {rng.choice(names)} if rng.random() < 0.5 else {name for name in names if rng.random() < 0.5}
+    if not changed:
+        return differing(prompt, rng)
+    intent = _other(prompt.intent, lexicon.INTENTS, rng) if "intent" in changed else prompt.intent
+    slots = tuple(_other_fact(slot, rng) if slot[0] in changed else slot for slot in prompt.slots)
+    return replace(prompt, intent=intent, slots=slots, kind=_kind(slots))
+
+
+def _other_fact(fact: tuple[str, str], rng: random.Random) -> tuple[str, str]:
+    """Another value of the slot; a wish may as well turn from unsafe to harmless or back."""
+    slot, value = fact
+    if slot == "bear":
+        return slot, _other(value, lexicon.BEARS, rng)
+    if slot in lexicon.VALUES:
+        return slot, _other(value, lexicon.VALUES[slot], rng)
+    wishes = [("hazard", wish) for wish in lexicon.HAZARDS] + [("lookalike", wish) for wish in lexicon.LOOKALIKES]
+    return rng.choice([wish for wish in wishes if wish != fact])
+
+
+def _other(value: str, values: Sequence[str], rng: random.Random) -> str:
+    return rng.choice([other for other in values if other != value])
 
 
 def _prompt(text: str, intent: str, slots: Pairs, kind: Kind) -> Prompt:
