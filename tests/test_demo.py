@@ -69,7 +69,11 @@ def test_lanes_cost_the_time_of_the_longer_and_the_memory_of_all(told):
     _, folder = told
     summary = json.loads((folder / "summary.json").read_text())
     steps = {s["name"]: s for s in summary["steps"]}
-    stages = [[("sft",), ("prefer",)], [("reward", "ppo"), ("dpo", "overoptimise")]]
+    stages = [
+        [("sft",), ("prefer",)],
+        [("reward", "ppo"), ("dpo", "overoptimise")],
+        [("compare",), ("best_of_n_curve",)],
+    ]
     side_by_side = {name for lanes in stages for lane in lanes for name in lane}
     alone = sum(s["seconds"] for name, s in steps.items() if name not in side_by_side)
     longer = sum(max(sum(steps[name]["seconds"] for name in lane) for lane in lanes) for lanes in stages)

@@ -50,13 +50,13 @@ MICRO_TOKENS = 8_192
 class Sizes:
     """How much of everything: the story in full by default."""
 
-    recalls: int = 13_000
+    recalls: int = 12_000
     """Questions about what was just said, to pre-train on first."""
     lessons: int = 5_000
     """Right answers in every tone, to pre-train on after them."""
     demonstrations: int = 8_000
     """Answers of mixed quality for SFT."""
-    mismatched: int = 4_800
+    mismatched: int = 4_400
     """Right answers against right answers to other questions, for the reward model before it sees votes."""
     votes: int = 4_800
     """Pairs shown to people for the reward model and DPO."""
@@ -68,8 +68,8 @@ class Sizes:
     curve_n: int = 256
     rollout: int = 128
     """Prompts per PPO rollout."""
-    ppo_rollouts: int = 12
-    hacking_rollouts: int = 10
+    ppo_rollouts: int = 8
+    hacking_rollouts: int = 8
     max_new_tokens: int = 64
 
 
@@ -235,7 +235,7 @@ def imitate(story: Story, name: str, start: str, data: str, **settings: Any) -> 
 
 def prefer(story: Story) -> dict[str, Any]:
     """Which answer belongs to the question: what the reward model learns before it learns what people like."""
-    return figures_of(train_reward(story, "preferences", "pretrain", "mismatched", epochs=1, holdout=0.05))
+    return figures_of(train_reward(story, "preferences", "pretrain", "mismatched", epochs=1, holdout=0.02))
 
 
 # --- preferences ----------------------------------------------------------------------------------
@@ -353,9 +353,8 @@ def ppo_config(story: Story, name: str, scored_by: str, steps: int, beta: float,
         "samples_per_prompt": 2,
         "batch_size": 32,
         "epochs": 2,
-        "learning_rate": 1e-4,
+        "learning_rate": 1.2e-4,
         "value_clip": 1.0,
-        "schedule": "constant",
         "max_new_tokens": story.sizes.max_new_tokens,
         "temperature": TEMPERATURE,
         "max_rows": 512,
@@ -481,7 +480,13 @@ def overoptimise(story: Story) -> dict[str, Any]:
     trained = train_reward(story, "reward-few", "pretrain", "few-pairs", epochs=6)
     ppo.train(
         ppo_config(
-            story, "ppo-hacked", "reward-few", steps=story.sizes.hacking_rollouts, beta=0.005, learning_rate=5e-4
+            story,
+            "ppo-hacked",
+            "reward-few",
+            steps=story.sizes.hacking_rollouts,
+            beta=0.005,
+            learning_rate=5e-4,
+            rollout_size=story.sizes.rollout // 2,
         )
     )
     points = training_points(story, "ppo-hacked", every=2)
@@ -533,8 +538,10 @@ STAGES: list[list[list[Step]]] = [
     [
         [
             ("compare", "every method on held-out prompts", compare),
+        ],
+        [
             ("best_of_n_curve", "best-of-N up to N = 256", best_of_n_curve),
-        ]
+        ],
     ],
 ]
 """One stage after the other; the lanes of a stage side by side, since matrices this small do not fill two cores."""
@@ -638,12 +645,14 @@ def summarise(story: Story) -> dict[str, Any]:
 
 def cost(records: dict[str, dict[str, Any]]) -> tuple[float, float]:
     """Seconds of the whole story, and its peak memory in GB: lanes side by side add their memory to the parent's."""
-    seconds, peak = 0.0, 0.0
+    seconds, peak, parent = 0.0, 0.0, 0.0
     for stage in STAGES:
         lanes = [[records[name] for name, *_ in lane] for lane in stage]
         seconds += max(sum(r["seconds"] for r in lane) for lane in lanes)
         highest = [max(r["peak_rss_gb"] for r in lane) for lane in lanes]
-        peak = max(peak, sum(highest) + (peak if len(lanes) > 1 else 0.0))
+        if len(lanes) == 1:
+            parent = max(parent, *highest)
+        peak = max(peak, parent if len(lanes) == 1 else parent + sum(highest))
     return round(seconds, 2), round(peak, 3)
 
 
