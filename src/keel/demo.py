@@ -43,7 +43,7 @@ Row = dict[str, str]
 BEST_OF = 16
 TEMPERATURE = 0.8
 """Of every sample and every log-probability."""
-MICRO_TOKENS = 8_192
+MICRO_TOKENS = 1_024
 
 
 @dataclass(frozen=True)
@@ -330,8 +330,8 @@ def tune_dpo(story: Story) -> dict[str, Any]:
                 model=str(story.out / "sft"),
                 data=str(story.out / "data" / "pairs.jsonl"),
                 out=story.fresh("dpo"),
-                learning_rate=3e-4,
-                beta=1.0,
+                learning_rate=2e-4,
+                beta=0.5,
                 batch_size=32,
                 epochs=1,
                 seed=story.seed,

@@ -18,6 +18,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,7 +59,9 @@ class RewardModelScorer:
         self.identity = checkpoints.weights_hash(model)
 
     def score(self, bundles: Sequence[Bundle]) -> Tensor:
-        scores = torch.cat(in_batches(partial(scalars_at_end, self.model), bundles, self.micro_tokens)).cpu()
+        # One by one, so that passes are cut by length: of many answers to a prompt the longest would pad all others.
+        single = [replace(b, completions=[c]) for b in bundles for c in b.completions]
+        scores = torch.cat(in_batches(partial(scalars_at_end, self.model), single, self.micro_tokens)).cpu()
         return _finite(scores, bundles)
 
 
