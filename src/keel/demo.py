@@ -44,6 +44,9 @@ BEST_OF = 16
 TEMPERATURE = 0.8
 """Of every sample and every log-probability."""
 MICRO_TOKENS = 1_024
+"""Little is padded in passes this small, and one thread is busy enough with them."""
+WIDE: dict[str, Any] = {"micro_tokens": 4 * MICRO_TOKENS}
+"""Where two threads work on one pass."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Sizes:
     """Right answers in every tone, to pre-train on after them."""
     demonstrations: int = 8_000
     """Answers of mixed quality for SFT."""
-    mismatched: int = 4_400
+    mismatched: int = 4_600
     """Right answers against right answers to other questions, for the reward model before it sees votes."""
     votes: int = 4_800
     """Pairs shown to people for the reward model and DPO."""
@@ -206,12 +209,12 @@ def new_model(corpus: list[str], folder: Path, seed: int) -> int:
 
 def pretrain_recall(story: Story) -> dict[str, Any]:
     """To compare a word with those before it, from random weights."""
-    return imitate(story, "recall", "init", "recalls", batch_size=32, learning_rate=5e-4, schedule="constant")
+    return imitate(story, "recall", "init", "recalls", batch_size=32, learning_rate=5e-4, schedule="constant", **WIDE)
 
 
 def pretrain(story: Story) -> dict[str, Any]:
     """Language and the task's vocabulary."""
-    return imitate(story, "pretrain", "recall", "lessons", learning_rate=5e-4)
+    return imitate(story, "pretrain", "recall", "lessons", learning_rate=5e-4, **WIDE)
 
 
 def supervised(story: Story) -> dict[str, Any]:
@@ -221,13 +224,12 @@ def supervised(story: Story) -> dict[str, Any]:
 
 def imitate(story: Story, name: str, start: str, data: str, **settings: Any) -> dict[str, Any]:
     """One stage of supervised training."""
-    settings = {"batch_size": 16, "holdout": 0.02, **settings}
+    settings = {"batch_size": 16, "holdout": 0.02, "micro_tokens": MICRO_TOKENS, **settings}
     config = SFTConfig(
         model=str(story.out / start),
         data=str(story.out / "data" / f"{data}.jsonl"),
         out=story.fresh(name),
         seed=story.seed,
-        micro_tokens=MICRO_TOKENS,
         **settings,
     )
     return figures_of(sft.train(config))

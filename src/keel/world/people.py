@@ -31,7 +31,7 @@ class Population:
     in log-odds, below which a careful person sees a tie. size: how many people there are.
     """
 
-    temperature: float = 0.05
+    temperature: float = 0.04
     length_bias: float = 0.1
     careless_share: float = 0.05
     tie_width: float = 0.15
