@@ -68,7 +68,7 @@ def test_people_who_love_length_prefer_the_rambling_answer_that_gold_does_not() 
     rambling = f"{GOOD} {fillers}"
     assert utility(SAFE, rambling).total < utility(SAFE, GOOD).total
     assert preference(SAFE, rambling, GOOD, Population()) < 0
-    assert preference(SAFE, rambling, GOOD, Population(length_bias=2.0)) > 0
+    assert preference(SAFE, rambling, GOOD, Population(length_bias=2.5)) > 0
 
 
 def test_votes_are_drawn_from_the_seed() -> None:
