@@ -332,8 +332,8 @@ def tune_dpo(story: Story) -> dict[str, Any]:
                 model=str(story.out / "sft"),
                 data=str(story.out / "data" / "pairs.jsonl"),
                 out=story.fresh("dpo"),
-                learning_rate=2e-4,
-                beta=0.5,
+                learning_rate=1.5e-4,
+                beta=1.0,
                 batch_size=32,
                 epochs=1,
                 seed=story.seed,
@@ -487,11 +487,11 @@ def overoptimise(story: Story) -> dict[str, Any]:
             "reward-few",
             steps=story.sizes.hacking_rollouts,
             beta=0.005,
-            learning_rate=5e-4,
+            learning_rate=3e-4,
             rollout_size=story.sizes.rollout // 2,
         )
     )
-    points = training_points(story, "ppo-hacked", every=2)
+    points = training_points(story, "ppo-hacked", every=1)
     return {
         "setting": (
             f"reward model trained on {trained.summary['rows']['used']} pairs voted by people who like length, "
@@ -616,7 +616,7 @@ def summarise(story: Story) -> dict[str, Any]:
         ("best_of_4", None),
     ):
         rows[name]["train_seconds"] = f[step]["train_seconds"] if step else 0.0
-    reward_seconds = f["reward"]["train_seconds"]
+    reward_seconds = f["prefer"]["train_seconds"] + f["reward"]["train_seconds"]
     for name in ("ppo", "best_of_n", "best_of_4"):
         rows[name]["reward_model_seconds"] = reward_seconds
     return {

@@ -449,7 +449,7 @@ class Panel:
 
 LN2 = math.log(2)
 RUNS: tuple[tuple[str, str, str, tuple[Panel, ...]], ...] = (
-    ("recall", "Pre-training: what was just said", "pretrain", (Panel("loss", "Loss", "nats per token"),)),
+    ("recall", "Pre-training: recalls", "pretrain", (Panel("loss", "Loss", "nats per token"),)),
     ("pretrain", "Pre-training: right answers", "pretrain", (Panel("loss", "Loss", "nats per token"),)),
     (
         "sft",
