@@ -47,6 +47,10 @@ MICRO_TOKENS = 1_024
 """Little is padded in passes this small, and one thread is busy enough with them."""
 WIDE: dict[str, Any] = {"micro_tokens": 4 * MICRO_TOKENS}
 """Where two threads work on one pass."""
+MAX_ROWS = 1_024
+"""Answers written at once."""
+LOVE_OF_LENGTH = 40.0
+"""Of the people whose votes mislead on purpose: log-odds for ten words more."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,8 @@ class Sizes:
     curve_n: int = 256
     rollout: int = 128
     """Prompts per PPO rollout."""
-    ppo_rollouts: int = 8
-    hacking_rollouts: int = 8
+    ppo_rollouts: int = 7
+    hacking_rollouts: int = 6
     max_new_tokens: int = 64
 
 
@@ -117,15 +121,13 @@ class Story:
         """Where a step leaves its figures: it is finished when this file is there."""
         return self.out / "steps" / f"{name}.json"
 
-    def run(self, name: str, title: str, step: Callable[[Story], dict[str, Any]], since: float | None = None) -> None:
-        """Do a step, unless an earlier call finished it; `since` is when its process was started."""
-        file = self.record(name)
-        if file.exists():
-            return
+    def run(self, name: str, title: str, step: Callable[[Story], dict[str, Any]]) -> None:
+        """Do a step and keep its figures."""
         say(f"{title} …")
-        began = time.time() if since is None else since
+        began = time.time()
         figures = step(self)
         seconds = round(time.time() - began, 2)
+        file = self.record(name)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(
             file,
@@ -237,7 +239,8 @@ def imitate(story: Story, name: str, start: str, data: str, **settings: Any) -> 
 
 def prefer(story: Story) -> dict[str, Any]:
     """Which answer belongs to the question: what the reward model learns before it learns what people like."""
-    return figures_of(train_reward(story, "preferences", "pretrain", "mismatched", epochs=1, holdout=0.02))
+    result = train_reward(story, "preferences", "pretrain", "mismatched", learning_rate=5e-4, holdout=0.02)
+    return figures_of(result)
 
 
 # --- preferences ----------------------------------------------------------------------------------
@@ -252,7 +255,7 @@ def votes(story: Story) -> dict[str, Any]:
     shown = [(b.prompt, b.completions[0].text, b.completions[1].text) for b in bundles]
     judgments = judge_pairs(((str(p), a, b) for p, a, b in shown), world.Population(), story.rng("people"))
     pairs = [pair for j in judgments if (pair := j.pair()) is not None]
-    biased = world.Population(length_bias=0.6)
+    biased = world.Population(length_bias=LOVE_OF_LENGTH)
     few = [
         p
         for j in judge_pairs(((str(p), a, b) for p, a, b in shown[: 2 * sizes.few_votes]), biased, story.rng("few"))
@@ -278,12 +281,43 @@ def votes(story: Story) -> dict[str, Any]:
     }
 
 
+def sixteen_answers(story: Story) -> dict[str, Any]:
+    """What best-of-16 chooses from."""
+    return answer_often(story, "answers-of-16", story.sizes.held_out_prompts, BEST_OF)
+
+
+def many_answers(story: Story) -> dict[str, Any]:
+    """What the curve of best-of-N is made of."""
+    return answer_often(story, "answers-of-256", story.sizes.curve_prompts, story.sizes.curve_n)
+
+
+def answer_often(story: Story, name: str, prompts: int, n: int) -> dict[str, Any]:
+    """The SFT model's n answers to each of the first held-out prompts, kept as tokens."""
+    bundles = draw(story, story.policy("sft"), story.prompts[1][:prompts], n, name)
+    rows = ({"prompt": b.prompt, "completions": [c.ids for c in b.completions]} for b in bundles)
+    write_lines(story.out / "data" / f"{name}.jsonl", rows)
+    return {"prompts": len(bundles), "n": n}
+
+
+def drawn(story: Story, name: str) -> list[Bundle]:
+    """The answers that `answer_often` kept."""
+    text = story.text
+    return [
+        Bundle(
+            text.prompt_ids(row["prompt"]),
+            [text.completion(ids, truncated=ids[-1] not in text.eos_ids) for ids in row["completions"]],
+            prompt=row["prompt"],
+        )
+        for row in read_lines(story.out / "data" / f"{name}.jsonl")
+    ]
+
+
 # --- the three methods ----------------------------------------------------------------------------
 
 
 def reward_model(story: Story) -> dict[str, Any]:
     """Train on the votes; measure on held-out pairs whose labels are gold's own."""
-    result = train_reward(story, "reward", "preferences", "pairs", epochs=1)
+    result = train_reward(story, "reward", "preferences", "pairs")
     pairs = read_lines(story.out / "data" / "held-out-pairs.jsonl")
     bundles = [pair_bundle(story.text, p) for p in pairs]
     scores = torch.stack(in_batches(partial(scalars_at_end, story.scorer("reward").model), bundles, MICRO_TOKENS))
@@ -307,19 +341,16 @@ def reward_model(story: Story) -> dict[str, Any]:
     }
 
 
-def train_reward(story: Story, name: str, start: str, pairs: str, epochs: int, holdout: float = 0.0) -> Result:
+def train_reward(story: Story, name: str, start: str, pairs: str, **settings: Any) -> Result:
     """A reward model on one of the pair files."""
+    settings = {"learning_rate": 3.5e-4, "batch_size": 32, "micro_tokens": MICRO_TOKENS, **settings}
     return reward.train(
         RewardConfig(
             model=str(story.out / start),
             data=str(story.out / "data" / f"{pairs}.jsonl"),
             out=story.fresh(name),
-            learning_rate=5e-4,
-            batch_size=32,
-            epochs=epochs,
-            holdout=holdout,
             seed=story.seed,
-            micro_tokens=MICRO_TOKENS,
+            **settings,
         )
     )
 
@@ -359,7 +390,7 @@ def ppo_config(story: Story, name: str, scored_by: str, steps: int, beta: float,
         "value_clip": 1.0,
         "max_new_tokens": story.sizes.max_new_tokens,
         "temperature": TEMPERATURE,
-        "max_rows": 512,
+        "max_rows": MAX_ROWS,
         "keep_samples": story.sizes.rollout,
     }
     return PPOConfig(
@@ -387,7 +418,7 @@ def compare(story: Story) -> dict[str, Any]:
     for name in ("dpo", "ppo"):
         policy = story.policy(name)
         found[name] = measure(story, draw(story, policy, asked, 1, f"answers {name}"), scorer, policy, reference)
-    many = draw(story, reference, asked, BEST_OF, "answers best of n")
+    many = drawn(story, "answers-of-16")
     scores = scorer.score(many).view(len(many), BEST_OF)
     for n in (4, BEST_OF):
         at = scores[:, :n].argmax(1)
@@ -470,7 +501,7 @@ def examples(
 def best_of_n_curve(story: Story) -> dict[str, Any]:
     """Gold and proxy of best-of-n up to N = 256, from 256 samples for each of 64 held-out prompts."""
     asked = story.prompts[1][: story.sizes.curve_prompts]
-    bundles = draw(story, story.policy("sft"), asked, story.sizes.curve_n, "curve")
+    bundles = drawn(story, "answers-of-256")
     proxy = story.scorer("reward").score(bundles).view(len(asked), story.sizes.curve_n).tolist()
     gold = [[world.utility(p, c.text).total for c in b.completions] for p, b in zip(asked, bundles, strict=True)]
     ns = [2**k for k in range(story.sizes.curve_n.bit_length())]
@@ -479,7 +510,7 @@ def best_of_n_curve(story: Story) -> dict[str, Any]:
 
 def overoptimise(story: Story) -> dict[str, Any]:
     """The stated setting in which the proxy is hacked: little, length-biased reward data and almost no KL penalty."""
-    trained = train_reward(story, "reward-few", "pretrain", "few-pairs", epochs=6)
+    trained = train_reward(story, "reward-few", "pretrain", "few-pairs", epochs=6, learning_rate=5e-4)
     ppo.train(
         ppo_config(
             story,
@@ -488,13 +519,13 @@ def overoptimise(story: Story) -> dict[str, Any]:
             steps=story.sizes.hacking_rollouts,
             beta=0.005,
             learning_rate=3e-4,
-            rollout_size=story.sizes.rollout // 2,
+            samples_per_prompt=1,
         )
     )
     points = training_points(story, "ppo-hacked", every=1)
     return {
         "setting": (
-            f"reward model trained on {trained.summary['rows']['used']} pairs voted by people who like length, "
+            f"reward model trained on {trained.summary['rows']['used']} pairs voted by people who love length, "
             "PPO with beta = 0.005"
         ),
         "points": points,
@@ -525,7 +556,11 @@ STAGES: list[list[list[Step]]] = [
     [
         [
             ("votes", "pairs from the SFT model, judged by simulated people", votes),
-        ]
+            ("sixteen_answers", "the SFT model's sixteen answers to each held-out prompt", sixteen_answers),
+        ],
+        [
+            ("many_answers", "the SFT model's 256 answers to each of 64 held-out prompts", many_answers),
+        ],
     ],
     [
         [
@@ -564,12 +599,9 @@ def demo(config: DemoConfig, sizes: Sizes = Sizes()) -> Result:
         say(f"reusing the finished steps in {config.out}; to start afresh, remove that folder")
     for record in reused.values():
         say(f"{record['title']}: reused ({record['seconds']:.0f} s when it ran)")
-    for stage in STAGES:
-        if len(stage) > 1:
-            side_by_side(story, stage)
-        else:
-            for name, title, step in stage[0]:
-                story.run(name, title, step)
+    unfinished = [name for name, *_ in STEPS if not story.record(name).exists()]
+    if unfinished:
+        tell(story, unfinished)
     from keel.evaluation import report
 
     summary = summarise(story)
@@ -579,27 +611,33 @@ def demo(config: DemoConfig, sizes: Sizes = Sizes()) -> Result:
     return Result(config.out, summary)
 
 
-def side_by_side(story: Story, stage: list[list[Step]]) -> None:
-    """Do the lanes' unfinished steps in a process each, the cores shared out among them."""
-    waiting = [[name for name, *_ in lane if not story.record(name).exists()] for lane in stage]
-    threads = max(1, torch.get_num_threads() // len(stage))
-    with ProcessPoolExecutor(len(stage), mp_context=get_context("spawn")) as pool:
-        started = time.time()
-        lanes = [
-            pool.submit(run_lane, story.config, story.sizes, names, threads, started) for names in waiting if names
-        ]
-        for lane in lanes:
-            lane.result()
+def tell(story: Story, unfinished: list[str]) -> None:
+    """Do the unfinished steps: the lanes of a stage side by side, each in a process with its share of the cores."""
+    lanes = max(map(len, STAGES))
+    threads = max(1, torch.get_num_threads() // lanes)
+    with ProcessPoolExecutor(lanes, get_context("spawn"), initializer=get_ready, initargs=(threads,)) as pool:
+        pool.submit(time.time)  # has the processes started now, so that they are ready when they are needed
+        for stage in STAGES:
+            waiting = [names for lane in stage if (names := [name for name, *_ in lane if name in unfinished])]
+            if len(stage) == 1:
+                run_steps(story, *waiting)
+            else:
+                running = [pool.submit(run_steps, story, names) for names in waiting]
+                for lane in running:
+                    lane.result()
 
 
-def run_lane(config: DemoConfig, sizes: Sizes, names: list[str], threads: int, started: float) -> None:
-    """Steps of one lane, in a process of its own."""
+def get_ready(threads: int) -> None:
+    """What a process does first."""
     torch.set_num_threads(threads)
     progress.plain = True  # two live bars would overwrite each other
-    story = Story(config, sizes)
+
+
+def run_steps(story: Story, names: Sequence[str] = ()) -> None:
+    """Steps one after the other."""
     for name, title, step in STEPS:
         if name in names:
-            story.run(name, title, step, since=started if name == names[0] else None)
+            story.run(name, title, step)
 
 
 def summarise(story: Story) -> dict[str, Any]:
@@ -696,7 +734,7 @@ def draw(story: Story, policy: torch.nn.Module, prompts: Sequence[world.Prompt],
             max_new_tokens=story.sizes.max_new_tokens,
             temperature=TEMPERATURE,
             generator=generator(story.seed, purpose),
-            max_rows=512,
+            max_rows=MAX_ROWS,
             progress=bar.advance,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -203,13 +204,16 @@ def test_no_logits_beyond_one_chunk(base, monkeypatch):
 
 
 def test_logits_are_not_kept_for_the_backward_pass(base, monkeypatch):
-    """What autograd saves of the head is the hidden rows, not the logits."""
+    """What autograd saves of the head is the hidden rows, not the logits of all chunks."""
     model, bundles = checkpoints.load_policy(str(base), CPU), bundles_of()
+    rows = 7
+    monkeypatch.setattr(forward, "HEAD_CHUNK", rows * model.config.vocab_size)
     saved: list[tuple[int, ...]] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t):
         forward.token_logps(model, bundles)
     total = sum(len(c) for b in bundles for c in b.completions)
-    assert (total, model.config.vocab_size) not in saved
+    assert total > rows
+    assert not [shape for shape in saved if shape[-1:] == (model.config.vocab_size,)]
 
 
 def test_a_chunk_of_one_row_at_least(base, monkeypatch):
@@ -229,16 +233,20 @@ def test_neighbours_do_not_matter(make_model, architecture, tokenizer):
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
-def test_the_padding_id_does_not_matter(base):
+@pytest.mark.parametrize("sharing", [True, False])
+def test_the_padding_id_does_not_matter(base, monkeypatch, sharing):
     """Exactly, bit for bit: the same shapes, other ids where nothing is."""
+    monkeypatch.setattr(forward, "WORTH_SHARING", 0.0 if sharing else 1.0)
     model, bundles = checkpoints.load_policy(str(base), CPU), bundles_of(4)
     expected = forward.token_logps(model, bundles)
-    lengths = [len(b.prompt_ids) + len(c) for b in bundles for c in b.completions]
+    completions = [len(c) for b in bundles for c in b.completions]
+    whole = [len(b.prompt_ids) + len(c) for b in bundles for c in b.completions]
+    passes = [[len(b.prompt_ids) for b in bundles], completions] if sharing else [whole]
     padded = []
 
     def fill(module, args, kwargs):
         ids = kwargs["input_ids"].clone()
-        for row, length in zip(ids, lengths, strict=True):
+        for row, length in zip(ids, passes.pop(0), strict=True):
             padded.append(len(row) - length)
             row[length:] = 77
         return args, {**kwargs, "input_ids": ids}
@@ -246,6 +254,7 @@ def test_the_padding_id_does_not_matter(base):
     handle = model.base_model.register_forward_pre_hook(fill, with_kwargs=True)
     got = forward.token_logps(model, bundles)
     handle.remove()
+    assert not passes
     assert max(padded) > 0, "the forward no longer pads where this test looks"
     assert torch.equal(got, expected)
 
@@ -265,6 +274,92 @@ def test_accumulated_gradient_is_the_batch_gradient(make_model, micro_tokens):
         passes += 1
     assert passes == {1: 4, 100_000: 1}.get(micro_tokens, passes)
     assert_same_gradients({n: p.grad for n, p in ours.named_parameters()}, expected)
+
+
+# --- prompts computed once
+
+
+@contextmanager
+def computed(model):
+    """The shapes of the ids that the backbone is given meanwhile."""
+    shapes: list[tuple[int, ...]] = []
+    handle = model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    yield shapes
+    handle.remove()
+
+
+WINDOWED = ("gemma2", "gemma3", "mistral-window")
+
+
+def test_sharing_a_prompt_changes_nothing(make_model, architecture, monkeypatch):
+    """Log-probabilities to 1e-5 and gradients to 1e-5, and the prompts are computed once where the model can."""
+    model, bundles = checkpoints.load_policy(str(make_model(architecture)), CPU), bundles_of()
+    weights = torch.randn(sum(len(c) for b in bundles for c in b.completions))
+    results = []
+    for worth in (1.0, 0.1):
+        monkeypatch.setattr(forward, "WORTH_SHARING", worth)
+        forward.token_logps(model, bundles)  # whether it can share is tried on first use
+        with computed(model) as shapes:
+            logps = forward.token_logps(model, bundles, TAU)
+        results.append((shapes, logps, gradients(model, logps @ weights)))
+    (whole, expected, theirs), (shared, got, ours) = results
+    assert whole == [(8, 21)]
+    assert shared == ([(8, 21)] if architecture in WINDOWED else [(4, 9), (8, 12)])
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    assert_same_gradients(ours, theirs)
+
+
+def test_a_window_longer_than_the_text_is_none(make_model, monkeypatch):
+    model = checkpoints.load_policy(str(make_model("mistral-window", sliding_window=21)), CPU)
+    forward.token_logps(model, bundles_of())
+    with computed(model) as shapes:
+        forward.token_logps(model, bundles_of())
+    assert shapes == [(4, 9), (8, 12)]
+
+
+def test_sharing_a_prompt_for_scalars(make_reward, architecture, monkeypatch):
+    model, bundles = checkpoints.load_reward(str(make_reward(architecture)), CPU), bundles_of(2)
+    monkeypatch.setattr(forward, "WORTH_SHARING", 1.0)
+    expected = forward.scalars_at_end(model, bundles), forward.scalars_at_states(model, bundles)
+    monkeypatch.setattr(forward, "WORTH_SHARING", 0.0)
+    got = forward.scalars_at_end(model, bundles), forward.scalars_at_states(model, bundles)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+def test_little_to_share_is_computed_row_by_row(base):
+    """One completion each, or short prompts: a second pass would cost more than it spares."""
+    model = checkpoints.load_policy(str(base), CPU)
+    forward.token_logps(model, bundles_of())
+    with computed(model) as shapes:
+        forward.token_logps(model, bundles_of(prompts=(5, 9), answers=((4,), (7,))))
+        forward.token_logps(model, bundles_of(prompts=(2, 2), answers=((20, 20), (20, 20))))
+    assert shapes == [(2, 16), (4, 22)]
+
+
+def test_positions_that_come_from_the_mask_are_noticed(capsys):
+    """Bloom builds them from a mask of whole rows: said once, and the log-probabilities are its own."""
+    from transformers import BloomConfig, BloomForCausalLM
+
+    torch.manual_seed(0)
+    model, bundles = (
+        BloomForCausalLM(BloomConfig(vocab_size=100, hidden_size=16, n_layer=2, n_head=2)).eval(),
+        bundles_of(),
+    )
+    for _ in range(2):
+        got = forward.token_logps(model, bundles)
+    torch.testing.assert_close(got, plain_logps(model, bundles), rtol=0, atol=1e-4)
+    assert capsys.readouterr().err.count("cannot share a prompt") == 1
+
+
+def test_a_recurrent_model_is_computed_row_by_row():
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    model = MambaForCausalLM(MambaConfig(vocab_size=100, hidden_size=16, num_hidden_layers=2, state_size=4)).eval()
+    bundles = bundles_of()
+    torch.testing.assert_close(forward.token_logps(model, bundles), plain_logps(model, bundles), rtol=0, atol=1e-4)
 
 
 # --- how much at once

@@ -123,3 +123,23 @@ def test_a_rule_s_identity_follows_its_file(tmp_path, monkeypatch):
 def test_a_reward_folder_that_is_a_language_model_is_refused(base):
     with pytest.raises(InputError, match="keel reward"):
         load_scorer(str(base), CPU)
+
+
+@pytest.mark.parametrize("micro_tokens", [1, 60, 4096])
+def test_scores_come_back_in_order_however_passes_are_cut(reward_folder, micro_tokens):
+    """Eleven answers of mixed lengths to one prompt, none to another: each as the classifier scores it alone."""
+    from transformers import AutoModelForSequenceClassification
+
+    theirs = AutoModelForSequenceClassification.from_pretrained(reward_folder, dtype=torch.float32).eval()
+    scorer = load_scorer(str(reward_folder), Machine(device="cpu", precision="fp32", micro_tokens=micro_tokens))
+    lengths = [5, 1, 9, 3, 3, 12, 2, 7, 4, 1, 6]
+    bundles = [
+        Bundle([7, 8, 9], [Completion([10 + i] * n) for i, n in enumerate(lengths)]),
+        Bundle([5], []),
+        Bundle([4, 30, 31, 32], [Completion([40, 41]), Completion([42])]),
+    ]
+    with torch.no_grad():
+        expected = [
+            float(theirs(input_ids=torch.tensor([b.prompt_ids + c.ids])).logits) for b in bundles for c in b.completions
+        ]
+    assert scorer.score(bundles).tolist() == pytest.approx(expected, abs=1e-4)

@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from keel.data.text import Text, named
 from keel.errors import InputError, RunFailed
-from keel.models.heads import device_of_model, scaled_logits, trunk
+from keel.models.heads import device_of_model, full_attention, scaled_logits, trunk
 from keel.records import Bundle, Completion, Origin, Prompt
 
 Progress = Callable[[int], None]
@@ -80,7 +80,7 @@ class _Group:
 
 def _groups(model: Any, bundles: list[Bundle], n: int, max_new: int, max_rows: int) -> Iterable[_Group]:
     """Passes of at most `max_rows` completions. Models whose cache is more than slots get prompts of equal length."""
-    slots = _full_attention(model.config, max(len(b.prompt_ids) for b in bundles) + max_new) if bundles else True
+    slots = full_attention(model.config, max(len(b.prompt_ids) for b in bundles) + max_new) if bundles else True
     start = 0
     while start < len(bundles):
         stop = start + 1
@@ -96,15 +96,6 @@ def _groups(model: Any, bundles: list[Bundle], n: int, max_new: int, max_rows: i
             yield _Group(bundles[start:stop], copies, slots)
             done += copies
         start = stop
-
-
-def _full_attention(config: Any, length: int) -> bool:
-    """Whether every layer attends to everything before it, within `length` positions."""
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds == {"full_attention"}:
-        return window is None or not getattr(config, "use_sliding_window", True) or window >= length
-    return kinds <= {"full_attention", "sliding_attention"} and window is not None and window >= length
 
 
 # --- the cache ------------------------------------------------------------------------------------

@@ -43,6 +43,15 @@ def trunk(model: Any) -> nn.Module:
     return base
 
 
+def full_attention(config: Any, length: int) -> bool:
+    """Whether every layer attends to everything before it, within `length` positions."""
+    window = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds == {"full_attention"}:
+        return window is None or not getattr(config, "use_sliding_window", True) or window >= length
+    return kinds <= {"full_attention", "sliding_attention"} and window is not None and window >= length
+
+
 def scalar_head(model: nn.Module) -> nn.Linear:
     """The linear layer [1, D] of a scalar model (a sequence classifier with one label)."""
     for name in ("score", "classifier"):
