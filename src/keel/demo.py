@@ -75,7 +75,7 @@ class Sizes:
     curve_n: int = 256
     rollout: int = 128
     """Prompts per PPO rollout."""
-    ppo_rollouts: int = 7
+    ppo_rollouts: int = 8
     hacking_rollouts: int = 6
     max_new_tokens: int = 64
 
@@ -239,7 +239,9 @@ def imitate(story: Story, name: str, start: str, data: str, **settings: Any) -> 
 
 def prefer(story: Story) -> dict[str, Any]:
     """Which answer belongs to the question: what the reward model learns before it learns what people like."""
-    result = train_reward(story, "preferences", "pretrain", "mismatched", learning_rate=5e-4, holdout=0.02)
+    result = train_reward(
+        story, "preferences", "pretrain", "mismatched", learning_rate=5e-4, batch_size=16, holdout=0.02
+    )
     return figures_of(result)
 
 
