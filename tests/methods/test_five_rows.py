@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from keel.engine import forward
 from keel.engine.optimizer import Optimizer
 from keel.errors import RunFailed
 from keel.methods import ppo
@@ -447,6 +448,13 @@ def assert_trained_exactly(rows, sequences, times=1):
     assert got == wanted
 
 
+@pytest.fixture
+def rows_of_their_own(monkeypatch):
+    """The probes read whole rows; that sharing prompts changes no number is shown in tests/engine/test_forward.py."""
+    monkeypatch.setattr(forward, "WORTH_SHARING", 1.0)
+
+
+@pytest.mark.usefixtures("rows_of_their_own")
 @pytest.mark.parametrize("role", ["policy", "value"])
 @pytest.mark.parametrize("micro_tokens", [30, 8192])
 def test_ppo_trains_sampled_tokens_alone(train, monkeypatch, role, micro_tokens):
@@ -463,6 +471,7 @@ def test_ppo_trains_sampled_tokens_alone(train, monkeypatch, role, micro_tokens)
     assert_trained_exactly(trained_positions(passes), [(p, c.ids) for p, c in completions])
 
 
+@pytest.mark.usefixtures("rows_of_their_own")
 @pytest.mark.parametrize("method", ["sft", "dpo"])
 @pytest.mark.parametrize("max_length", [18, 1024])
 def test_supervised_methods_train_given_tokens_alone(
@@ -482,6 +491,7 @@ def test_supervised_methods_train_given_tokens_alone(
     assert_trained_exactly(trained_positions(passes), sequences)
 
 
+@pytest.mark.usefixtures("rows_of_their_own")
 def test_reward_reads_the_last_token_alone(train, monkeypatch, base, pairs_file):
     """After the first step the head is no longer zero, so that hidden states get gradients."""
     passes = watch_hidden_gradients(monkeypatch, "new_scalar_model")
