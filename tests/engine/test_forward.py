@@ -311,7 +311,7 @@ def test_sharing_a_prompt_changes_nothing(make_model, architecture, monkeypatch)
     assert_same_gradients(ours, theirs)
 
 
-def test_a_window_longer_than_the_text_is_none(make_model, monkeypatch):
+def test_a_window_longer_than_the_text_is_none(make_model):
     model = checkpoints.load_policy(str(make_model("mistral-window", sliding_window=21)), CPU)
     forward.token_logps(model, bundles_of())
     with computed(model) as shapes:
