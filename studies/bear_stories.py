@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/bear"))
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=30)
     options = parser.parse_args()
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def config_of(model: str, out: Path, steps: int) -> PPOConfig:
         epochs=2,
         learning_rate=5e-4,
         value_learning_rate=1e-3,
-        beta=0.1,
+        beta=0.2,
         value_clip=1.0,
         truncation="bootstrap",
         critic_warmup=2,

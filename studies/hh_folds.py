@@ -26,7 +26,7 @@ from keel.models import checkpoints
 from keel.records import Pair
 
 NEVER = 10**9
-MAX_LENGTH = 384
+MAX_LENGTH = 512
 
 
 def main() -> None:

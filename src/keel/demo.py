@@ -61,22 +61,22 @@ class Sizes:
     """Questions about what was just said, to pre-train on first."""
     lessons: int = 5_000
     """Right answers in every tone, to pre-train on after them."""
-    demonstrations: int = 8_000
+    demonstrations: int = 9_000
     """Answers of mixed quality for SFT."""
-    mismatched: int = 4_600
+    mismatched: int = 5_200
     """Right answers against right answers to other questions, for the reward model before it sees votes."""
     votes: int = 4_800
     """Pairs shown to people for the reward model and DPO."""
     few_votes: int = 150
     """Pairs in the setting with little reward data."""
     held_out_pairs: int = 600
-    held_out_prompts: int = 400
+    held_out_prompts: int = 520
     curve_prompts: int = 64
     curve_n: int = 256
     rollout: int = 128
     """Prompts per PPO rollout."""
-    ppo_rollouts: int = 8
-    hacking_rollouts: int = 6
+    ppo_rollouts: int = 12
+    hacking_rollouts: int = 9
     max_new_tokens: int = 64
 
 
@@ -388,7 +388,7 @@ def ppo_config(story: Story, name: str, scored_by: str, steps: int, beta: float,
         "samples_per_prompt": 2,
         "batch_size": 32,
         "epochs": 2,
-        "learning_rate": 1.2e-4,
+        "learning_rate": 2e-4,
         "value_clip": 1.0,
         "max_new_tokens": story.sizes.max_new_tokens,
         "temperature": TEMPERATURE,
