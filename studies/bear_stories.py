@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/bear"))
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=40)
     options = parser.parse_args()
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
@@ -74,12 +74,12 @@ def config_of(model: str, out: Path, steps: int) -> PPOConfig:
         samples_per_prompt=4,
         batch_size=16,
         epochs=2,
-        learning_rate=5e-4,
+        learning_rate=1.5e-4,
         value_learning_rate=1e-3,
-        beta=0.2,
+        beta=0.1,
         value_clip=1.0,
-        truncation="bootstrap",
-        critic_warmup=2,
+        truncation="score",
+        critic_warmup=3,
         schedule="constant",
         max_new_tokens=LENGTH,
         micro_tokens=16_384,

@@ -105,6 +105,29 @@ def test_a_second_call_reuses_every_step(told, capsys):
     assert said.count("reused") == len(demo.STEPS)
 
 
+def test_a_step_that_is_missing_is_done_again_alone_and_comes_out_the_same(told):
+    _, folder = told
+    lost = folder / "steps" / "compare.json"
+    figures_before = json.loads(lost.read_text())["figures"]
+    lost.unlink()
+    others = {f: f.stat().st_mtime_ns for f in (folder / "steps").iterdir()}
+    demo.demo(DemoConfig(out=folder, seed=3), SMALL)
+    assert json.loads(lost.read_text())["figures"] == figures_before
+    assert {f: f.stat().st_mtime_ns for f in others} == others
+
+
+def test_the_answers_that_were_kept_are_to_held_out_prompts_and_say_whether_they_were_cut(told):
+    _, folder = told
+    story = demo.Story(DemoConfig(out=folder, seed=3), SMALL)
+    bundles = demo.drawn(story, "answers-of-16")
+    assert [str(b.prompt).strip() for b in bundles] == [p.text for p in story.prompts[1][:40]]
+    answers = [c for b in bundles for c in b.completions]
+    assert len(answers) == 40 * 16
+    assert all(c.truncated == (c.ids[-1] != 2) for c in answers)
+    assert all(len(c) == SMALL.max_new_tokens for c in answers if c.truncated)
+    assert {c.truncated for c in answers} == {True, False}
+
+
 def test_another_seed_in_the_same_folder_is_refused(told):
     _, folder = told
     with pytest.raises(InputError, match="other settings"):

@@ -210,8 +210,8 @@ class PPOConfig(Training, Sampling):
     """Discount per token."""
     lam: Annotated[float, Field(ge=0, le=1)] = 0.95
     """GAE's trade of bias (0) against variance (1)."""
-    truncation: Literal["penalty", "bootstrap"] = "penalty"
-    """A completion without EOS scores `missing_eos_score`, or keeps its score and goes on at the critic's value."""
+    truncation: Literal["penalty", "bootstrap", "score"] = "penalty"
+    """A completion without EOS gets `missing_eos_score`; or what the critic expects of its end; or its own score."""
     missing_eos_score: float = -1.0
     """Score of a truncated completion, after centring (with truncation=penalty)."""
     critic_warmup: Annotated[int, Field(ge=0)] = 0

@@ -5,9 +5,10 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from keel.evaluation import report
+from keel.evaluation import figures, report
 from keel.evaluation.answers import turned_down
 from keel.evaluation.figures import value_of
 
@@ -376,3 +377,12 @@ def test_missing_and_odd_values_are_tolerated():
     assert parser.faults == []
     assert not re.search(r"\b(nan|inf|None|NaN)\b", words_of(page))
     assert "93 % [90, 96]" in words_of(page)
+
+
+def test_the_last_batch_does_not_pull_the_moving_mean():
+    """It may hold three pairs; at the beginning, where curves are steep, the line begins with the first batch."""
+    rising = np.arange(30.0)
+    smooth = figures._smooth(np.append(rising, 100.0), 4)
+    assert smooth[0] == 0
+    assert smooth[10] == 10
+    assert smooth[-1] == pytest.approx((26 + 27 + 28 + 29 + 100) / 5)

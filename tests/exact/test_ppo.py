@@ -107,7 +107,7 @@ def test_the_fixed_score_of_a_truncated_answer_comes_after_centring(
     torch.testing.assert_close(rollout.scores.double(), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("truncation", ["penalty", "bootstrap"])
+@pytest.mark.parametrize("truncation", ["penalty", "bootstrap", "score"])
 def test_undiscounted_returns_are_what_is_still_to_come(
     tree: Tree, folders: Folders, tmp_path: Path, truncation: str
 ) -> None:
@@ -126,7 +126,7 @@ def test_undiscounted_returns_are_what_is_still_to_come(
         if tree.ended[sequence]:
             end = centred
         else:
-            end = config.missing_eos_score if truncation == "penalty" else 2 * centred
+            end = config.missing_eos_score if truncation == "penalty" else centred
         number, k1 = 0, []
         for token in tree.sequences[sequence]:
             k1.append(float(choices[number, token]))

@@ -244,6 +244,7 @@ PPO = [
     {"target_kl": 1e-3, "kl_horizon": 20},
     {"target_kl": 1e-3, "kl_horizon": 60},
     {"truncation": "bootstrap"},
+    {"truncation": "score"},
     {"missing_eos_score": -5.0},
     {"critic_warmup": 2},
     {"temperature": 0.5},

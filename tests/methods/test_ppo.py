@@ -52,7 +52,7 @@ def advantages_by_hand(rewards, values, after_end, gamma, lam):
     return [sum((gamma * lam) ** (k - t) * deltas[k] for k in range(t, len(deltas))) for t in range(len(deltas))]
 
 
-@pytest.mark.parametrize("truncation", ["penalty", "bootstrap"])
+@pytest.mark.parametrize("truncation", ["penalty", "bootstrap", "score"])
 @pytest.mark.parametrize("scored_by", ["model", "rule"])
 def test_the_second_rollout_by_hand(
     train, configure, monkeypatch, base, reward_folder, tmp_path, truncation, scored_by
@@ -64,7 +64,7 @@ def test_the_second_rollout_by_hand(
     beta, gamma, lam = 0.3, 0.9, 0.8
     reward = str(reward_folder)
     if scored_by == "rule":
-        (tmp_path / "rule.yaml").write_text("rules:\n  - {contains: [nap, hug, s, i, o, e, a], weight: 2.0}\n")
+        (tmp_path / "rule.yaml").write_text("rules:\n  - {contains: [b, k, t, n], weight: 2.0}\n")
         reward = f"rule:{tmp_path / 'rule.yaml'}"
     seen = spy_on_rollouts(monkeypatch)
     result = train(
@@ -89,7 +89,7 @@ def test_the_second_rollout_by_hand(
     def raw_score(before, c):
         if scored_by == "rule":
             words = "".join(ch if ch.isalnum() or ch == "_" else " " for ch in c.text.lower()).split()
-            return 2.0 * any(w in words for w in ["nap", "hug", "s", "i", "o", "e", "a"])
+            return 2.0 * any(w in words for w in ["b", "k", "t", "n"])
         return float(scorer(input_ids=torch.tensor([before + c.ids])).logits)
 
     with torch.no_grad():
@@ -106,11 +106,13 @@ def test_the_second_rollout_by_hand(
             old, ref = logps(policy, before, c.ids), logps(reference, before, c.ids)
             v = (values_of(critic, before, c.ids) - offset).tolist()
             score = raw_score(before, c) - centre
-            after_end = 0.0
-            if c.truncated:
-                score, after_end = (-1.5, 0.0) if truncation == "penalty" else (score, v[-1])
+            given, after_end = score, 0.0
+            if c.truncated and truncation == "penalty":
+                score = given = -1.5
+            if c.truncated and truncation == "bootstrap":
+                score, given, after_end = v[-1], 0.0, v[-1]
             rewards = [-beta * float(d) for d in old - ref]
-            rewards[-1] += score
+            rewards[-1] += given
             kls.append(float((old - ref).sum()))
             a = advantages_by_hand(rewards, v[:-1], after_end, gamma, lam)
             scores.append(score)

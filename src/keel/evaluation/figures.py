@@ -302,8 +302,8 @@ def _kls(points: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def _smooth(values: Floats, width: int) -> Floats:
-    """Centred moving mean; the window shrinks at both ends."""
-    reach = [min(width, i, len(values) - 1 - i) for i in range(len(values))]
+    """Moving mean, centred; where a curve begins, and is steep, the window shrinks, and at its end looks back only."""
+    reach = [min(width, i) for i in range(len(values))]
     return np.array([values[i - r : i + r + 1].mean() for i, r in enumerate(reach)])
 
 

@@ -61,7 +61,7 @@ class Rollout:
     reference_logps: list[Tensor]
     values: list[Tensor]
     scores: Tensor
-    """Centred scores [C], truncated completions already penalised."""
+    """Centred scores [C], those of truncated completions as `truncation` says."""
     advantages: list[Tensor]
     """Whitened over the whole rollout."""
     returns: list[Tensor]
@@ -188,16 +188,12 @@ def judge(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout) -> None:
     centre = _centre(run, raw, truncated)
     if roles.value_offset_by_centre:
         rollout.values = [v - centre for v in rollout.values]
-    scores = _trained_scores(config, raw, centre, truncated)
-    bootstrap = None
-    if config.truncation == "bootstrap":
-        after = torch.cat(in_batches(partial(scalars_at_end, roles.value), rollout.bundles, config.micro_tokens))
-        bootstrap = torch.where(truncated, after - (centre if roles.value_offset_by_centre else 0.0), 0.0)
+    scores, bootstrap = _trained_scores(run, config, roles, rollout.bundles, raw, truncated)
     rollout.scores = scores
 
     old, reference, values = (torch.cat(x) for x in (rollout.old_logps, rollout.reference_logps, rollout.values))
     beta = float(run.extra["beta"])
-    rewards = objectives.shaped_rewards(scores, old, reference, lengths, beta)
+    rewards = objectives.shaped_rewards(scores - bootstrap, old, reference, lengths, beta)
     advantages, returns = objectives.gae(
         rewards, values, lengths, gamma=config.gamma, lam=config.lam, bootstrap=bootstrap
     )
@@ -225,10 +221,23 @@ def _centre(run: Run, scores: Tensor, truncated: Tensor) -> float:
     return float(run.extra["centre"])
 
 
-def _trained_scores(config: PPOConfig, raw: Tensor, centre: float, truncated: Tensor) -> Tensor:
-    """The scores that training maximises [C]: centred, and a truncated completion's replaced by its penalty."""
-    penalty = config.missing_eos_score if config.truncation == "penalty" else raw - centre
-    return torch.where(truncated, penalty, raw - centre)
+def _trained_scores(
+    run: Run, config: PPOConfig, roles: Roles, bundles: list[Bundle], raw: Tensor, truncated: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The scores that training maximises [C], centred, and the part of them that is not given but expected [C].
+
+    A truncated completion gets its penalty, or its own score, or, with a bootstrap, what the critic expects after its
+    last token: the score of an unfinished text beside that would count the end twice.
+    """
+    centre = float(run.extra["centre"])
+    nothing = torch.zeros_like(raw)
+    if config.truncation == "penalty":
+        return torch.where(truncated, config.missing_eos_score, raw - centre), nothing
+    if config.truncation == "score":
+        return raw - centre, nothing
+    after = torch.cat(in_batches(partial(scalars_at_end, roles.value), bundles, config.micro_tokens)).to(raw.device)
+    expected = torch.where(truncated, after - (centre if roles.value_offset_by_centre else 0.0), 0.0)
+    return torch.where(truncated, expected, raw - centre), expected
 
 
 def _log_rollout(
@@ -354,7 +363,7 @@ def evaluate(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Seq
     with run.evidence(bundles):
         scores = roles.scorer.score(bundles).cpu()
     truncated = torch.tensor([c.truncated for b in bundles for c in b.completions])
-    trained = _trained_scores(config, scores, float(run.extra["centre"]), truncated)
+    trained, _ = _trained_scores(run, config, roles, bundles, scores, truncated)
     return {
         "scores": stats.mean(scores.numpy()).as_dict(),
         "kl": stats.mean(kl.numpy()).as_dict(),
