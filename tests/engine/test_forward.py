@@ -175,52 +175,15 @@ def test_a_value_sees_only_what_came_before(make_reward, architecture):
 # --- chunks, padding, accumulation
 
 
-def test_no_logits_beyond_one_chunk(base, monkeypatch):
-    """Neither the forward nor the backward pass ever holds [all tokens, V]."""
+def test_the_head_sees_completion_rows_alone(base, monkeypatch):
     model, bundles = checkpoints.load_policy(str(base), CPU), bundles_of()
-    weights = torch.randn(sum(len(c) for b in bundles for c in b.completions))
-    whole = forward.token_scores(model, bundles, TAU)
-    whole_gradients = gradients(model, whole.logps @ weights)
-
-    rows = 3
-    seen: list[int] = []
-    real = forward.scaled_logits
-
-    def recording(m, hidden, temperature):
-        seen.append(len(hidden))
-        return real(m, hidden, temperature)
-
-    monkeypatch.setattr(forward, "scaled_logits", recording)
-    monkeypatch.setattr(forward, "HEAD_CHUNK", rows * model.config.vocab_size)
-    small = forward.token_scores(model, bundles, TAU)
-    small_gradients = gradients(model, small.logps @ weights)
-    total = sum(len(c) for b in bundles for c in b.completions)
-    assert max(seen) == rows
-    assert sum(seen) == 2 * total  # once forward, once recomputed; never over prompt tokens
-    torch.testing.assert_close(small.logps, whole.logps, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(small.entropy, whole.entropy, rtol=0, atol=1e-5)
-    assert torch.equal(small.top, whole.top)
-    assert_same_gradients(small_gradients, whole_gradients, 1e-6)
-
-
-def test_logits_are_not_kept_for_the_backward_pass(base, monkeypatch):
-    """What autograd saves of the head is the hidden rows, not the logits of all chunks."""
-    model, bundles = checkpoints.load_policy(str(base), CPU), bundles_of()
-    rows = 7
-    monkeypatch.setattr(forward, "HEAD_CHUNK", rows * model.config.vocab_size)
-    saved: list[tuple[int, ...]] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t):
-        forward.token_logps(model, bundles)
-    total = sum(len(c) for b in bundles for c in b.completions)
-    assert total > rows
-    assert not [shape for shape in saved if shape[-1:] == (model.config.vocab_size,)]
-
-
-def test_a_chunk_of_one_row_at_least(base, monkeypatch):
-    model, bundles = checkpoints.load_policy(str(base), CPU), bundles_of()
-    expected = forward.token_logps(model, bundles)
-    monkeypatch.setattr(forward, "HEAD_CHUNK", 1)
-    torch.testing.assert_close(forward.token_logps(model, bundles), expected, rtol=0, atol=1e-6)
+    seen = []
+    real = forward.score_tokens
+    monkeypatch.setattr(
+        forward, "score_tokens", lambda m, hidden, *rest: seen.append(len(hidden)) or real(m, hidden, *rest)
+    )
+    forward.token_logps(model, bundles)
+    assert seen == [sum(len(c) for b in bundles for c in b.completions)]
 
 
 @pytest.mark.parametrize("tokenizer", ["plain", "pad-eos"])
@@ -233,20 +196,17 @@ def test_neighbours_do_not_matter(make_model, architecture, tokenizer):
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("sharing", [True, False])
-def test_the_padding_id_does_not_matter(base, monkeypatch, sharing):
-    """Exactly, bit for bit: the same shapes, other ids where nothing is."""
-    monkeypatch.setattr(forward, "WORTH_SHARING", 0.0 if sharing else 1.0)
+def test_the_padding_id_does_not_matter(base, monkeypatch):
+    """Exactly, bit for bit, where rows are padded: the same shapes, other ids where nothing is."""
+    monkeypatch.setattr(forward, "PACK", False)
     model, bundles = checkpoints.load_policy(str(base), CPU), bundles_of(4)
     expected = forward.token_logps(model, bundles)
-    completions = [len(c) for b in bundles for c in b.completions]
-    whole = [len(b.prompt_ids) + len(c) for b in bundles for c in b.completions]
-    passes = [[len(b.prompt_ids) for b in bundles], completions] if sharing else [whole]
+    lengths = [len(b.prompt_ids) + len(c) for b in bundles for c in b.completions]
     padded = []
 
     def fill(module, args, kwargs):
         ids = kwargs["input_ids"].clone()
-        for row, length in zip(ids, passes.pop(0), strict=True):
+        for row, length in zip(ids, lengths, strict=True):
             padded.append(len(row) - length)
             row[length:] = 77
         return args, {**kwargs, "input_ids": ids}
@@ -254,7 +214,6 @@ def test_the_padding_id_does_not_matter(base, monkeypatch, sharing):
     handle = model.base_model.register_forward_pre_hook(fill, with_kwargs=True)
     got = forward.token_logps(model, bundles)
     handle.remove()
-    assert not passes
     assert max(padded) > 0, "the forward no longer pads where this test looks"
     assert torch.equal(got, expected)
 
@@ -276,7 +235,7 @@ def test_accumulated_gradient_is_the_batch_gradient(make_model, micro_tokens):
     assert_same_gradients({n: p.grad for n, p in ours.named_parameters()}, expected)
 
 
-# --- prompts computed once
+# --- one row for all
 
 
 @contextmanager
@@ -293,22 +252,40 @@ def computed(model):
 WINDOWED = ("gemma2", "gemma3", "mistral-window")
 
 
-def test_sharing_a_prompt_changes_nothing(make_model, architecture, monkeypatch):
-    """Log-probabilities to 1e-5 and gradients to 1e-5, and the prompts are computed once where the model can."""
+def test_packing_changes_nothing(make_model, architecture, monkeypatch):
+    """Log-probabilities and gradients to 1e-5; each prompt and each completion computed once where the model can."""
     model, bundles = checkpoints.load_policy(str(make_model(architecture)), CPU), bundles_of()
     weights = torch.randn(sum(len(c) for b in bundles for c in b.completions))
     results = []
-    for worth in (1.0, 0.1):
-        monkeypatch.setattr(forward, "WORTH_SHARING", worth)
-        forward.token_logps(model, bundles)  # whether it can share is tried on first use
+    for pack in (False, True):
+        monkeypatch.setattr(forward, "PACK", pack)
+        forward.token_logps(model, bundles)  # whether it can is tried on first use
         with computed(model) as shapes:
             logps = forward.token_logps(model, bundles, TAU)
         results.append((shapes, logps, gradients(model, logps @ weights)))
-    (whole, expected, theirs), (shared, got, ours) = results
-    assert whole == [(8, 21)]
-    assert shared == ([(8, 21)] if architecture in WINDOWED else [(4, 9), (8, 12)])
+    (rows, expected, theirs), (packed, got, ours) = results
+    assert rows == [(8, 21)]
+    assert packed == ([(8, 21)] if architecture in WINDOWED else [(1, 18 + 32)])  # prompts and completions
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
     assert_same_gradients(ours, theirs)
+
+
+def test_packing_leaves_no_trace_in_a_checkpoint(base, tmp_path):
+    """How attention is computed is a matter of this process."""
+    model = checkpoints.load_policy(str(base), CPU)
+    model.save_pretrained(tmp_path / "before")
+    forward.token_logps(model, bundles_of())
+    model.save_pretrained(tmp_path / "after")
+    assert (tmp_path / "after" / "config.json").read_text() == (tmp_path / "before" / "config.json").read_text()
+
+
+def test_a_packed_model_is_still_the_model(base):
+    """Called as others call it, padded and masked, it gives what it gave."""
+    model, theirs = checkpoints.load_policy(str(base), CPU), plain_causal(base)
+    forward.token_logps(model, bundles_of())
+    ids, mask = torch.tensor([[3, 3, 9, 10], [5, 6, 7, 8]]), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    got, expected = (m(input_ids=ids, attention_mask=mask).logits[mask.bool()] for m in (model, theirs))
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
 def test_a_window_longer_than_the_text_is_none(make_model):
@@ -316,26 +293,22 @@ def test_a_window_longer_than_the_text_is_none(make_model):
     forward.token_logps(model, bundles_of())
     with computed(model) as shapes:
         forward.token_logps(model, bundles_of())
-    assert shapes == [(4, 9), (8, 12)]
+    assert shapes == [(1, 50)]
 
 
-def test_sharing_a_prompt_for_scalars(make_reward, architecture, monkeypatch):
+def test_packed_scalars(make_reward, architecture, monkeypatch):
     model, bundles = checkpoints.load_reward(str(make_reward(architecture)), CPU), bundles_of(2)
-    monkeypatch.setattr(forward, "WORTH_SHARING", 1.0)
-    expected = forward.scalars_at_end(model, bundles), forward.scalars_at_states(model, bundles)
-    monkeypatch.setattr(forward, "WORTH_SHARING", 0.0)
-    got = forward.scalars_at_end(model, bundles), forward.scalars_at_states(model, bundles)
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    results = []
+    for pack in (False, True):
+        monkeypatch.setattr(forward, "PACK", pack)
+        results.append((forward.scalars_at_end(model, bundles), forward.scalars_at_states(model, bundles)))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-5)
 
 
-def test_little_to_share_is_computed_row_by_row(base):
-    """One completion each, or short prompts: a second pass would cost more than it spares."""
-    model = checkpoints.load_policy(str(base), CPU)
-    forward.token_logps(model, bundles_of())
-    with computed(model) as shapes:
-        forward.token_logps(model, bundles_of(prompts=(5, 9), answers=((4,), (7,))))
-        forward.token_logps(model, bundles_of(prompts=(2, 2), answers=((20, 20), (20, 20))))
-    assert shapes == [(2, 16), (4, 22)]
+def test_a_bundle_without_completions_takes_no_place(base):
+    model, bundles = checkpoints.load_policy(str(base), CPU), bundles_of()
+    expected = forward.token_logps(model, bundles)
+    torch.testing.assert_close(forward.token_logps(model, [bundles[0], Bundle([5, 6], []), *bundles[1:]]), expected)
 
 
 def test_positions_that_come_from_the_mask_are_noticed(capsys):

@@ -408,14 +408,14 @@ def test_the_global_seed_does_not_matter(train, weights, method):
 
 
 def watch_hidden_gradients(monkeypatch, loader, nth=1):
-    """Every pass with a gradient through the nth loaded model: ids, which last hidden states get one, positions."""
-    passes: list[tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None]] = []
+    """Every pass with a gradient through the nth loaded model: its ids, and which last hidden states get a gradient."""
+    passes: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
 
     def attach(model):
         def hook(module, args, kwargs, output):
             hidden = output.last_hidden_state
             if hidden.requires_grad and torch.is_grad_enabled():
-                entry = (kwargs["input_ids"].clone(), [], kwargs.get("position_ids"))
+                entry = (kwargs["input_ids"].clone(), [])
                 hidden.register_hook(lambda g: entry[1].append(g.abs().sum(-1) > 0))
                 passes.append(entry)
 
@@ -428,7 +428,7 @@ def watch_hidden_gradients(monkeypatch, loader, nth=1):
 def trained_positions(passes):
     """(ids up to the last trained token, positions from which something was predicted) of every row."""
     rows = []
-    for ids, grads, _ in passes:
+    for ids, grads in passes:
         (grad,) = grads
         for row, mask in zip(ids.tolist(), grad, strict=True):
             at = torch.nonzero(mask).flatten().tolist()
@@ -450,8 +450,8 @@ def assert_trained_exactly(rows, sequences, times=1):
 
 @pytest.fixture
 def rows_of_their_own(monkeypatch):
-    """The probes read whole rows; that sharing prompts changes no number is shown in tests/engine/test_forward.py."""
-    monkeypatch.setattr(forward, "WORTH_SHARING", 1.0)
+    """These probes read one completion a row; tests/engine/test_forward.py shows that packing changes no number."""
+    monkeypatch.setattr(forward, "PACK", False)
 
 
 @pytest.mark.usefixtures("rows_of_their_own")
@@ -471,36 +471,27 @@ def test_ppo_trains_sampled_tokens_alone(train, monkeypatch, role, micro_tokens)
     assert_trained_exactly(trained_positions(passes), [(p, c.ids) for p, c in completions])
 
 
-def trained_with_shared_prompts(passes):
-    """(prompts whose last state was trained, (completion up to its last trained token, trained positions) of others).
-
-    Completions' passes bring positions of their own; a completion's first token is predicted from its prompt's end.
-    """
-    prompts, completions = Counter(), Counter()
-    for ids, grads, positions in passes:
-        (grad,) = grads
-        for row, mask in zip(ids.tolist(), grad, strict=True):
-            at = tuple(torch.nonzero(mask).flatten().tolist())
-            if positions is None:
-                prompts[tuple(row[: at[-1] + 1]), at] += 1
-            elif at:
-                completions[tuple(row[: at[-1] + 2]), at] += 1
-    return prompts, completions
-
-
 @pytest.mark.parametrize("role", ["policy", "value"])
-def test_ppo_trains_sampled_tokens_alone_where_prompts_are_shared(train, monkeypatch, role):
-    """One pass over the batch: each prompt's last token and each sampled token but the last predict something."""
+def test_ppo_trains_sampled_tokens_alone_where_they_share_a_row(train, monkeypatch, role):
+    """One prompt a rollout, so that a row is the prompt and its completions: each token is predicted from before it.
+
+    A completion's first token is predicted from the prompt's end, and from its own last token nothing is.
+    """
     loader, nth = ("load_policy", 1) if role == "policy" else ("load_reward", 2)
     passes = watch_hidden_gradients(monkeypatch, loader, nth)
     sampled = []
     real = ppo.sample
     monkeypatch.setattr(ppo, "sample", lambda *a, **k: sampled.append(real(*a, **k)) or sampled[-1])
-    train("ppo", steps=1, epochs=1, batch_size=8, samples_per_prompt=8)
-    prompts, completions = trained_with_shared_prompts(passes)
-    assert prompts == Counter((tuple(b.prompt_ids), (len(b.prompt_ids) - 1,)) for b in sampled[0])
-    ids = [c.ids for b in sampled[0] for c in b.completions]
-    assert completions == Counter((tuple(i), tuple(range(len(i) - 1))) for i in ids if len(i) > 1)
+    train("ppo", steps=2, epochs=1, batch_size=1, rollout_size=1, samples_per_prompt=8)
+    wanted = []
+    for (bundle,) in sampled:
+        ids, at = list(bundle.prompt_ids), [len(bundle.prompt_ids) - 1]
+        for c in bundle.completions:
+            at += range(len(ids), len(ids) + len(c) - 1)
+            ids += c.ids
+        wanted.append((ids, at))
+    got = [(ids[0].tolist(), torch.nonzero(grads[0][0]).flatten().tolist()) for ids, grads in passes]
+    assert got == wanted
 
 
 @pytest.mark.usefixtures("rows_of_their_own")

@@ -4,30 +4,31 @@ Methods know three functions: `token_logps`, `scalars_at_states` and `scalars_at
 the bundles it is given, and `micro_batches` / `in_batches` to choose how many that is. How rows are packed, whether a
 prompt is shared between its completions and how the head is chunked stays in here.
 
-Completions sit to the right of their prompt and padding to the right of both, so a causal model's real positions never
-see a pad, whatever its id: no mask is needed, and pad == EOS is harmless.
+Where the model allows, bundles stand one after the other in one row, each prompt once (`models/attention.py`). Where
+not, each completion has a row: it sits to the right of its prompt and padding to the right of both, so a causal model's
+real positions never see a pad, whatever its id: no mask is needed, and pad == EOS is harmless.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers.cache_utils import DynamicCache
 
+from keel.engine.head import TokenScores, score_tokens
 from keel.engine.progress import say
-from keel.models.heads import device_of_model, full_attention, scalar_head, scaled_logits, trunk, vocabulary_of
+from keel.models import attention
+from keel.models.attention import Packing
+from keel.models.heads import device_of_model, full_attention, scalar_head, trunk, vocabulary_of
 from keel.objectives import sequence_sums
 from keel.records import Bundle, Completion, lengths_of
 
-WORTH_SHARING = 0.1
-"""Share of the tokens that must be spared before prompts are computed once for all their completions."""
-HEAD_CHUNK = 1 << 22
-"""Logits held at once, in numbers: 2**22 fp32 logits are 16 MiB, and no pass holds more than one such chunk."""
+PACK = True
+"""Whether bundles share one row, and completions their prompt, where the model can."""
 
 
 # --- the pass -------------------------------------------------------------------------------------
@@ -38,18 +39,6 @@ def token_logps(model: nn.Module, bundles: Sequence[Bundle], temperature: float 
     return token_scores(model, bundles, temperature, details=False).logps
 
 
-@dataclass(frozen=True, slots=True)
-class TokenScores:
-    """Per completion token, flat [T]; only `logps` carries a gradient."""
-
-    logps: Tensor
-    """Log-probability of the token."""
-    entropy: Tensor
-    """Entropy of the distribution it was drawn from, in nats."""
-    top: Tensor
-    """1 where it is the likeliest token."""
-
-
 def token_scores(
     model: nn.Module, bundles: Sequence[Bundle], temperature: float = 1.0, details: bool = True
 ) -> TokenScores:
@@ -57,34 +46,7 @@ def token_scores(
     hidden = _hidden_before(model, bundles)
     ids = [i for b in bundles for c in b.completions for i in c.ids]
     targets = torch.tensor(ids, dtype=torch.long, device=hidden.device)
-    rows = max(1, HEAD_CHUNK // vocabulary_of(model))
-    again = len(targets) > rows
-    chunks = [
-        _score_chunk(model, h, t, temperature, details, again)
-        for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
-    ]
-    return TokenScores(*(torch.cat(part) for part in zip(*chunks, strict=True)))
-
-
-def _score_chunk(
-    model: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, details: bool, again: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One chunk of rows; where there are more, its logits are computed again in the backward pass, not kept."""
-
-    def compute(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits = scaled_logits(model, h, temperature)
-        lse = torch.logsumexp(logits, -1)
-        logps = logits.gather(-1, targets[:, None]).squeeze(-1) - lse
-        if not details:
-            return logps, logps.new_empty(0), logps.new_empty(0)
-        with torch.no_grad():
-            entropy = lse - (torch.softmax(logits, -1) * logits).sum(-1)
-            return logps, entropy, (logits.argmax(-1) == targets).float()
-
-    if not (again and torch.is_grad_enabled()):
-        return compute(hidden)
-    result: tuple[Tensor, Tensor, Tensor] = checkpoint(compute, hidden, use_reentrant=False)
-    return result
+    return score_tokens(model, hidden, targets, temperature, details)
 
 
 def scalars_at_states(model: nn.Module, bundles: Sequence[Bundle]) -> Tensor:
@@ -117,11 +79,9 @@ States = list[list[int]]
 
 def _hidden(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
     """All hidden states that the bundles need, [rows, D], and where each completion finds its own."""
-    again = sum((len(b.completions) - 1) * len(b.prompt_ids) for b in bundles)
-    whole = sum(len(b.prompt_ids) + len(c) for b in bundles for c in b.completions)
     longest = max(len(b.prompt_ids) + len(c) for b in bundles for c in b.completions)
-    if again >= WORTH_SHARING * whole and full_attention(model.config, longest) and _shares(model):
-        return _prompts_once(model, bundles)
+    if PACK and full_attention(model.config, longest) and _packs(model):
+        return _packed(model, [b for b in bundles if b.completions])
     return _row_by_row(model, bundles)
 
 
@@ -139,65 +99,59 @@ def _row_by_row(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, St
     return hidden.flatten(0, 1), states
 
 
-def _prompts_once(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
-    """One row per prompt, then one row per completion that attends to its prompt's keys and to itself.
+def _packed(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
+    """One row for all: each prompt once, its completions behind it, nothing padded.
 
-    A completion's tokens stand at the positions they would have behind the prompt, so that nothing else differs from
-    a row of its own. Gradients reach the prompt through its keys and values, from all its completions.
+    A completion's tokens stand at the positions they would have behind the prompt alone, and attend to the prompt and
+    to themselves, so that nothing else differs from a row of its own.
     """
     device = device_of_model(model)
-    prompts = _right_padded([b.prompt_ids for b in bundles]).to(device)
-    cache = DynamicCache()
-    first: Tensor = trunk(model)(input_ids=prompts, past_key_values=cache, use_cache=True).last_hidden_state
-    owner = [i for i, b in enumerate(bundles) for _ in b.completions]
-    cache.batch_select_indices(torch.tensor(owner, device=device))
-    completions = [c.ids for b in bundles for c in b.completions]
-    ids = _right_padded(completions).to(device)
-    lengths = torch.tensor([len(bundles[i].prompt_ids) for i in owner], device=device)
-    then: Tensor = trunk(model)(
-        input_ids=ids,
-        position_ids=lengths[:, None] + torch.arange(ids.shape[1], device=device),
-        attention_mask=_own_prompt_and_past(lengths, prompts.shape[1], ids.shape[1], first.dtype),
-        past_key_values=cache,
-        use_cache=True,
+    ids: list[int] = []
+    positions: list[int] = []
+    states: States = []
+    for bundle in bundles:
+        prompt = len(bundle.prompt_ids)
+        before = len(ids) + prompt - 1
+        ids += bundle.prompt_ids
+        positions += range(prompt)
+        for c in bundle.completions:
+            states.append([before, *range(len(ids), len(ids) + len(c))])
+            ids += c.ids
+            positions += range(prompt, prompt + len(c))
+    packing = Packing([(len(b.prompt_ids), [len(c) for c in b.completions]) for b in bundles])
+    hidden: Tensor = trunk(model)(
+        input_ids=torch.tensor([ids], device=device),
+        position_ids=torch.tensor([positions], device=device),
+        attention_mask=torch.zeros(1, 1, 1, 1, device=device),  # made already: the packing stands for it
+        packing=packing,
+        use_cache=False,
     ).last_hidden_state
-    states = []
-    for row, (i, completion) in enumerate(zip(owner, completions, strict=True)):
-        before = i * prompts.shape[1] + len(bundles[i].prompt_ids) - 1
-        start = prompts.numel() + row * ids.shape[1]
-        states.append([before, *range(start, start + len(completion))])
-    return torch.cat([first.flatten(0, 1), then.flatten(0, 1)]), states
+    return hidden[0], states
 
 
-def _own_prompt_and_past(prompt_lengths: Tensor, prompt_width: int, width: int, dtype: torch.dtype) -> Tensor:
-    """What is added to attention scores, [C, 1, width, prompt_width + width]: 0 on what a token may see.
-
-    Elsewhere the type's minimum. Every attention adds such a mask; a boolean one some would add as 0 and 1.
-    """
-    at = torch.arange(prompt_width + width, device=prompt_lengths.device)
-    prompt = (at < prompt_lengths[:, None])[:, None]
-    own = (at >= prompt_width) & (at <= prompt_width + at[:width, None])
-    mask = torch.zeros(len(prompt_lengths), width, len(at), dtype=dtype, device=at.device)
-    return mask.masked_fill(~(prompt | own), torch.finfo(dtype).min)[:, None]
-
-
-def _shares(model: nn.Module) -> bool:
-    """Whether the model gives the same hidden states with prompts computed once; tried on first use.
+def _packs(model: Any) -> bool:
+    """Whether the model gives the same hidden states packed; tried on first use, and it stays so where it does.
 
     Recurrent backbones, positions counted from the mask and the like do not; they are computed row by row.
     """
-    if model not in _SHARES:
-        _SHARES[model] = _same_with_sharing(model)
-        if not _SHARES[model]:
+    if model not in _PACKS:
+        own = model.config._attn_implementation
+        try:
+            model.set_attn_implementation(attention.NAME)
+            _PACKS[model] = _same_packed(model)
+        except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):  # a backbone that takes no such input
+            _PACKS[model] = False
+        if not _PACKS[model]:
+            model.set_attn_implementation(own)
             say(f"{type(model).__name__} cannot share a prompt between completions: computed once for each of them")
-    return _SHARES[model]
+    return _PACKS[model]
 
 
-_SHARES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_PACKS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 @torch.no_grad()
-def _same_with_sharing(model: nn.Module) -> bool:
+def _same_packed(model: nn.Module) -> bool:
     """The two ways through the backbone compared on a few tokens, without dropout."""
     token = [i % vocabulary_of(model) for i in range(1, 12)]
     bundles = [
@@ -208,13 +162,11 @@ def _same_with_sharing(model: nn.Module) -> bool:
     model.eval()
     try:
         whole, states = _row_by_row(model, bundles)
-        shared, places = _prompts_once(model, bundles)
-    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):  # a backbone that takes no such input
-        return False
+        packed, places = _packed(model, bundles)
     finally:
         model.train(training)
     expected = whole[torch.tensor([i for at in states for i in at], device=whole.device)].float()
-    got = shared[torch.tensor([i for at in places for i in at], device=shared.device)].float()
+    got = packed[torch.tensor([i for at in places for i in at], device=packed.device)].float()
     tolerance = 1e-4 if whole.dtype == torch.float32 else 0.05
     return bool((got - expected).abs().max() <= tolerance * expected.abs().max())
 

@@ -16,15 +16,24 @@ def scaled_logits(model: nn.Module, hidden: Tensor, temperature: float) -> Tenso
     Rollout, old, current and reference log-probabilities all come through here. Model families that scale or cap
     their logits say so in their config, and `check_head` compares with the model's own at load time.
     """
-    config: Any = model.config
     logits: Tensor = model.get_output_embeddings()(hidden).float()  # type: ignore[operator]
-    if (scale := getattr(config, "logits_scaling", None)) is not None:  # Granite
-        logits = logits / scale
-    if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
-        logits = logits * scale
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma 2
+    logits = logits * factor if (factor := logit_factor(model, 1.0)) != 1 else logits
+    if (cap := logit_cap(model)) is not None:
         logits = cap * torch.tanh(logits / cap)
     return logits / temperature if temperature != 1 else logits
+
+
+def logit_factor(model: nn.Module, temperature: float) -> float:
+    """What a model family multiplies its logits with, over the temperature."""
+    config: Any = model.config
+    factor = getattr(config, "logit_scale", None) or 1.0  # Cohere
+    return float(factor) / float(getattr(config, "logits_scaling", None) or 1.0) / temperature  # Granite
+
+
+def logit_cap(model: nn.Module) -> float | None:
+    """Where the family's logits level off (Gemma 2), before the temperature divides them."""
+    cap: float | None = getattr(model.config, "final_logit_softcapping", None)
+    return cap
 
 
 def check_head(model: nn.Module, name: str) -> None:

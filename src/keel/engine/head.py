@@ -1,0 +1,166 @@
+"""From hidden states to the log-probabilities of given tokens, without ever holding a row of logits for all of them.
+
+The vocabulary is walked in blocks that stay in the processor's cache. The backward pass computes each block again, so
+that what is kept is one number per token, the logarithm of its normaliser.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from keel.models.heads import logit_cap, logit_factor, scaled_logits, vocabulary_of
+
+ROWS = 1024
+"""Tokens whose logits are held at once."""
+COLUMNS = 1024
+"""Words of the vocabulary whose logits are held at once: a block of 1024 x 1024 fp32 logits is 4 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """Per completion token, flat [T]; only `logps` carries a gradient."""
+
+    logps: Tensor
+    """Log-probability of the token."""
+    entropy: Tensor
+    """Entropy of the distribution it was drawn from, in nats."""
+    top: Tensor
+    """1 where it is the likeliest token."""
+
+
+def score_tokens(model: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, details: bool) -> TokenScores:
+    """Scores of `targets` [T] given the hidden states before them [T, D]; without `details` the log-probabilities only.
+
+    A head that is one matrix is walked block by block; one with a bias or with capped logits row by row.
+    """
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    if type(head) is nn.Linear and head.bias is None and logit_cap(model) is None:
+        factor = logit_factor(model, temperature)
+        logps, entropy, top = _Blockwise.apply(hidden, head.weight, targets, factor, details)  # type: ignore[no-untyped-call]
+        return TokenScores(logps, entropy, top)
+    rows = max(1, ROWS * COLUMNS // vocabulary_of(model))
+    parts = [
+        _whole_rows(model, h, t, temperature, details)
+        for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
+    ]
+    return TokenScores(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+class _Blockwise(torch.autograd.Function):
+    """log softmax(factor * h W^T)[target] by blocks of rows and of the vocabulary.
+
+    Gradients, with p = softmax and g what arrives: dh = factor g (W[target] - p W), dW = factor sum_rows g h (1[target]
+    - p)^T; sums are kept in fp32, products are computed in the weights' type.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, factor: float, details: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        logps, of_targets = (torch.empty(len(hidden), device=hidden.device) for _ in range(2))
+        entropy, top = (torch.empty_like(logps if details else logps[:0]) for _ in range(2))
+        for start in range(0, len(hidden), ROWS):
+            at = slice(start, start + ROWS)
+            of_targets[at] = factor * (hidden[at].float() * weight[targets[at]].float()).sum(-1)
+            offset, rest = _two_parts(-of_targets[at], hidden.dtype)
+            normaliser, mean, likeliest = _walk(hidden[at], weight, factor, offset, details)
+            logps[at] = -(normaliser + rest)
+            if details:
+                entropy[at] = normaliser - mean
+                top[at] = (likeliest == targets[at]).float()
+        ctx.save_for_backward(hidden, weight, targets, of_targets - logps)
+        ctx.factor = factor
+        ctx.mark_non_differentiable(entropy, top)
+        return logps, entropy, top
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, normaliser = ctx.saved_tensors
+        for_hidden, for_weight = ctx.needs_input_grad[:2]
+        scaled = ctx.factor * gradient[:, None]
+        offset, rest = _two_parts(-normaliser, hidden.dtype)
+        correction = rest.exp()[:, None]
+        weighted = (scaled * correction * hidden).to(hidden.dtype)
+        d_hidden = torch.zeros(hidden.shape, device=hidden.device) if for_hidden else None
+        d_weight = torch.zeros(weight.shape, device=weight.device) if for_weight else None
+        for column in range(0, len(weight), COLUMNS):
+            words = slice(column, column + COLUMNS)
+            for start in range(0, len(hidden), ROWS):
+                at = slice(start, start + ROWS)
+                p = torch.addmm(offset[at], hidden[at], weight[words].T, alpha=ctx.factor).exp_()
+                if d_hidden is not None:
+                    _add_product(d_hidden[at], p, weight[words])
+                if d_weight is not None:
+                    _add_product(d_weight[words], p.T, weighted[at])
+        if d_hidden is not None:
+            d_hidden = ((weight[targets].float() - correction * d_hidden) * scaled).to(hidden.dtype)
+        if d_weight is not None:
+            d_weight = d_weight.neg_().index_add_(0, targets, scaled * hidden.float()).to(weight.dtype)
+        return d_hidden, d_weight, None, None, None
+
+
+def _two_parts(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What can be added inside a product [R, 1], and what the products' type cannot hold of it [R]."""
+    held = values.to(dtype)
+    return held[:, None], values - held.float()
+
+
+def _walk(
+    hidden: Tensor, weight: Tensor, factor: float, offset: Tensor, details: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log of the normaliser, mean logit and likeliest word of each row, over blocks of the vocabulary: [R] each.
+
+    Logits are relative to the target's: where the model is sure, those that count are then small, and bf16 holds them.
+    """
+    sums, means, maxima, words = [], [], [], []
+    for column in range(0, len(weight), COLUMNS):
+        block = weight[column : column + COLUMNS]
+        logits = torch.addmm(offset, hidden, block.T, alpha=factor).float()
+        relative = torch.log_softmax(logits, -1)  # one fused pass; the block's normaliser is what it took off
+        sums.append(logits[:, 0] - relative[:, 0])
+        if details:
+            highest, word = logits.max(-1)
+            maxima.append(highest)
+            words.append(word + column)
+            means.append((relative.exp_() * logits).sum(-1))
+    logs = torch.stack(sums)
+    normaliser = torch.logsumexp(logs, 0)
+    if not details:
+        return normaliser, normaliser[:0], normaliser[:0]
+    mean = ((logs - normaliser).exp() * torch.stack(means)).sum(0)
+    best = torch.stack(maxima).argmax(0, keepdim=True)
+    return normaliser, mean, torch.stack(words).gather(0, best).squeeze(0)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, with a sum in fp32 whatever the factors are."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
+
+
+def _whole_rows(
+    model: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, details: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Some rows with all their logits, which are computed again in the backward pass."""
+
+    def compute(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = scaled_logits(model, h, temperature)
+        normaliser = torch.logsumexp(logits, -1)
+        logps = logits.gather(-1, targets[:, None]).squeeze(-1) - normaliser
+        if not details:
+            return logps, logps.new_empty(0), logps.new_empty(0)
+        with torch.no_grad():
+            entropy = normaliser - (torch.softmax(logits, -1) * logits).sum(-1)
+            return logps, entropy, (logits.argmax(-1) == targets).float()
+
+    if not torch.is_grad_enabled():
+        return compute(hidden)
+    result: tuple[Tensor, Tensor, Tensor] = checkpoint(compute, hidden, use_reentrant=False)
+    return result
