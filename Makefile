@@ -2,7 +2,9 @@
 PYTHON ?= python3
 OUT ?= runs/demo
 SEED ?= 0
+PAIRS ?=
 VENV := .venv
+TRL := .venv-trl-1.16
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint bench clean
@@ -18,11 +20,11 @@ lint: $(VENV)/.installed-dev ## style, types, formatting
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed    ## speed of the engine on this machine
-	$(BIN)/python benchmarks/engine.py
+bench: $(VENV)/.installed $(TRL)/.installed ## Keel against its peers, into docs/benchmarks.md
+	$(BIN)/python benchmarks/run.py --trl $(TRL)/bin/python --pairs '$(PAIRS)'
 
 clean:                       ## remove the environment, not the runs
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(TRL)
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -33,4 +35,9 @@ $(VENV)/.installed: $(BIN)/pip pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(TRL)/.installed:
+	$(PYTHON) -m venv $(TRL)
+	$(TRL)/bin/pip install --quiet torch==2.13.0 transformers==5.24.0 trl==1.16.0
 	touch $@

@@ -1,0 +1,97 @@
+"""The standard work: a 42 M-parameter Llama with random weights, and pairs of at most 512 tokens a side.
+
+Pairs are Anthropic HH's where its file is given, else made by the embedded world in the same format. Keel reads them as
+strings, peers as the token ids that Keel makes of them, in the order in which Keel's batches take them: every side
+trains on the same tokens in the same batches, and losses can be compared.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from keel import world
+from keel.data import checks, formats
+from keel.data.text import Text
+from keel.engine.batches import batch_of
+from keel.models import checkpoints
+from keel.records import Pair
+
+BATCH = 8
+MAX_LENGTH = 512
+SEED = 0
+
+
+def build(folder: Path, pairs_file: str | None, count: int) -> int:
+    """Write `model/`, `pairs.jsonl` and `ids.jsonl` for `count` pairs; returns the model's parameter count."""
+    folder.mkdir()
+    pairs = read(pairs_file) if pairs_file else made(1000)
+    tokenizer = tokenizer_of([str(p.prompt) + side for p in pairs for side in (p.chosen, p.rejected)])
+    torch.manual_seed(SEED)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=32_000,
+            hidden_size=512,
+            num_hidden_layers=8,
+            intermediate_size=1408,
+            num_attention_heads=8,
+            num_key_value_heads=8,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        )
+    )
+    text = Text(tokenizer)
+    checkpoints.save(model, text, folder / "model")
+    encoded = [(p, text.encode(p, 1 << 20)) for p in pairs]
+    kept = [(p, b) for p, b in encoded if len(b.prompt_ids) + max(map(len, b.completions)) <= MAX_LENGTH][:count]
+    if len(kept) < count:
+        raise SystemExit(f"only {len(kept)} pairs of at most {MAX_LENGTH} tokens a side; {count} are needed")
+    write(
+        folder / "pairs.jsonl",
+        [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p, _ in kept],
+    )
+    order = [i for step in range(count // BATCH) for i in batch_of(range(count), BATCH, step, SEED)]
+    ids = ((kept[i][1].prompt_ids, *(c.ids for c in kept[i][1].completions)) for i in order)
+    write(folder / "ids.jsonl", [{"prompt_ids": p, "chosen_ids": c, "rejected_ids": r} for p, c, r in ids])
+    return sum(p.numel() for p in model.parameters())
+
+
+def read(file: str) -> list[Pair]:
+    """People's pairs, the unusable ones left out."""
+    pairs, counts, _ = formats.read_pairs(file)
+    return checks.check_pairs(pairs, counts, 0.05, file)
+
+
+def made(count: int) -> list[Pair]:
+    """Pairs of the embedded world, several questions and answers to a text, so that lengths are people's."""
+    train, _ = world.split(world.all_prompts())
+    draw = random.Random(SEED)
+    pairs = []
+    for _ in range(count):
+        rows = list(world.mismatched(train, draw, draw.randint(1, 12)))
+        asked = "\n".join(p.text for p, _, _ in rows) + "\n"
+        pairs.append(Pair(asked, " ".join(a for _, a, _ in rows), " ".join(b for _, _, b in rows)))
+    return pairs
+
+
+def tokenizer_of(texts: list[str]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of 32,000 tokens, trained on the pairs themselves."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<bos>", "<eos>"]
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=32_000, special_tokens=special, show_progress=False))
+    bpe.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+
+
+def write(file: Path, rows: list[dict]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
