@@ -437,7 +437,7 @@ def test_pruning_keeps_the_newest_and_the_best(train, monkeypatch):
 
 def test_final_is_the_best_held_out_checkpoint(train, configure, metrics_of, weights):
     """A learning rate at which held-out loss turns up again."""
-    result = train("sft", steps=8, eval_every=1, save_every=8, holdout=0.25, learning_rate=0.2, schedule="constant")
+    result = train("sft", steps=8, eval_every=1, save_every=8, holdout=0.25, learning_rate=0.02, schedule="constant")
     losses = [m["eval/loss"] for m in metrics_of(result.folder)]
     best = min(range(8), key=losses.__getitem__)
     assert best < 7
@@ -447,7 +447,7 @@ def test_final_is_the_best_held_out_checkpoint(train, configure, metrics_of, wei
     kept = weights(result.folder / "checkpoints" / f"step-{best + 1}" / "policy")
     assert all(torch.equal(final[k], kept[k]) for k in kept)
     last = train(
-        "sft", steps=8, eval_every=1, save_every=8, holdout=0.25, learning_rate=0.2, schedule="constant", seed=0
+        "sft", steps=8, eval_every=1, save_every=8, holdout=0.25, learning_rate=0.02, schedule="constant", seed=0
     )
     assert all(torch.equal(v, weights(last.final)[k]) for k, v in final.items())
 
