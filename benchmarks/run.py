@@ -145,16 +145,26 @@ def compare(work: Work, folder: Path, rounds: int, log: Any) -> dict[str, Any]:
     for k, side in enumerate(work.sides):
         runs = [turn[k] for turn in turns]
         ratios = [theirs["seconds"] / ours["seconds"] for theirs, ours in zip(runs, keel, strict=True)]
-        gap = max(abs(a - b) for r, o in zip(runs, keel, strict=True) for a, b in zip(r["losses"], o["losses"], strict=True))
+        gap = max(loss_gap(theirs["losses"], ours["losses"]) for theirs, ours in zip(runs, keel, strict=True))
         found["sides"][side.name] = {
             "pairs_per_second": pairs / statistics.median(r["seconds"] for r in runs),
             "peak_gb": max(r["peak_gb"] for r in runs),
-            "speed_ratio": {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "n": len(ratios)},
+            "speed_ratio": {
+                "median": statistics.median(ratios),
+                "low": min(ratios),
+                "high": max(ratios),
+                "n": len(ratios),
+            },
             "memory_ratio": max(r["peak_gb"] for r in keel) / max(r["peak_gb"] for r in runs),
             "loss_gap": gap,
             "agrees": gap <= side.tolerance,
         }
     return found
+
+
+def loss_gap(theirs: list[float], ours: list[float]) -> float:
+    """The largest difference of a step's loss."""
+    return max(abs(a - b) for a, b in zip(theirs, ours, strict=True))
 
 
 # --- what it could be -----------------------------------------------------------------------------
@@ -234,9 +244,8 @@ def main() -> None:
         folder = Path(name)
         chosen = [w for w in works(sys.executable, options.trl) if options.only in ("", w.method)]
         work_of = {w.method: folder / w.method for w in chosen}
-        parameters = [
-            standard.build(work_of[w.method], options.pairs or None, standard.BATCH * w.steps) for w in chosen
-        ][0]
+        for w in chosen:
+            parameters = standard.build(work_of[w.method], options.pairs or None, standard.BATCH * w.steps)
         facts = {
             "date": time.strftime("%Y-%m-%d"),
             "processor": processor(),
@@ -251,8 +260,8 @@ def main() -> None:
             for work in chosen:
                 found = compare(work, work_of[work.method], options.rounds, log)
                 seconds = found["pairs"] / found["sides"]["Keel"]["pairs_per_second"]
-                bound = least_work(work_of[work.method], work.steps, work.method == "dpo") / max(facts["peaks"].values())
-                results.append(found | {"gemm_share": bound / seconds})
+                least = least_work(work_of[work.method], work.steps, head=work.method == "dpo")
+                results.append(found | {"gemm_share": least / max(facts["peaks"].values()) / seconds})
                 print(json.dumps(results[-1], indent=1), flush=True)
     if not options.only:
         DOCS.mkdir(exist_ok=True)

@@ -43,7 +43,7 @@ class Reward(Ordered, RewardTrainer):
 
 
 def work(request: dict[str, Any]) -> dict[str, Any]:
-    """One run of `steps` steps; seconds are those of `train`, and of computing the reference where that comes before."""
+    """One run of `steps` steps; seconds are those of `train`, and of the reference where that is computed before."""
     tokenizer = AutoTokenizer.from_pretrained(f"{FOLDER}/model")
     data = load_dataset("json", data_files=f"{FOLDER}/ids.jsonl", split="train")
     data = data.select(range(request["steps"] * request["batch"]))

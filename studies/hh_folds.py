@@ -117,7 +117,8 @@ def report(pairs: list[Pair], results: dict, out: Path) -> None:
         pooled = stats.wilson(sum(p["mean"] * p["n"] for p in parts), sum(p["n"] for p in parts))
         print(f"{method:<7} held out:   {pooled}  n {pooled.n}   by fold {[round(p['mean'], 3) for p in parts]}")
         for fold, r in enumerate(results[method]):
-            print(f"   fold {fold} rows: {r['rows']}")
+            print(f"   fold {fold} trained on: {r['rows']}")
+            print(f"   fold {fold} held out:   {r['rows_eval']}")
         figures[method] = pooled.as_dict()
     (out / "figures.json").write_text(json.dumps(figures, indent=2))
 

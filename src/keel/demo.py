@@ -63,9 +63,9 @@ class Sizes:
     """Right answers in every tone, to pre-train on after them."""
     demonstrations: int = 9_000
     """Answers of mixed quality for SFT."""
-    mismatched: int = 5_200
+    mismatched: int = 6_000
     """Right answers against right answers to other questions, for the reward model before it sees votes."""
-    votes: int = 4_800
+    votes: int = 6_400
     """Pairs shown to people for the reward model and DPO."""
     few_votes: int = 150
     """Pairs in the setting with little reward data."""

@@ -214,7 +214,7 @@ def test_mismatched_answers_are_right_ones_to_other_questions() -> None:
         changes[sum(getattr(wrong, name) < getattr(right, name) for name in weighty)] += 1
         assert prompt in TRAIN
     assert changes[0] < 0.15 * len(seen)  # helpfulness and correctness see whatever is not left unsaid
-    assert changes[1] > 200
+    assert changes[1] > 100  # a fact that is wrong mostly costs both helpfulness and correctness
     assert changes[3] > 50
 
 

@@ -94,12 +94,17 @@ def parse_prompt(text: str) -> Prompt | None:
 
 
 def differing(prompt: Prompt, rng: random.Random) -> Prompt:
-    """Another thing that might have been asked: half the time one thing differs, else each with probability 1/2.
+    """Another thing that might have been asked: mostly one thing differs, else each with probability 1/2.
 
-    Its kind fits its wish, its text is the old one: it is only meant to be answered.
+    The one thing is mostly a fact, since one of two values is the hardest to compare. The new prompt's kind fits its
+    wish, its text is the old one: it is only meant to be answered.
     """
-    names = ["intent", *(name for name, _ in prompt.slots)]
-    changed = {rng.choice(names)} if rng.random() < 0.5 else {name for name in names if rng.random() < 0.5}
+    facts = [name for name, _ in prompt.slots if name != "bear"]
+    names = ["intent", "bear", *facts]
+    if rng.random() < 0.75:
+        changed = {rng.choice(facts if facts and rng.random() < 0.75 else names)}
+    else:
+        changed = {name for name in names if rng.random() < 0.5}
     if not changed:
         return differing(prompt, rng)
     intent = _other(prompt.intent, lexicon.INTENTS, rng) if "intent" in changed else prompt.intent
