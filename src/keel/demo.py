@@ -520,7 +520,8 @@ def overoptimise(story: Story) -> dict[str, Any]:
             "reward-few",
             steps=story.sizes.hacking_rollouts,
             beta=0.005,
-            learning_rate=3e-4,
+            learning_rate=4e-4,
+            schedule="constant",
             samples_per_prompt=1,
         )
     )
