@@ -386,3 +386,12 @@ def test_the_last_batch_does_not_pull_the_moving_mean():
     assert smooth[0] == 0
     assert smooth[10] == 10
     assert smooth[-1] == pytest.approx((26 + 27 + 28 + 29 + 100) / 5)
+
+
+def test_a_policy_that_broke_in_the_end_is_judged_where_the_proxy_liked_it_best():
+    found = turned_down(points([0.5, 0.55, 0.3, 0.0], [0.1, 0.3, 0.9, 0.2]))
+    assert found["turned"]
+    assert (found["peak"]["gold"]["mean"], found["end"]["gold"]["mean"]) == (0.55, 0.3)
+    broken = turned_down(points([0.5, 0.3, 0.0], [0.3, 0.2, 0.1]))
+    assert not broken["turned"]
+    assert broken["end"]["gold"]["mean"] == 0.5, "nothing later is liked better than the peak itself"

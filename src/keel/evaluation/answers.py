@@ -123,9 +123,13 @@ def training_points(
 
 
 def turned_down(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Whether gold fell beyond its interval after its peak while the proxy rose: over-optimisation, shown."""
+    """Whether gold fell beyond its interval after its peak while the proxy rose: over-optimisation, shown.
+
+    The peak is set against the later point that the proxy likes best: it is what one would keep who sees no gold. A
+    policy that training broke altogether, so that the proxy falls as well, is not what is meant.
+    """
     peak = max(range(len(points)), key=lambda i: points[i]["gold"]["mean"])
-    top, end = points[peak], points[-1]
+    top, end = points[peak], max(reversed(points[peak:]), key=lambda p: p["proxy"]["mean"])
     fell = end["gold"]["high"] < top["gold"]["low"]
     rose = end["proxy"]["low"] > top["proxy"]["high"]
     return {"peak": top, "end": end, "gold_fell": fell, "proxy_rose": rose, "turned": fell and rose}
