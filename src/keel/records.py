@@ -99,11 +99,6 @@ class Bundle:
     margin: float = 0.0
     origin: Origin = field(default_factory=Origin)
 
-    @property
-    def tokens(self) -> int:
-        """Tokens that a forward pass without sharing computes: K times the prompt and every completion."""
-        return len(self.prompt_ids) * len(self.completions) + sum(len(c) for c in self.completions)
-
 
 def lengths_of(bundles: list[Bundle]) -> torch.Tensor:
     """Completion lengths of a batch, int64 [C], in order (bundle by bundle)."""
