@@ -1,6 +1,6 @@
 """Keel against its peers on the standard work, side by side in one run: writes docs/benchmarks.md and .json.
 
-    make bench                                     # both peers' environments, then this
+    make bench                                     # TRL in an environment of its own, then this
     make bench PAIRS=DIR/hh-harmless-test.jsonl.gz # people's pairs in place of made ones
 
 Sides take turns (A B C C B A), each a process of its own, and a ratio is formed within a turn, so that a machine whose
@@ -53,8 +53,6 @@ class Work:
     steps: int
     sides: tuple[Side, ...]
     """Keel first."""
-    goals: tuple[tuple[float, float | None], ...]
-    """For each peer: least ratio of speed, largest ratio of memory."""
 
 
 def works(keel: str, trl: str) -> list[Work]:
@@ -71,7 +69,6 @@ def works(keel: str, trl: str) -> list[Work]:
                 Side("TRL 1.16 tuned", trl, "side_trl.py", tuned | {"precompute_ref_log_probs": True}, extra=fast),
                 Side("TRL 1.16 default", trl, "side_trl.py", {}, 2e-2),
             ),
-            ((8.0, 0.45), (15.0, None)),
         ),
         Work(
             "Reward model",
@@ -82,7 +79,6 @@ def works(keel: str, trl: str) -> list[Work]:
                 Side("TRL 1.16 tuned", trl, "side_trl.py", tuned, extra=fast),
                 Side("TRL 1.16 default", trl, "side_trl.py", {}, 2e-2),
             ),
-            ((3.0, 0.7), (3.5, None)),
         ),
     ]
 

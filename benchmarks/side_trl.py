@@ -65,7 +65,6 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
             "disable_tqdm": True,
             **request["options"],
         }
-        began = time.perf_counter()
         if request["method"] == "dpo":
             model = AutoModelForCausalLM.from_pretrained(f"{FOLDER}/model", dtype=torch.float32)
             began = time.perf_counter()

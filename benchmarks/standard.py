@@ -7,7 +7,6 @@ trains on the same tokens in the same batches, and losses can be compared.
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from keel import world
 from keel.data import checks, formats
+from keel.data.files import write_lines
 from keel.data.text import Text
 from keel.engine.batches import batch_of
 from keel.models import checkpoints
@@ -54,13 +54,13 @@ def build(folder: Path, pairs_file: str | None, count: int) -> int:
     kept = [(p, b) for p, b in encoded if len(b.prompt_ids) + max(map(len, b.completions)) <= MAX_LENGTH][:count]
     if len(kept) < count:
         raise SystemExit(f"only {len(kept)} pairs of at most {MAX_LENGTH} tokens a side; {count} are needed")
-    write(
+    write_lines(
         folder / "pairs.jsonl",
         [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p, _ in kept],
     )
     order = [i for step in range(count // BATCH) for i in batch_of(range(count), BATCH, step, SEED)]
     ids = ((kept[i][1].prompt_ids, *(c.ids for c in kept[i][1].completions)) for i in order)
-    write(folder / "ids.jsonl", [{"prompt_ids": p, "chosen_ids": c, "rejected_ids": r} for p, c, r in ids])
+    write_lines(folder / "ids.jsonl", [{"prompt_ids": p, "chosen_ids": c, "rejected_ids": r} for p, c, r in ids])
     return sum(p.numel() for p in model.parameters())
 
 
@@ -91,7 +91,3 @@ def tokenizer_of(texts: list[str]) -> PreTrainedTokenizerFast:
     bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=32_000, special_tokens=special, show_progress=False))
     bpe.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
-
-
-def write(file: Path, rows: list[dict]) -> None:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))

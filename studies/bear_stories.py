@@ -19,6 +19,7 @@ import torch
 
 from keel import stats
 from keel.config import BestOfNConfig, Machine, PPOConfig
+from keel.data.files import write_lines
 from keel.engine.forward import in_batches, token_logps
 from keel.engine.run import generator
 from keel.engine.sampler import sample
@@ -125,10 +126,6 @@ def measure(model: str, out: Path, openings: list[str]) -> dict:
             b = stories[name][i]
             print(f"--- {name}: {b.prompt}{b.completions[0].text}\n")
     return figures
-
-
-def write_lines(file: Path, rows: list[dict]) -> None:
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from keel import stats
 from keel.config import DPOConfig, RewardConfig, SFTConfig
 from keel.data import checks, formats
+from keel.data.files import write_lines
 from keel.data.text import Text, prompt_key
 from keel.methods import dpo, reward, sft
 from keel.models import checkpoints
@@ -125,10 +126,6 @@ def report(pairs: list[Pair], results: dict, out: Path) -> None:
 
 def write(file: Path, pairs: list[Pair]) -> None:
     write_lines(file, [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in pairs])
-
-
-def write_lines(file: Path, rows: list[dict]) -> None:
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

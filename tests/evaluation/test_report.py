@@ -394,4 +394,5 @@ def test_a_policy_that_broke_in_the_end_is_judged_where_the_proxy_liked_it_best(
     assert (found["peak"]["gold"]["mean"], found["end"]["gold"]["mean"]) == (0.55, 0.3)
     broken = turned_down(points([0.5, 0.3, 0.0], [0.3, 0.2, 0.1]))
     assert not broken["turned"]
-    assert broken["end"]["gold"]["mean"] == 0.5, "nothing later is liked better than the peak itself"
+    assert broken["end"]["gold"]["mean"] == 0.3
+    assert report.turn_sentence(broken, "step").startswith("Gold fell"), "and it was not highest at the end"

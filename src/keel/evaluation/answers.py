@@ -129,7 +129,8 @@ def turned_down(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     policy that training broke altogether, so that the proxy falls as well, is not what is meant.
     """
     peak = max(range(len(points)), key=lambda i: points[i]["gold"]["mean"])
-    top, end = points[peak], max(reversed(points[peak:]), key=lambda p: p["proxy"]["mean"])
+    later = points[peak + 1 :] or points[-1:]
+    top, end = points[peak], max(reversed(later), key=lambda p: p["proxy"]["mean"])
     fell = end["gold"]["high"] < top["gold"]["low"]
     rose = end["proxy"]["low"] > top["proxy"]["high"]
     return {"peak": top, "end": end, "gold_fell": fell, "proxy_rose": rose, "turned": fell and rose}
