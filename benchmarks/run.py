@@ -24,7 +24,7 @@ from typing import Any
 import standard
 import torch
 
-from keel.models import checkpoints
+from keel.models import machine
 
 ROOT = Path(__file__).parent
 DOCS = ROOT.parent / "docs"
@@ -168,7 +168,7 @@ def loss_gap(theirs: list[float], ours: list[float]) -> float:
 
 def gemm_peaks() -> dict[str, float]:
     """FLOP/s of a large product in either precision, the best of some."""
-    checkpoints.use_fast_matmul()
+    machine.use_fast_matmul()
     peaks = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         a = torch.randn(2048, 2048).to(dtype)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -111,7 +110,7 @@ def measure(model: str, out: Path, openings: list[str]) -> dict:
         bundles = sample(policy, text, openings, 2, max_new_tokens=LENGTH, generator=generator(1, "measure"))
         stories[name] = bundles
         texts = [c.text for b in bundles for c in b.completions]
-        logps = torch.cat(in_batches(partial(token_logps, base), bundles, 16_384))
+        logps = torch.cat(in_batches(token_logps, base, bundles, 16_384))
         figures[name] = {
             "rate": stats.rate([BEAR.search(t) is not None for t in texts]).as_dict(),
             "distinct_2": stats.distinct_n([t.split() for t in texts], 2),

@@ -45,7 +45,7 @@ class Machine(Config):
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda, cuda:1 …"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of weights and activations; auto is fp32 on a CPU and bf16 on a GPU."""
+    """Of weights and activations; auto is bf16 on a GPU, and on a processor that multiplies it for a wide model."""
     micro_tokens: Count = 8192
     """Tokens in one forward pass. Lower it when memory is short; it cannot change a result beyond rounding."""
 

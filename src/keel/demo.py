@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -322,7 +322,7 @@ def reward_model(story: Story) -> dict[str, Any]:
     result = train_reward(story, "reward", "preferences", "pairs")
     pairs = read_lines(story.out / "data" / "held-out-pairs.jsonl")
     bundles = [pair_bundle(story.text, p) for p in pairs]
-    scores = torch.stack(in_batches(partial(scalars_at_end, story.scorer("reward").model), bundles, MICRO_TOKENS))
+    scores = torch.stack(in_batches(scalars_at_end, story.scorer("reward").model, bundles, MICRO_TOKENS))
     gaps = (scores[:, 0] - scores[:, 1]).double()
     people = world.Population()
     rng = story.rng("calibration")

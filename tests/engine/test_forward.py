@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from contextlib import contextmanager
-from functools import partial
 
 import pytest
 import torch
@@ -228,7 +227,7 @@ def test_accumulated_gradient_is_the_batch_gradient(make_model, micro_tokens):
     ours = checkpoints.load_policy(str(folder), CPU)
     ours.zero_grad()
     passes = 0
-    for micro in forward.micro_batches(bundles, micro_tokens):
+    for micro in forward.micro_batches(ours, bundles, micro_tokens):
         (-forward.token_logps(ours, micro.bundles, TAU).sum() / total).backward()
         passes += 1
     assert passes == {1: 4, 100_000: 1}.get(micro_tokens, passes)
@@ -341,31 +340,57 @@ def test_a_recurrent_model_is_computed_row_by_row():
 sizes = st.lists(st.tuples(st.integers(1, 12), st.lists(st.integers(1, 9), min_size=1, max_size=4)), max_size=12)
 
 
+@pytest.mark.parametrize("packs", [True, False])
 @settings(max_examples=150, deadline=None)
 @given(sizes, st.integers(1, 200))
-def test_micro_batches_cover_every_bundle_once_within_the_budget(shapes, budget):
+def test_micro_batches_cover_every_bundle_once_within_the_budget(packs, shapes, budget):
     bundles = [Bundle([0] * p, [Completion([1] * n) for n in answers]) for p, answers in shapes]
-    micros = list(forward.micro_batches(bundles, budget))
+    with patched(packs):
+        micros = list(forward.micro_batches(torch.nn.Module(), bundles, budget))
     assert sorted(i for m in micros for i in m.indices) == list(range(len(bundles)))
     for micro in micros:
         assert micro.bundles
         assert all(bundles[i] is b for i, b in zip(micro.indices, micro.bundles, strict=True))
         rows = sum(len(b.completions) for b in micro.bundles)
         width = max(len(b.prompt_ids) + max(map(len, b.completions)) for b in micro.bundles)
-        assert len(micro.bundles) == 1 or rows * width <= budget
+        once = sum(len(b.prompt_ids) + sum(map(len, b.completions)) for b in micro.bundles)
+        assert len(micro.bundles) == 1 or (once if packs else rows * width) <= budget
+
+
+@contextmanager
+def patched(packs):
+    """As if the model could pack, or could not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forward, "_packing", lambda model, longest: packs)
+        yield
 
 
 def test_micro_batches_use_the_budget():
-    bundles = [Bundle([0] * 4, [Completion([1] * 6)]) for _ in range(10)]
-    assert [len(m.bundles) for m in forward.micro_batches(bundles, 40)] == [4, 4, 2]
+    """Three completions of 2 tokens behind 4 are 10 tokens in one row, and 18 in three."""
+    bundles = [Bundle([0] * 4, [Completion([1] * 2)] * 3) for _ in range(10)]
+    for packs, expected in ((True, [4, 4, 2]), (False, [2, 2, 2, 2, 2])):
+        with patched(packs):
+            assert [len(m.bundles) for m in forward.micro_batches(torch.nn.Module(), bundles, 40)] == expected
+
+
+def test_a_bundle_beyond_the_budget_goes_through_in_parts(base):
+    """Sixteen completions in passes of at most 30 tokens; the numbers are those of one pass."""
+    policy = checkpoints.load_policy(str(base), CPU)
+    bundles = bundles_of(7, prompts=(9,), answers=(tuple(range(1, 17)),))
+    with computed(policy) as shapes:
+        forward.in_batches(forward.token_logps, policy, bundles, 10_000)
+        (got,) = forward.in_batches(forward.token_logps, policy, bundles, 30)
+    assert shapes[-1][1] <= 30
+    assert len(shapes) > 8
+    torch.testing.assert_close(got, forward.token_logps(policy, bundles).detach(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("micro_tokens", [1, 25, 10_000])
 def test_in_batches_keeps_the_order(base, reward_folder, micro_tokens):
     policy, reward = checkpoints.load_policy(str(base), CPU), checkpoints.load_reward(str(reward_folder), CPU)
     bundles = bundles_of(5)
-    per_token = forward.in_batches(partial(forward.token_logps, policy), bundles, micro_tokens)
-    per_completion = forward.in_batches(partial(forward.scalars_at_end, reward), bundles, micro_tokens)
+    per_token = forward.in_batches(forward.token_logps, policy, bundles, micro_tokens)
+    per_completion = forward.in_batches(forward.scalars_at_end, reward, bundles, micro_tokens)
     assert len(per_token) == len(per_completion) == len(bundles)
     theirs, scores = plain_causal(base), plain_classifier(reward_folder)
     for b, logps, ends in zip(bundles, per_token, per_completion, strict=True):
@@ -379,6 +404,6 @@ def test_in_batches_of_single_tokens(base):
     """One token per completion: per token and per completion are the same cut."""
     policy = checkpoints.load_policy(str(base), CPU)
     bundles = bundles_of(6, prompts=(3, 8, 2), answers=((1, 1), (1,), (1, 1, 1)))
-    got = forward.in_batches(partial(forward.token_logps, policy), bundles, 10)
+    got = forward.in_batches(forward.token_logps, policy, bundles, 10)
     assert [len(t) for t in got] == [2, 1, 3]
     torch.testing.assert_close(torch.cat(got), plain_logps(plain_causal(base), bundles).detach(), rtol=0, atol=1e-4)

@@ -36,27 +36,6 @@ def test_resolve_folder_run_and_hub_name(base, train, tmp_path):
         checkpoints.resolve(str(file))
 
 
-def test_devices(base):
-    assert checkpoints.device_of(CPU) == torch.device("cpu")
-    for device in ("cuda:99", "tpu", "nonsense"):
-        with pytest.raises(InputError, match="--device"):
-            checkpoints.device_of(Machine(device=device))
-
-
-def test_precision():
-    assert checkpoints.dtype_of(CPU) == torch.float32
-    assert checkpoints.dtype_of(Machine(device="cpu")) == torch.float32
-    assert checkpoints.dtype_of(Machine(device="cpu", precision="bf16")) == torch.bfloat16
-
-
-def test_the_matrix_product_is_fp32_whatever_the_processor_permits():
-    checkpoints.use_fast_matmul()
-    torch.manual_seed(0)
-    a, b = torch.randn(256, 256), torch.randn(256, 256)
-    exact = a.double() @ b.double()
-    assert float(((a @ b).double() - exact).norm() / exact.norm()) < 1e-5  # bf16: 3e-3
-
-
 # --- loading
 
 

@@ -12,7 +12,7 @@ real positions never see a pad, whatever its id: no mask is needed, and pad == E
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -80,9 +80,14 @@ States = list[list[int]]
 def _hidden(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
     """All hidden states that the bundles need, [rows, D], and where each completion finds its own."""
     longest = max(len(b.prompt_ids) + len(c) for b in bundles for c in b.completions)
-    if PACK and full_attention(model.config, longest) and _packs(model):
+    if _packing(model, longest):
         return _packed(model, [b for b in bundles if b.completions])
     return _row_by_row(model, bundles)
+
+
+def _packing(model: nn.Module, longest: int) -> bool:
+    """Whether bundles of up to `longest` tokens a completion share one row."""
+    return PACK and full_attention(model.config, longest) and _packs(model)
 
 
 def _row_by_row(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
@@ -188,20 +193,23 @@ class MicroBatch:
     bundles: list[Bundle]
 
 
-def micro_batches(bundles: Sequence[Bundle], micro_tokens: int) -> Iterator[MicroBatch]:
+def micro_batches(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int) -> Iterator[MicroBatch]:
     """Cut a batch into passes of at most `micro_tokens` computed tokens (at least one bundle each), longest first.
 
-    Bundles of similar length go together, so that little is computed for padding. Because losses are divided by the
-    count of the whole batch, the cut cannot change a gradient beyond rounding.
+    Where each completion needs a row, padding is computed, too, and bundles of similar length go together. Because
+    losses are divided by the count of the whole batch, the cut cannot change a gradient beyond rounding.
     """
     longest = [len(b.prompt_ids) + max((len(c) for c in b.completions), default=0) for b in bundles]
+    packs = _packing(model, max(longest, default=0))
     order = sorted(range(len(bundles)), key=lambda i: (-longest[i], i))
     start = 0
     while start < len(order):
-        width, stop, rows = longest[order[start]], start, 0
+        width, stop, rows, tokens = longest[order[start]], start, 0, 0
         while stop < len(order):
-            rows += len(bundles[order[stop]].completions)
-            if stop > start and rows * width > micro_tokens:
+            bundle = bundles[order[stop]]
+            rows += len(bundle.completions)
+            tokens = tokens + _tokens(bundle) if packs else rows * width
+            if stop > start and tokens > micro_tokens:
                 break
             stop += 1
         indices = order[start:stop]
@@ -210,23 +218,51 @@ def micro_batches(bundles: Sequence[Bundle], micro_tokens: int) -> Iterator[Micr
 
 
 def in_batches(
-    function: Callable[[list[Bundle]], Tensor], bundles: Sequence[Bundle], micro_tokens: int
+    function: Callable[[nn.Module, list[Bundle]], Tensor],
+    model: nn.Module,
+    bundles: Sequence[Bundle],
+    micro_tokens: int,
 ) -> list[Tensor]:
     """`function` over any number of bundles without gradients, one tensor per bundle, in order.
 
     `function` returns one number per completion or per completion token, as the functions above do:
-    `in_batches(partial(token_logps, model), bundles, 8192)[i]` are the log-probabilities of bundle i.
+    `in_batches(token_logps, model, bundles, 8192)[i]` are the log-probabilities of bundle i. A bundle of more tokens
+    than a pass may have goes through in parts.
     """
-    results: list[Tensor | None] = [None] * len(bundles)
+    parts = [(i, part) for i, b in enumerate(bundles) if b.completions for part in _parts(b, micro_tokens)]
+    results: list[list[Tensor]] = [[] for _ in bundles]
+    found: list[Tensor | None] = [None] * len(parts)
     with torch.no_grad():
-        for micro in micro_batches(bundles, micro_tokens):
-            flat = function(micro.bundles)
+        for micro in micro_batches(model, [part for _, part in parts], micro_tokens):
+            flat = function(model, micro.bundles)
             counts = [len(b.completions) for b in micro.bundles]
             if len(flat) != sum(counts):
                 counts = [sum(len(c) for c in b.completions) for b in micro.bundles]
-            for index, part in zip(micro.indices, flat.split(counts), strict=True):
-                results[index] = part
-    return [r for r in results if r is not None]
+            for index, numbers in zip(micro.indices, flat.split(counts), strict=True):
+                found[index] = numbers
+    for (owner, _), numbers in zip(parts, found, strict=True):
+        if numbers is not None:
+            results[owner].append(numbers)
+    return [torch.cat(numbers) if numbers else torch.empty(0) for numbers in results]
+
+
+def _parts(bundle: Bundle, micro_tokens: int) -> Iterator[Bundle]:
+    """The bundle, or some with a part of its completions each (at least one) that keep to `micro_tokens`."""
+    if _tokens(bundle) <= micro_tokens:
+        yield bundle
+        return
+    some: list[Completion] = []
+    for completion in bundle.completions:
+        if some and len(bundle.prompt_ids) + sum(map(len, some)) + len(completion) > micro_tokens:
+            yield replace(bundle, completions=some)
+            some = []
+        some = [*some, completion]
+    yield replace(bundle, completions=some)
+
+
+def _tokens(bundle: Bundle) -> int:
+    """Tokens of the bundle with its prompt once."""
+    return len(bundle.prompt_ids) + sum(map(len, bundle.completions))
 
 
 def sequence_logps(model: nn.Module, bundles: Sequence[Bundle], temperature: float = 1.0) -> Tensor:

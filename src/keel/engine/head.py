@@ -87,20 +87,23 @@ class _Blockwise(torch.autograd.Function):
         correction = rest.exp()[:, None]
         weighted = (scaled * correction * hidden).to(hidden.dtype)
         d_hidden = torch.zeros(hidden.shape, device=hidden.device) if for_hidden else None
-        d_weight = torch.zeros(weight.shape, device=weight.device) if for_weight else None
+        d_weight = torch.empty_like(weight) if for_weight else None
         for column in range(0, len(weight), COLUMNS):
             words = slice(column, column + COLUMNS)
+            pulled = torch.zeros(weight[words].shape, device=weight.device)
             for start in range(0, len(hidden), ROWS):
                 at = slice(start, start + ROWS)
                 p = torch.addmm(offset[at], hidden[at], weight[words].T, alpha=ctx.factor).exp_()
                 if d_hidden is not None:
                     _add_product(d_hidden[at], p, weight[words])
                 if d_weight is not None:
-                    _add_product(d_weight[words], p.T, weighted[at])
+                    _add_product(pulled, p.T, weighted[at])
+            if d_weight is not None:
+                own = torch.nonzero((targets >= column) & (targets < column + COLUMNS)).squeeze(1)
+                pulled.index_add_(0, targets[own] - column, scaled[own] * hidden[own].float(), alpha=-1)
+                d_weight[words] = pulled.neg_()
         if d_hidden is not None:
             d_hidden = ((weight[targets].float() - correction * d_hidden) * scaled).to(hidden.dtype)
-        if d_weight is not None:
-            d_weight = d_weight.neg_().index_add_(0, targets, scaled * hidden.float()).to(weight.dtype)
         return d_hidden, d_weight, None, None, None
 
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+AT_ONCE = 1 << 24
+"""Weights whose gradients are held in fp32 at once."""
+
+Pair = tuple[nn.Parameter, nn.Parameter]
+"""A weight and its fp32 copy."""
 
 
 class Optimizer:
@@ -17,20 +23,37 @@ class Optimizer:
             p if p.dtype == torch.float32 else nn.Parameter(p.detach().float().clone()) for p in self._parameters
         ]
         self._adam = torch.optim.AdamW(self._masters, lr=0.0, weight_decay=weight_decay, eps=eps, fused=True)
+        self._parts = _cut(
+            [pair for pair in zip(self._parameters, self._masters, strict=True) if pair[0] is not pair[1]]
+        )
+        self._room: dict[torch.device, Tensor] = {}
 
     def step(self, learning_rate: float) -> None:
         """One step from the accumulated gradients, which are then cleared."""
         for group in self._adam.param_groups:
             group["lr"] = learning_rate
-        pairs = [(p, m) for p, m in zip(self._parameters, self._masters, strict=True) if p is not m]
-        for parameter, master in pairs:
-            master.grad = None if parameter.grad is None else parameter.grad.float()
-        self._adam.step()
-        with torch.no_grad():
-            for parameter, master in pairs:
-                parameter.copy_(master)
-        for parameter in (*self._parameters, *self._masters):
-            parameter.grad = None
+        self._adam.step()  # moves what has a gradient: here, the weights that are their own copy
+        self._adam.zero_grad()
+        for part in self._parts:
+            for (parameter, master), gradient in zip(part, self._gradients(part), strict=True):
+                if parameter.grad is not None:
+                    master.grad = gradient.copy_(parameter.grad)
+                    parameter.grad = None
+            self._adam.step()
+            self._adam.zero_grad()
+            with torch.no_grad():
+                for parameter, master in part:
+                    parameter.copy_(master)
+
+    def _gradients(self, part: list[Pair]) -> list[Tensor]:
+        """Where a part's fp32 gradients go: the same memory for all parts, taken once."""
+        device = part[0][1].device
+        if device not in self._room:
+            largest = max(sum(m.numel() for _, m in p) for p in self._parts)
+            self._room[device] = torch.empty(largest, device=device)
+        sizes = [m.numel() for _, m in part]
+        flat = self._room[device][: sum(sizes)].split(sizes)
+        return [gradient.view_as(m) for gradient, (_, m) in zip(flat, part, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
         """Moments, and the fp32 copies where there are any."""
@@ -45,3 +68,18 @@ class Optimizer:
             for parameter, master in zip(self._parameters, self._masters, strict=True):
                 if parameter is not master:
                     master.copy_(next(copies))
+
+
+def _cut(pairs: list[Pair]) -> list[list[Pair]]:
+    """Parts of at most `AT_ONCE` weights on one device (at least one pair each), in order."""
+    parts: list[list[Pair]] = []
+    size = 0
+    for pair in pairs:
+        count = pair[1].numel()
+        if parts and size + count <= AT_ONCE and parts[-1][0][1].device == pair[1].device:
+            parts[-1].append(pair)
+            size += count
+        else:
+            parts.append([pair])
+            size = count
+    return parts

@@ -44,6 +44,7 @@ from keel.engine.optimizer import Optimizer
 from keel.engine.progress import Bar, say
 from keel.errors import InputError, KeelError, RunFailed
 from keel.models import checkpoints
+from keel.models.machine import described
 from keel.records import Bundle, RowCounts
 
 EVALUATIONS = 5
@@ -109,6 +110,7 @@ class Run:
         self._updated = False
         self._warned: set[str] = set()
         refuse_existing(self.folder, config.resume)
+        say(described(self.trained[final_role]))
         _check_disk(self.folder, self.trained, config.keep_checkpoints)
         self._open(manifest)
 

@@ -18,8 +18,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,30 +57,8 @@ class RewardModelScorer:
         self.identity = checkpoints.weights_hash(model)
 
     def score(self, bundles: Sequence[Bundle]) -> Tensor:
-        parts, places = _by_length(bundles, self.micro_tokens)
-        scores = torch.cat(in_batches(partial(scalars_at_end, self.model), parts, self.micro_tokens)).cpu()
-        scores = scores[torch.argsort(torch.tensor(places))]
-        return _finite(scores, bundles)
-
-
-def _by_length(bundles: Sequence[Bundle], micro_tokens: int) -> tuple[list[Bundle], list[int]]:
-    """Each bundle cut into some whose completions are of similar length: of many the longest would pad all others.
-
-    Gives with them the place, among all completions of `bundles`, of every completion in its new order.
-    """
-    parts: list[Bundle] = []
-    places: list[int] = []
-    start = 0
-    for bundle in bundles:
-        order = sorted(range(len(bundle.completions)), key=lambda i: len(bundle.completions[i]))
-        longest = len(bundle.prompt_ids) + max(map(len, bundle.completions), default=0)
-        size = max(1, min(micro_tokens // longest, max(4, -(-len(order) // 2))))
-        for at in range(0, len(order), size):
-            some = order[at : at + size]
-            parts.append(replace(bundle, completions=[bundle.completions[i] for i in some]))
-            places += [start + i for i in some]
-        start += len(order)
-    return parts, places
+        scores = in_batches(scalars_at_end, self.model, bundles, self.micro_tokens)
+        return _finite(torch.cat(scores).cpu(), bundles)
 
 
 class RuleScorer:

@@ -52,7 +52,7 @@ def sequence_kl(
 ) -> list[float]:
     """log policy - log reference of every completion, summed over its tokens: unbiased for the KL on own samples."""
     ours, theirs = (
-        torch.cat(in_batches(partial(sequence_logps, model, temperature=temperature), bundles, micro_tokens))
+        torch.cat(in_batches(partial(sequence_logps, temperature=temperature), model, bundles, micro_tokens))
         for model in (policy, reference)
     )
     result: list[float] = (ours - theirs).cpu().tolist()

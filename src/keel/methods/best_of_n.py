@@ -23,6 +23,7 @@ from keel.engine.sampler import room, sample
 from keel.engine.scorers import load_scorer
 from keel.errors import InputError
 from keel.models import checkpoints
+from keel.models.machine import described
 from keel.records import Bundle, RowCounts
 
 
@@ -65,6 +66,7 @@ def _draw(config: GenerateConfig) -> tuple[list[Bundle], RowCounts, Text]:
     fits = sys.maxsize if limit is None else limit
     prompts = prepare.encode(rows, counts, text, fits, config.max_bad_share, config.prompts)
     say(checks.summarise(counts, config.prompts, name))
+    say(described(policy))
     with Bar("completions", len(prompts) * config.n) as bar:
         bundles = sample(
             policy,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -61,7 +60,7 @@ def train(config: DPOConfig) -> Result:
     for step in run.steps():
         batch = batch_of(range(len(data.train)), config.batch_size, step, config.seed)
         pairs = [data.train[i] for i in batch]
-        for micro in micro_batches(pairs, config.micro_tokens):
+        for micro in micro_batches(policy, pairs, config.micro_tokens):
             logps = sequence_logps(policy, micro.bundles)
             loss, metrics = pair_loss(config, logps, frozen.logps([batch[i] for i in micro.indices]), micro.bundles)
             run.backward(loss.sum() / len(batch), micro.bundles)
@@ -98,7 +97,7 @@ class Reference:
         self._cache = self._compute(bundles) if cached else None
 
     def _compute(self, bundles: list[Bundle]) -> list[Tensor]:
-        return in_batches(partial(sequence_logps, self._model), bundles, self._budget)
+        return in_batches(sequence_logps, self._model, bundles, self._budget)
 
     def logps(self, indices: Sequence[int]) -> Tensor:
         """Of the pairs at `indices`, chosen and rejected in turn: [2N]."""
@@ -109,7 +108,7 @@ class Reference:
 
 def evaluate(config: DPOConfig, policy: nn.Module, reference: Reference, bundles: list[Bundle]) -> dict[str, Any]:
     """Held-out loss, implicit accuracy (ties count 1/2) and implicit margin, each with its interval over pairs."""
-    logps = torch.cat(in_batches(partial(sequence_logps, policy), bundles, config.micro_tokens))
+    logps = torch.cat(in_batches(sequence_logps, policy, bundles, config.micro_tokens))
     loss, metrics = pair_loss(config, logps, reference.logps(range(len(bundles))), bundles)
     return {
         "loss": stats.mean(loss.cpu().numpy()).as_dict(),

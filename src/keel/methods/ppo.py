@@ -150,14 +150,14 @@ def roll_out(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Seq
             max_rows=config.max_rows,
         )
     logps = partial(token_logps, temperature=config.temperature)
-    old = in_batches(partial(logps, roles.policy), bundles, config.micro_tokens)
-    reference = in_batches(partial(logps, roles.reference), bundles, config.micro_tokens)
+    old = in_batches(logps, roles.policy, bundles, config.micro_tokens)
+    reference = in_batches(logps, roles.reference, bundles, config.micro_tokens)
     run.require_finite("the policy's log-probabilities", old, bundles)
     run.require_finite("the reference's log-probabilities", reference, bundles)
     if run.step == 0:
         require_zero_kl(torch.cat(old), torch.cat(reference), next(roles.policy.parameters()).dtype)
     _compare_with_sampler(run, bundles, old)
-    values = in_batches(partial(scalars_at_states, roles.value), bundles, config.micro_tokens)
+    values = in_batches(scalars_at_states, roles.value, bundles, config.micro_tokens)
     return Rollout(bundles, old, reference, values, torch.empty(0), [], [])
 
 
@@ -235,7 +235,7 @@ def _trained_scores(
         return torch.where(truncated, config.missing_eos_score, raw - centre), nothing
     if config.truncation == "score":
         return raw - centre, nothing
-    after = torch.cat(in_batches(partial(scalars_at_end, roles.value), bundles, config.micro_tokens)).to(raw.device)
+    after = torch.cat(in_batches(scalars_at_end, roles.value, bundles, config.micro_tokens)).to(raw.device)
     expected = torch.where(truncated, after - (centre if roles.value_offset_by_centre else 0.0), 0.0)
     return torch.where(truncated, expected, raw - centre), expected
 
@@ -298,7 +298,7 @@ def improve(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout) -> None
         for start in range(0, len(order), config.batch_size):
             minibatch = order[start : start + config.batch_size]
             tokens = sum(len(rollout.advantages[i]) for i in minibatch)
-            for micro in micro_batches([rollout.bundles[i] for i in minibatch], config.micro_tokens):
+            for micro in micro_batches(roles.policy, [rollout.bundles[i] for i in minibatch], config.micro_tokens):
                 index = [minibatch[i] for i in micro.indices]
                 if "policy" in trained:
                     _policy_pass(run, config, roles, rollout, index, tokens, first=epoch == start == 0)
@@ -357,8 +357,8 @@ def evaluate(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Seq
             max_rows=config.max_rows,
         )
     logps = partial(token_logps, temperature=config.temperature)
-    policy = torch.cat(in_batches(partial(logps, roles.policy), bundles, config.micro_tokens))
-    reference = torch.cat(in_batches(partial(logps, roles.reference), bundles, config.micro_tokens))
+    policy = torch.cat(in_batches(logps, roles.policy, bundles, config.micro_tokens))
+    reference = torch.cat(in_batches(logps, roles.reference, bundles, config.micro_tokens))
     kl = objectives.sequence_sums(policy - reference, lengths_of(bundles)).cpu()
     with run.evidence(bundles):
         scores = roles.scorer.score(bundles).cpu()

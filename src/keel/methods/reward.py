@@ -7,7 +7,6 @@ completion's last token, the EOS of a finished answer. Left out: ensembles and p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -51,7 +50,7 @@ def train(config: RewardConfig) -> Result:
     )
     for step in run.steps():
         batch = batch_of(data.train, config.batch_size, step, config.seed)
-        for micro in micro_batches(batch, config.micro_tokens):
+        for micro in micro_batches(model, batch, config.micro_tokens):
             scores = scalars_at_end(model, micro.bundles)
             margin = torch.tensor([b.margin for b in micro.bundles], device=scores.device)
             loss, metrics = objectives.bradley_terry_loss(scores[0::2], scores[1::2], margin)
@@ -67,7 +66,7 @@ def train(config: RewardConfig) -> Result:
 
 def evaluate(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int) -> dict[str, Any]:
     """Held-out accuracy (ties count 1/2), loss and margin, each with its interval over pairs."""
-    scores = torch.stack(in_batches(partial(scalars_at_end, model), bundles, micro_tokens)).cpu()
+    scores = torch.stack(in_batches(scalars_at_end, model, bundles, micro_tokens)).cpu()
     margin = torch.tensor([b.margin for b in bundles])
     loss, metrics = objectives.bradley_terry_loss(scores[:, 0], scores[:, 1], margin)
     return {

@@ -42,7 +42,7 @@ def train(config: SFTConfig) -> Result:
     for step in run.steps():
         batch = batch_of(data.train, config.batch_size, step, config.seed)
         tokens = sum(len(b.completions[0]) for b in batch)
-        for micro in micro_batches(batch, config.micro_tokens):
+        for micro in micro_batches(policy, batch, config.micro_tokens):
             scores = token_scores(policy, micro.bundles)
             run.backward(-scores.logps.sum() / tokens, micro.bundles)
             run.observe({"loss": -scores.logps, "mean_token_accuracy": scores.top})
@@ -59,7 +59,7 @@ def evaluate(policy: nn.Module, bundles: Sequence[Bundle], micro_tokens: int) ->
     losses: list[Tensor] = []
     hits: list[Tensor] = []
     owners: list[int] = []
-    for micro in micro_batches(bundles, micro_tokens):
+    for micro in micro_batches(policy, bundles, micro_tokens):
         scores = token_scores(policy, micro.bundles)
         losses.append(-scores.logps)
         hits.append(scores.top)

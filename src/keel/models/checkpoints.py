@@ -21,12 +21,13 @@ from keel.config import Machine
 from keel.data.text import Text
 from keel.errors import InputError, RunFailed
 from keel.models.heads import check_head, scalar_head
+from keel.models.machine import device_of, dtype_of, prepare
 from keel.records import Prompt
 
 PAD_TOKEN = "<|pad|>"
 
 
-# --- where a model is, and what the machine can do ------------------------------------------------
+# --- where a model is -----------------------------------------------------------------------------
 
 
 def resolve(name: str) -> str:
@@ -45,38 +46,6 @@ def resolve(name: str) -> str:
     if (path / "config.yaml").exists():
         raise InputError(f"{name}: this run has no final/ yet; finish it with --resume")
     raise InputError(f"{name}: no config.json in it; give a checkpoint folder, a run folder or a hub name")
-
-
-def device_of(machine: Machine) -> torch.device:
-    """The device asked for, or a GPU where there is one."""
-    if machine.device != "auto":
-        try:
-            device = torch.device(machine.device)
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"--device {machine.device} is not available here; use cpu or auto") from error
-        return device
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def dtype_of(machine: Machine) -> torch.dtype:
-    """Weights' type: fp32 on a CPU, bf16 on a GPU, unless stated."""
-    use_fast_matmul()
-    if machine.precision == "auto":
-        return torch.bfloat16 if device_of(machine).type == "cuda" else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[machine.precision]
-
-
-def use_fast_matmul() -> None:
-    """Take the faster fp32 matrix product of this processor, if it is still fp32.
-
-    `medium` doubles the rate on current CPUs at 4e-7 relative error, but permits bf16 inside on some: a product with
-    the identity must return a value that bf16 cannot hold.
-    """
-    torch.set_float32_matmul_precision("medium")
-    x = torch.full((64, 64), 1 + 2**-12)
-    if not torch.equal(x @ torch.eye(64), x):
-        torch.set_float32_matmul_precision("highest")
 
 
 # --- loading --------------------------------------------------------------------------------------
@@ -167,11 +136,16 @@ def ensure_pad(text: Text) -> int:
 
 def _load(auto: Any, name: str, machine: Machine, fresh: tuple[str, ...] = (), **kwargs: Any) -> nn.Module:
     """A model with all its weights from the folder, but for those whose names begin as in `fresh`."""
+    from transformers import AutoConfig
+
     folder = resolve(name)
-    device, dtype = device_of(machine), dtype_of(machine)
+    device = device_of(machine)
     _require_weights(folder, name)
+    prepare()
     try:
         with _quiet():
+            config = AutoConfig.from_pretrained(folder)
+            dtype = dtype_of(machine, getattr(config.get_text_config(), "hidden_size", 0))
             model, info = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True, **kwargs)
     except Exception as error:  # the library's own, safetensors', pickle's: a file that is no model
         raise InputError(

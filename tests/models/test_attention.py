@@ -1,0 +1,70 @@
+"""Packed attention against a plain softmax with a mask drawn by hand, in double precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from keel.models import attention
+from keel.models.attention import Packing
+
+BUNDLES = [(5, [4, 1, 3]), (1, [2]), (9, [7, 12])]
+HEADS, WIDTH, SCALE = 2, 8, 0.3
+
+
+def visible() -> torch.Tensor:
+    """Which token of the row sees which: its own prompt up to itself, its own completion up to itself."""
+    total = sum(p + sum(cs) for p, cs in BUNDLES)
+    seen = torch.zeros(total, total, dtype=torch.bool)
+    at = 0
+    for prompt, completions in BUNDLES:
+        begin = at
+        for i in range(prompt):
+            seen[begin + i, begin : begin + i + 1] = True
+        at += prompt
+        for length in completions:
+            for i in range(length):
+                seen[at + i, begin : begin + prompt] = True
+                seen[at + i, at : at + i + 1] = True
+            at += length
+    return seen
+
+
+def by_hand(query, key, value, arriving):
+    """Output and gradients, in float64."""
+    q, k, v = (x.detach().double().requires_grad_() for x in (query, key, value))
+    scores = (SCALE * q @ k.transpose(-1, -2)).masked_fill(~visible(), float("-inf"))
+    out = torch.softmax(scores, -1) @ v
+    return out.detach(), torch.autograd.grad(out, (q, k, v), arriving.double())
+
+
+@pytest.mark.parametrize("short", [attention.SHORT, 4], ids=["by products", "by the kernel"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_attention_and_its_gradients(monkeypatch, dtype, short):
+    monkeypatch.setattr(attention, "SHORT", short)
+    draw = torch.Generator().manual_seed(2)
+    tokens = len(visible())
+    q, k, v = (
+        torch.randn(1, tokens, HEADS, WIDTH, generator=draw).to(dtype).transpose(1, 2).requires_grad_()
+        for _ in range(3)
+    )
+    arriving = torch.randn(1, HEADS, tokens, WIDTH, generator=draw).to(dtype)
+    used, apply = [], attention._ByProducts.apply
+    monkeypatch.setattr(attention._ByProducts, "apply", lambda *inputs: used.append(1) or apply(*inputs))
+    out, _ = attention.attend(torch.nn.Module(), q, k, v, None, Packing(BUNDLES), scaling=SCALE)
+    out = out.transpose(1, 2)
+    assert bool(used) == (dtype == torch.bfloat16 and short > 4)
+    expected, gradients = by_hand(q, k, v, arriving)
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+    for ours, theirs in zip((out, *torch.autograd.grad(out, (q, k, v), arriving)), (expected, *gradients), strict=True):
+        assert float((ours.double() - theirs).detach().norm() / theirs.norm()) < tolerance
+
+
+def test_spans_are_the_mask():
+    """Start, stop, where what is seen begins and how much of it: together they say what the mask says."""
+    seen = torch.zeros_like(visible())
+    for start, stop, begin, prompt in Packing(BUNDLES).spans():
+        for i in range(start, stop):
+            seen[i, begin : begin + prompt] = True
+            seen[i, start : i + 1] = True
+    assert torch.equal(seen, visible())
