@@ -5,6 +5,8 @@ SEED ?= 0
 PAIRS ?=
 VENV := .venv
 TRL := .venv-trl-1.16
+TRL_PPO := .venv-trl-1.12
+ONLY ?=
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint bench clean
@@ -20,11 +22,12 @@ lint: $(VENV)/.installed-dev ## style, types, formatting
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed $(TRL)/.installed ## Keel against its peers, into docs/benchmarks.md
-	$(BIN)/python benchmarks/run.py --trl $(TRL)/bin/python --pairs '$(PAIRS)'
+bench: $(VENV)/.installed $(TRL)/.installed $(TRL_PPO)/.installed ## Keel against its peers, into docs/benchmarks.md
+	$(BIN)/python benchmarks/run.py --trl $(TRL)/bin/python --trl-ppo $(TRL_PPO)/bin/python \
+		--pairs '$(PAIRS)' --only '$(ONLY)'
 
 clean:                       ## remove the environment, not the runs
-	rm -rf $(VENV) $(TRL)
+	rm -rf $(VENV) $(TRL) $(TRL_PPO)
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -37,7 +40,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-$(TRL)/.installed:
-	$(PYTHON) -m venv $(TRL)
-	$(TRL)/bin/pip install --quiet torch==2.13.0 transformers==5.24.0 trl==1.16.0
+.venv-trl-%/.installed:
+	$(PYTHON) -m venv .venv-trl-$*
+	.venv-trl-$*/bin/pip install --quiet torch==2.13.0 transformers==5.24.0 trl==$*.0
 	touch $@

@@ -5,40 +5,118 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from worker import serve
 
-from keel.config import DPOConfig, RewardConfig
-from keel.methods import dpo, reward
-
-METHODS = {"dpo": (dpo, DPOConfig), "reward": (reward, RewardConfig)}
+from keel.config import BestOfNConfig, DPOConfig, PPOConfig, RewardConfig
+from keel.engine import forward
+from keel.methods import best_of_n, dpo, ppo, reward
+from keel.models import checkpoints
+from keel.records import Bundle, Completion
 
 
 def work(request: dict[str, Any]) -> dict[str, Any]:
-    """One run of `steps` steps; seconds are those of the loop, the reference's log-probabilities included."""
-    method, config = METHODS[request["method"]]
+    """One run: its seconds, and numbers to compare with the other sides'."""
+    forward.PACK = request.get("pack", True)
     with tempfile.TemporaryDirectory() as out:
-        result = method.train(
-            config(
-                model=f"{FOLDER}/model",
-                data=f"{FOLDER}/pairs.jsonl",
-                out=Path(out) / "run",
-                steps=request["steps"],
-                batch_size=request["batch"],
-                learning_rate=request["learning_rate"],
-                schedule="constant",
-                weight_decay=0.0,
-                max_grad_norm=1.0,
-                save_every=1 << 30,
-                max_length=1024,
-                **request["options"],
-            )
-        )
-        losses = [json.loads(line)["loss"] for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
-        return {"seconds": result.summary["train_seconds"], "losses": losses}
+        return WORKS[request["method"]](request, Path(out) / "run")
 
+
+def pairs(request: dict[str, Any], out: Path) -> dict[str, Any]:
+    """DPO or a reward model; seconds are those of the loop, the reference's log-probabilities included."""
+    method, config = {"dpo": (dpo, DPOConfig), "reward": (reward, RewardConfig)}[request["method"]]
+    result = method.train(
+        config(
+            model=f"{FOLDER}/model",
+            data=f"{FOLDER}/pairs.jsonl",
+            out=out,
+            steps=request["steps"],
+            batch_size=request["batch"],
+            learning_rate=request["learning_rate"],
+            schedule="constant",
+            save_every=1 << 30,
+            max_length=2048,
+            **request["options"],
+        )
+    )
+    return {"seconds": result.summary["train_seconds"], "numbers": metrics(result.folder, "loss")}
+
+
+def proximal(request: dict[str, Any], out: Path) -> dict[str, Any]:
+    """PPO; seconds are those of the loop; the number is the mean entropy of an answer."""
+    result = ppo.train(
+        PPOConfig(
+            model=f"{FOLDER}/model",
+            reward=f"{FOLDER}/reward",
+            prompts=f"{FOLDER}/prompts.jsonl",
+            out=out,
+            steps=request["steps"],
+            rollout_size=request["rollout"],
+            samples_per_prompt=1,
+            batch_size=request["batch"],
+            epochs=4,
+            max_new_tokens=32,
+            learning_rate=request["learning_rate"],
+            schedule="constant",
+            warmup=0.0,
+            save_every=1 << 30,
+            **request["options"],
+        )
+    )
+    return {"seconds": result.summary["train_seconds"], "numbers": metrics(result.folder, "objective/entropy")}
+
+
+def best(request: dict[str, Any], out: Path) -> dict[str, Any]:
+    """All that `keel best-of-n` does, loading included; the number is the mean log-probability of a token."""
+    config = BestOfNConfig(
+        model=f"{FOLDER}/model",
+        reward=f"{FOLDER}/reward",
+        prompts=f"{FOLDER}/prompts.jsonl",
+        out=out.with_suffix(".jsonl"),
+        n=16,
+        max_new_tokens=64,
+        limit=request["prompts"],
+        **request["options"],
+    )
+    began = time.perf_counter()
+    best_of_n.best_of_n(config)
+    seconds = time.perf_counter() - began
+    rows = [json.loads(line) for line in config.out.read_text().splitlines()]
+    candidates = [c for row in rows for c in row["candidates"]]
+    tokens = sum(c["tokens"] for c in candidates)
+    return {"seconds": seconds, "numbers": [sum(c["logp"] for c in candidates) / tokens], "candidates": len(candidates)}
+
+
+def passes(request: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Forward and backward passes of pairs of given lengths, for the cost per pair: seconds, and nothing to compare."""
+    config = DPOConfig(model=f"{FOLDER}/model", data="", out=out, **request["options"])
+    model = checkpoints.load_policy(config.model, config)
+    draw = torch.Generator().manual_seed(0)
+    ids = lambda n: torch.randint(3, 32_000, (n,), generator=draw).tolist()  # noqa: E731
+    bundles = [
+        Bundle(ids(request["prompt"]), [Completion(ids(request["completion"])) for _ in range(2)])
+        for _ in range(request["pairs"])
+    ]
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        for micro in forward.micro_batches(model, bundles, config.micro_tokens):
+            forward.sequence_logps(model, micro.bundles).sum().backward()
+        seconds.append(time.perf_counter() - began)
+        model.zero_grad()
+    return {"seconds": min(seconds), "numbers": []}
+
+
+def metrics(folder: Path, name: str) -> list[float]:
+    """A figure of every step."""
+    return [json.loads(line)[name] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+WORKS = {"dpo": pairs, "reward": pairs, "ppo": proximal, "best": best, "passes": passes}
 
 if __name__ == "__main__":
     FOLDER = sys.argv[1]

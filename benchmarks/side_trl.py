@@ -61,7 +61,7 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
             "logging_steps": 1,
             "save_strategy": "no",
             "report_to": [],
-            "max_length": 1024,
+            "max_length": 2048,
             "disable_tqdm": True,
             **request["options"],
         }
@@ -85,7 +85,7 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
             began = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - began
-    return {"seconds": seconds, "losses": losses.seen}
+    return {"seconds": seconds, "numbers": losses.seen}
 
 
 if __name__ == "__main__":

@@ -7,12 +7,14 @@ trains on the same tokens in the same batches, and losses can be compared.
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 from keel import world
 from keel.data import checks, formats
@@ -20,48 +22,70 @@ from keel.data.files import write_lines
 from keel.data.text import Text
 from keel.engine.batches import batch_of
 from keel.models import checkpoints
-from keel.records import Pair
+from keel.records import Bundle, Pair
 
 BATCH = 8
 MAX_LENGTH = 512
 SEED = 0
 
 
-def build(folder: Path, pairs_file: str | None, count: int) -> int:
-    """Write `model/`, `pairs.jsonl` and `ids.jsonl` for `count` pairs; returns the model's parameter count."""
-    folder.mkdir()
-    pairs = read(pairs_file) if pairs_file else made(1000)
+def build_models(folder: Path, pairs: list[Pair]) -> int:
+    """Write `model/` and `reward/`, both with random weights; returns the model's parameter count."""
     tokenizer = tokenizer_of([str(p.prompt) + side for p in pairs for side in (p.chosen, p.rejected)])
     torch.manual_seed(SEED)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=32_000,
-            hidden_size=512,
-            num_hidden_layers=8,
-            intermediate_size=1408,
-            num_attention_heads=8,
-            num_key_value_heads=8,
-            max_position_embeddings=2048,
-            tie_word_embeddings=True,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-        )
-    )
+    shape: dict[str, Any] = {
+        "vocab_size": 32_000,
+        "hidden_size": 512,
+        "num_hidden_layers": 8,
+        "intermediate_size": 1408,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
     text = Text(tokenizer)
+    model = LlamaForCausalLM(LlamaConfig(**shape))
     checkpoints.save(model, text, folder / "model")
-    encoded = [(p, text.encode(p, 1 << 20)) for p in pairs]
-    kept = [(p, b) for p, b in encoded if len(b.prompt_ids) + max(map(len, b.completions)) <= MAX_LENGTH][:count]
+    checkpoints.save(LlamaForSequenceClassification(LlamaConfig(**shape, num_labels=1)), text, folder / "reward")
+    return sum(p.numel() for p in model.parameters())
+
+
+def build_data(folder: Path, pairs: list[Pair], count: int) -> None:
+    """Write `pairs.jsonl` with the first `count` that are short enough, `ids.jsonl` and `prompts.jsonl`."""
+    text = checkpoints.load_text(f"{folder}/model")
+    encoded = ((p, text.encode(p, 1 << 20)) for p in pairs)
+    short = ((p, b) for p, b in encoded if len(b.prompt_ids) + max(map(len, b.completions)) <= MAX_LENGTH)
+    write(folder, list(itertools.islice(short, count)), count)
+
+
+def build_long(folder: Path, pairs: list[Pair], count: int) -> None:
+    """As `build_data`, with prompts of 1,000 tokens and answers of 100: texts joined, and cut between words."""
+    text = checkpoints.load_text(f"{folder}/model")
+    words = iter(" ".join(f"{p.prompt} {p.chosen} {p.rejected}" for p in pairs).split())
+
+    def stretch(tokens: int) -> str:
+        taken = list(itertools.islice(words, tokens))
+        while len(text.prompt_ids(" ".join(taken))) > tokens:
+            taken = taken[:-1]
+        return " ".join(taken)
+
+    long = [Pair(stretch(1000), " " + stretch(99), " " + stretch(99)) for _ in range(count)]
+    write(folder, [(p, text.encode(p, 1 << 20)) for p in long], count)
+
+
+def write(folder: Path, kept: list[tuple[Pair, Bundle]], count: int) -> None:
+    """The files of either."""
     if len(kept) < count:
         raise SystemExit(f"only {len(kept)} pairs of at most {MAX_LENGTH} tokens a side; {count} are needed")
-    write_lines(
-        folder / "pairs.jsonl",
-        [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p, _ in kept],
-    )
+    rows = ({"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p, _ in kept)
+    write_lines(folder / "pairs.jsonl", rows)
+    write_lines(folder / "prompts.jsonl", ({"prompt": p.prompt} for p, _ in kept))
     order = [i for step in range(count // BATCH) for i in batch_of(range(count), BATCH, step, SEED)]
     ids = ((kept[i][1].prompt_ids, *(c.ids for c in kept[i][1].completions)) for i in order)
-    write_lines(folder / "ids.jsonl", [{"prompt_ids": p, "chosen_ids": c, "rejected_ids": r} for p, c, r in ids])
-    return sum(p.numel() for p in model.parameters())
+    write_lines(folder / "ids.jsonl", ({"prompt_ids": p, "chosen_ids": c, "rejected_ids": r} for p, c, r in ids))
 
 
 def read(file: str) -> list[Pair]:

@@ -243,6 +243,8 @@ class GenerateConfig(Sampling):
     """JSONL file to write: one line per prompt with its completions."""
     n: Count = 1
     """Completions per prompt."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Draw among the fewest likeliest words with this probability; PPO trains on what it draws, and has no such cut."""
 
 
 class BestOfNConfig(GenerateConfig):

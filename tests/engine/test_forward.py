@@ -325,7 +325,7 @@ def test_positions_that_come_from_the_mask_are_noticed(capsys):
     assert capsys.readouterr().err.count("cannot share a prompt") == 1
 
 
-def test_a_recurrent_model_is_computed_row_by_row():
+def test_a_recurrent_model_is_computedrow_by_row():
     from transformers import MambaConfig, MambaForCausalLM
 
     torch.manual_seed(0)
@@ -361,7 +361,7 @@ def test_micro_batches_cover_every_bundle_once_within_the_budget(packs, shapes, 
 def patched(packs):
     """As if the model could pack, or could not."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forward, "_packing", lambda model, longest: packs)
+        patch.setattr(forward, "packing_to", lambda model, longest: packs)
         yield
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter
+from contextlib import contextmanager
 from itertools import product
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 from scipy import stats
 
 from keel.config import Machine
+from keel.engine import sampler
 from keel.engine.run import generator
 from keel.engine.sampler import completions_of, sample
 from keel.errors import InputError
@@ -43,6 +46,12 @@ def logps_of(model, prompt_ids, ids, temperature=1.0):
         logits = model(input_ids=torch.tensor([prompt_ids + ids]), use_cache=False).logits[0].float()
     table = torch.log_softmax(logits[len(prompt_ids) - 1 : -1] / temperature, -1)
     return table[torch.arange(len(ids)), torch.tensor(ids)]
+
+
+def logps_table(model, prompt_ids):
+    """Of every word after a prompt, [V]."""
+    with torch.no_grad():
+        return torch.log_softmax(model(input_ids=torch.tensor([prompt_ids])).logits[0, -1].double(), -1)
 
 
 def draw(model, text, prompts=PROMPTS, n=4, *, seed=0, max_new_tokens=12, **options):
@@ -155,7 +164,7 @@ def test_recorded_log_probabilities_are_those_of_the_sampling_distribution(make_
 
 def test_exactly_one_eos_or_truncated(make_model, architecture):
     model, text = load(make_model(architecture))
-    bundles = draw(model, text, n=16)
+    bundles = draw(model, text, n=200)
     finished = cut = 0
     for c in completions_of(bundles):
         if c.truncated:
@@ -240,22 +249,104 @@ def test_bundles_come_back_in_the_prompts_order_with_progress(base):
 # --- no work twice
 
 
-@pytest.mark.parametrize("n", [1, 4, 16])
-def test_prompts_are_prefilled_once_and_finished_rows_leave(make_model, n):
-    model, text = load(make_model("llama"))
+@contextmanager
+def computed(model):
+    """The shapes of the ids that the backbone is given meanwhile."""
     shapes: list[tuple[int, int]] = []
     handle = model.base_model.register_forward_pre_hook(
         lambda m, a, k: shapes.append(tuple(k["input_ids"].shape)), with_kwargs=True
     )
-    bundles = draw(model, text, n=n)
+    yield shapes
     handle.remove()
-    longest = max(len(b.prompt_ids) for b in bundles)
-    assert shapes[0] == (len(PROMPTS), longest)  # one row per prompt, not per completion
+
+
+@pytest.mark.parametrize("n", [1, 4, 16])
+def test_prompts_are_computed_once_and_finished_rows_leave(make_model, n):
+    model, text = load(make_model("llama"))
+    draw(model, text, n=1)  # the probes
+    with computed(model) as shapes:
+        bundles = draw(model, text, n=n)
+    assert shapes[0] == (1, sum(len(b.prompt_ids) for b in bundles))  # one row for all prompts, nothing padded
     steps = shapes[1:]
     assert all(width == 1 for _, width in steps)
     lengths = [len(c) for c in completions_of(bundles)]
     assert [rows for rows, _ in steps] == [sum(length > t + 1 for length in lengths) for t in range(len(steps))]
     assert len(steps) == max(lengths) - 1
+
+
+def test_prompts_that_wait_enter_as_others_finish(make_model):
+    """Forty prompts, eight rows at once: in no more steps than full rows would need, and a little for the last."""
+    model, text = load(make_model("gpt2"))
+    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(40)]
+    draw(model, text, n=1)
+    with computed(model) as shapes:
+        bundles = draw(model, text, prompts, n=2, max_rows=8)
+    steps = [rows for rows, width in shapes if width == 1]
+    drawn = sum(len(c) for c in completions_of(bundles))
+    assert max(steps) <= 8
+    assert max(rows for rows, _ in shapes) <= 8
+    assert len({b.prompt for b in bundles}) == len(PROMPTS)
+    assert [b.prompt for b in bundles] == prompts
+    by_turns = sum(max(len(c) for b in bundles[i : i + 4] for c in b.completions) for i in range(0, 40, 4))
+    assert drawn / 8 <= len(steps) < 0.8 * by_turns
+
+
+def test_entering_late_changes_no_number(make_model, architecture):
+    """Two rows at once, so that most prompts enter beside answers half written: log-probabilities stay the model's."""
+    folder = make_model(architecture)
+    model, text = load(folder)
+    theirs = oracle(folder)
+    for bundle in draw(model, text, n=1, max_rows=2):
+        for c in bundle.completions:
+            torch.testing.assert_close(c.logps, logps_of(theirs, bundle.prompt_ids, c.ids, 1.0), rtol=0, atol=1e-3)
+
+
+def test_the_order_of_completions_says_nothing_about_their_length(six_tokens):
+    """The first of a bundle's answers is an answer like any other, not the one that ended first."""
+    model, text = load(six_tokens)
+    bundles = draw(model, text, ["a b", "d"] * 100, n=8, max_new_tokens=10, max_rows=64)
+    lengths = torch.tensor([[len(c) for c in b.completions] for b in bundles]).double()
+    first, last = lengths[:, :4].mean(1), lengths[:, 4:].mean(1)
+    assert stats.ttest_rel(first, last).pvalue > 1e-3
+
+
+# --- top-p
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.75, 0.95])
+def test_top_p_draws_among_the_likeliest_and_records_their_shares(six_tokens, top_p):
+    model, text = load(six_tokens)
+    (bundle,) = draw(model, text, ["a b c"], 3000, max_new_tokens=1, top_p=top_p, max_rows=5000)
+    law = logps_table(oracle(six_tokens), bundle.prompt_ids)
+    among, covered = [], 0.0
+    for word in sorted(range(6), key=lambda i: -law[i]):
+        if covered >= top_p:
+            break
+        among.append(word)
+        covered += float(law[word].exp())
+    assert 1 <= len(among) < 6 or top_p > 0.9
+    counts = Counter(c.ids[0] for c in bundle.completions)
+    assert counts.keys() <= set(among)
+    if len(among) > 1:
+        expected = [3000 * float(law[w].exp()) / covered for w in among]
+        assert stats.chisquare([counts[w] for w in among], expected).pvalue > 1e-3
+    for c in bundle.completions:
+        assert float(c.logps[0]) == pytest.approx(float(law[c.ids[0]]) - math.log(covered), abs=1e-4)
+
+
+def test_drawing_in_blocks_is_the_same_law():
+    """1,000 words in eight blocks, the last one short, and words of no probability at either end."""
+    logits = torch.randn(1000, generator=torch.Generator().manual_seed(4)) * 2
+    logits[:3] = logits[997:] = float("-inf")
+    token, logp = sampler.draw(logits.expand(20_000, -1), 1.0, 1.0, torch.Generator().manual_seed(5))
+    law = torch.softmax(logits.double(), -1)
+    torch.testing.assert_close(logp.double(), law[token].log(), rtol=0, atol=1e-5)
+    counts = torch.bincount(token, minlength=1000).double()
+    assert float(counts[law == 0].sum()) == 0
+    common = law * 20_000 >= 5
+    observed = [*counts[common].tolist(), float(counts[~common].sum())]
+    expected = [*(law[common] * 20_000).tolist(), float(law[~common].sum()) * 20_000]
+    assert stats.chisquare(observed, expected).pvalue > 1e-3
 
 
 # --- refusals and edges

@@ -144,6 +144,7 @@ class TreeConfig(PreTrainedConfig):
 
     def __init__(self, vocab_size: int = 4, hidden_size: int = INNER, use_cache: bool = True, **kwargs: Any) -> None:
         self.vocab_size, self.hidden_size, self.use_cache = vocab_size, hidden_size, use_cache
+        self.num_hidden_layers = 1
         super().__init__(**kwargs)
 
 

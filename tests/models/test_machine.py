@@ -57,7 +57,7 @@ from keel.models import machine
 if sys.argv[1] == "kept":
     machine.keep_freed_memory()
 step = lambda: [torch.ones(1 << 24) for _ in range(3)]
-for _ in range(4):
+for _ in range(15):
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):

@@ -80,17 +80,17 @@ States = list[list[int]]
 def _hidden(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
     """All hidden states that the bundles need, [rows, D], and where each completion finds its own."""
     longest = max(len(b.prompt_ids) + len(c) for b in bundles for c in b.completions)
-    if _packing(model, longest):
+    if packing_to(model, longest):
         return _packed(model, [b for b in bundles if b.completions])
-    return _row_by_row(model, bundles)
+    return row_by_row(model, bundles)
 
 
-def _packing(model: nn.Module, longest: int) -> bool:
+def packing_to(model: nn.Module, longest: int) -> bool:
     """Whether bundles of up to `longest` tokens a completion share one row."""
     return PACK and full_attention(model.config, longest) and _packs(model)
 
 
-def _row_by_row(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
+def row_by_row(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
     """One row per completion, its prompt before it, padding behind both."""
     sequences = [b.prompt_ids + c.ids for b in bundles for c in b.completions]
     prompts = [len(b.prompt_ids) for b in bundles for _ in b.completions]
@@ -166,7 +166,7 @@ def _same_packed(model: nn.Module) -> bool:
     training = model.training
     model.eval()
     try:
-        whole, states = _row_by_row(model, bundles)
+        whole, states = row_by_row(model, bundles)
         packed, places = _packed(model, bundles)
     finally:
         model.train(training)
@@ -200,7 +200,7 @@ def micro_batches(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int
     losses are divided by the count of the whole batch, the cut cannot change a gradient beyond rounding.
     """
     longest = [len(b.prompt_ids) + max((len(c) for c in b.completions), default=0) for b in bundles]
-    packs = _packing(model, max(longest, default=0))
+    packs = packing_to(model, max(longest, default=0))
     order = sorted(range(len(bundles)), key=lambda i: (-longest[i], i))
     start = 0
     while start < len(order):

@@ -1,24 +1,32 @@
-"""Local decoding: prompts prefilled once per bundle, one row per completion, rows leave when they have finished.
+"""Local decoding: each prompt computed once, rows leave when they have finished, and the next prompts enter.
 
 Each sampled token's log-probability, under exactly the distribution that it was drawn from, is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
 from keel.data.text import Text, named
+from keel.engine.forward import packing_to, row_by_row
 from keel.errors import InputError, RunFailed
-from keel.models.heads import device_of_model, full_attention, scaled_logits, trunk
+from keel.models.attention import Decoding, Packing, survivors
+from keel.models.heads import device_of_model, scaled_logits, trunk, vocabulary_of
 from keel.records import Bundle, Completion, Origin, Prompt
 
 Progress = Callable[[int], None]
+BLOCK = 128
+"""Words whose probabilities are summed first when one is drawn."""
+ENTER = 8
+"""Prompts enter when one row in so many is free: a pass over a few tokens costs as much as over many."""
 
 
 def sample(
@@ -30,26 +38,37 @@ def sample(
     origins: Sequence[Origin] | None = None,
     max_new_tokens: int,
     temperature: float = 1.0,
+    top_p: float = 1.0,
     generator: torch.Generator,
     max_rows: int = 256,
     progress: Progress | None = None,
 ) -> list[Bundle]:
     """Draw n completions for every prompt; bundles come back in the prompts' order.
 
-    Temperature 0 takes the likeliest token; log-probabilities are then those at temperature 1. A completion that
-    reaches `max_new_tokens` without EOS is marked truncated. `progress(k)` is told of every k finished completions.
-    `origins` say where the prompts came from. Raises InputError where a prompt and its answer exceed the model's
-    positions (`room` says how long prompts may be), RunFailed where the model's probabilities are not finite.
+    Temperature 0 takes the likeliest token; log-probabilities are then those at temperature 1. `top_p` < 1 draws from
+    the likeliest words that together have that probability, and log-probabilities are those among these. A completion
+    that reaches `max_new_tokens` without EOS is marked truncated. `progress(k)` is told of every k finished
+    completions. `origins` say where the prompts came from. Raises InputError where a prompt and its answer exceed the
+    model's positions (`room` says how long prompts may be), RunFailed where the model's probabilities are not finite.
     """
     bundles = [
         Bundle(text.prompt_ids(prompt), [], prompt=prompt, origin=origin)
         for prompt, origin in zip(prompts, origins or [Origin()] * len(prompts), strict=True)
     ]
     _check_room(model, bundles, max_new_tokens)
-    order = sorted(range(len(bundles)), key=lambda i: (len(bundles[i].prompt_ids), i))
-    for group in _groups(model, [bundles[i] for i in order], n, max_new_tokens, max_rows):
-        _decode(model, text, group, max_new_tokens, temperature, generator, progress)
+    order = sorted(range(len(bundles)), key=lambda i: (-len(bundles[i].prompt_ids), i))
+    longest = len(bundles[order[0]].prompt_ids) + max_new_tokens if bundles else 0
+    kind = _Shared if bundles and packing_to(model, longest) and _decodes(model) else _Separate
+    asked = deque((bundles[i], copies) for i in order for copies in _shares(n, min(n, max_rows)))
+    drawing = _Drawing(text, max_new_tokens, temperature, top_p, generator, progress)
+    while asked:
+        kind(model, asked, min(n, max_rows), max_rows, drawing).run()
     return bundles
+
+
+def _shares(n: int, most: int) -> list[int]:
+    """n completions in turns of at most `most`."""
+    return [min(most, n - done) for done in range(0, n, most)]
 
 
 def room(model: Any, max_new_tokens: int) -> int | None:
@@ -69,225 +88,298 @@ def _check_room(model: Any, bundles: list[Bundle], max_new_tokens: int) -> None:
         )
 
 
+Asked = deque[tuple[Bundle, int]]
+"""Prompts that wait, each with how many completions of it are wanted at once."""
+
+
 @dataclass(slots=True)
-class _Group:
-    """Bundles decoded together, `copies` completions each in this pass."""
+class _Drawing:
+    """How tokens are drawn, and when a completion ends."""
 
-    bundles: list[Bundle]
-    copies: int
-    slots: bool
-
-
-def _groups(model: Any, bundles: list[Bundle], n: int, max_new: int, max_rows: int) -> Iterable[_Group]:
-    """Passes of at most `max_rows` completions. Models whose cache is more than slots get prompts of equal length."""
-    slots = full_attention(model.config, max(len(b.prompt_ids) for b in bundles) + max_new) if bundles else True
-    start = 0
-    while start < len(bundles):
-        stop = start + 1
-        while (
-            stop < len(bundles)
-            and (stop - start + 1) * n <= max_rows
-            and (slots or len(bundles[stop].prompt_ids) == len(bundles[start].prompt_ids))
-        ):
-            stop += 1
-        done = 0
-        while done < n:
-            copies = min(n - done, max(1, max_rows // (stop - start)))
-            yield _Group(bundles[start:stop], copies, slots)
-            done += copies
-        start = stop
+    text: Text
+    max_new: int
+    temperature: float
+    top_p: float
+    generator: torch.Generator
+    progress: Progress | None
 
 
-# --- the cache ------------------------------------------------------------------------------------
+class _Rows:
+    """Completions that are being written, and the loop over their tokens; how hidden states come about is the kinds'.
 
-
-class _Slots(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of one layer in storage reserved once, so that a new token copies one slot and not the cache.
-
-    Rows that finish are overwritten by the last ones that go on, so that the live rows stay the first of the storage
-    and only a few are ever moved.
+    `cells` names each row: what was drawn for it stands at tokens[cell], and `owners[cell]` is its bundle.
     """
 
-    filled = 0
+    def __init__(self, model: Any, asked: Asked, copies: int, max_rows: int, drawing: _Drawing) -> None:
+        self.model, self.asked, self.copies, self.drawing = model, asked, copies, drawing
+        self.device = device_of_model(model)
+        self.slots = max(1, min(max_rows // copies, len(asked)))
+        size = self.slots * copies
+        self.owners: list[Bundle | None] = [None] * size
+        self.finished: dict[int, Completion] = {}
+        self.cells = torch.empty(0, dtype=torch.long, device=self.device)
+        self.tokens = torch.zeros(size, drawing.max_new, dtype=torch.long, device=self.device)
+        self.logps = torch.zeros(size, drawing.max_new, device=self.device)
+        self.count = torch.zeros(size, dtype=torch.long, device=self.device)
+        self.ended = torch.tensor(sorted(drawing.text.eos_ids), device=self.device)
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys, self.values = key_states, value_states
-        self.is_initialized = True
+    @torch.no_grad()
+    def run(self) -> None:
+        """Until nobody waits who may enter, and all have finished."""
+        hidden = self.enter()
+        while hidden is not None and len(hidden):
+            token = self._draw(hidden)
+            finished = torch.isin(token, self.ended) | (self.count[self.cells] == self.drawing.max_new)
+            if bool(finished.any()):
+                self._collect(self.cells[finished])
+                kept = survivors(~finished)
+                self.cells, token = self.cells[kept], token[kept]
+                self.keep(kept)
+            hidden = self.step(token) if len(token) else hidden[:0]
+            if self.asked and (new := self.enter()) is not None:
+                hidden = torch.cat([hidden, new])
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:  # prefill: hold the prompt as it came
-            self.lazy_initialization(key_states, value_states)
-            self.filled = key_states.shape[-2]
-            return key_states, value_states
-        stop = self.filled + key_states.shape[-2]
-        self.keys[:, :, self.filled : stop] = key_states
-        self.values[:, :, self.filled : stop] = value_states
-        self.filled = stop
-        return self.keys[:, :, :stop], self.values[:, :, :stop]
+    def enter(self) -> Tensor | None:
+        """Let prompts in where there is room; the hidden states after them, one per new row: [new rows, D]."""
+        raise NotImplementedError
 
-    def get_seq_length(self) -> int:
-        return self.filled
-
-    def spread(self, copies: int, extra: int) -> None:
-        """One row per completion instead of one per prompt, with room for `extra` more tokens."""
-        for name in ("keys", "values"):
-            old: Tensor = getattr(self, name)
-            rows, heads, length, width = old.shape
-            new = old.new_empty(rows * copies, heads, length + extra, width)
-            new[:, :, :length] = old.repeat_interleave(copies, 0)
-            setattr(self, name, new)
-
-    def keep(self, rows: Tensor) -> None:
-        """Only these rows go on, in this order: as `_survivors` gives them, so that most of them stay in place."""
-        moved = torch.nonzero(rows >= len(rows)).squeeze(1)
-        for storage in (self.keys, self.values):
-            storage[moved, :, : self.filled] = storage[rows[moved], :, : self.filled]
-        self.keys, self.values = self.keys[: len(rows)], self.values[: len(rows)]
-
-
-class _SlotCache(Cache):  # type: ignore[misc]
-    def __init__(self) -> None:
-        super().__init__(layer_class_to_replicate=_Slots)
-
-    def spread(self, copies: int, extra: int) -> None:
-        for layer in self.layers:
-            layer.spread(copies, extra)
+    def step(self, token: Tensor) -> Tensor:
+        """The hidden states after one more token of each row, [R, D]."""
+        raise NotImplementedError
 
     def keep(self, rows: Tensor) -> None:
-        for layer in self.layers:
-            layer.keep(rows)
+        """Only these rows go on, in this order."""
+        raise NotImplementedError
+
+    def seat(self, slot: int, bundle: Bundle, copies: int) -> list[int]:
+        """The cells of a bundle that takes a slot."""
+        cells = [slot * self.copies + k for k in range(copies)]
+        for cell in cells:
+            self.owners[cell] = bundle
+        self.count[cells] = 0
+        return cells
+
+    def _draw(self, hidden: Tensor) -> Tensor:
+        drawing = self.drawing
+        logits = scaled_logits(self.model, hidden, drawing.temperature or 1.0)
+        token, logp = draw(logits, drawing.temperature, drawing.top_p, drawing.generator)
+        bad = torch.nonzero(logp.isnan()).flatten()
+        if len(bad):  # a row that is not a number is so everywhere
+            owner = self.owners[int(self.cells[bad[0]])]
+            assert owner is not None
+            raise RunFailed(f"the model's probabilities are not finite after {named(owner)}")
+        at = self.count[self.cells]
+        self.tokens[self.cells, at], self.logps[self.cells, at] = token, logp
+        self.count[self.cells] = at + 1
+        return token
+
+    def _collect(self, cells: Tensor) -> None:
+        """Give finished completions to their bundles."""
+        text = self.drawing.text
+        drawn = self.tokens[cells].tolist(), self.logps[cells].cpu(), self.count[cells].tolist()
+        for cell, ids, logps, length in zip(cells.tolist(), *drawn, strict=True):
+            completion = text.completion(ids[:length], truncated=ids[length - 1] not in text.eos_ids)
+            completion.logps = logps[:length].clone()
+            self.finished[cell] = completion
+        for slot in sorted({int(cell) // self.copies for cell in cells}):
+            self._leave(range(slot * self.copies, (slot + 1) * self.copies))
+        if self.drawing.progress is not None:
+            self.drawing.progress(len(cells))
+
+    def _leave(self, cells: range) -> None:
+        """A slot is free once all of its rows have finished; not the order in which they did is kept, but the rows'."""
+        owners = [(cell, owner) for cell in cells if (owner := self.owners[cell]) is not None]
+        if all(cell in self.finished for cell, _ in owners):
+            for cell, owner in owners:
+                owner.completions.append(self.finished.pop(cell))
+                self.owners[cell] = None
 
 
-class _ModelCache(DynamicCache):  # type: ignore[misc]
-    """The architecture's own cache (sliding windows, recurrent states), for prompts of one length."""
+class _Shared(_Rows):
+    """Prompts in one packed row as they enter, their keys and values kept once (`models/attention.py`)."""
 
-    def spread(self, copies: int, extra: int) -> None:
-        self.batch_repeat_interleave(copies)
+    def __init__(self, model: Any, asked: Asked, copies: int, max_rows: int, drawing: _Drawing) -> None:
+        super().__init__(model, asked, copies, max_rows, drawing)
+        longest = len(asked[0][0].prompt_ids)  # the longest come first
+        self.decoding = Decoding(self.slots, copies, longest, drawing.max_new, self.device)
+
+    def enter(self) -> Tensor | None:
+        free = [s for s in range(self.slots) if not any(self.owners[s * self.copies : (s + 1) * self.copies])]
+        if not self.asked or ENTER * len(free) < min(self.slots, ENTER * len(self.asked)):
+            return None
+        new = [self.asked.popleft() for _ in free[: len(self.asked)]]
+        cells = [cell for slot, one in zip(free, new, strict=False) for cell in self.seat(slot, *one)]
+        self.cells = torch.cat([self.cells, torch.tensor(cells, device=self.device)])
+        lengths = [len(bundle.prompt_ids) for bundle, _ in new]
+        seen, last = prefill(self.model, [bundle.prompt_ids for bundle, _ in new])
+        self.decoding.enter(
+            torch.tensor(free[: len(new)], device=self.device), lengths, seen, self.cells[-len(cells) :]
+        )
+        return last.repeat_interleave(torch.tensor([copies for _, copies in new], device=self.device), 0)
+
+    def step(self, token: Tensor) -> Tensor:
+        return decode(self.model, token, self.decoding)
 
     def keep(self, rows: Tensor) -> None:
-        self.batch_select_indices(rows)
+        self.decoding.keep(rows)
 
 
-# --- decoding -------------------------------------------------------------------------------------
+class _Separate(_Rows):
+    """Prompts of one length, all at once, with the architecture's own cache (sliding windows, recurrent states)."""
+
+    cache: DynamicCache | None = None
+
+    def enter(self) -> Tensor | None:
+        if self.cache is not None:
+            return None
+        length = len(self.asked[0][0].prompt_ids)
+        new: list[tuple[Bundle, int]] = []
+        while self.asked and len(new) < self.slots and len(self.asked[0][0].prompt_ids) == length:
+            new.append(self.asked.popleft())
+        cells = [cell for slot, one in enumerate(new) for cell in self.seat(slot, *one)]
+        self.cells = torch.tensor(cells, device=self.device)
+        self.positions = torch.full_like(self.cells, length)
+        self.cache = DynamicCache(config=self.model.config)
+        ids = torch.tensor([bundle.prompt_ids for bundle, _ in new], device=self.device)
+        out = trunk(self.model)(input_ids=ids, past_key_values=self.cache, use_cache=True)
+        owners = torch.tensor([i for i, (_, copies) in enumerate(new) for _ in range(copies)], device=self.device)
+        self.cache.batch_select_indices(owners)
+        hidden: Tensor = out.last_hidden_state[:, -1]
+        return hidden[owners]
+
+    def step(self, token: Tensor) -> Tensor:
+        out = trunk(self.model)(
+            input_ids=token[:, None],
+            position_ids=self.positions[:, None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.positions = self.positions + 1
+        hidden: Tensor = out.last_hidden_state[:, -1]
+        return hidden
+
+    def keep(self, rows: Tensor) -> None:
+        assert self.cache is not None
+        self.cache.batch_select_indices(rows)
+        self.positions = self.positions[rows]
 
 
-@torch.no_grad()
-def _decode(
-    model: Any,
-    text: Text,
-    group: _Group,
-    max_new: int,
-    temperature: float,
-    generator: torch.Generator,
-    progress: Progress | None,
-) -> None:
-    """Add `group.copies` completions to each bundle of the group."""
+# --- passes ---------------------------------------------------------------------------------------
+
+
+def prefill(model: Any, prompts: Sequence[list[int]]) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor]:
+    """Prompts in one row: keys and values of every layer, and the hidden state of each prompt's last token [N, D]."""
     device = device_of_model(model)
-    lengths = torch.tensor([len(b.prompt_ids) for b in group.bundles], device=device)
-    cache = _SlotCache() if group.slots else _ModelCache(config=model.config)
-    hidden = _prefill(model, group.bundles, lengths, cache).repeat_interleave(group.copies, 0)
-    cache.spread(group.copies, max_new)
-    width = int(lengths.max())
-    positions = lengths.repeat_interleave(group.copies)
-    visible = _visible(positions, width, max_new, hidden.dtype) if int(lengths.min()) < width else None
-
-    rows = len(positions)
-    tokens = torch.zeros(rows, max_new, dtype=torch.long, device=device)
-    logps = torch.zeros(rows, max_new, device=device)
-    ended = torch.tensor(sorted(text.eos_ids), device=device)
-    count = torch.zeros(rows, dtype=torch.long, device=device)
-    live = torch.arange(rows, device=device)
-    for t in range(max_new):
-        logps_all = torch.log_softmax(scaled_logits(model, hidden, temperature or 1.0), -1)
-        _require_finite(logps_all, live, group)
-        token, logp = _draw(logps_all, temperature, generator)
-        tokens[live, t], logps[live, t] = token, logp
-        count[live] = t + 1
-        going = ~torch.isin(token, ended)
-        if progress is not None:
-            progress(int((~going).sum()) if t + 1 < max_new else len(live))
-        if t + 1 == max_new or not bool(going.any()):
-            break
-        if not bool(going.all()):
-            kept = _survivors(going)
-            live, token, positions = live[kept], token[kept], positions[kept]
-            cache.keep(kept)
-            visible = visible[kept] if visible is not None else None
-        mask = visible[:, :, :, : width + t + 1] if visible is not None else None
-        hidden = _step(model, token, positions, mask, cache)
-        positions = positions + 1
-    _append(text, group, tokens.cpu(), logps.cpu(), count.tolist())
+    lengths = [len(ids) for ids in prompts]
+    packing = Packing([(0, [length]) for length in lengths], seen={})
+    out = trunk(model)(
+        input_ids=torch.tensor([[i for ids in prompts for i in ids]], device=device),
+        position_ids=torch.tensor([[i for length in lengths for i in range(length)]], device=device),
+        attention_mask=torch.zeros(1, 1, 1, 1, device=device),  # made already: the packing stands for it
+        packing=packing,
+        use_cache=False,
+    )
+    assert packing.seen is not None
+    last: Tensor = out.last_hidden_state[0, torch.tensor(lengths, device=device).cumsum(0) - 1]
+    return packing.seen, last
 
 
-def _prefill(model: Any, bundles: list[Bundle], lengths: Tensor, cache: Cache) -> Tensor:
-    """Run the prompts once, right-padded, and return the hidden state of each one's last token, [N, D]."""
-    ids = torch.zeros(len(bundles), int(lengths.max()), dtype=torch.long)
-    for i, bundle in enumerate(bundles):
-        ids[i, : len(bundle.prompt_ids)] = torch.tensor(bundle.prompt_ids)
-    out = trunk(model)(input_ids=ids.to(lengths.device), past_key_values=cache, use_cache=True)
-    hidden: Tensor = out.last_hidden_state
-    return hidden[torch.arange(len(bundles), device=lengths.device), lengths - 1]
-
-
-def _visible(prompt_lengths: Tensor, width: int, max_new: int, dtype: torch.dtype) -> Tensor:
-    """What is added to a row's attention scores, [R, 1, 1, width + max_new]: 0 on its prompt and all that it wrote.
-
-    Elsewhere the type's minimum. Every attention adds such a mask; a boolean one some would add as 0 and 1.
-    """
-    slot = torch.arange(width + max_new, device=prompt_lengths.device)
-    seen = (slot < prompt_lengths[:, None]) | (slot >= width)
-    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
-    return mask[:, None, None, :]
-
-
-def _step(model: Any, token: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache) -> Tensor:
+def decode(model: Any, token: Tensor, decoding: Decoding) -> Tensor:
+    """One token more of every row: [R] -> the hidden states after them, [R, D]."""
+    positions = decoding.begin_step(next(model.parameters()).dtype)
     out = trunk(model)(
         input_ids=token[:, None],
         position_ids=positions[:, None],
-        attention_mask=mask,
-        past_key_values=cache,
-        use_cache=True,
+        attention_mask=torch.zeros(1, 1, 1, 1, device=token.device),  # made already: `decoding` stands for it
+        decoding=decoding,
+        use_cache=False,
     )
+    decoding.end_step()
     hidden: Tensor = out.last_hidden_state[:, -1]
     return hidden
 
 
-def _survivors(going: Tensor) -> Tensor:
-    """The rows that go on, those from the end in the places of the finished ones: [R] -> [survivors]."""
-    rows = torch.nonzero(going).squeeze(1)
-    order = torch.arange(len(rows), device=going.device)
-    order[~going[: len(rows)]] = rows[rows >= len(rows)]
-    return order
+_DECODES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
-def _require_finite(logps: Tensor, live: Tensor, group: _Group) -> None:
-    """Nothing can be drawn where the model gives no probabilities; a row that is not a number is so everywhere."""
-    bad = torch.nonzero(logps[:, 0].isnan()).flatten()
-    if len(bad):
-        bundle = group.bundles[int(live[bad[0]]) // group.copies]
-        raise RunFailed(f"the model's probabilities are not finite after {named(bundle)}")
+def _decodes(model: Any) -> bool:
+    """Whether decoding gives the hidden states of a plain pass; tried on first use with a few tokens."""
+    if model not in _DECODES:
+        try:
+            _DECODES[model] = _same_decoded(model)
+        except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):  # a backbone that takes no such input
+            _DECODES[model] = False
+    return _DECODES[model]
 
 
-def _draw(logps: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One token per row and its log-probability: [R, V] -> [R], [R]."""
+@torch.no_grad()
+def _same_decoded(model: Any) -> bool:
+    token = [i % vocabulary_of(model) for i in range(1, 12)]
+    bundles = [
+        Bundle(token[:4], [Completion(token[4:6]), Completion(token[7:9])]),
+        Bundle(token[2:4], [Completion(token[5:7]), Completion(token[1:3])]),
+    ]
+    hidden, places = row_by_row(model, bundles)
+    expected = hidden[torch.tensor(places, device=hidden.device)].float()  # [4 rows, 3, D]
+    decoding = Decoding(2, 2, 4, 2, hidden.device)
+    seen, last = prefill(model, [b.prompt_ids for b in bundles])
+    decoding.enter(torch.arange(2, device=hidden.device), [4, 2], seen, torch.arange(4, device=hidden.device))
+    got = [last.repeat_interleave(2, 0)]
+    for t in range(2):
+        written = torch.tensor([c.ids[t] for b in bundles for c in b.completions], device=hidden.device)
+        got.append(decode(model, written, decoding))
+    tolerance = 1e-4 if hidden.dtype == torch.float32 else 0.05
+    return bool((torch.stack(got, 1).float() - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+# --- drawing --------------------------------------------------------------------------------------
+
+
+def draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """One token per row and its log-probability: fp32 [R, V] -> [R], [R].
+
+    Probabilities are summed in blocks, a block is drawn and then a word in it: a running sum over all words is slower
+    and, in fp32, less exact.
+    """
+    rows, words = logits.shape
+    if top_p < 1:
+        logits = among_likeliest(logits, top_p)
+    blocks = -(-words // BLOCK)
+    weights = logits.new_empty(rows, blocks * BLOCK)
+    weights[:, words:] = 0
+    torch.sub(logits, logits.amax(-1, keepdim=True), out=weights[:, :words])
+    weights[:, :words].exp_()
+    weights = weights.view(rows, blocks, BLOCK)
+    sums = weights.sum(-1).double()
+    total = sums.sum(-1)
     if temperature == 0:
-        token = logps.argmax(-1)
-    else:
-        reached = logps.double().exp().cumsum(-1)  # the first token whose cumulative share exceeds a uniform draw
-        drawn = torch.rand(len(logps), 1, dtype=torch.double, generator=generator).to(logps.device)
-        token = (
-            torch.searchsorted(reached, drawn * reached[:, -1:], right=True).squeeze(1).clamp(max=logps.shape[1] - 1)
-        )
-    return token, logps.gather(-1, token[:, None]).squeeze(1)
+        return logits.argmax(-1), -total.log().float()
+    drawn = torch.rand(rows, dtype=torch.double, generator=generator).to(logits.device) * total
+    block, before = _first_beyond(sums, drawn)
+    row = torch.arange(rows, device=logits.device)
+    word, _ = _first_beyond(weights[row, block].double(), drawn - before)
+    token = block * BLOCK + word
+    return token, (weights[row, block, word].double().log() - total.log()).float()
 
 
-def _append(text: Text, group: _Group, tokens: Tensor, logps: Tensor, count: list[int]) -> None:
-    for row, length in enumerate(count):
-        ids: list[int] = tokens[row, :length].tolist()
-        completion = text.completion(ids, truncated=ids[-1] not in text.eos_ids)
-        completion.logps = logps[row, :length].clone()
-        group.bundles[row // group.copies].completions.append(completion)
+def _first_beyond(weights: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+    """The first place whose running sum exceeds what was drawn, and the sum before it: [R, N], [R] -> [R], [R].
+
+    Where rounding leaves none, the last place with any weight.
+    """
+    reached = weights.cumsum(-1)
+    place = torch.searchsorted(reached, drawn[:, None], right=True)
+    last = weights.shape[1] - 1 - (weights.flip(-1) > 0).int().argmax(-1, keepdim=True)
+    place = torch.minimum(place, last)
+    before = reached.gather(-1, place) - weights.gather(-1, place)
+    return place.squeeze(1), before.squeeze(1)
+
+
+def among_likeliest(logits: Tensor, top_p: float) -> Tensor:
+    """Logits with -inf for all but the fewest likeliest words that together have a probability of `top_p` or more."""
+    ordered, words = torch.softmax(logits, -1).sort(-1, descending=True)
+    enough = ordered.cumsum(-1) - ordered >= top_p
+    return logits.masked_fill(enough.scatter(-1, words, enough), float("-inf"))
 
 
 def completions_of(bundles: Sequence[Bundle]) -> list[Completion]:

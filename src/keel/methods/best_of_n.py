@@ -76,6 +76,7 @@ def _draw(config: GenerateConfig) -> tuple[list[Bundle], RowCounts, Text]:
             origins=[b.origin for b in prompts],
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
+            top_p=config.top_p,
             generator=generator(config.seed, "generate"),
             max_rows=config.max_rows,
             progress=bar.advance,

@@ -1,7 +1,9 @@
-"""Attention over one row that holds many bundles: each prompt once, its completions behind it, nothing padded.
+"""Attention that computes each prompt once, whatever the number of its completions.
 
-`keel` is registered in transformers' attention interface. Where a backbone is called with a `packing`, each completion
-attends to its own prompt and to itself; elsewhere it is transformers' own `sdpa`. All other layers see a row of tokens.
+`keel` is registered in transformers' attention interface. Where a backbone is called with a `packing`, one row holds
+many bundles, nothing padded, and each completion attends to its own prompt and to itself. With a `decoding`, each row
+is the newest token of a completion that is being written. Elsewhere it is transformers' own `sdpa`. All other layers of
+the backbone see nothing of this.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ class Packing:
 
     bundles: list[tuple[int, list[int]]]
     """(prompt, completions) per bundle; a bundle has at least one completion."""
+    seen: dict[int, tuple[Tensor, Tensor]] | None = None
+    """Where wanted: every layer's keys and values, [1, key heads, T, width]."""
     _masks: dict[tuple[int, int, torch.dtype], Tensor] = field(default_factory=dict)
 
     def spans(self) -> Iterator[tuple[int, int, int, int]]:
@@ -60,18 +64,24 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,
     packing: Packing | None = None,
+    decoding: Decoding | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface: [B, heads, T, width] -> [B, T, heads, width]."""
-    if packing is None:
+    if packing is None and decoding is None:
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return out, None
     for name in ("softcap", "s_aux", "position_bias"):
         if options.get(name) is not None:
             raise ValueError(f"packed attention knows no {name}")
+    scale = options.get("scaling") or query.shape[-1] ** -0.5
+    if decoding is not None:
+        return decoding.attend(module.layer_idx, query, key, value, scale).transpose(1, 2), None  # type: ignore[arg-type]
+    assert packing is not None
+    if packing.seen is not None:
+        packing.seen[module.layer_idx] = key, value  # type: ignore[index]
     if (groups := query.shape[1] // key.shape[1]) > 1:
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    scale = options.get("scaling") or query.shape[-1] ** -0.5
     short = max(stop - start for start, stop, *_ in packing.spans()) <= SHORT
     if query.dtype == torch.bfloat16 and query.device.type == "cpu" and short:
         out = _ByProducts.apply(query, key, value, packing, scale)  # type: ignore[no-untyped-call]
@@ -129,6 +139,139 @@ class _ByProducts(torch.autograd.Function):
                 total[:, begin : begin + prompt] += part[:, :prompt]
                 total[:, start:stop] += part[:, prompt:]
         return *(x[None] for x in gradients), None, None
+
+
+# --- decoding -------------------------------------------------------------------------------------
+
+
+class Decoding:
+    """Keys and values of completions while they are written: of each prompt once, of each row its own tokens.
+
+    Prompts have a slot each, [slots, key heads, longest, width]. Rows are the completions that are being written, kept
+    without gaps, [rows, key heads, room, width]. A row's cell, slot * copies + copy, names it for good.
+    """
+
+    def __init__(self, slots: int, copies: int, longest: int, room: int, device: torch.device) -> None:
+        self.copies = copies
+        self.prompts = torch.zeros(slots, dtype=torch.long, device=device)
+        """Length of each slot's prompt, 0 where there is none."""
+        self.cells = torch.empty(0, dtype=torch.long, device=device)
+        """The cell of each row."""
+        self.written = torch.empty(0, dtype=torch.long, device=device)
+        """Tokens of each row whose keys and values are stored."""
+        self._longest, self._room = longest, room
+        self._layers: dict[int, tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]] = {}
+        self._masks: tuple[Tensor | None, Tensor | None] = None, None
+        self._widths = 0, 0
+
+    def enter(self, slots: Tensor, lengths: list[int], seen: dict[int, tuple[Tensor, Tensor]], cells: Tensor) -> None:
+        """Prompts whose keys and values stand in `seen` one after the other take slots; `cells` become rows."""
+        self.prompts[slots] = torch.tensor(lengths, device=slots.device)
+        for layer, (key, value) in seen.items():
+            prompts, _ = self._of(layer, key)
+            for stored, new in zip(prompts, (key, value), strict=True):
+                for slot, part in zip(slots.tolist(), new[0].split(lengths, 1), strict=True):
+                    stored[slot, :, : part.shape[1]] = part
+        self.cells = torch.cat([self.cells, cells])
+        self.written = torch.cat([self.written, torch.zeros_like(cells)])
+
+    def keep(self, rows: Tensor) -> None:
+        """Only these rows go on, in this order; most stay in place where it is `survivors`'."""
+        moved = torch.nonzero(rows != torch.arange(len(rows), device=rows.device)).squeeze(1)
+        most = int(self.written.max()) if len(self.written) else 0
+        for _, own in self._layers.values():
+            for stored in own:
+                stored[moved, :, :most] = stored[rows[moved], :, :most]
+        self.cells, self.written = self.cells[rows], self.written[rows]
+        occupied = torch.zeros_like(self.prompts)
+        occupied[self.cells // self.copies] = 1
+        self.prompts *= occupied
+
+    def begin_step(self, dtype: torch.dtype) -> Tensor:
+        """Before a pass over the rows' newest tokens: their positions, [R]."""
+        width, own = int(self.prompts.max()), int(self.written.max()) + 1
+        self._widths = width, own
+        self._masks = _hide(self.prompts, width, dtype), _hide(self.written + 1, own, dtype)
+        return self.prompts[self.cells // self.copies] + self.written
+
+    def end_step(self) -> None:
+        """After it."""
+        self.written = self.written + 1
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Each row's newest token over its prompt and its own tokens: [R, heads, 1, width] -> the same."""
+        rows, heads, _, width = query.shape
+        prompts, own = self._of(layer, key)
+        at = torch.arange(rows, device=query.device)
+        for stored, new in zip(own, (key, value), strict=True):
+            stored[at, :, self.written] = new[:, :, 0]
+        kinds = key.shape[1]
+        query = query.view(rows, kinds, heads // kinds, width)
+        keys, values = (x[:rows, :, : self._widths[1]] for x in own)
+        over_own = _attention(query, keys, values, self._masks[1], scale)
+        keys, values = (x[:, :, : self._widths[0]] for x in prompts)
+        over_prompt = self._over_prompts(query, keys, values, scale)
+        return _joined(over_prompt, over_own).reshape(rows, heads, 1, width)
+
+    def _over_prompts(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """All rows of a slot at once: [R, key heads, group, width] -> the same, and [R, key heads, group]."""
+        _, kinds, group, width = query.shape
+        slots = len(self.prompts)
+        grid = query.new_zeros(slots * self.copies, kinds, group, width)
+        grid[self.cells] = query
+        asked = grid.view(slots, self.copies, kinds, group, width).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        out, normaliser = _attention(asked, key, value, self._masks[0], scale)
+        out = out.view(slots, kinds, group, self.copies, width).permute(0, 3, 1, 2, 4).flatten(0, 1)
+        normaliser = normaliser.view(slots, kinds, group, self.copies).permute(0, 3, 1, 2).flatten(0, 1)
+        return out[self.cells], normaliser[self.cells]
+
+    def _of(self, layer: int, like: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """A layer's storage: keys and values of the prompts, and of the rows."""
+        if layer not in self._layers:
+            _, kinds, _, width = like.shape
+            slots = len(self.prompts)
+            prompts, own = (
+                (like.new_zeros(n, kinds, length, width), like.new_zeros(n, kinds, length, width))
+                for n, length in ((slots, self._longest), (slots * self.copies, self._room))
+            )
+            self._layers[layer] = prompts, own
+        return self._layers[layer]
+
+
+def survivors(going: Tensor) -> Tensor:
+    """The rows that go on, those from the end in the places of the finished ones: [R] -> [survivors]."""
+    rows = torch.nonzero(going).squeeze(1)
+    order = torch.arange(len(rows), device=going.device)
+    order[~going[: len(rows)]] = rows[rows >= len(rows)]
+    return order
+
+
+def _hide(lengths: Tensor, width: int, dtype: torch.dtype) -> Tensor | None:
+    """Added to scores over `width` places of which the first `lengths` [B] count: [B, 1, 1, width]; None if all do."""
+    if bool((lengths == width).all()):
+        return None
+    hidden = torch.arange(width, device=lengths.device) >= lengths[:, None]
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=lengths.device)
+    return mask.masked_fill(hidden, torch.finfo(dtype).min)[:, None, None, :]
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention [B, heads, T, width] and the logarithm of its normaliser [B, heads, T]."""
+    if query.device.type == "cpu":
+        out, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, attn_mask=mask, scale=scale
+        )
+        return out, normaliser
+    scores = scale * (query @ key.transpose(-1, -2)).float()
+    scores = scores if mask is None else scores + mask
+    normaliser = torch.logsumexp(scores, -1)
+    return (scores - normaliser[..., None]).exp().to(value.dtype) @ value, normaliser
+
+
+def _joined(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
+    """Attention over two sets of keys from that over each and the logarithms of the normalisers."""
+    share = torch.sigmoid(a[1].float() - b[1].float())[..., None]
+    return (share * a[0] + (1 - share) * b[0]).to(a[0].dtype)
 
 
 AttentionInterface.register(NAME, attend)
