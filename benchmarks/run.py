@@ -115,10 +115,10 @@ def works(keel: str, trl: str, trl_ppo: str) -> list[Work]:
                     "generate + classifier, tuned",
                     trl,
                     "side_generate.py",
-                    {"fast_matmul": True, "bf16": bf16, "together": 16},
+                    {"fast_matmul": True, "bf16": bf16, "together": 1},
                     0.1,
                 ),
-                Side("generate + classifier, a prompt at a time, fp32", trl, "side_generate.py", {"together": 1}, 0.1),
+                Side("generate + classifier in fp32", trl, "side_generate.py", {"together": 1}, 0.1),
             ),
             rounds=1,
         ),
@@ -164,7 +164,7 @@ def main() -> None:
         }
         results = {}
         for work in chosen:
-            place = folder / work.name
+            place = folder / f"{work.name}-work"
             place.mkdir()
             for part in ("model", "reward"):
                 (place / part).symlink_to(folder / part)
