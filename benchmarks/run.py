@@ -81,7 +81,7 @@ def works(keel: str, trl: str, trl_ppo: str) -> list[Work]:
             "Reward model",
             "pairs",
             4 * standard.BATCH,
-            {"method": "reward", "steps": 4, **pairs},
+            {"method": "reward", "steps": 4, **pairs, "learning_rate": 1e-4},
             (
                 mine,
                 Side("TRL 1.16, tuned", trl, "side_trl.py", tuned, 5e-3),
@@ -150,6 +150,7 @@ def main() -> None:
     options = parser.parse_args()
     all_works = works(sys.executable, options.trl, options.trl_ppo)
     chosen = [w for w in all_works if w.name in options.only.split(",") or not options.only]
+    order = [w.name for w in all_works]
     with tempfile.TemporaryDirectory() as name, Path("bench.log").open("w") as log:
         folder = Path(name)
         pairs = standard.read(options.pairs) if options.pairs else standard.made(1000)
@@ -162,7 +163,6 @@ def main() -> None:
             "parameters": parameters,
             "pairs_from": "people's pairs (Anthropic HH)" if options.pairs else "made pairs",
         }
-        results = {}
         for work in chosen:
             place = folder / f"{work.name}-work"
             place.mkdir()
@@ -174,14 +174,19 @@ def main() -> None:
                 seconds = work.count / found["sides"]["Keel"]["per_second"]
                 least = peaks.least_work(place, work.count, **work.least)
                 found["gemm_share"] = least / max(facts["peaks"].values()) / seconds
-            results[work.name] = found
             print(json.dumps(found, indent=1), flush=True)
+            save(options.out, page.merged(options.out, facts, {work.name: found}, None, order))
         growth = linear(folder, log) if not options.only or "growth" in options.only.split(",") else None
-    written = page.merged(options.out, facts, results, growth, [w.name for w in all_works])
-    options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps(written, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(page.text(written))
+    written = page.merged(options.out, facts, {}, growth, order)
+    save(options.out, written)
     print(page.text(written))
+
+
+def save(file: Path, written: dict[str, Any]) -> None:
+    """The page, and what it is made of."""
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(written, indent=1) + "\n")
+    file.with_suffix(".md").write_text(page.text(written))
 
 
 def linear(folder: Path, log: Any) -> dict[str, list[dict[str, float]]]:

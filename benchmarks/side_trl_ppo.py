@@ -43,7 +43,7 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
         config = PPOConfig(
             output_dir=out,
             use_cpu=True,
-            per_device_train_batch_size=request["batch"],
+            per_device_train_batch_size=request["rollout"],
             gradient_accumulation_steps=1,
             num_mini_batches=request["rollout"] // request["batch"],
             total_episodes=request["steps"] * request["rollout"],

@@ -143,6 +143,8 @@ class DPOConfig(Training):
     """Frozen reference; the starting policy by default."""
     reference_logps: Literal["cached", "live"] = "cached"
     """Reference log-probabilities computed once before training, or with every batch."""
+    reference_cache: Path | None = None
+    """File that keeps the cached ones for further runs on the same data and reference; in the run folder by default."""
     learning_rate: Positive = 1e-6
 
     @model_validator(mode="after")

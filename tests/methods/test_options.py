@@ -199,6 +199,44 @@ def test_dpo_options_change_the_weights(train, weights, make_model):
         seen.append(got)
 
 
+def test_reference_log_probabilities_are_kept_in_a_file_until_they_are_others(
+    train, monkeypatch, make_model, metrics_of, tmp_path
+):
+    """A second run on the same pairs and reference computes none; another reference, or other data, all anew."""
+    from keel.methods import dpo
+
+    passes = []
+    real = dpo.in_batches
+    monkeypatch.setattr(
+        dpo, "in_batches", lambda f, m, bundles, t: passes.append(len(bundles)) or real(f, m, bundles, t)
+    )
+    file = tmp_path / "kept" / "reference.safetensors"
+    options = {"reference_cache": file, "steps": 2}
+
+    def computed(**more):
+        passes.clear()
+        result = train("dpo", **options, **more)
+        return len(passes), [row["loss"] for row in metrics_of(result.folder)]
+
+    first, expected = computed()
+    again, losses = computed()
+    assert (first, again) == (1, 0)
+    assert losses == expected
+    other = str(make_model("llama", seed=9))
+    assert computed(reference=other)[0] == 1
+    assert computed(reference=other)[0] == 0
+    assert computed(reference=other, limit=10)[0] == 1
+    assert computed(reference=other, limit=10, precision="bf16")[0] == 1
+    file.write_bytes(b"no such thing")
+    with pytest.raises(InputError, match="remove it"):
+        computed()
+
+
+def test_a_run_keeps_its_reference_log_probabilities_for_resuming(train):
+    assert (train("dpo", steps=1).folder / "reference-logps.safetensors").exists()
+    assert not (train("dpo", steps=1, reference_logps="live").folder / "reference-logps.safetensors").exists()
+
+
 def test_live_and_cached_references_are_one(train, weights, metrics_of, make_model):
     """The same numbers at other times; they differ by the rounding of other passes at most."""
     options = {"reference": str(make_model("llama", seed=1)), "learning_rate": 1e-4, "holdout": 0.25}

@@ -60,6 +60,41 @@ def test_packed_attention_and_its_gradients(monkeypatch, dtype, short):
         assert float((ours.double() - theirs).detach().norm() / theirs.norm()) < tolerance
 
 
+@pytest.mark.parametrize("way", [attention.by_flex, attention.by_mask])
+def test_the_ways_of_a_gpu(way):
+    """On a CPU FlexAttention has no backward pass; the other one's gradients are checked, too."""
+    draw = torch.Generator().manual_seed(2)
+    tokens = len(visible())
+    q, k, v = (torch.randn(1, HEADS, tokens, WIDTH, generator=draw).requires_grad_() for _ in range(3))
+    arriving = torch.randn(1, HEADS, tokens, WIDTH, generator=draw)
+    expected, gradients = by_hand(q, k, v, arriving)
+    if way is attention.by_flex:
+        out = way(q.detach(), k.detach(), v.detach(), Packing(BUNDLES), SCALE)
+    else:
+        out = way(q, k, v, Packing(BUNDLES), SCALE)
+        for ours, theirs in zip(torch.autograd.grad(out, (q, k, v), arriving), gradients, strict=True):
+            torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_flex_attention_is_taken_only_where_it_says_the_same(monkeypatch):
+    """It cannot train on a CPU, and is not taken there; nor where it is wrong."""
+    check = attention._flex_works.__wrapped__
+    assert not check(torch.device("cpu"), torch.float32)
+    monkeypatch.setattr(attention, "by_flex", attention.by_mask)
+    assert check(torch.device("cpu"), torch.float32)
+    monkeypatch.setattr(attention, "by_flex", lambda *inputs: attention.by_mask(*inputs) * 1.01)
+    assert not check(torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_flex_attention_trains_on_a_gpu(dtype):
+    assert attention._flex_works(torch.device("cuda"), dtype)
+
+
 def test_spans_are_the_mask():
     """Start, stop, where what is seen begins and how much of it: together they say what the mask says."""
     seen = torch.zeros_like(visible())

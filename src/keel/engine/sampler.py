@@ -77,6 +77,20 @@ def room(model: Any, max_new_tokens: int) -> int | None:
     return None if limit is None else int(limit) - max_new_tokens + 1
 
 
+def cache_bytes(model: Any, prompts: Sequence[Bundle], n: int, max_new_tokens: int, max_rows: int) -> float:
+    """Most memory that drawing n completions takes beside the model: keys and values, and the words' weights."""
+    config = model.config.get_text_config()
+    layers, heads = (int(getattr(config, name, 1)) for name in ("num_hidden_layers", "num_attention_heads"))
+    kinds = int(getattr(config, "num_key_value_heads", None) or heads)
+    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    weight = int(next(model.parameters()).element_size())
+    slots = max(1, min(max_rows // min(n, max_rows), len(prompts)))
+    rows = slots * min(n, max_rows)
+    longest = max(len(b.prompt_ids) for b in prompts)
+    places = slots * longest + rows * max_new_tokens
+    return float(2 * layers * kinds * width * weight * places + 12 * rows * vocabulary_of(model))
+
+
 def _check_room(model: Any, bundles: list[Bundle], max_new_tokens: int) -> None:
     limit = getattr(model.config, "max_position_embeddings", None)
     longest = max((len(b.prompt_ids) for b in bundles), default=0)

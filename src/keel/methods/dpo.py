@@ -5,21 +5,28 @@ Left out: sampling pairs on the way (online DPO) and losses without a reference.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from keel import objectives, stats
 from keel.config import DPOConfig, refuse_existing
 from keel.data import prepare
+from keel.engine import memory
 from keel.engine.batches import batch_of, examples_seen, steps_of
 from keel.engine.forward import in_batches, micro_batches, sequence_logps
 from keel.engine.identities import require_zero_margin_loss
 from keel.engine.progress import say
 from keel.engine.run import Result, Run
+from keel.errors import InputError
 from keel.models import checkpoints
 from keel.objectives import Metrics
 from keel.records import Bundle, lengths_of
@@ -35,6 +42,9 @@ def train(config: DPOConfig) -> Result:
     reference = checkpoints.load_policy(config.reference or config.model, config).requires_grad_(False)
     checkpoints.same_vocabulary(policy, reference, config.reference or config.model)
     policy_hash, reference_hash = checkpoints.weights_hash(policy), checkpoints.weights_hash(reference)
+    memory.require(
+        [(policy, sequence_logps)], memory.largest_pass(policy, data.train, config.batch_size, config.micro_tokens)
+    )
     run = Run(
         "dpo",
         config,
@@ -51,8 +61,10 @@ def train(config: DPOConfig) -> Result:
         rows_eval=data.eval_counts,
     )
     began = time.perf_counter()
-    held = Reference(reference, data.held_out, config, cached=True)
-    frozen = Reference(reference, data.train, config, cached=config.reference_logps == "cached")
+    kept = Kept(config.reference_cache or run.folder / "reference-logps.safetensors", reference_hash)
+    held = Reference(reference, data.held_out, config, kept)
+    frozen = Reference(reference, data.train, config, kept if config.reference_logps == "cached" else None)
+    kept.write()
     run.charge(time.perf_counter() - began)
 
     expected = objectives.dpo_zero_margin_loss(config.loss, beta=config.beta, length_alpha=config.length_alpha)
@@ -90,11 +102,13 @@ def pair_loss(config: DPOConfig, logps: Tensor, reference: Tensor, bundles: Sequ
 
 
 class Reference:
-    """Summed log-probabilities under the frozen reference, computed once or with every batch."""
+    """Summed log-probabilities under the frozen reference, computed once (and kept in a file) or with every batch."""
 
-    def __init__(self, model: nn.Module, bundles: list[Bundle], config: DPOConfig, cached: bool) -> None:
+    def __init__(self, model: nn.Module, bundles: list[Bundle], config: DPOConfig, kept: Kept | None) -> None:
         self._model, self._bundles, self._budget = model, bundles, config.micro_tokens
-        self._cache = self._compute(bundles) if cached else None
+        self._cache: list[Tensor] | None = None
+        if kept is not None:
+            self._cache = kept.get(model, bundles, self._compute)
 
     def _compute(self, bundles: list[Bundle]) -> list[Tensor]:
         return in_batches(sequence_logps, self._model, bundles, self._budget)
@@ -104,6 +118,53 @@ class Reference:
         if self._cache is not None:
             return torch.cat([self._cache[i] for i in indices])
         return torch.cat(self._compute([self._bundles[i] for i in indices]))
+
+
+class Kept:
+    """A file of log-probabilities, each set under a hash of what it depends on: reference, precision, all token ids.
+
+    What is not under the right hash is computed anew, and takes the place of what the file held.
+    """
+
+    def __init__(self, file: Path, identity: str) -> None:
+        self._file, self._identity = file, identity
+        self._found: dict[str, Tensor] = {}
+        if file.exists():
+            try:
+                self._found = load_file(file)
+            except SafetensorError as error:
+                raise InputError(f"{file}: not readable ({error}); remove it, it can be computed anew") from error
+        self._used: dict[str, Tensor] = {}
+
+    def get(
+        self, model: nn.Module, bundles: list[Bundle], compute: Callable[[list[Bundle]], list[Tensor]]
+    ) -> list[Tensor]:
+        """One tensor per bundle, from the file or by `compute`."""
+        if not bundles:
+            return []
+        weight = next(model.parameters())
+        key = _fingerprint(self._identity, weight.dtype, bundles)
+        if key in self._found:
+            say(f"reference: log-probabilities of {len(bundles)} pairs read from {self._file}")
+            flat = self._found[key].to(weight.device)
+        else:
+            flat = torch.cat(compute(bundles))
+        self._used[key] = flat.cpu()
+        return list(flat.split([len(b.completions) for b in bundles]))
+
+    def write(self) -> None:
+        """Keep what was asked for, unless it all stands in the file."""
+        if not self._used.keys() <= self._found.keys():
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            partial = self._file.with_name(self._file.name + ".partial")
+            save_file(self._used, partial)
+            partial.rename(self._file)
+
+
+def _fingerprint(identity: str, dtype: torch.dtype, bundles: Sequence[Bundle]) -> str:
+    """Hash of the reference, its precision and every token, in order."""
+    ids = [[b.prompt_ids, [c.ids for c in b.completions]] for b in bundles]
+    return hashlib.sha256(json.dumps([identity, str(dtype), ids]).encode()).hexdigest()[:32]
 
 
 def evaluate(config: DPOConfig, policy: nn.Module, reference: Reference, bundles: list[Bundle]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ Left out: reward whitening (it would change beta), entropy bonuses, forced EOS (
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from keel import objectives, stats
 from keel.config import PPOConfig, refuse_existing
 from keel.data import prepare
 from keel.data.text import Text
+from keel.engine import memory
 from keel.engine.batches import batch_of, examples_seen
 from keel.engine.forward import (
     in_batches,
@@ -31,7 +32,7 @@ from keel.engine.forward import (
 from keel.engine.identities import require_unit_ratio, require_zero_kl
 from keel.engine.progress import say
 from keel.engine.run import Result, Run, generator
-from keel.engine.sampler import room, sample
+from keel.engine.sampler import cache_bytes, room, sample
 from keel.engine.scorers import Scorer, load_scorer
 from keel.models import checkpoints
 from keel.records import Bundle, Completion, lengths_of
@@ -108,6 +109,7 @@ def load_roles(config: PPOConfig, text: Text) -> Roles:
 def start(config: PPOConfig, roles: Roles, text: Text, data: prepare.Prepared) -> Run:
     """The run: two trained roles with a learning rate each, Adam's epsilon as PPO wants it, beta as state."""
     policy_hash = checkpoints.weights_hash(roles.policy)
+    _require_memory(config, roles, data.train)
     run = Run(
         "ppo",
         config,
@@ -129,6 +131,17 @@ def start(config: PPOConfig, roles: Roles, text: Text, data: prepare.Prepared) -
     )
     run.extra.setdefault("beta", config.beta)
     return run
+
+
+def _require_memory(config: PPOConfig, roles: Roles, prompts: Sequence[Bundle]) -> None:
+    """For answers of full length, and for the keys and values while they are written."""
+    answers = [Completion([0] * config.max_new_tokens) for _ in range(config.samples_per_prompt)]
+    full = [replace(b, completions=answers) for b in prompts]
+    memory.require(
+        [(roles.policy, token_logps), (roles.value, scalars_at_states)],
+        memory.largest_pass(roles.policy, full, config.batch_size, config.micro_tokens),
+        cache_bytes(roles.policy, prompts, config.samples_per_prompt, config.max_new_tokens, config.max_rows),
+    )
 
 
 # --- roll out -------------------------------------------------------------------------------------

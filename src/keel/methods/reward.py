@@ -15,6 +15,7 @@ from torch import nn
 from keel import objectives, stats
 from keel.config import RewardConfig, refuse_existing
 from keel.data import prepare
+from keel.engine import memory
 from keel.engine.batches import batch_of, examples_seen, steps_of
 from keel.engine.forward import in_batches, micro_batches, scalars_at_end
 from keel.engine.identities import require_zero_margin_loss
@@ -37,6 +38,9 @@ def train(config: RewardConfig) -> Result:
     dtype = next(model.parameters()).dtype
     data = prepare.pairs(config, config.data, text, checkpoints.positions(model))
     say(data.report)
+    memory.require(
+        [(model, scalars_at_end)], memory.largest_pass(model, data.train, config.batch_size, config.micro_tokens)
+    )
     run = Run(
         "reward",
         config,

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from keel import stats
 from keel.config import SFTConfig, refuse_existing
 from keel.data import prepare
+from keel.engine import memory
 from keel.engine.batches import batch_of, examples_seen, steps_of
-from keel.engine.forward import micro_batches, token_scores
+from keel.engine.forward import micro_batches, token_logps, token_scores
 from keel.engine.progress import say
 from keel.engine.run import Result, Run
 from keel.models import checkpoints
@@ -29,6 +30,9 @@ def train(config: SFTConfig) -> Result:
     policy = checkpoints.load_policy(config.model, config)
     data = prepare.demonstrations(config, config.data, text, checkpoints.positions(policy))
     say(data.report)
+    memory.require(
+        [(policy, token_logps)], memory.largest_pass(policy, data.train, config.batch_size, config.micro_tokens)
+    )
     run = Run(
         "sft",
         config,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ class Packing:
     """(prompt, completions) per bundle; a bundle has at least one completion."""
     seen: dict[int, tuple[Tensor, Tensor]] | None = None
     """Where wanted: every layer's keys and values, [1, key heads, T, width]."""
+    blocks: Any = None
+    """FlexAttention's block mask, made on first use and the same in every layer."""
     _masks: dict[tuple[int, int, torch.dtype], Tensor] = field(default_factory=dict)
 
     def spans(self) -> Iterator[tuple[int, int, int, int]]:
@@ -46,6 +49,13 @@ class Packing:
             for length in later:
                 yield at, at + length, begin, prompt
                 at += length
+
+    def places(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Of each token of the row: its bundle [T], and its part of that [T], 0 the prompt and k completion k."""
+        lengths = torch.tensor([n for prompt, cs in self.bundles for n in (prompt, *cs)])
+        parts = torch.tensor([k for _, cs in self.bundles for k in range(len(cs) + 1)])
+        bundles = torch.tensor([i for i, (_, cs) in enumerate(self.bundles) for _ in range(len(cs) + 1)])
+        return bundles.repeat_interleave(lengths).to(device), parts.repeat_interleave(lengths).to(device)
 
     def mask(self, prompt: int, completion: int, like: Tensor) -> Tensor:
         """Added to a later completion's scores over [prompt; itself]: [completion, prompt + completion]."""
@@ -82,6 +92,9 @@ def attend(
         packing.seen[module.layer_idx] = key, value  # type: ignore[index]
     if (groups := query.shape[1] // key.shape[1]) > 1:
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    if query.device.type != "cpu":
+        way = by_flex if _flex_works(query.device, query.dtype) else by_mask
+        return way(query, key, value, packing, scale).transpose(1, 2), None
     short = max(stop - start for start, stop, *_ in packing.spans()) <= SHORT
     if query.dtype == torch.bfloat16 and query.device.type == "cpu" and short:
         out = _ByProducts.apply(query, key, value, packing, scale)  # type: ignore[no-untyped-call]
@@ -107,6 +120,59 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing
     return torch.cat(parts, 2)
 
 
+# --- on a GPU -------------------------------------------------------------------------------------
+
+
+def by_flex(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
+    """Packed attention by torch's FlexAttention, which skips blocks that nothing sees: [1, heads, T, width]."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    if packing.blocks is None:
+        bundle, part = packing.places(query.device)
+
+        def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return (k <= q) & (bundle[q] == bundle[k]) & ((part[k] == 0) | (part[k] == part[q]))
+
+        tokens = query.shape[2]
+        packing.blocks = create_block_mask(visible, None, None, tokens, tokens, device=query.device.type)
+    out: Tensor = _flex(query.device.type)(query, key, value, block_mask=packing.blocks, scale=scale)
+    return out
+
+
+def by_mask(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
+    """Packed attention over the whole row, what must not be seen masked: any kernel can, at the price of its square."""
+    bundle, part = packing.places(query.device)
+    same = (bundle[:, None] == bundle) & ((part == 0) | (part[:, None] == part))
+    return scaled_dot_product_attention(query, key, value, attn_mask=same.tril(), scale=scale)
+
+
+@cache
+def _flex(device: str) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
+
+
+@cache
+def _flex_works(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether FlexAttention runs here, forward and backward, and says what plain attention with a mask says."""
+    packing = Packing([(70, [40, 33]), (5, [90])])
+    tokens = sum(prompt + sum(completions) for prompt, completions in packing.bundles)
+    q, k, v = (torch.randn(1, 2, tokens, 64, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+    found = []
+    try:
+        for way in (by_flex, by_mask):
+            out = way(q, k, v, packing, 0.125)
+            found.append([out, *torch.autograd.grad(out.float().sin().sum(), (q, k, v))])
+    except Exception:  # no compiler, no kernel for this card, a limit of its own: whatever it is, there is another way
+        return False
+    tolerance = 1e-3 if dtype == torch.float32 else 0.05
+    return all(float((a - b).abs().max()) <= tolerance * float(b.abs().max()) for a, b in zip(*found, strict=True))
+
+
+# --- on a CPU in bf16 -----------------------------------------------------------------------------
+
+
 class _ByProducts(torch.autograd.Function):
     """`packed_attention` with a backward pass of matrix products, scores in fp32.
 
@@ -123,22 +189,31 @@ class _ByProducts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value = (x[0] for x in ctx.saved_tensors)
-        gradients = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        query, key, value, arriving = (x[0].contiguous() for x in (*ctx.saved_tensors, gradient))
+        query = query * ctx.scale
+        queries, keys = query.float(), key.float()
+        d_query, d_key, d_value = (torch.empty_like(x) for x in (query, key, value))
         for start, stop, begin, prompt in ctx.packing.spans():
-            q, g = query[:, start:stop].contiguous(), gradient[0, :, start:stop].contiguous()
-            k, v = (torch.cat([x[:, begin : begin + prompt], x[:, start:stop]], 1) for x in (key, value))
-            scores = torch.bmm(q.float().mul_(ctx.scale), k.float().transpose(1, 2))
-            p = torch.softmax(scores.add_(ctx.packing.mask(prompt, stop - start, scores)), -1).to(q.dtype)
-            arrived = torch.bmm(g, v.transpose(1, 2))
-            d_scores = torch._softmax_backward_data(arrived, p, -1, p.dtype).mul_(ctx.scale)
-            gradients[0][:, start:stop] = torch.bmm(d_scores, k)
-            for total, part in zip(
-                gradients[1:], (torch.bmm(d_scores.transpose(1, 2), q), torch.bmm(p.transpose(1, 2), g)), strict=True
+            own, seen = slice(start, stop), slice(begin, begin + prompt)
+            q, g = query[:, own], arriving[:, own]
+            k, k32, v = (_with(x, seen, own) for x in (key, keys, value))
+            mask = ctx.packing.mask(prompt, stop - start, queries)
+            p = torch.softmax(torch.baddbmm(mask, queries[:, own], k32.transpose(1, 2)), -1).to(q.dtype)
+            d_scores = torch._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), p, -1, p.dtype)
+            d_query[:, own] = torch.bmm(d_scores, k)
+            for total, part in (
+                (d_key, torch.bmm(d_scores.transpose(1, 2), q)),
+                (d_value, torch.bmm(p.transpose(1, 2), g)),
             ):
-                total[:, begin : begin + prompt] += part[:, :prompt]
-                total[:, start:stop] += part[:, prompt:]
-        return *(x[None] for x in gradients), None, None
+                total[:, own] = part[:, prompt:]
+                if prompt:
+                    total[:, seen] += part[:, :prompt]
+        return (d_query.mul_(ctx.scale)[None], d_key[None], d_value[None], None, None)
+
+
+def _with(x: Tensor, seen: slice, own: slice) -> Tensor:
+    """What a span sees of the row, its own tokens last: [heads, T, width] -> [heads, n, width]."""
+    return torch.cat([x[:, seen], x[:, own]], 1) if seen.stop > seen.start else x[:, own]
 
 
 # --- decoding -------------------------------------------------------------------------------------

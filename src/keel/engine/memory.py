@@ -1,0 +1,212 @@
+"""What a run will take of the memory, said before it starts; checkpointing where that alone makes it fit; or a refusal.
+
+What training adds to the loaded models is gradients, Adam's two moments, an fp32 copy of weights that are not, and
+what a pass keeps for its backward pass. The last is measured on a few tokens and scales with their number, since
+neither attention nor the head keeps anything larger; beside it stands what a layer's backward pass works with, about
+three times what that layer keeps (measured on fp32 and bf16, with and without checkpointing).
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from keel.engine.forward import micro_batches, packing_to
+from keel.engine.optimizer import AT_ONCE
+from keel.engine.progress import say
+from keel.errors import InputError
+from keel.models.heads import trunk, vocabulary_of
+from keel.records import Bundle, Completion
+
+Pass = Callable[[nn.Module, list[Bundle]], Tensor]
+"""`token_logps`, `scalars_at_end` …: what training asks a model for."""
+WORKING = 3.0
+"""What the backward pass of a layer works with, in units of what the layer keeps for it."""
+SPARE = 0.25e9
+"""Bytes for all that is not reckoned with: blocks of logits, scores of attention, the allocator's gaps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes that training adds to the loaded models."""
+
+    state: float
+    """Gradients, moments, fp32 copies: whatever the batch."""
+    per_token: float
+    """Kept for the backward pass and worked with in it, per computed token."""
+    tokens: int
+    """Computed tokens of the largest pass."""
+    more: float = 0.0
+    """What else the method says."""
+
+    @property
+    def total(self) -> float:
+        return self.state + self.per_token * self.tokens + self.more + SPARE
+
+
+def require(trained: Sequence[tuple[nn.Module, Pass]], tokens: int, more: float = 0.0) -> None:
+    """Say what training these models will take; turn checkpointing on, or refuse, where it is more than is free.
+
+    `tokens` are those of the largest pass (`largest_pass`); passes of several models take turns.
+    """
+    device = next(trained[0][0].parameters()).device
+    free = free_bytes(device)
+    need = needed(trained, tokens, more)
+    told = f"memory: training takes about {need.total / 1e9:.1f} GB beside the models, {free / 1e9:.1f} GB are free"
+    if need.total <= free:
+        say(told)
+        return
+    working = [_working(model, passing) for model, passing in trained]
+    for model, _ in trained:
+        checkpoint_layers(model)
+    need = needed(trained, tokens, more, working)
+    if need.total <= free:
+        say(f"{told}; layers are computed again in the backward pass: about {need.total / 1e9:.1f} GB")
+        return
+    left = free - need.state - need.more - SPARE
+    if left < need.per_token:
+        remedy = "use --precision bf16, a smaller model or a larger machine"
+    else:
+        remedy = f"give --micro-tokens {int(left / need.per_token)} or less, and cut long rows with --max-length"
+    raise InputError(
+        f"memory: training takes about {need.total / 1e9:.1f} GB beside the models, even with layers computed twice; "
+        f"{free / 1e9:.1f} GB are free; {remedy}"
+    )
+
+
+def needed(
+    trained: Sequence[tuple[nn.Module, Pass]],
+    tokens: int,
+    more: float = 0.0,
+    working: Sequence[float] | None = None,
+) -> Need:
+    """What training takes beside the models' weights.
+
+    `working`: bytes per token that each model's backward pass works with, where its layers no longer tell.
+    """
+    state = 0.0
+    for model, _ in trained:
+        weights = [p for p in model.parameters() if p.requires_grad]
+        largest = max(p.numel() * p.element_size() for p in weights)  # its gradient comes in two parts, added up
+        low = [p.numel() for p in weights if p.dtype != torch.float32]
+        state += sum(p.numel() * (p.element_size() + 8) for p in weights) + largest
+        state += sum(low) * 4 + (4 * max(min(AT_ONCE, sum(low)), max(low)) if low else 0)
+    working = working or [_working(model, passing) for model, passing in trained]
+    kept = [kept_per_token(model, passing) for model, passing in trained]
+    return Need(state, max(k + w for k, w in zip(kept, working, strict=True)), tokens, more)
+
+
+def _working(model: nn.Module, passing: Pass) -> float:
+    return WORKING * kept_per_token(model, passing) / max(1, len(_layers(model)))
+
+
+def kept_per_token(model: nn.Module, passing: Pass) -> float:
+    """Bytes per token that a pass keeps until its backward pass, measured on two small ones."""
+    few, many = (_kept(model, passing, scale) for scale in (1, 3))
+    return (many[0] - few[0]) / (many[1] - few[1])
+
+
+def _kept(model: nn.Module, passing: Pass, scale: int) -> tuple[int, int]:
+    """Bytes kept by a pass over bundles of one shape, and its tokens."""
+    token = [i % vocabulary_of(model) for i in range(16)]
+    bundle = Bundle(token * 2, [Completion(token), Completion(token)])
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    seen: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    tokens = 64 * scale if packing_to(model, 48) else 96 * scale
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        passing(model, [bundle] * scale)
+    return sum(seen.values()), tokens
+
+
+def largest_pass(model: nn.Module, bundles: Sequence[Bundle], batch_size: int, micro_tokens: int) -> int:
+    """Computed tokens of the largest pass that any batch of these bundles can need."""
+    longest = sorted(bundles, key=lambda b: len(b.prompt_ids) + sum(map(len, b.completions)))[-batch_size:]
+    return max(_computed(model, micro.bundles) for micro in micro_batches(model, longest, micro_tokens))
+
+
+def _computed(model: nn.Module, bundles: Sequence[Bundle]) -> int:
+    width = max(len(b.prompt_ids) + max(map(len, b.completions)) for b in bundles)
+    if packing_to(model, width):
+        return sum(len(b.prompt_ids) + sum(map(len, b.completions)) for b in bundles)
+    return width * sum(len(b.completions) for b in bundles)
+
+
+# --- checkpointing --------------------------------------------------------------------------------
+
+
+def checkpoint_layers(model: Any) -> None:
+    """Keep only each layer's input for the backward pass, and compute the layer again there.
+
+    Transformers' own switch works in training mode alone, which Keel's models are never in (law 5).
+    """
+    for layer in _layers(model):
+        if not isinstance(layer.forward, partial):
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def _layers(model: Any) -> list[Any]:
+    """The blocks of the backbone: its longest list of modules."""
+    lists = [list(m) for m in trunk(model).modules() if isinstance(m, nn.ModuleList)]
+    return max(lists, key=len, default=[])
+
+
+# --- what there is --------------------------------------------------------------------------------
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory that can still be taken: the GPU's, or the system's within the limits set for this process."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    limits = [_available(), _left_in_group(), _left_for_process()]
+    return min(x for x in limits if x is not None)
+
+
+def _available() -> float:
+    """What Linux calls available; all of the memory elsewhere."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        import os
+
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) if hasattr(os, "sysconf") else 1e12
+
+
+def _left_in_group() -> float | None:
+    """Up to a container's limit; what it caches of files can be given back."""
+    for folder, limit, usage in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        try:
+            most, used = (int(Path(folder, name).read_text()) for name in (limit, usage))
+            stat = dict(line.split() for line in Path(folder, "memory.stat").read_text().splitlines())
+            return float(most - used + int(stat.get("inactive_file", stat.get("total_inactive_file", 0))))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return None
+
+
+def _left_for_process() -> float | None:
+    """Up to `ulimit -v`, where one is set."""
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if most == resource.RLIM_INFINITY or sys.platform != "linux":
+        return None
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return float(most - pages * resource.getpagesize())
