@@ -462,6 +462,7 @@ def test_a_run_folder_holds_what_the_design_says(train):
         "checkpoints",
         "final",
         "summary.json",
+        "reference-logps.safetensors",
     }
     summary = json.loads((folder / "summary.json").read_text())
     assert summary == json.loads(json.dumps(result.summary))

@@ -408,16 +408,15 @@ def test_the_global_seed_does_not_matter(train, weights, method):
 
 
 def watch_hidden_gradients(monkeypatch, loader, nth=1):
-    """Every pass with a gradient through the nth loaded model: its ids, and which last hidden states get a gradient."""
-    passes: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
+    """Every pass that is gone back through in the nth loaded model: its ids, and which hidden states get a gradient."""
+    passes: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def attach(model):
         def hook(module, args, kwargs, output):
             hidden = output.last_hidden_state
             if hidden.requires_grad and torch.is_grad_enabled():
-                entry = (kwargs["input_ids"].clone(), [])
-                hidden.register_hook(lambda g: entry[1].append(g.abs().sum(-1) > 0))
-                passes.append(entry)
+                ids = kwargs["input_ids"].clone()
+                hidden.register_hook(lambda g: passes.append((ids, g.abs().sum(-1) > 0)))
 
         model.base_model.register_forward_hook(hook, with_kwargs=True)
 
@@ -428,8 +427,7 @@ def watch_hidden_gradients(monkeypatch, loader, nth=1):
 def trained_positions(passes):
     """(ids up to the last trained token, positions from which something was predicted) of every row."""
     rows = []
-    for ids, grads in passes:
-        (grad,) = grads
+    for ids, grad in passes:
         for row, mask in zip(ids.tolist(), grad, strict=True):
             at = torch.nonzero(mask).flatten().tolist()
             rows.append((tuple(row), tuple(at)))
@@ -490,7 +488,7 @@ def test_ppo_trains_sampled_tokens_alone_where_they_share_a_row(train, monkeypat
             at += range(len(ids), len(ids) + len(c) - 1)
             ids += c.ids
         wanted.append((ids, at))
-    got = [(ids[0].tolist(), torch.nonzero(grads[0][0]).flatten().tolist()) for ids, grads in passes]
+    got = [(ids[0].tolist(), torch.nonzero(grad[0]).flatten().tolist()) for ids, grad in passes]
     assert got == wanted
 
 
