@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -95,6 +97,15 @@ def test_the_largest_pass(make_model):
     assert memory.largest_pass(model, bundles, 2, 100) == 25 + 18
     assert memory.largest_pass(model, bundles, 3, 100) == 25 + 18 + 13
     assert memory.largest_pass(model, bundles, 1, 1) == 25
+
+
+def test_reckoning_holds_on_to_nothing(reward_folder):
+    model = checkpoints.load_reward(str(reward_folder), CPU)
+    memory.needed([(model, scalars_at_end)], 10)
+    gone = weakref.ref(next(model.parameters()))
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 TOKENS = 100_000

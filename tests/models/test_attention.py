@@ -83,9 +83,22 @@ def test_flex_attention_is_taken_only_where_it_says_the_same(monkeypatch):
     check = attention._flex_works.__wrapped__
     assert not check(torch.device("cpu"), torch.float32)
     monkeypatch.setattr(attention, "by_flex", attention.by_mask)
-    assert check(torch.device("cpu"), torch.float32)
+    with torch.no_grad():
+        assert check(torch.device("cpu"), torch.float32)
     monkeypatch.setattr(attention, "by_flex", lambda *inputs: attention.by_mask(*inputs) * 1.01)
     assert not check(torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_with_its_normaliser_by_kernel_and_by_softmax(dtype):
+    draw = torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(3, HEADS, n, WIDTH, generator=draw).to(dtype) for n in (4, 9, 9))
+    mask = attention._hide(torch.tensor([9, 1, 5]), 9, dtype)
+    scores = SCALE * q.double() @ k.double().transpose(-1, -2) + mask.double()
+    expected = torch.softmax(scores, -1) @ v.double(), torch.logsumexp(scores, -1)
+    for way in (attention._attention, attention._by_softmax):
+        for ours, theirs in zip(way(q, k, v, mask, SCALE), expected, strict=True):
+            torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.03)
 
 
 @pytest.mark.gpu

@@ -117,8 +117,8 @@ def kept_per_token(model: nn.Module, passing: Pass) -> float:
 
 def _kept(model: nn.Module, passing: Pass, scale: int) -> tuple[int, int]:
     """Bytes kept by a pass over bundles of one shape, and its tokens."""
-    token = [i % vocabulary_of(model) for i in range(16)]
-    bundle = Bundle(token * 2, [Completion(token), Completion(token)])
+    token = [i % vocabulary_of(model) for i in range(8)]
+    bundle = Bundle(token, [Completion(token), Completion(token)])
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     seen: dict[int, int] = {}
 
@@ -126,12 +126,11 @@ def _kept(model: nn.Module, passing: Pass, scale: int) -> tuple[int, int]:
         storage = x.untyped_storage()
         if storage.data_ptr() not in own:
             seen[storage.data_ptr()] = storage.nbytes()
-        return x
+        return x.detach()  # itself, it would hold the step that made it, and that the model, for ever
 
-    tokens = 64 * scale if packing_to(model, 48) else 96 * scale
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         passing(model, [bundle] * scale)
-    return sum(seen.values()), tokens
+    return sum(seen.values()), _computed(model, [bundle] * scale)
 
 
 def largest_pass(model: nn.Module, bundles: Sequence[Bundle], batch_size: int, micro_tokens: int) -> int:

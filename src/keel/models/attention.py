@@ -96,7 +96,7 @@ def attend(
         way = by_flex if _flex_works(query.device, query.dtype) else by_mask
         return way(query, key, value, packing, scale).transpose(1, 2), None
     short = max(stop - start for start, stop, *_ in packing.spans()) <= SHORT
-    if query.dtype == torch.bfloat16 and query.device.type == "cpu" and short:
+    if query.dtype == torch.bfloat16 and short:
         out = _ByProducts.apply(query, key, value, packing, scale)  # type: ignore[no-untyped-call]
     else:
         out = packed_attention(query, key, value, packing, scale)
@@ -158,12 +158,14 @@ def _flex_works(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether FlexAttention runs here, forward and backward, and says what plain attention with a mask says."""
     packing = Packing([(70, [40, 33]), (5, [90])])
     tokens = sum(prompt + sum(completions) for prompt, completions in packing.bundles)
-    q, k, v = (torch.randn(1, 2, tokens, 64, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
+    numbers = torch.arange(3 * 2 * tokens * 64, device=device).sin().to(dtype).view(3, 1, 2, tokens, 64)
+    q, k, v = (x.clone().requires_grad_() for x in numbers)
     found = []
     try:
-        for way in (by_flex, by_mask):
-            out = way(q, k, v, packing, 0.125)
-            found.append([out, *torch.autograd.grad(out.float().sin().sum(), (q, k, v))])
+        with torch.enable_grad():  # the first call may come from a pass without gradients
+            for way in (by_flex, by_mask):
+                out = way(q, k, v, packing, 0.125)
+                found.append([out, *torch.autograd.grad(out.float().sin().sum(), (q, k, v))])
     except Exception:  # no compiler, no kernel for this card, a limit of its own: whatever it is, there is another way
         return False
     tolerance = 1e-3 if dtype == torch.float32 else 0.05
@@ -337,6 +339,11 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
             query, key, value, attn_mask=mask, scale=scale
         )
         return out, normaliser
+    return _by_softmax(query, key, value, mask, scale)
+
+
+def _by_softmax(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """The same where no kernel gives the normaliser."""
     scores = scale * (query @ key.transpose(-1, -2)).float()
     scores = scores if mask is None else scores + mask
     normaliser = torch.logsumexp(scores, -1)
