@@ -33,31 +33,46 @@ def visible() -> torch.Tensor:
 def by_hand(query, key, value, arriving):
     """Output and gradients, in float64."""
     q, k, v = (x.detach().double().requires_grad_() for x in (query, key, value))
-    scores = (SCALE * q @ k.transpose(-1, -2)).masked_fill(~visible(), float("-inf"))
-    out = torch.softmax(scores, -1) @ v
+    per_head = query.shape[1] // key.shape[1]
+    scores = SCALE * q @ k.repeat_interleave(per_head, 1).transpose(-1, -2)
+    out = torch.softmax(scores.masked_fill(~visible(), float("-inf")), -1) @ v.repeat_interleave(per_head, 1)
     return out.detach(), torch.autograd.grad(out, (q, k, v), arriving.double())
 
 
-@pytest.mark.parametrize("short", [attention.SHORT, 4], ids=["by products", "by the kernel"])
+@pytest.mark.parametrize("products", [attention.PRODUCTS, 0], ids=["by products", "by the kernel"])
+@pytest.mark.parametrize("small", [attention.SMALL, 30, 0], ids=["a bundle at once", "some together", "one by one"])
+@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_attention_and_its_gradients(monkeypatch, dtype, short):
-    monkeypatch.setattr(attention, "SHORT", short)
+def test_packed_attention_and_its_gradients(monkeypatch, dtype, groups, small, products):
+    monkeypatch.setattr(attention, "PRODUCTS", products)
+    monkeypatch.setattr(attention, "SMALL", small)
     draw = torch.Generator().manual_seed(2)
     tokens = len(visible())
-    q, k, v = (
-        torch.randn(1, tokens, HEADS, WIDTH, generator=draw).to(dtype).transpose(1, 2).requires_grad_()
-        for _ in range(3)
+    q, k, v, arriving = (
+        torch.randn(1, tokens, heads, WIDTH, generator=draw).to(dtype).transpose(1, 2)
+        for heads in (HEADS, HEADS // groups, HEADS // groups, HEADS)
     )
-    arriving = torch.randn(1, HEADS, tokens, WIDTH, generator=draw).to(dtype)
-    used, apply = [], attention._ByProducts.apply
-    monkeypatch.setattr(attention._ByProducts, "apply", lambda *inputs: used.append(1) or apply(*inputs))
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    used, by_products = [], attention._by_products
+    monkeypatch.setattr(attention, "_by_products", lambda *inputs: used.append(1) or by_products(*inputs))
     out, _ = attention.attend(torch.nn.Module(), q, k, v, None, Packing(BUNDLES), scaling=SCALE)
     out = out.transpose(1, 2)
-    assert bool(used) == (dtype == torch.bfloat16 and short > 4)
+    found = torch.autograd.grad(out, (q, k, v), arriving)
+    assert len(used) == (len(Packing(BUNDLES).spans()) if dtype == torch.bfloat16 and products else 0)
     expected, gradients = by_hand(q, k, v, arriving)
     tolerance = 1e-6 if dtype == torch.float32 else 1e-2
-    for ours, theirs in zip((out, *torch.autograd.grad(out, (q, k, v), arriving)), (expected, *gradients), strict=True):
+    for ours, theirs in zip((out, *found), (expected, *gradients), strict=True):
         assert float((ours.double() - theirs).detach().norm() / theirs.norm()) < tolerance
+
+
+def test_what_waits_for_the_gradients_is_no_copy_of_the_keys(monkeypatch):
+    """Inputs and output, and a number per query and head, whether or not a span's keys stand in one piece."""
+    monkeypatch.setattr(attention, "SMALL", 0)
+    q, k, v = (torch.randn(1, HEADS, len(visible()), WIDTH).requires_grad_() for _ in range(3))
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        attention.attend(torch.nn.Module(), q, k, v, None, Packing(BUNDLES), scaling=SCALE)
+    assert sum(x.numel() for x in kept) == 4 * q.numel() + HEADS * len(visible())
 
 
 @pytest.mark.parametrize("way", [attention.by_flex, attention.by_mask])
@@ -108,11 +123,20 @@ def test_flex_attention_trains_on_a_gpu(dtype):
     assert attention._flex_works(torch.device("cuda"), dtype)
 
 
-def test_spans_are_the_mask():
-    """Start, stop, where what is seen begins and how much of it: together they say what the mask says."""
+@pytest.mark.parametrize("small", [attention.SMALL, 30, 0])
+def test_spans_are_the_mask(monkeypatch, small):
+    """What a span sees, what it is and its mask say together what the mask of the row says; and each token once."""
+    monkeypatch.setattr(attention, "SMALL", small)
+    packing = Packing(BUNDLES)
     seen = torch.zeros_like(visible())
-    for start, stop, begin, prompt in Packing(BUNDLES).spans():
-        for i in range(start, stop):
-            seen[i, begin : begin + prompt] = True
-            seen[i, start : i + 1] = True
+    for span in packing.spans():
+        keys = [*range(span.begin, span.begin + span.seen), *range(span.start, span.stop)]
+        seen[torch.arange(span.start, span.stop)[:, None], torch.tensor(keys)] |= packing.mask(span, torch.float) == 0
     assert torch.equal(seen, visible())
+    assert [i for span in packing.spans() for i in range(span.start, span.stop)] == list(range(len(visible())))
+
+
+def test_spans_are_few_where_that_is_cheaper():
+    assert len(Packing([(100, [50, 50])]).spans()) == 1
+    assert len(Packing([(1000, [100, 100])]).spans()) == 2
+    assert 2 < len(Packing([(100, [60] * 16)]).spans()) < 9

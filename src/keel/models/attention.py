@@ -8,7 +8,6 @@ the backbone see nothing of this.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -21,8 +20,32 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
 NAME = "keel"
-SHORT = 512
-"""Up to this many tokens a span's scores are held whole in the backward pass in bf16 on a CPU."""
+PRODUCTS = 1 << 19
+"""Up to this many scores a head, a span's gradients in bf16 on a CPU are computed with all of its scores at once."""
+SMALL = 1 << 15
+"""So many scores a head cost as much as a span of its own: completions that waste fewer on each other share one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens start … stop of a row, which attend to what they see of themselves and to `seen` tokens from `begin`."""
+
+    start: int
+    stop: int
+    begin: int
+    seen: int
+    parts: tuple[int, ...]
+    """Tokens of the prompt and of each completion: of the prompt's all see, of a completion's only its own."""
+
+    @property
+    def causal(self) -> bool:
+        """Whether each token sees all that comes before it, and nothing else."""
+        return self.seen == 0 and len(self.parts) == 2
+
+    @property
+    def scores(self) -> int:
+        """Queries times keys."""
+        return (self.stop - self.start) * sum(self.parts)
 
 
 @dataclass(slots=True)
@@ -35,20 +58,19 @@ class Packing:
     """Where wanted: every layer's keys and values, [1, key heads, T, width]."""
     blocks: Any = None
     """FlexAttention's block mask, made on first use and the same in every layer."""
-    _masks: dict[tuple[int, int, torch.dtype], Tensor] = field(default_factory=dict)
+    _spans: list[Span] = field(default_factory=list)
+    _masks: dict[tuple[tuple[int, ...], int, torch.dtype], Tensor] = field(default_factory=dict)
 
-    def spans(self) -> Iterator[tuple[int, int, int, int]]:
-        """What attends together: (start, stop, begin, seen), causal within itself, over `seen` tokens from `begin`.
-
-        The first is a prompt with its first completion, which sees nothing else; then each later completion.
-        """
-        at = 0
-        for prompt, (first, *later) in self.bundles:
-            begin, at = at, at + prompt + first
-            yield begin, at, begin, 0
-            for length in later:
-                yield at, at + length, begin, prompt
-                at += length
+    def spans(self) -> list[Span]:
+        """What is computed together: a prompt with its first completions, then later ones, few or many at a time."""
+        if not self._spans:
+            at = 0
+            for prompt, completions in self.bundles:
+                begin = at
+                for some in _together(prompt, completions):
+                    start, at = at, at + sum(some) + (prompt if at == begin else 0)
+                    self._spans.append(Span(start, at, begin, prompt if start > begin else 0, (prompt, *some)))
+        return self._spans
 
     def places(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Of each token of the row: its bundle [T], and its part of that [T], 0 the prompt and k completion k."""
@@ -57,14 +79,29 @@ class Packing:
         bundles = torch.tensor([i for i, (_, cs) in enumerate(self.bundles) for _ in range(len(cs) + 1)])
         return bundles.repeat_interleave(lengths).to(device), parts.repeat_interleave(lengths).to(device)
 
-    def mask(self, prompt: int, completion: int, like: Tensor) -> Tensor:
-        """Added to a later completion's scores over [prompt; itself]: [completion, prompt + completion]."""
-        key = (prompt, completion, like.dtype)
+    def mask(self, span: Span, dtype: torch.dtype) -> Tensor:
+        """Added to a span's scores over [what it sees; itself]: [queries, keys]."""
+        key = (span.parts, span.seen, dtype)
         if key not in self._masks:
-            hidden = torch.full((completion, completion), float("-inf"), dtype=like.dtype, device=like.device).triu(1)
-            seen = torch.zeros(completion, prompt, dtype=like.dtype, device=like.device)
-            self._masks[key] = torch.cat([seen, hidden], 1)
+            part = torch.arange(len(span.parts)).repeat_interleave(torch.tensor(span.parts))
+            visible = ((part == 0) | (part[:, None] == part)).tril()[span.seen :]
+            self._masks[key] = torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, float("-inf"))
         return self._masks[key]
+
+
+def _together(prompt: int, completions: list[int]) -> list[list[int]]:
+    """Completions in order, cut where computing one with those before it would waste more than a span costs."""
+    groups = [[completions[0]]]
+    queries = prompt + completions[0]
+    for length in completions[1:]:
+        wasted = length * (queries - prompt if len(groups) == 1 else queries) + queries * length
+        if wasted <= SMALL:
+            groups[-1].append(length)
+            queries += length
+        else:
+            groups.append([length])
+            queries = length
+    return groups
 
 
 def attend(
@@ -90,34 +127,12 @@ def attend(
     assert packing is not None
     if packing.seen is not None:
         packing.seen[module.layer_idx] = key, value  # type: ignore[index]
+    if query.device.type == "cpu":
+        return _Packed.apply(query, key, value, packing, scale).transpose(1, 2), None  # type: ignore[no-untyped-call]
     if (groups := query.shape[1] // key.shape[1]) > 1:
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    if query.device.type != "cpu":
-        way = by_flex if _flex_works(query.device, query.dtype) else by_mask
-        return way(query, key, value, packing, scale).transpose(1, 2), None
-    short = max(stop - start for start, stop, *_ in packing.spans()) <= SHORT
-    if query.dtype == torch.bfloat16 and short:
-        out = _ByProducts.apply(query, key, value, packing, scale)  # type: ignore[no-untyped-call]
-    else:
-        out = packed_attention(query, key, value, packing, scale)
-    return out.transpose(1, 2), None
-
-
-def packed_attention(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float | None) -> Tensor:
-    """[1, heads, T, width]: causal over prompt and first completion, then each later one over [prompt; itself]."""
-    sizes = [prompt + sum(completions) for prompt, completions in packing.bundles]
-    parts: list[Tensor] = []
-    bundles = zip(packing.bundles, *(x.split(sizes, 2) for x in (query, key, value)), strict=True)
-    for (prompt, completions), q, k, v in bundles:
-        lengths = [prompt + completions[0], *completions[1:]]
-        qs, ks, vs = (x.split(lengths, 2) for x in (q, k, v))
-        parts.append(scaled_dot_product_attention(qs[0], ks[0], vs[0], is_causal=True, scale=scale))
-        for i, length in enumerate(lengths[1:], 1):
-            seen_k = torch.cat([ks[0][:, :, :prompt], ks[i]], 2)
-            seen_v = torch.cat([vs[0][:, :, :prompt], vs[i]], 2)
-            mask = packing.mask(prompt, length, q)
-            parts.append(scaled_dot_product_attention(qs[i], seen_k, seen_v, attn_mask=mask, scale=scale))
-    return torch.cat(parts, 2)
+    way = by_flex if _flex_works(query.device, query.dtype) else by_mask
+    return way(query, key, value, packing, scale).transpose(1, 2), None
 
 
 # --- on a GPU -------------------------------------------------------------------------------------
@@ -172,50 +187,85 @@ def _flex_works(device: torch.device, dtype: torch.dtype) -> bool:
     return all(float((a - b).abs().max()) <= tolerance * float(b.abs().max()) for a, b in zip(*found, strict=True))
 
 
-# --- on a CPU in bf16 -----------------------------------------------------------------------------
+# --- on a CPU -------------------------------------------------------------------------------------
 
 
-class _ByProducts(torch.autograd.Function):
-    """`packed_attention` with a backward pass of matrix products, scores in fp32.
+class _Packed(torch.autograd.Function):
+    """Packed attention span by span: queries [1, heads, T, width], keys and values [1, key heads, T, width].
 
-    In bf16 the processor's own takes five times as long as its forward pass, this one half of that.
-    With S = scale Q K^T, P = softmax(S) and g what arrives: dV = P^T g, dS = P (g V^T - rowsum(P g V^T)),
-    dQ = scale dS K, dK = scale dS^T Q.
+    Nothing is kept for the backward pass but the inputs, the output and each query's normaliser: a span's keys, where
+    they do not stand in one piece, are put together again there.
     """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
-        ctx.save_for_backward(query, key, value)
+        out = torch.empty_like(query)
+        normalisers = []
+        for span in packing.spans():
+            q, k, v = _of(query, span), *_seen(key, value, span, query.shape[1])
+            mask = None if span.causal else packing.mask(span, q.dtype)
+            of_span, normaliser = _flash(q, k, v, is_causal=span.causal, attn_mask=mask, scale=scale)
+            _of(out, span).copy_(of_span)
+            normalisers.append(normaliser)
+        ctx.save_for_backward(query, key, value, out, *normalisers)
         ctx.packing, ctx.scale = packing, scale
-        return packed_attention(query, key, value, packing, scale)
+        return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, arriving = (x[0].contiguous() for x in (*ctx.saved_tensors, gradient))
-        query = query * ctx.scale
-        queries, keys = query.float(), key.float()
+    def backward(ctx: Any, arriving: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, *normalisers = ctx.saved_tensors
+        packing, scale = ctx.packing, ctx.scale
         d_query, d_key, d_value = (torch.empty_like(x) for x in (query, key, value))
-        for start, stop, begin, prompt in ctx.packing.spans():
-            own, seen = slice(start, stop), slice(begin, begin + prompt)
-            q, g = query[:, own], arriving[:, own]
-            k, k32, v = (_with(x, seen, own) for x in (key, keys, value))
-            mask = ctx.packing.mask(prompt, stop - start, queries)
-            p = torch.softmax(torch.baddbmm(mask, queries[:, own], k32.transpose(1, 2)), -1).to(q.dtype)
-            d_scores = torch._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), p, -1, p.dtype)
-            d_query[:, own] = torch.bmm(d_scores, k)
-            for total, part in (
-                (d_key, torch.bmm(d_scores.transpose(1, 2), q)),
-                (d_value, torch.bmm(p.transpose(1, 2), g)),
-            ):
-                total[:, own] = part[:, prompt:]
-                if prompt:
-                    total[:, seen] += part[:, :prompt]
-        return (d_query.mul_(ctx.scale)[None], d_key[None], d_value[None], None, None)
+        if query.dtype == torch.bfloat16:  # the products would copy each part of each span by itself
+            query, key, value, arriving = (x.contiguous() for x in (query, key, value, arriving))
+        for span, normaliser in zip(packing.spans(), normalisers, strict=True):
+            q, k, v = _of(query, span), *_seen(key, value, span, query.shape[1])
+            g = _of(arriving, span)
+            if q.dtype == torch.bfloat16 and span.scores <= PRODUCTS:
+                found = _by_products(g, q, k, v, packing.mask(span, torch.float32), scale)
+            else:
+                mask = None if span.causal else packing.mask(span, q.dtype)
+                found = _flash_backward(
+                    g, q, k, v, _of(out, span), normaliser, 0.0, span.causal, attn_mask=mask, scale=scale
+                )
+            _of(d_query, span).copy_(found[0])
+            for total, part in ((d_key, found[1]), (d_value, found[2])):
+                part = part.unflatten(1, (total.shape[1], -1)).sum(2) if part.shape[1] > total.shape[1] else part
+                _of(total, span).copy_(part[:, :, span.seen :])
+                if span.seen:
+                    total[:, :, span.begin : span.begin + span.seen] += part[:, :, : span.seen]
+        return d_query, d_key, d_value, None, None
 
 
-def _with(x: Tensor, seen: slice, own: slice) -> Tensor:
-    """What a span sees of the row, its own tokens last: [heads, T, width] -> [heads, n, width]."""
-    return torch.cat([x[:, seen], x[:, own]], 1) if seen.stop > seen.start else x[:, own]
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def _of(x: Tensor, span: Span) -> Tensor:
+    """A span's own part of the row."""
+    return x[:, :, span.start : span.stop]
+
+
+def _seen(key: Tensor, value: Tensor, span: Span, heads: int) -> list[Tensor]:
+    """Keys and values that a span sees, its own last, one per query's head: [1, heads, n, width]."""
+    pieces = [_of(x, span) for x in (key, value)]
+    if span.seen:
+        at = slice(span.begin, span.begin + span.seen)
+        pieces = [torch.cat([x[:, :, at], own], 2) for x, own in zip((key, value), pieces, strict=True)]
+    return [repeat_kv(x, heads // x.shape[1]) for x in pieces]
+
+
+def _by_products(g: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, ...]:
+    """Gradients of attention by matrix products, with scores in fp32: in bf16 in half the time of the flash kernel's.
+
+    With S = scale Q K^T, P = softmax(S) and g what arrives: dV = P^T g, dS = P (g V^T - rowsum(P g V^T)),
+    dQ = scale dS K, dK = scale dS^T Q.
+    """
+    g, q, k, v = g[0], q[0] * scale, k[0], v[0]
+    p = torch.softmax(torch.baddbmm(mask, q.float(), k.float().transpose(1, 2)), -1).to(q.dtype)
+    d_scores = torch._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), p, -1, p.dtype)
+    d_key, d_value = torch.bmm(d_scores.transpose(1, 2), q), torch.bmm(p.transpose(1, 2), g)
+    return torch.bmm(d_scores, k).mul_(scale)[None], d_key[None], d_value[None]
 
 
 # --- decoding -------------------------------------------------------------------------------------
@@ -225,7 +275,8 @@ class Decoding:
     """Keys and values of completions while they are written: of each prompt once, of each row its own tokens.
 
     Prompts have a slot each, [slots, key heads, longest, width]. Rows are the completions that are being written, kept
-    without gaps, [rows, key heads, room, width]. A row's cell, slot * copies + copy, names it for good.
+    without gaps, [rows, room, key heads, width]: a token's are written as one piece. A row's cell,
+    slot * copies + copy, names it for good.
     """
 
     def __init__(self, slots: int, copies: int, longest: int, room: int, device: torch.device) -> None:
@@ -258,7 +309,7 @@ class Decoding:
         most = int(self.written.max()) if len(self.written) else 0
         for _, own in self._layers.values():
             for stored in own:
-                stored[moved, :, :most] = stored[rows[moved], :, :most]
+                stored[moved, :most] = stored[rows[moved], :most]
         self.cells, self.written = self.cells[rows], self.written[rows]
         occupied = torch.zeros_like(self.prompts)
         occupied[self.cells // self.copies] = 1
@@ -281,10 +332,10 @@ class Decoding:
         prompts, own = self._of(layer, key)
         at = torch.arange(rows, device=query.device)
         for stored, new in zip(own, (key, value), strict=True):
-            stored[at, :, self.written] = new[:, :, 0]
+            stored[at, self.written] = new[:, :, 0]
         kinds = key.shape[1]
         query = query.view(rows, kinds, heads // kinds, width)
-        keys, values = (x[:rows, :, : self._widths[1]] for x in own)
+        keys, values = (x[:rows, : self._widths[1]].transpose(1, 2) for x in own)
         over_own = _attention(query, keys, values, self._masks[1], scale)
         keys, values = (x[:, :, : self._widths[0]] for x in prompts)
         over_prompt = self._over_prompts(query, keys, values, scale)
@@ -308,8 +359,11 @@ class Decoding:
             _, kinds, _, width = like.shape
             slots = len(self.prompts)
             prompts, own = (
-                (like.new_zeros(n, kinds, length, width), like.new_zeros(n, kinds, length, width))
-                for n, length in ((slots, self._longest), (slots * self.copies, self._room))
+                (like.new_zeros(shape), like.new_zeros(shape))
+                for shape in (
+                    (slots, kinds, self._longest, width),
+                    (slots * self.copies, self._room, kinds, width),
+                )
             )
             self._layers[layer] = prompts, own
         return self._layers[layer]
@@ -335,9 +389,7 @@ def _hide(lengths: Tensor, width: int, dtype: torch.dtype) -> Tensor | None:
 def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """Attention [B, heads, T, width] and the logarithm of its normaliser [B, heads, T]."""
     if query.device.type == "cpu":
-        out, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, attn_mask=mask, scale=scale
-        )
+        out, normaliser = _flash(query, key, value, attn_mask=mask, scale=scale)
         return out, normaliser
     return _by_softmax(query, key, value, mask, scale)
 
