@@ -40,10 +40,10 @@ def by_hand(model, hidden, targets, arriving, cap=None):
     return logps.detach(), -(table.exp() * table).sum(-1).detach(), table.argmax(-1), h.grad, w.grad
 
 
-def ours(model, hidden, targets, arriving):
+def ours(model, hidden, targets, arriving, details=True):
     model.zero_grad()
     hidden.grad = None
-    scores = head.score_tokens(model, hidden, targets, TAU, details=True)
+    scores = head.score_tokens(model, hidden, targets, TAU, details)
     (scores.logps * arriving).sum().backward()
     return scores, hidden.grad, model.get_output_embeddings().weight.grad
 
@@ -67,10 +67,33 @@ def test_blocks_of_any_size_give_the_plain_softmax(policy, monkeypatch, rows, co
     assert 0 < float(scores.top.sum()) < T
     assert gap(got_dh, dh) < 1e-6
     assert gap(got_dw, dw) < 1e-6
+    alone, *_ = ours(policy, hidden, targets, arriving, details=False)
+    torch.testing.assert_close(alone.logps.double(), logps, rtol=1e-5, atol=1e-5)
 
 
-def test_bf16_is_as_close_as_its_products(make_model):
+@pytest.mark.parametrize("words", ["most unlikely", "all but certain"])
+def test_at_both_ends(policy, monkeypatch, words):
+    """Words 100 nats and more below the likeliest, whose relative logits no exponential holds; and certain ones."""
+    monkeypatch.setattr(head, "COLUMNS", 7)
+    hidden, targets, arriving = inputs(policy)
+    logits = hidden @ policy.get_output_embeddings().weight.T
+    targets = (logits.argmin if words == "most unlikely" else logits.argmax)(-1)
+    with torch.no_grad():
+        factor = 300 / (logits.max(-1).values - logits.min(-1).values)
+        hidden *= factor[:, None]
+    logps, _, _, dh, dw = by_hand(policy, hidden, targets, arriving)
+    assert float(logps.max()) < -100 if words == "most unlikely" else float(logps.min()) > -3
+    for details in (False, True):
+        scores, got_dh, got_dw = ours(policy, hidden, targets, arriving, details)
+        torch.testing.assert_close(scores.logps.double(), logps, rtol=1e-5, atol=1e-4)
+        assert gap(got_dh, dh) < 1e-3
+        assert gap(got_dw, dw) < 1e-3
+
+
+@pytest.mark.parametrize("rows", [1024, 5])
+def test_bf16_is_as_close_as_its_products(make_model, monkeypatch, rows):
     """Sure of some words, so that 1 - p is small where it counts; logits in bf16 and a plain softmax are no closer."""
+    monkeypatch.setattr(head, "ROWS", rows)
     model = checkpoints.load_policy(str(make_model("llama")), Machine(device="cpu", precision="bf16"))
     hidden, targets, arriving = inputs(model, torch.bfloat16)
     weight = model.get_output_embeddings().weight

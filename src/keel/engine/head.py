@@ -6,7 +6,9 @@ that what is kept is one number per token, the logarithm of its normaliser.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +21,9 @@ ROWS = 1024
 """Tokens whose logits are held at once."""
 COLUMNS = 1024
 """Words of the vocabulary whose logits are held at once: a block of 1024 x 1024 fp32 logits is 4 MiB."""
+
+SUM = 1e-30, 1e30
+"""Between these a sum of exponentials has lost nothing in fp32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +59,8 @@ def score_tokens(model: nn.Module, hidden: Tensor, targets: Tensor, temperature:
 class _Blockwise(torch.autograd.Function):
     """log softmax(factor * h W^T)[target] by blocks of rows and of the vocabulary.
 
-    Gradients, with p = softmax and g what arrives: dh = factor g (W[target] - p W), dW = factor sum_rows g h (1[target]
-    - p)^T; sums are kept in fp32, products are computed in the weights' type.
+    Gradients, with e = 1[target] - softmax and g what arrives: dh = factor g e W, dW = factor sum_rows g e^T h; sums
+    are kept in fp32, products are computed in the weights' type.
     """
 
     @staticmethod
@@ -73,38 +78,39 @@ class _Blockwise(torch.autograd.Function):
             if details:
                 entropy[at] = normaliser - mean
                 top[at] = (likeliest == targets[at]).float()
-        ctx.save_for_backward(hidden, weight, targets, of_targets - logps)
+        ctx.save_for_backward(hidden, weight, targets, logps, of_targets)
         ctx.factor = factor
         ctx.mark_non_differentiable(entropy, top)
         return logps, entropy, top
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, normaliser = ctx.saved_tensors
+        hidden, weight, targets, logps, of_targets = ctx.saved_tensors
         for_hidden, for_weight = ctx.needs_input_grad[:2]
-        scaled = ctx.factor * gradient[:, None]
-        offset, rest = _two_parts(-normaliser, hidden.dtype)
-        correction = rest.exp()[:, None]
-        weighted = (scaled * correction * hidden).to(hidden.dtype)
+        offset, rest = _two_parts(logps - of_targets, hidden.dtype)
+        scaled = (-ctx.factor * gradient * rest.exp())[:, None]  # what each row is multiplied with in the end
+        own = torch.expm1(logps) / rest.exp()  # -e at the target, exact also where it is all but certain
+        weighted = (scaled * hidden).to(hidden.dtype)
         d_hidden = torch.zeros(hidden.shape, device=hidden.device) if for_hidden else None
         d_weight = torch.empty_like(weight) if for_weight else None
         for column in range(0, len(weight), COLUMNS):
             words = slice(column, column + COLUMNS)
-            pulled = torch.zeros(weight[words].shape, device=weight.device)
+            total = None  # of several blocks of rows, in fp32
             for start in range(0, len(hidden), ROWS):
                 at = slice(start, start + ROWS)
                 p = torch.addmm(offset[at], hidden[at], weight[words].T, alpha=ctx.factor).exp_()
+                here = (targets[at] >= column) & (targets[at] < column + COLUMNS)
+                p[here, targets[at][here] - column] = own[at][here].to(p.dtype)
                 if d_hidden is not None:
                     _add_product(d_hidden[at], p, weight[words])
-                if d_weight is not None:
-                    _add_product(pulled, p.T, weighted[at])
-            if d_weight is not None:
-                own = torch.nonzero((targets >= column) & (targets < column + COLUMNS)).squeeze(1)
-                pulled.index_add_(0, targets[own] - column, scaled[own] * hidden[own].float(), alpha=-1)
-                d_weight[words] = pulled.neg_()
-        if d_hidden is not None:
-            d_hidden = ((weight[targets].float() - correction * d_hidden) * scaled).to(hidden.dtype)
-        return d_hidden, d_weight, None, None, None
+                if d_weight is not None and len(hidden) <= ROWS:
+                    torch.mm(p.T, weighted, out=d_weight[words])
+                elif d_weight is not None:
+                    total = torch.zeros(weight[words].shape, device=weight.device) if total is None else total
+                    _add_product(total, p.T, weighted[at])
+            if d_weight is not None and total is not None:
+                d_weight[words] = total
+        return None if d_hidden is None else d_hidden.mul_(scaled).to(hidden.dtype), d_weight, None, None, None
 
 
 def _two_parts(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -123,14 +129,17 @@ def _walk(
     sums, means, maxima, words = [], [], [], []
     for column in range(0, len(weight), COLUMNS):
         block = weight[column : column + COLUMNS]
-        logits = torch.addmm(offset, hidden, block.T, alpha=factor).float()
-        relative = torch.log_softmax(logits, -1)  # one fused pass; the block's normaliser is what it took off
-        sums.append(logits[:, 0] - relative[:, 0])
-        if details:
-            highest, word = logits.max(-1)
-            maxima.append(highest)
-            words.append(word + column)
-            means.append((relative.exp_() * logits).sum(-1))
+        logits = partial(_logits, hidden, block, factor, offset)
+        if not details:
+            sums.append(_log_of_sum(logits))
+            continue
+        found = logits()
+        highest, word = found.max(-1)
+        maxima.append(highest)
+        words.append(word + column)
+        relative = torch.log_softmax(found, -1)  # one fused pass; the block's normaliser is what it took off
+        sums.append(found[:, 0] - relative[:, 0])
+        means.append((relative.exp_() * found).sum(-1))
     logs = torch.stack(sums)
     normaliser = torch.logsumexp(logs, 0)
     if not details:
@@ -138,6 +147,18 @@ def _walk(
     mean = ((logs - normaliser).exp() * torch.stack(means)).sum(0)
     best = torch.stack(maxima).argmax(0, keepdim=True)
     return normaliser, mean, torch.stack(words).gather(0, best).squeeze(0)
+
+
+def _logits(hidden: Tensor, block: Tensor, factor: float, offset: Tensor) -> Tensor:
+    """A block's logits relative to the targets', in fp32."""
+    return torch.addmm(offset, hidden, block.T, alpha=factor).float()
+
+
+def _log_of_sum(logits: Callable[[], Tensor]) -> Tensor:
+    """log sum exp of each row: [R, N] -> [R]. The largest is taken off only where the sums show that it must be."""
+    total = logits().exp_().sum(-1)
+    exact = bool(((total > SUM[0]) & (total < SUM[1])).all())
+    return total.log() if exact else torch.logsumexp(logits(), -1)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -20,6 +20,7 @@ from torch import nn
 from keel.config import Machine
 from keel.data.text import Text
 from keel.errors import InputError, RunFailed
+from keel.models.fused import fuse
 from keel.models.heads import check_head, scalar_head
 from keel.models.machine import device_of, dtype_of, prepare
 from keel.records import Prompt
@@ -159,6 +160,8 @@ def _load(auto: Any, name: str, machine: Machine, fresh: tuple[str, ...] = (), *
         )
     model.config.use_cache = False
     module: nn.Module = model.to(device).eval()
+    if device.type == "cpu":
+        fuse(module)
     return module
 
 

@@ -1,0 +1,164 @@
+"""Norms and rotary positions in half the passes over memory, their gradients written out.
+
+In transformers both are chains of small operations, each of which reads and writes every activation, and whose
+gradients are as many again; on a CPU they take as long as a third of the matrix products. Where a module says what the
+formulas here say, tried on a few numbers when a model is loaded, it gets a subclass of its own class that computes
+them; everything else about it, its weights' names included, stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Rotary = Callable[..., tuple[Tensor, Tensor]]
+ROTARY = "apply_rotary_pos_emb"
+"""What transformers calls the function in each of its decoders."""
+
+
+def fuse(model: nn.Module) -> None:
+    """Let the norms and attention layers of a model on a CPU that can be computed so be computed so."""
+    known: dict[type[nn.Module], type[nn.Module]] = {}
+    for module in model.modules():
+        own = type(module)
+        if own not in known:
+            known[own] = _Norm.of(module) or _turning(own) or own
+        module.__class__ = known[own]
+
+
+# --- norms ----------------------------------------------------------------------------------------
+
+
+class _Norm(nn.Module):
+    """Divides by the root of the mean square of the last dimension, and multiplies with a weight."""
+
+    weight: Tensor
+    variance_epsilon: float
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return _RootMeanSquare.apply(hidden, self.weight, self.variance_epsilon)  # type: ignore[no-any-return, no-untyped-call]
+
+    @staticmethod
+    @torch.no_grad()
+    def of(module: nn.Module) -> type[nn.Module] | None:
+        """Such a norm's class with this forward pass; None if it is another kind of module."""
+        weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
+        if not isinstance(weight, Tensor) or not isinstance(eps, float) or list(module.children()):
+            return None
+        numbers = torch.linspace(-2, 3, 3 * len(weight), device=weight.device).sin().to(weight.dtype)
+        numbers = numbers.view(1, 3, len(weight))
+        if not _same(module(numbers), _RootMeanSquare.apply(numbers, weight, eps)):  # type: ignore[no-untyped-call]
+            return None
+        return _subclass(type(module), {"forward": _Norm.forward})
+
+
+class _RootMeanSquare(torch.autograd.Function):
+    """y = w x r with r = (mean(x²) + eps)^-1/2, over the last dimension.
+
+    With g what arrives: dx = r w g - x r³ mean(w g x), dw = sum over rows of r g x; all in fp32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        root = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        inverse = (root * root / x.shape[-1] + eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        wide = wide * inverse if wide is x else wide.mul_(inverse)
+        return wide.to(x.dtype).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, arriving: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, inverse = ctx.saved_tensors
+        size = x.shape[-1]
+        wide, w, r = x.float().reshape(-1, size), weight.float(), inverse.reshape(-1, 1)
+        g = arriving.float().reshape(-1, size)
+        products = wide * g
+        d_weight = torch.mv(products.t(), r.squeeze(1))
+        mean = torch.mv(products, w)[:, None] / size
+        d_x = (g * w).mul_(r).addcmul_(wide, mean.mul_(r**3), value=-1)
+        return d_x.to(x.dtype).view_as(x), d_weight.to(weight.dtype), None
+
+
+# --- rotary positions -----------------------------------------------------------------------------
+
+
+def _turning(own: type[nn.Module]) -> type[nn.Module] | None:
+    """A class whose forward pass turns queries and keys by their positions, with `_Turn` for it; None for others."""
+    forward = own.forward
+    original = getattr(forward, "__globals__", {}).get(ROTARY)
+    if ROTARY not in getattr(getattr(forward, "__code__", None), "co_names", ()) or original is None:
+        return None
+    turned = _turned(original)
+    if not _turns(original, turned):
+        return None
+    names = {**forward.__globals__, ROTARY: turned}
+    same = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
+    same.__kwdefaults__ = forward.__kwdefaults__
+    return _subclass(own, {"forward": same})
+
+
+def _turned(original: Rotary) -> Rotary:
+    """The function for queries and keys [B, heads, T, width], cosines and sines [B, T, width]."""
+
+    def turn(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+        if cos.shape[-1] != q.shape[-1]:  # a part of the width only
+            return original(q, k, cos, sin, unsqueeze_dim)
+        cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+        return _Turn.apply(q, cos, sin), _Turn.apply(k, cos, sin)  # type: ignore[no-untyped-call]
+
+    return turn
+
+
+@torch.no_grad()
+def _turns(original: Rotary, turned: Rotary) -> bool:
+    """Whether the two say the same."""
+    numbers = torch.arange(4 * 3 * 8.0).sin().view(4, 1, 1, 3, 8)
+    q, k, cos, sin = numbers
+    try:
+        expected = original(q, k, cos[0], sin[0])
+    except (TypeError, RuntimeError, ValueError, IndexError):  # a function of another kind under that name
+        return False
+    return all(_same(a, b) for a, b in zip(expected, turned(q, k, cos[0], sin[0]), strict=True))
+
+
+class _Turn(torch.autograd.Function):
+    """x cos + (-x2, x1) sin, where x1 and x2 are the halves of the last dimension; the gradient turns back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx: Any, arriving: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        half = arriving.shape[-1] // 2
+        swapped = torch.cat([sin[..., half:], sin[..., :half]], -1)
+        return _turn(arriving, cos, swapped, -1), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    half = x.shape[-1] // 2
+    out = x * cos
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-sign)
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:], value=sign)
+    return out
+
+
+# --- both -----------------------------------------------------------------------------------------
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equal but for rounding."""
+    tolerance = 1e-5 if a.dtype == torch.float32 else 0.02
+    return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * a.abs().max())
+
+
+def _subclass(own: type[nn.Module], changes: dict[str, Any]) -> type[nn.Module]:
+    """Another class under the same name."""
+    return type(own.__name__, (own,), {**changes, "__module__": own.__module__, "__qualname__": own.__qualname__})
