@@ -71,7 +71,7 @@ def proximal(request: dict[str, Any], out: Path) -> dict[str, Any]:
 
 
 def best(request: dict[str, Any], out: Path) -> dict[str, Any]:
-    """All that `keel best-of-n` does, loading included; the number is the mean log-probability of a token."""
+    """Seconds of sampling and scoring, without loading; the number is the mean log-probability of a token."""
     config = BestOfNConfig(
         model=f"{FOLDER}/model",
         reward=f"{FOLDER}/reward",
@@ -82,9 +82,8 @@ def best(request: dict[str, Any], out: Path) -> dict[str, Any]:
         limit=request["prompts"],
         **request["options"],
     )
-    began = time.perf_counter()
-    best_of_n.best_of_n(config)
-    seconds = time.perf_counter() - began
+    summary = best_of_n.best_of_n(config).summary
+    seconds = summary["sample_seconds"] + summary["score_seconds"]
     rows = [json.loads(line) for line in config.out.read_text().splitlines()]
     candidates = [c for row in rows for c in row["candidates"]]
     tokens = sum(c["tokens"] for c in candidates)

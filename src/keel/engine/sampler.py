@@ -25,6 +25,10 @@ from keel.records import Bundle, Completion, Origin, Prompt
 Progress = Callable[[int], None]
 BLOCK = 128
 """Words whose probabilities are summed first when one is drawn."""
+AT_ONCE = 32
+"""Rows whose words' weights are computed at once."""
+SUM = 1e-30, 1e30
+"""Between these a sum of exponentials has lost nothing in fp32; beyond, the largest logit is taken off first."""
 ENTER = 8
 """Prompts enter when one row in so many is free: a pass over a few tokens costs as much as over many."""
 
@@ -358,22 +362,37 @@ def draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Gene
     rows, words = logits.shape
     if top_p < 1:
         logits = among_likeliest(logits, top_p)
-    blocks = -(-words // BLOCK)
-    weights = logits.new_empty(rows, blocks * BLOCK)
-    weights[:, words:] = 0
-    torch.sub(logits, logits.amax(-1, keepdim=True), out=weights[:, :words])
-    weights[:, :words].exp_()
-    weights = weights.view(rows, blocks, BLOCK)
-    sums = weights.sum(-1).double()
+    sums = block_sums(logits)
     total = sums.sum(-1)
+    if not bool(((total > SUM[0]) & (total < SUM[1])).all()):
+        logits = logits - logits.amax(-1, keepdim=True)
+        sums = block_sums(logits)
+        total = sums.sum(-1)
     if temperature == 0:
-        return logits.argmax(-1), -total.log().float()
-    drawn = torch.rand(rows, dtype=torch.double, generator=generator).to(logits.device) * total
-    block, before = _first_beyond(sums, drawn)
-    row = torch.arange(rows, device=logits.device)
-    word, _ = _first_beyond(weights[row, block].double(), drawn - before)
-    token = block * BLOCK + word
-    return token, (weights[row, block, word].double().log() - total.log()).float()
+        token = logits.argmax(-1)
+    else:
+        drawn = torch.rand(rows, dtype=torch.double, generator=generator).to(logits.device) * total
+        block, before = _first_beyond(sums, drawn)
+        places = block[:, None] * BLOCK + torch.arange(BLOCK, device=logits.device)
+        weights = logits.gather(1, places.clamp(max=words - 1)).exp() * (places < words)
+        word, _ = _first_beyond(weights.double(), drawn - before)
+        token = block * BLOCK + word
+    return token, (logits.gather(1, token[:, None]).squeeze(1).double() - total.log()).float()
+
+
+def block_sums(logits: Tensor) -> Tensor:
+    """Sums of exponentials of `BLOCK` words each, the last of what is left: [R, V] -> double [R, blocks].
+
+    Some rows at a time, so that what is summed is still in the processor's cache.
+    """
+    words = logits.shape[1]
+    whole = words - words % BLOCK
+    parts = []
+    for some in logits.split(AT_ONCE):
+        weights = some.exp()
+        sums = weights[:, :whole].unflatten(1, (-1, BLOCK)).sum(-1)
+        parts.append(torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], 1) if whole < words else sums)
+    return torch.cat(parts).double()
 
 
 def _first_beyond(weights: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:

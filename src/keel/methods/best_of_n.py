@@ -30,9 +30,9 @@ from keel.records import Bundle, RowCounts
 def generate(config: GenerateConfig) -> Result:
     """Draw `n` completions per prompt into `out`, one JSON line per prompt."""
     began = time.perf_counter()
-    bundles, counts, _ = _draw(config)
+    bundles, counts, _, sampling = _draw(config)
     write_lines(config.out, ({"prompt": b.prompt, "completions": _completions(b)} for b in bundles))
-    return _result("generate", config, bundles, counts, began, {})
+    return _result("generate", config, bundles, counts, began, {"sample_seconds": sampling}, {})
 
 
 def best_of_n(config: BestOfNConfig) -> Result:
@@ -40,11 +40,13 @@ def best_of_n(config: BestOfNConfig) -> Result:
     began = time.perf_counter()
     _refuse_output(config.out)
     scorer = load_scorer(config.reward, config)
-    bundles, counts, text = _draw(config)
+    bundles, counts, text, sampling = _draw(config)
     if not config.reward.startswith("rule:"):
         prompts = [b.prompt for b in bundles[:8]]
         checkpoints.require_same_tokens(text, checkpoints.load_text(config.reward), prompts, config.reward)
+    drawn = time.perf_counter()
     scores = scorer.score(bundles).view(len(bundles), config.n)
+    spent = {"sample_seconds": sampling, "score_seconds": time.perf_counter() - drawn}
     best = scores.argmax(1)
     rows = zip(bundles, scores.tolist(), best.tolist(), strict=True)
     write_lines(config.out, (_chosen(bundle, row, at) for bundle, row, at in rows))
@@ -54,10 +56,11 @@ def best_of_n(config: BestOfNConfig) -> Result:
         "score_sd_within": float(scores.std(1).mean()) if config.n > 1 else 0.0,
         "kl_bound": stats.best_of_n_kl(config.n),
     }
-    return _result("best-of-n", config, bundles, counts, began, measured)
+    return _result("best-of-n", config, bundles, counts, began, spent, measured)
 
 
-def _draw(config: GenerateConfig) -> tuple[list[Bundle], RowCounts, Text]:
+def _draw(config: GenerateConfig) -> tuple[list[Bundle], RowCounts, Text, float]:
+    """The bundles, the rows read, the policy's text, and the seconds of drawing alone."""
     _refuse_output(config.out)
     rows, counts, name = prepare.read_prompt_rows(config, config.prompts)
     text = checkpoints.load_text(config.model)
@@ -67,6 +70,7 @@ def _draw(config: GenerateConfig) -> tuple[list[Bundle], RowCounts, Text]:
     prompts = prepare.encode(rows, counts, text, fits, config.max_bad_share, config.prompts)
     say(checks.summarise(counts, config.prompts, name))
     say(described(policy))
+    began = time.perf_counter()
     with Bar("completions", len(prompts) * config.n) as bar:
         bundles = sample(
             policy,
@@ -81,7 +85,7 @@ def _draw(config: GenerateConfig) -> tuple[list[Bundle], RowCounts, Text]:
             max_rows=config.max_rows,
             progress=bar.advance,
         )
-    return bundles, counts, text
+    return bundles, counts, text, time.perf_counter() - began
 
 
 def _refuse_output(file: Path) -> None:
@@ -116,6 +120,7 @@ def _result(
     bundles: Sequence[Bundle],
     counts: RowCounts,
     began: float,
+    spent: dict[str, float],
     measured: dict[str, Any],
 ) -> Result:
     seconds = time.perf_counter() - began
@@ -123,6 +128,7 @@ def _result(
     summary = {
         "command": command,
         "seconds": round(seconds, 3),
+        **{name: round(value, 3) for name, value in spent.items()},
         "examples": len(completions),
         "examples_per_second": round(len(completions) / seconds, 3),
         "peak_rss_gb": peak_rss_gb(),
