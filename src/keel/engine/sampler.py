@@ -376,7 +376,7 @@ def draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Gene
         places = block[:, None] * BLOCK + torch.arange(BLOCK, device=logits.device)
         weights = logits.gather(1, places.clamp(max=words - 1)).exp() * (places < words)
         word, _ = _first_beyond(weights.double(), drawn - before)
-        token = block * BLOCK + word
+        token = (block * BLOCK + word).clamp(max=words - 1)  # where nothing is a number, the place is none
     return token, (logits.gather(1, token[:, None]).squeeze(1).double() - total.log()).float()
 
 
