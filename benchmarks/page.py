@@ -73,7 +73,10 @@ def table(found: dict[str, Any]) -> list[str]:
         gap = "" if own else f"{s['gap']:.2g}"
         lines.append(f"| {name} | {s['per_second']:.2f} | {faster} | {s['peak_gb']:.1f} | {memory} | {bound} | {gap} |")
     if found["exact_gap"] is not None:
-        lines += ["", f"Both in fp32, the losses of all steps agree to {found['exact_gap']:.1g}."]
+        line = f"Both in fp32, the losses of all steps agree to {found['exact_gap']:.1g}."
+        if "gemm_share_in_fp32" in found:
+            line += f" Keel's run in fp32 is at {found['gemm_share_in_fp32']:.0%} of the GEMM-bound time of fp32's peak."
+        lines += ["", line]
     return lines
 
 

@@ -66,8 +66,8 @@ def works(keel: str, trl: str, trl_ppo: str) -> list[Work]:
             "dpo",
             "DPO, cached reference",
             "pairs",
-            2 * standard.BATCH,
-            {"method": "dpo", "steps": 2, **pairs},
+            4 * standard.BATCH,
+            {"method": "dpo", "steps": 4, **pairs},
             (
                 mine,
                 Side("TRL 1.16, tuned", trl, "side_trl.py", tuned | {"options": tuned["options"] | cached}, 5e-3),
@@ -174,6 +174,7 @@ def main() -> None:
                 seconds = work.count / found["sides"]["Keel"]["per_second"]
                 least = peaks.least_work(place, work.count, **work.least)
                 found["gemm_share"] = least / max(facts["peaks"].values()) / seconds
+                found["gemm_share_in_fp32"] = least / facts["peaks"]["fp32"] / found["seconds_in_fp32"]
             print(json.dumps(found, indent=1), flush=True)
             save(options.out, page.merged(options.out, facts, {work.name: found}, None, order))
         growth = linear(folder, log) if not options.only or "growth" in options.only.split(",") else None

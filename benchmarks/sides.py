@@ -63,7 +63,7 @@ class Process:
 
 def compare(work: Any, folder: Path, log: Any) -> dict[str, Any]:
     """Runs of all sides in turn, there and back, and what came out."""
-    gap_exact = exact_gap(work, folder, log)
+    gap_exact, seconds_exact = in_fp32(work, folder, log)
     processes = [side.start(folder, log) for side in work.sides]
     turns: list[list[dict[str, Any]]] = []
     for i in range(2 * work.rounds + 1):
@@ -76,6 +76,7 @@ def compare(work: Any, folder: Path, log: Any) -> dict[str, Any]:
     turns = turns[1:]  # the first includes what happens once only: imports, first allocations
     keel = [turn[0] for turn in turns]
     found: dict[str, Any] = {"title": work.title, "unit": work.unit, "exact_gap": gap_exact, "sides": {}}
+    found["seconds_in_fp32"] = seconds_exact
     exact = gap_exact is None or gap_exact <= work.exact_tolerance
     for k, side in enumerate(work.sides):
         runs = [turn[k] for turn in turns]
@@ -98,16 +99,20 @@ def compare(work: Any, folder: Path, log: Any) -> dict[str, Any]:
     return found
 
 
-def exact_gap(work: Any, folder: Path, log: Any) -> float | None:
-    """The largest difference between two sides that both compute in fp32; None where there are none."""
+def in_fp32(work: Any, folder: Path, log: Any) -> tuple[float | None, float | None]:
+    """The largest difference between two sides that both compute in fp32, and the seconds of Keel, which is the first.
+
+    None and None where there are no such sides.
+    """
     if work.exact is None:
-        return None
-    numbers = []
+        return None, None
+    runs = []
     for side in work.exact:
         process = side.start(folder, log)
-        numbers.append(process.run(work.request)["numbers"])
+        process.run(work.request)  # imports, first allocations
+        runs.append(process.run(work.request))
         process.stop()
-    return largest_gap(*numbers)
+    return largest_gap(*(run["numbers"] for run in runs)), runs[0]["seconds"]
 
 
 def largest_gap(theirs: list[float], ours: list[float]) -> float:
