@@ -75,7 +75,8 @@ def table(found: dict[str, Any]) -> list[str]:
     if found["exact_gap"] is not None:
         line = f"Both in fp32, the losses of all steps agree to {found['exact_gap']:.1g}."
         if "gemm_share_in_fp32" in found:
-            line += f" Keel's run in fp32 is at {found['gemm_share_in_fp32']:.0%} of the GEMM-bound time of fp32's peak."
+            share = found["gemm_share_in_fp32"]
+            line += f" Keel's run in fp32 is at {share:.0%} of the GEMM-bound time at fp32's peak."
         lines += ["", line]
     return lines
 

@@ -104,6 +104,39 @@ def test_small_steps_are_not_lost_in_bf16():
     assert layer.weight.tolist()[0] == pytest.approx([0.9] * 4, abs=0.005)
 
 
+def test_the_first_small_step_moves_the_mean_in_bf16():
+    """Each weight moves by a step of bf16 or not at all; together they move by the learning rate, at either sign."""
+    layer = torch.nn.Linear(1000, 1000, bias=False).to(torch.bfloat16)
+    torch.nn.init.normal_(layer.weight, std=0.02, generator=torch.Generator().manual_seed(1))
+    before = layer.weight.detach().clone()
+    optimizer = Optimizer(layer, weight_decay=0.0, eps=1e-8)
+    optimizer.step(0.0)
+    assert torch.equal(layer.weight, before)
+    for sign in (1, -1):
+        layer.weight.data.copy_(before)
+        optimizer = Optimizer(layer, weight_decay=0.0, eps=1e-12)
+        layer.weight.grad = torch.full_like(layer.weight, sign)
+        optimizer.step(1e-6)
+        moved = (before.double() - layer.weight.detach().double()).mean()
+        assert float(moved) == pytest.approx(sign * 1e-6, rel=0.05)
+
+
+@pytest.mark.parametrize("number", [0.0, 1.0, -1.0, 0.02, 255.0, 1e-30, -3e38])
+def test_an_fp32_copy_rounds_to_its_weight(number):
+    """Whatever the number, powers of two and zero among them."""
+    layer = torch.nn.Linear(100_000, 1, bias=False).to(torch.bfloat16)
+    torch.nn.init.constant_(layer.weight, number)
+    (copy,) = Optimizer(layer, weight_decay=0.0, eps=1e-8).state_dict()["masters"]
+    assert torch.equal(copy.to(torch.bfloat16), layer.weight)
+    assert len(copy.unique()) > 10_000 or number == 0
+    nearest = layer.weight.detach()[0, 0]
+    for side in (torch.inf, -torch.inf):
+        beyond = torch.nextafter(nearest, torch.tensor(side, dtype=torch.bfloat16)).double()
+        reached = copy.double().max() if side > 0 else copy.double().min()
+        share = float((reached - nearest.double()) / (beyond - nearest.double()))
+        assert number == 0 or share == pytest.approx(0.5, abs=0.01)
+
+
 def test_means_weigh_examples_and_missing_is_not_zero(configure, base):
     config = configure("sft")
     model, text = checkpoints.load_policy(str(base), config), checkpoints.load_text(str(base))

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 AT_ONCE = 1 << 24
 """Weights whose gradients are held in fp32 at once."""
 
+HALF = (1 << 15) - 1
+"""How many numbers of fp32 on either side of a bf16 number round to it."""
+
 Pair = tuple[nn.Parameter, nn.Parameter]
 """A weight and its fp32 copy."""
 
@@ -19,9 +22,7 @@ class Optimizer:
 
     def __init__(self, model: nn.Module, weight_decay: float, eps: float) -> None:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._masters = [
-            p if p.dtype == torch.float32 else nn.Parameter(p.detach().float().clone()) for p in self._parameters
-        ]
+        self._masters = [p if p.dtype == torch.float32 else nn.Parameter(_spread(p.detach())) for p in self._parameters]
         self._adam = torch.optim.AdamW(self._masters, lr=0.0, weight_decay=weight_decay, eps=eps, fused=True)
         self._parts = _cut(
             [pair for pair in zip(self._parameters, self._masters, strict=True) if pair[0] is not pair[1]]
@@ -68,6 +69,23 @@ class Optimizer:
             for parameter, master in zip(self._parameters, self._masters, strict=True):
                 if parameter is not master:
                     master.copy_(next(copies))
+
+
+@torch.no_grad()
+def _spread(weight: Tensor) -> Tensor:
+    """An fp32 copy that rounds to the bf16 weight, each number at a random place among those that do.
+
+    Copies that all started in the middle would have to move by half a step of bf16 before any weight does: at a
+    learning rate of 1e-6 that is dozens of updates without effect. From random places a share of the weights moves at
+    every update, and their mean by as much as the copies'. Numbers other than bf16, and zeros, are copied as they are.
+    """
+    copy = weight.float()
+    if weight.dtype != torch.bfloat16:
+        return copy.clone()
+    draw = torch.Generator(weight.device).manual_seed(0)
+    within = torch.randint(-HALF, HALF + 1, weight.shape, dtype=torch.int32, device=weight.device, generator=draw)
+    spread = (copy.view(torch.int32) + within).view(torch.float32)  # in units of fp32's last place
+    return torch.where(weight == 0, copy, spread)
 
 
 def _cut(pairs: list[Pair]) -> list[list[Pair]]:
