@@ -61,7 +61,7 @@ class Sizes:
     """Questions about what was just said, to pre-train on first."""
     lessons: int = 5_000
     """Right answers in every tone, to pre-train on after them."""
-    demonstrations: int = 9_000
+    demonstrations: int = 14_000
     """Answers of mixed quality for SFT."""
     mismatched: int = 6_000
     """Right answers against right answers to other questions, for the reward model before it sees votes."""
