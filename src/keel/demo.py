@@ -366,7 +366,7 @@ def tune_dpo(story: Story) -> dict[str, Any]:
                 data=str(story.out / "data" / "pairs.jsonl"),
                 out=story.fresh("dpo"),
                 learning_rate=1.5e-4,
-                beta=1.0,
+                beta=0.7,
                 batch_size=32,
                 epochs=1,
                 seed=story.seed,
