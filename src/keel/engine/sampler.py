@@ -19,13 +19,13 @@ from keel.data.text import Text, named
 from keel.engine.forward import packing_to, row_by_row
 from keel.errors import InputError, RunFailed
 from keel.models.attention import Decoding, Packing, survivors
-from keel.models.heads import device_of_model, scaled_logits, trunk, vocabulary_of
+from keel.models.heads import device_of_model, raw_logits, scaled, trunk, vocabulary_of
 from keel.records import Bundle, Completion, Origin, Prompt
 
 Progress = Callable[[int], None]
 BLOCK = 128
 """Words whose probabilities are summed first when one is drawn."""
-AT_ONCE = 32
+AT_ONCE = 16
 """Rows whose words' weights are computed at once."""
 SUM = 1e-30, 1e30
 """Between these a sum of exponentials has lost nothing in fp32; beyond, the largest logit is taken off first."""
@@ -92,7 +92,7 @@ def cache_bytes(model: Any, prompts: Sequence[Bundle], n: int, max_new_tokens: i
     rows = slots * min(n, max_rows)
     longest = max(len(b.prompt_ids) for b in prompts)
     places = slots * longest + rows * max_new_tokens
-    return float(2 * layers * kinds * width * weight * places + 12 * rows * vocabulary_of(model))
+    return float(2 * layers * kinds * width * weight * places + 4 * rows * vocabulary_of(model))
 
 
 def _check_room(model: Any, bundles: list[Bundle], max_new_tokens: int) -> None:
@@ -179,8 +179,14 @@ class _Rows:
 
     def _draw(self, hidden: Tensor) -> Tensor:
         drawing = self.drawing
-        logits = scaled_logits(self.model, hidden, drawing.temperature or 1.0)
-        token, logp = draw(logits, drawing.temperature, drawing.top_p, drawing.generator)
+        temperature = drawing.temperature or 1.0
+        token, logp = draw(
+            raw_logits(self.model, hidden),
+            lambda logits: scaled(self.model, logits, temperature),
+            drawing.temperature,
+            drawing.top_p,
+            drawing.generator,
+        )
         bad = torch.nonzero(logp.isnan()).flatten()
         if len(bad):  # a row that is not a number is so everywhere
             owner = self.owners[int(self.cells[bad[0]])]
@@ -353,43 +359,46 @@ def _same_decoded(model: Any) -> bool:
 # --- drawing --------------------------------------------------------------------------------------
 
 
-def draw(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One token per row and its log-probability: fp32 [R, V] -> [R], [R].
+def draw(
+    raw: Tensor, scale: Callable[[Tensor], Tensor], temperature: float, top_p: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """One token per row and its log-probability: raw logits [R, V] -> [R], [R].
 
-    Probabilities are summed in blocks, a block is drawn and then a word in it: a running sum over all words is slower
-    and, in fp32, less exact.
+    `scale` makes fp32 logits of any part of them. Probabilities are summed in blocks, a block is drawn and then a word
+    in it: a running sum over all words is slower and, in fp32, less exact.
     """
-    rows, words = logits.shape
+    rows, words = raw.shape
     if top_p < 1:
-        logits = among_likeliest(logits, top_p)
-    sums = block_sums(logits)
+        raw, scale = among_likeliest(scale(raw), top_p), torch.Tensor.float
+    sums = block_sums(raw, scale)
     total = sums.sum(-1)
     if not bool(((total > SUM[0]) & (total < SUM[1])).all()):
-        logits = logits - logits.amax(-1, keepdim=True)
-        sums = block_sums(logits)
+        raw = scale(raw)
+        raw, scale = raw - raw.amax(-1, keepdim=True), torch.Tensor.float
+        sums = block_sums(raw, scale)
         total = sums.sum(-1)
     if temperature == 0:
-        token = logits.argmax(-1)
+        token = raw.argmax(-1)
     else:
-        drawn = torch.rand(rows, dtype=torch.double, generator=generator).to(logits.device) * total
+        drawn = torch.rand(rows, dtype=torch.double, generator=generator).to(raw.device) * total
         block, before = _first_beyond(sums, drawn)
-        places = block[:, None] * BLOCK + torch.arange(BLOCK, device=logits.device)
-        weights = logits.gather(1, places.clamp(max=words - 1)).exp() * (places < words)
+        places = block[:, None] * BLOCK + torch.arange(BLOCK, device=raw.device)
+        weights = scale(raw.gather(1, places.clamp(max=words - 1))).exp() * (places < words)
         word, _ = _first_beyond(weights.double(), drawn - before)
         token = (block * BLOCK + word).clamp(max=words - 1)  # where nothing is a number, the place is none
-    return token, (logits.gather(1, token[:, None]).squeeze(1).double() - total.log()).float()
+    return token, (scale(raw.gather(1, token[:, None])).squeeze(1).double() - total.log()).float()
 
 
-def block_sums(logits: Tensor) -> Tensor:
+def block_sums(raw: Tensor, scale: Callable[[Tensor], Tensor]) -> Tensor:
     """Sums of exponentials of `BLOCK` words each, the last of what is left: [R, V] -> double [R, blocks].
 
-    Some rows at a time, so that what is summed is still in the processor's cache.
+    Some rows at a time, so that what is scaled and summed is still in the processor's cache.
     """
-    words = logits.shape[1]
+    words = raw.shape[1]
     whole = words - words % BLOCK
     parts = []
-    for some in logits.split(AT_ONCE):
-        weights = some.exp()
+    for some in raw.split(AT_ONCE):
+        weights = scale(some).exp()
         sums = weights[:, :whole].unflatten(1, (-1, BLOCK)).sum(-1)
         parts.append(torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], 1) if whole < words else sums)
     return torch.cat(parts).double()

@@ -291,6 +291,7 @@ class Decoding:
         self._layers: dict[int, tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]] = {}
         self._masks: tuple[Tensor | None, Tensor | None] = None, None
         self._widths = 0, 0
+        self._full, self._abreast = False, False
 
     def enter(self, slots: Tensor, lengths: list[int], seen: dict[int, tuple[Tensor, Tensor]], cells: Tensor) -> None:
         """Prompts whose keys and values stand in `seen` one after the other take slots; `cells` become rows."""
@@ -320,6 +321,9 @@ class Decoding:
         width, own = int(self.prompts.max()), int(self.written.max()) + 1
         self._widths = width, own
         self._masks = _hide(self.prompts, width, dtype), _hide(self.written + 1, own, dtype)
+        every = torch.arange(len(self.prompts) * self.copies, device=self.cells.device)
+        self._full = torch.equal(self.cells, every)  # then nothing need be put in order for the prompts' attention
+        self._abreast = self._masks[1] is None  # then all rows write at one place
         return self.prompts[self.cells // self.copies] + self.written
 
     def end_step(self) -> None:
@@ -330,9 +334,11 @@ class Decoding:
         """Each row's newest token over its prompt and its own tokens: [R, heads, 1, width] -> the same."""
         rows, heads, _, width = query.shape
         prompts, own = self._of(layer, key)
-        at = torch.arange(rows, device=query.device)
         for stored, new in zip(own, (key, value), strict=True):
-            stored[at, self.written] = new[:, :, 0]
+            if self._abreast:
+                stored[:rows, self._widths[1] - 1] = new[:, :, 0]
+            else:
+                stored[torch.arange(rows, device=query.device), self.written] = new[:, :, 0]
         kinds = key.shape[1]
         query = query.view(rows, kinds, heads // kinds, width)
         keys, values = (x[:rows, : self._widths[1]].transpose(1, 2) for x in own)
@@ -345,13 +351,16 @@ class Decoding:
         """All rows of a slot at once: [R, key heads, group, width] -> the same, and [R, key heads, group]."""
         _, kinds, group, width = query.shape
         slots = len(self.prompts)
-        grid = query.new_zeros(slots * self.copies, kinds, group, width)
-        grid[self.cells] = query
+        if self._full:
+            grid = query
+        else:
+            grid = query.new_zeros(slots * self.copies, kinds, group, width)
+            grid[self.cells] = query
         asked = grid.view(slots, self.copies, kinds, group, width).permute(0, 2, 3, 1, 4).flatten(2, 3)
         out, normaliser = _attention(asked, key, value, self._masks[0], scale)
         out = out.view(slots, kinds, group, self.copies, width).permute(0, 3, 1, 2, 4).flatten(0, 1)
         normaliser = normaliser.view(slots, kinds, group, self.copies).permute(0, 3, 1, 2).flatten(0, 1)
-        return out[self.cells], normaliser[self.cells]
+        return (out, normaliser) if self._full else (out[self.cells], normaliser[self.cells])
 
     def _of(self, layer: int, like: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """A layer's storage: keys and values of the prompts, and of the rows."""
@@ -404,8 +413,8 @@ def _by_softmax(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, 
 
 def _joined(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
     """Attention over two sets of keys from that over each and the logarithms of the normalisers."""
-    share = torch.sigmoid(a[1].float() - b[1].float())[..., None]
-    return (share * a[0] + (1 - share) * b[0]).to(a[0].dtype)
+    share = torch.sigmoid(a[1].float() - b[1].float())[..., None].to(a[0].dtype)
+    return torch.lerp(b[0], a[0], share)
 
 
 AttentionInterface.register(NAME, attend)

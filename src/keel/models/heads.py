@@ -16,7 +16,18 @@ def scaled_logits(model: nn.Module, hidden: Tensor, temperature: float) -> Tenso
     Rollout, old, current and reference log-probabilities all come through here. Model families that scale or cap
     their logits say so in their config, and `check_head` compares with the model's own at load time.
     """
-    logits: Tensor = model.get_output_embeddings()(hidden).float()  # type: ignore[operator]
+    return scaled(model, raw_logits(model, hidden), temperature)
+
+
+def raw_logits(model: nn.Module, hidden: Tensor) -> Tensor:
+    """What the head alone says, in its own precision, for those who scale it some rows at a time: [R, D] -> [R, V]."""
+    logits: Tensor = model.get_output_embeddings()(hidden)  # type: ignore[operator]
+    return logits
+
+
+def scaled(model: nn.Module, logits: Tensor, temperature: float) -> Tensor:
+    """The second half of `scaled_logits`, for any part of the head's raw logits: [..., V'] -> fp32 [..., V']."""
+    logits = logits.float()
     logits = logits * factor if (factor := logit_factor(model, 1.0)) != 1 else logits
     if (cap := logit_cap(model)) is not None:
         logits = cap * torch.tanh(logits / cap)
