@@ -24,6 +24,7 @@ import torch
 from keel import objectives, stats, world
 from keel.config import DemoConfig, DPOConfig, Machine, PPOConfig, RewardConfig, SFTConfig
 from keel.data.files import read_lines, write_json, write_lines
+from keel.data.preferences import derive
 from keel.data.text import Text
 from keel.engine import progress
 from keel.engine.forward import in_batches, scalars_at_end
@@ -256,13 +257,10 @@ def votes(story: Story) -> dict[str, Any]:
     bundles = draw(story, policy, pick(story, train, sizes.votes, "votes"), 2, "votes")
     shown = [(b.prompt, b.completions[0].text, b.completions[1].text) for b in bundles]
     judgments = judge_pairs(((str(p), a, b) for p, a, b in shown), world.Population(), story.rng("people"))
-    pairs = [pair for j in judgments if (pair := j.pair()) is not None]
+    pairs = [pair for j in judgments for pair in derive([j]).pairs]
     biased = world.Population(length_bias=LOVE_OF_LENGTH)
-    few = [
-        p
-        for j in judge_pairs(((str(p), a, b) for p, a, b in shown[: 2 * sizes.few_votes]), biased, story.rng("few"))
-        if (p := j.pair())
-    ]
+    misled = judge_pairs(((str(p), a, b) for p, a, b in shown[: 2 * sizes.few_votes]), biased, story.rng("few"))
+    few = [pair for j in misled for pair in derive([j]).pairs]
     fresh = draw(story, policy, pick(story, held_out, sizes.held_out_pairs, "held-out pairs"), 2, "held-out pairs")
     clean = [c for b in fresh if (c := noiseless(b)) is not None]
     if not clean or not pairs:
@@ -275,7 +273,7 @@ def votes(story: Story) -> dict[str, Any]:
     return {
         "shown": len(judgments),
         "pairs": len(pairs),
-        "ties": sum(j.outcome == "tie" for j in judgments),
+        "ties": len(judgments) - len(pairs),
         "agreement_with_gold": stats.rate([agrees(p.prompt, p.chosen, p.rejected) for p in pairs]).as_dict(),
         "longer_wins": stats.rate([longer(p.chosen, p.rejected) for p in pairs]).as_dict(),
         "held_out_pairs": len(clean),

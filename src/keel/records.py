@@ -10,8 +10,9 @@ P prompt tokens, L tokens of one completion, T = sum of L over the C completions
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 
@@ -60,6 +61,7 @@ class Pair:
     """A preference: `chosen` was judged better than `rejected`.
 
     `margin` >= 0 says by how much (graded labels; 0 = not graded): the reward model's logit must exceed it.
+    `ai` says that a model gave the label (AI feedback: what is trained on it is RLAIF).
     """
 
     prompt: Prompt
@@ -67,6 +69,7 @@ class Pair:
     rejected: str
     margin: float = 0.0
     origin: Origin = field(default_factory=Origin)
+    ai: bool = False
 
 
 @dataclass(slots=True)
@@ -105,31 +108,82 @@ def lengths_of(bundles: list[Bundle]) -> torch.Tensor:
     return torch.tensor([len(c) for b in bundles for c in b.completions], dtype=torch.long)
 
 
+# --- what people, judges and rules say ------------------------------------------------------------
+
 Outcome = Literal["first", "second", "tie", "both_bad"]
+RaterKind = Literal["person", "judge", "rule", "simulated", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer as text, and where it came from: `Answer(" Paris.", model="runs/sft", logp=-3.2)`.
+
+    `model` is the writer's name and `model_hash` that of its weights; `sampling` says how it was drawn
+    (`{"temperature": 0.8, "top_p": 1.0, "max_new_tokens": 64}`); `logp` is its summed log-probability in nats under
+    the model that wrote it, with its sampling distribution, over `tokens` tokens.
+    """
+
+    text: str
+    model: str = ""
+    model_hash: str = ""
+    sampling: Mapping[str, float] | None = None
+    logp: float | None = None
+    tokens: int | None = None
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Of two answers: which is better, and by how much (1 slightly, 2 better, 3 much better; 0 not graded)."""
+
+    outcome: Outcome
+    strength: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Of one answer: a finite number, higher is better, on the rater's own scale."""
+
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Of K answers: the rank of each, 1 is best, equal ranks are ties: `Ranking((2, 1, 2))`."""
+
+    ranks: tuple[int, ...]
+
+
+Verdict = Preference | Score | Ranking
 
 
 @dataclass(frozen=True, slots=True)
 class Judgment:
-    """What one rater said of two answers, in the order in which they were shown.
+    """What one rater said of some answers to one prompt, in the order in which they were shown (first is left).
 
-    `strength` grades a preference (1 slightly, 2 better, 3 much better); `ai` marks labels that a model made (RLAIF).
+    `Judgment("2 + 2 =", (Answer(" 4"), Answer(" 5")), Preference("first", 3), rater="person-007", kind="person")`
+
+    `rubric` is the version of the guidelines; `comment` the rater's reasons; `raw` a judge's reply as it came, to be
+    read again; `extra` holds columns of a file that mean nothing to Keel and are given back on export.
     """
 
-    prompt: str
-    first: str
-    second: str
-    outcome: Outcome
-    rater: str
+    prompt: Prompt
+    answers: tuple[Answer, ...]
+    verdict: Verdict
+    rater: str = ""
+    kind: RaterKind = "unknown"
     dimension: str = "overall"
-    strength: int = 1
-    ai: bool = False
+    rubric: str = ""
+    seconds: float | None = None
+    comment: str = ""
+    raw: str = ""
+    extra: Mapping[str, Any] | None = None
+    origin: Origin = field(default_factory=Origin)
 
-    def pair(self, origin: Origin | None = None) -> Pair | None:
-        """The training pair that follows from this judgment; None for a tie or two bad answers."""
-        if self.outcome not in ("first", "second"):
-            return None
-        chosen, rejected = (self.first, self.second) if self.outcome == "first" else (self.second, self.first)
-        return Pair(self.prompt, chosen, rejected, origin=origin or Origin())
+    @property
+    def ai(self) -> bool:
+        """Whether a model gave the label (AI feedback: what is trained on it is RLAIF)."""
+        return self.kind == "judge"
 
 
 @dataclass(slots=True)

@@ -1,0 +1,43 @@
+"""Who judges: rules, LLM judges, the world's simulated people. All give the same `Judgment`, by one Protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from keel.records import Answer, Judgment, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Two answers to one prompt, in the order in which they are to be shown."""
+
+    prompt: Prompt
+    first: Answer
+    second: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """No judgment: what failed. It is counted and asked again next time, never stored (law 7)."""
+
+    reason: str
+
+
+class Rater(Protocol):
+    """Says which of two answers is better, in each dimension of its rubric."""
+
+    identity: str
+    """Name and version: two raters with one identity would say the same, so that nothing is asked twice."""
+
+    def rate(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Judgment] | Missing]]:
+        """(index of a task, its judgments), as they come and in any order; tasks left out were not begun.
+
+        Between two results the caller may stop for good: what was yielded counts, the rest is as if never asked.
+        """
+        ...
+
+    def note(self) -> str:
+        """What the reader of a progress bar should see beside it, such as the cost so far; may be empty."""
+        ...

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable
 
 from keel import world
-from keel.records import Judgment
+from keel.records import Answer, Judgment, Preference
 
 
 def judge_pairs(
@@ -16,5 +16,6 @@ def judge_pairs(
     judgments = []
     for prompt, first, second in pairs:
         vote = world.vote(prompt, first, second, rng, population)
-        judgments.append(Judgment(prompt, first, second, vote.outcome, vote.rater))
+        answers = Answer(first), Answer(second)
+        judgments.append(Judgment(prompt, answers, Preference(vote.outcome), rater=vote.rater, kind="simulated"))
     return judgments

@@ -1,0 +1,178 @@
+"""How judgments become training pairs and ranked bundles. Nothing of this is stored: it is derived each time.
+
+The rules, for all judgments of one prompt:
+
+1. A `Preference` is a vote between two answers, with its strength as margin. A `Ranking` is a vote between every two
+   answers of different rank, with margin 0: a rank is an order, not a distance. `Score`s of one rater are a vote
+   between every two answers that he scored, with the difference as margin.
+2. Dimensions: where any judgment is "overall", only those count. Otherwise a rater's scores of an answer are averaged
+   over the dimensions in which he scored both answers, and votes in every dimension count alike.
+3. Where several named raters voted on the same two answers, the majority makes one pair, with the mean margin of those
+   in it; an even split makes none. Without names every vote is a pair of its own.
+4. A tie and two bad answers make no pair. They are no faults either: they are told apart from rows that are wrong.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from statistics import fmean
+
+from keel.data.text import prompt_key
+from keel.records import Judgment, Pair, Preference, Prompt, Ranking, Score
+
+OVERALL = "overall"
+TIE, BOTH_BAD, SPLIT, ALONE = "tie", "both bad", "raters split evenly", "one answer alone"
+
+
+@dataclass(slots=True)
+class Derived:
+    """Pairs, and how many contests made none, by reason."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    neutral: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+
+@dataclass(frozen=True, slots=True)
+class _Vote:
+    """`sign` is 1 where the first is better, -1 where the second is, 0 where neither: then `why` says why."""
+
+    first: str
+    second: str
+    sign: int
+    margin: float
+    why: str
+    judgment: Judgment
+
+
+def derive(judgments: Sequence[Judgment]) -> Derived:
+    """Pairs of one prompt's judgments, by the rules above."""
+    if any(j.dimension == OVERALL for j in judgments):
+        judgments = [j for j in judgments if j.dimension == OVERALL]
+    contests: dict[frozenset[str], list[_Vote]] = defaultdict(list)
+    derived = Derived()
+    for vote in _votes(judgments, derived):
+        contests[frozenset((vote.first, vote.second))].append(vote)
+    for votes in contests.values():
+        named = {v.judgment.rater for v in votes if v.judgment.rater}
+        _majority(votes, derived) if len(named) > 1 else _each(votes, derived)
+    return derived
+
+
+def derive_all(judgments: Iterable[Judgment]) -> Derived:
+    """The same for judgments of many prompts, in whatever order; pairs in the order in which prompts come up."""
+    groups: dict[str, list[Judgment]] = defaultdict(list)
+    for judgment in judgments:
+        groups[prompt_key(judgment.prompt)].append(judgment)
+    whole = Derived()
+    for group in groups.values():
+        part = derive(group)
+        whole.pairs += part.pairs
+        for why, count in part.neutral.items():
+            whole.neutral[why] += count
+    return whole
+
+
+def _each(votes: list[_Vote], derived: Derived) -> None:
+    for vote in votes:
+        if vote.sign:
+            derived.pairs.append(_pair(vote, vote.margin, vote.judgment.ai))
+        else:
+            derived.neutral[vote.why] += 1
+
+
+def _majority(votes: list[_Vote], derived: Derived) -> None:
+    """One pair of what most say, each vote read in the order of the first."""
+    signs = [v.sign if v.first == votes[0].first else -v.sign for v in votes]
+    lead = sum(signs)
+    if lead == 0:
+        whys = {v.why for v in votes if not v.sign}
+        derived.neutral[whys.pop() if not any(signs) and len(whys) == 1 else TIE if not any(signs) else SPLIT] += 1
+        return
+    winners = [v for v, sign in zip(votes, signs, strict=True) if sign * lead > 0]
+    derived.pairs.append(_pair(winners[0], fmean(v.margin for v in winners), any(v.judgment.ai for v in winners)))
+
+
+def _pair(vote: _Vote, margin: float, ai: bool) -> Pair:
+    chosen, rejected = (vote.first, vote.second) if vote.sign > 0 else (vote.second, vote.first)
+    return Pair(vote.judgment.prompt, chosen, rejected, margin, vote.judgment.origin, ai)
+
+
+def _votes(judgments: Sequence[Judgment], derived: Derived) -> Iterator[_Vote]:
+    scored: dict[str, list[Judgment]] = defaultdict(list)
+    for judgment in judgments:
+        match judgment.verdict:
+            case Preference(outcome, strength):
+                first, second = (a.text for a in judgment.answers)
+                sign = {"first": 1, "second": -1}.get(outcome, 0)
+                yield _Vote(first, second, sign, strength, BOTH_BAD if outcome == "both_bad" else TIE, judgment)
+            case Ranking(ranks):
+                for (a, rank), (b, other) in combinations(zip(judgment.answers, ranks, strict=True), 2):
+                    yield _Vote(a.text, b.text, (other > rank) - (other < rank), 0.0, TIE, judgment)
+            case Score():
+                scored[judgment.rater].append(judgment)
+    for group in scored.values():
+        yield from _votes_of_scores(group, derived)
+
+
+def _votes_of_scores(group: list[Judgment], derived: Derived) -> Iterator[_Vote]:
+    """One rater's scores of one prompt's answers; the last word counts where he scored one twice."""
+    table: dict[str, dict[str, float]] = defaultdict(dict)
+    last: dict[str, Judgment] = {}
+    for judgment in group:
+        assert isinstance(judgment.verdict, Score)
+        text = judgment.answers[0].text
+        table[text][judgment.dimension] = judgment.verdict.value
+        last[text] = judgment
+    if len(table) == 1:
+        derived.neutral[ALONE] += 1
+    for a, b in combinations(table, 2):
+        shared = table[a].keys() & table[b].keys()
+        if shared:
+            lead = fmean(table[a][d] - table[b][d] for d in shared)
+            yield _Vote(a, b, (lead > 0) - (lead < 0), abs(lead), TIE, last[a])
+
+
+# --- listwise -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """A prompt's answers, best first, with the rank of each (1 is best, ties share one)."""
+
+    prompt: Prompt
+    answers: list[str]
+    ranks: list[int]
+
+
+def rank(judgments: Sequence[Judgment]) -> list[Ranked]:
+    """Ranked bundles of one prompt's judgments: one of each ranking, and one of each rater's scores."""
+    if any(j.dimension == OVERALL for j in judgments):
+        judgments = [j for j in judgments if j.dimension == OVERALL]
+    found = [
+        _ranked(j.prompt, [(r, a.text) for r, a in zip(j.verdict.ranks, j.answers, strict=True)])
+        for j in judgments
+        if isinstance(j.verdict, Ranking)
+    ]
+    scored: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for j in judgments:
+        if isinstance(j.verdict, Score):
+            scored[j.rater][j.answers[0].text][j.dimension] = j.verdict.value
+    for table in scored.values():
+        shared = set.intersection(*(set(values) for values in table.values()))
+        if len(table) > 1 and shared:
+            found.append(
+                _ranked(
+                    judgments[0].prompt, [(-fmean(v for d, v in s.items() if d in shared), t) for t, s in table.items()]
+                )
+            )
+    return found
+
+
+def _ranked(prompt: Prompt, placed: list[tuple[float, str]]) -> Ranked:
+    """From anything that is smaller for better answers."""
+    placed = sorted(placed, key=lambda item: item[0])
+    levels = sorted({place for place, _ in placed})
+    return Ranked(prompt, [text for _, text in placed], [1 + levels.index(place) for place, _ in placed])
