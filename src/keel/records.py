@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-import torch
+if TYPE_CHECKING:  # those who only read and keep records need no torch
+    import torch
 
 
 class Message(TypedDict):
@@ -105,6 +106,8 @@ class Bundle:
 
 def lengths_of(bundles: list[Bundle]) -> torch.Tensor:
     """Completion lengths of a batch, int64 [C], in order (bundle by bundle)."""
+    import torch
+
     return torch.tensor([len(c) for b in bundles for c in b.completions], dtype=torch.long)
 
 

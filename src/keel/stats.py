@@ -189,6 +189,94 @@ def calibration(probability: ArrayLike, outcome: ArrayLike, bins: int = 10) -> t
     return result, float(error)
 
 
+# --- agreement ------------------------------------------------------------------------------------
+
+
+def cohen_kappa(first: ArrayLike, second: ArrayLike) -> float:
+    """Agreement of two raters on the same items beyond chance, (p_o - p_e) / (1 - p_e) (Cohen 1960).
+
+    NaN without items, and where both only ever say the same one thing, since nothing can then exceed chance.
+    """
+    a, b = np.asarray(first), np.asarray(second)
+    if not len(a):
+        return math.nan
+    _, codes = np.unique(np.concatenate([a, b]), return_inverse=True)
+    table = np.zeros((codes.max() + 1,) * 2)
+    np.add.at(table, (codes[: len(a)], codes[len(a) :]), 1 / len(a))
+    expected = float(table.sum(0) @ table.sum(1))
+    return (float(np.trace(table)) - expected) / (1 - expected) if expected < 1 else math.nan
+
+
+def fleiss_kappa(counts: ArrayLike) -> float:
+    """Agreement of any raters beyond chance: `counts[i, c]` of them put item i into category c (Fleiss 1971).
+
+    Every item needs the same number of raters, at least two: ValueError otherwise. NaN where all say one thing.
+    """
+    n = np.asarray(counts, dtype=np.float64)
+    raters = n.sum(1)
+    if not len(n) or raters.min() < 2 or raters.min() != raters.max():
+        raise ValueError("Fleiss' kappa needs items with the same number of raters, at least two")
+    k = float(raters[0])
+    observed = float(((n**2).sum(1) - k).mean() / (k * (k - 1)))
+    expected = float(((n.sum(0) / n.sum()) ** 2).sum())
+    return (observed - expected) / (1 - expected) if expected < 1 else math.nan
+
+
+def krippendorff_alpha(units: ArrayLike, values: ArrayLike, *, interval: bool, resamples: int = 1_000) -> Estimate:
+    """Krippendorff's alpha with a bootstrap interval over units: `values[i]` is what one rater said of `units[i]`.
+
+    alpha = 1 - D_o / D_e: the observed disagreement within units over that expected between all values, for nominal
+    values (equal or not) or, with `interval`, squared differences (Krippendorff 2004, 11.3). Units that one rater saw
+    are left out; `n` counts the others. NaN without any, and where all say one thing. The bootstrap's seed is fixed.
+    """
+    _, unit = np.unique(np.asarray(units), return_inverse=True)
+    number, said = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True)
+    often = np.bincount(unit) > 1
+    keep = often[unit]
+    if not keep.any():
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    _, unit = np.unique(unit[keep], return_inverse=True)
+    sums = _interval_sums(unit, number[said[keep]]) if interval else _nominal_sums(unit, said[keep], len(number))
+    expected = _interval_expected if interval else _nominal_expected
+
+    def alpha(total: Floats) -> float:
+        chance = expected(total)
+        return 1 - float(total[0]) / chance if chance > 0 else math.nan
+
+    rng = np.random.default_rng(0)
+    n = len(sums)
+    resamples = max(200, min(resamples, 50_000_000 // n))
+    drawn = [alpha(np.bincount(rng.integers(n, size=n), minlength=n) @ sums) for _ in range(resamples)]
+    low, high = np.nanquantile(drawn, [0.025, 0.975]) if not np.isnan(drawn).all() else (math.nan, math.nan)
+    return Estimate(alpha(sums.sum(0)), float(low), float(high), n)
+
+
+def _nominal_sums(unit: NDArray[np.intp], said: NDArray[np.intp], kinds: int) -> Floats:
+    """Per unit: its disagreement, and how often each value was said."""
+    counts = np.zeros((unit.max() + 1, kinds))
+    np.add.at(counts, (unit, said), 1)
+    size = counts.sum(1)
+    return np.column_stack([(size**2 - (counts**2).sum(1)) / (size - 1), counts])
+
+
+def _nominal_expected(total: Floats) -> float:
+    counts = total[1:]
+    n = float(counts.sum())
+    return (n**2 - float((counts**2).sum())) / (n - 1)
+
+
+def _interval_sums(unit: NDArray[np.intp], value: Floats) -> Floats:
+    """Per unit: its disagreement, how many values, their sum and that of their squares."""
+    value = value - value.mean()  # differences do not change, and the squares lose no digits
+    size, first, second = (np.bincount(unit, weights) for weights in (None, value, value**2))
+    return np.column_stack([2 * (size * second - first**2) / (size - 1), size, first, second])
+
+
+def _interval_expected(total: Floats) -> float:
+    _, n, first, second = (float(x) for x in total)
+    return 2 * (n * second - first**2) / (n - 1)
+
+
 def distinct_n(token_lists: Sequence[Sequence[object]], n: int = 2) -> float:
     """Distinct n-grams over all n-grams of a set of texts (Li et al. 2016). Compare only sets of equal size."""
     seen: set[tuple[object, ...]] = set()

@@ -1,0 +1,483 @@
+"""The store: prompts, answers with their provenance, and judgments that are only ever appended.
+
+A store is `store:FILE.db` (SQLite, made when first written to) or a database URL such as
+`postgresql://user@host/name`. Pairs, ranked bundles and splits are derived by query (`data/preferences.py`), never
+stored. A change of mind is a retraction and a new judgment; only `forget` deletes, on a person's request. Two
+processes may write at once. What a transaction has committed survives a killed process, and doing it again adds
+nothing: rows are named by what they say.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import groupby, islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import unquote
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+
+from keel.data import schema
+from keel.data.schema import answers, judgments, places, prompts, raters
+from keel.errors import InputError
+from keel.records import Answer, Judgment, Origin, Preference, Prompt, PromptRow, Ranking, Score
+
+PREFIX = "store:"
+CHUNK = 10_000
+"""Judgments in one transaction of an import: few enough to wait for, enough to be fast."""
+REMEMBERED = 100_000
+"""Prompts and answers known to be stored, so that they are not sent again."""
+
+Row = tuple[Any, ...]
+"""A table's row, in the order of its columns (of judgments all but the id, which the database counts)."""
+
+
+def is_store(source: str) -> bool:
+    """Whether a source names a store rather than a file."""
+    return source.startswith(PREFIX) or "://" in source
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which judgments: `store:FILE.db?dimension=harmlessness&rater=person-007`; None is all."""
+
+    dimension: str | None = None
+    rater: str | None = None
+
+
+class Store:
+    """An open store; use it as a context, or close it."""
+
+    def __init__(self, source: str, *, create: bool = False) -> None:
+        self.source, self.wanted, url = _parse(source)
+        self.sqlite = url.get_backend_name() == "sqlite"
+        if self.sqlite and not create and not Path(url.database or "").exists():
+            raise InputError(f"{self.source}: no such store; check the path, or collect or convert into it first")
+        self._engine = _engine(url, self.source)
+        self._known: dict[bytes, None] = {}
+        self._statements = {
+            table: _insert_statement(table, self._engine.dialect) for table in schema.metadata.tables.values()
+        }
+        with self._errors(), self._engine.begin() as connection:
+            if not create and not sa.inspect(connection).has_table(schema.version.name):
+                raise InputError(f"{self.source}: a database, but no store of Keel's; check the name")
+            found = schema.migrate(connection)
+        if found > len(schema.MIGRATIONS):
+            raise InputError(f"{self.source}: written by a newer Keel (store version {found}); update Keel")
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """What the database says, in one line."""
+        try:
+            yield
+        except SQLAlchemyError as error:
+            cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+            raise InputError(f"{self.source}: {' '.join(str(cause).split())[:300]}; check the database") from error
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def append(self, found: Iterable[tuple[bytes, Judgment]]) -> int:
+        """Add judgments under their keys, with their prompts and answers; returns how many were new.
+
+        Committed every `CHUNK`: what is known already is left as it is, so that an interrupted call may be repeated.
+        """
+        added = 0
+        source = iter(found)
+        while some := list(islice(source, CHUNK)):
+            rows = self._rows(some)
+            with self._errors(), self._engine.begin() as connection:
+                counts = {table: self._insert(connection, table, new) for table, new in rows.items()}
+            added += counts[judgments]
+            self._remember(row[0] for table in (prompts, answers) for row in rows[table])
+        return added
+
+    def _rows(self, some: Sequence[tuple[bytes, Judgment]]) -> dict[sa.Table, list[Row]]:
+        """What some judgments add to each table, in the order in which tables refer to each other.
+
+        Keys come in order where two writers may bring the same, so that they never wait for each other in a circle.
+        """
+        asked: dict[bytes, Row] = {}
+        written: dict[bytes, Row] = {}
+        people: dict[str, Row] = {}
+        said: list[Row] = []
+        placed: list[Row] = []
+        for key, judgment in some:
+            prompt = prompt_key(judgment.prompt)
+            if prompt not in self._known and prompt not in asked:
+                asked[prompt] = _prompt_row(prompt, judgment.prompt, judgment.origin)
+            shown = [answer_key(prompt, answer) for answer in judgment.answers]
+            for answer_shown, answer in zip(shown, judgment.answers, strict=True):
+                if answer_shown not in self._known and answer_shown not in written:
+                    written[answer_shown] = _answer_row(answer_shown, prompt, answer)
+            people.setdefault(judgment.rater, (judgment.rater, judgment.kind))
+            said.append(_judgment_row(key, prompt, shown, judgment))
+            if isinstance(judgment.verdict, Ranking):
+                ranked = enumerate(zip(shown, judgment.verdict.ranks, strict=True))
+                placed += ((key, place, answer_shown, rank) for place, (answer_shown, rank) in ranked)
+        in_order = [[rows[key] for key in sorted(rows)] for rows in (asked, written)]
+        return {
+            prompts: in_order[0],
+            answers: in_order[1],
+            raters: [people[name] for name in sorted(people)],
+            judgments: said,
+            places: placed,
+        }
+
+    def _insert(self, connection: sa.Connection, table: sa.Table, rows: list[Row]) -> int:
+        """Add the rows that are not there yet; returns how many.
+
+        As tuples to the driver: SQLAlchemy's way through dictionaries and types takes longer than the database.
+        """
+        if not rows:
+            return 0
+        return max(0, connection.exec_driver_sql(self._statements[table], rows).rowcount)
+
+    def _remember(self, keys: Iterable[bytes]) -> None:
+        self._known.update(dict.fromkeys(keys))
+        for key in list(islice(self._known, max(0, len(self._known) - REMEMBERED))):
+            del self._known[key]
+
+    def retract(self, key: bytes, comment: str = "") -> None:
+        """Say that a judgment no longer holds; it stays in the store, and counts nowhere."""
+        with self._errors(), self._engine.begin() as connection:
+            row = connection.execute(sa.select(judgments).where(judgments.c.key == key)).mappings().one_or_none()
+            if row is None or row["kind"] == RETRACTION:
+                raise InputError(f"{self.source}: no judgment {key.hex()} to retract; `keel data stats` lists the last")
+            kept = {name: row[name] for name in ("prompt", "dimension", "rater", "rubric")}
+            said = {"kind": RETRACTION, "retracts": key, "comment": comment, "made": time.time()}
+            blank = {"key": _below(row["prompt"], b"retraction", key), "raw": "", "extra": "", "file": "", "row": 0}
+            retraction = tuple((kept | said | blank).get(name) for name in JUDGMENT_COLUMNS)
+            self._insert(connection, judgments, [retraction])
+
+    def forget(self, rater: str) -> int:
+        """Erase a person: name, judgments, comments. Returns how many judgments there were; InputError if none."""
+        theirs = sa.select(judgments.c.key).where(judgments.c.rater == rater)
+        with self._errors(), self._engine.begin() as connection:
+            if connection.scalar(sa.select(sa.func.count()).where(raters.c.name == rater)) == 0:
+                known = ", ".join(connection.scalars(sa.select(raters.c.name).order_by(raters.c.name).limit(8)))
+                raise InputError(f"{self.source}: no rater {rater!r}; there are {known or 'none'}")
+            count = connection.scalar(sa.select(sa.func.count()).where(judgments.c.rater == rater)) or 0
+            connection.execute(sa.delete(places).where(places.c.judgment.in_(theirs)))
+            connection.execute(sa.delete(judgments).where(judgments.c.retracts.in_(theirs)))
+            connection.execute(sa.delete(judgments).where(judgments.c.rater == rater))
+            connection.execute(sa.delete(raters).where(raters.c.name == rater))
+        with self._errors(), self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("VACUUM")  # what was deleted is gone from the file, too
+            if self.sqlite:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        return count
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def groups(self, *conditions: sa.ColumnElement[bool]) -> Iterator[list[tuple[bytes, Judgment]]]:
+        """All judgments that hold and are wanted, a prompt at a time, each prompt's in the order in which they came."""
+        first, second = answers.alias("first_answer"), answers.alias("second_answer")
+        statement = (
+            sa.select(
+                judgments,
+                prompts.c.content,
+                prompts.c.chat,
+                raters.c.kind.label("rater_kind"),
+                *(c.label(f"{name}_{c.name}") for name, t in (("a", first), ("b", second)) for c in t.columns),
+            )
+            .join(prompts, prompts.c.key == judgments.c.prompt)
+            .join(raters, raters.c.name == judgments.c.rater)
+            .outerjoin(first, first.c.key == judgments.c.first)
+            .outerjoin(second, second.c.key == judgments.c.second)
+            .where(*self.holding(), *conditions)
+            .order_by(judgments.c.key)
+        )
+        with self._errors(), self._engine.connect() as connection:
+            rows = connection.execution_options(yield_per=1_000).execute(statement)
+            for _, group in groupby(rows, key=lambda row: row.prompt):
+                some = sorted(group, key=lambda row: row.id)
+                ranked = self._ranked(connection, [row.key for row in some if row.kind == "ranking"])
+                yield [(row.key, _judgment(row, ranked.get(row.key))) for row in some]
+
+    def holding(self) -> list[sa.ColumnElement[bool]]:
+        """Conditions of a query on judgments: neither a retraction nor retracted, and as the source's name asks."""
+        later = judgments.alias("later")
+        conditions = [
+            judgments.c.kind != RETRACTION,
+            ~sa.exists().where(later.c.retracts == judgments.c.key),
+        ]
+        for column, value in ((judgments.c.dimension, self.wanted.dimension), (judgments.c.rater, self.wanted.rater)):
+            if value is not None:
+                conditions.append(column == value)
+        return conditions
+
+    def _ranked(self, connection: sa.Connection, keys: list[bytes]) -> dict[bytes, list[tuple[Answer, int]]]:
+        """Answers and ranks of some rankings, in the order in which they were shown."""
+        found: dict[bytes, list[tuple[Answer, int]]] = {}
+        if keys:
+            columns = (c.label(f"a_{c.name}") for c in answers.columns)
+            statement = (
+                sa.select(places.c.judgment, places.c.rank, *columns)
+                .join(answers, answers.c.key == places.c.answer)
+                .where(places.c.judgment.in_(keys))
+                .order_by(places.c.judgment, places.c.place)
+            )
+            for row in connection.execute(statement):
+                found.setdefault(row.judgment, []).append((_answer(row, "a"), row.rank))
+        return found
+
+    def prompts(self) -> Iterator[PromptRow]:
+        """Every prompt, in the order of their keys."""
+        for row in self.stream(sa.select(prompts).order_by(prompts.c.key)):
+            yield PromptRow(_prompt(row), Origin(row.file, row.row))
+
+    def keys(self) -> Iterator[bytes]:
+        """Of all judgments that hold and are wanted, in order: what a run's manifest records."""
+        statement = sa.select(judgments.c.key).where(*self.holding()).order_by(judgments.c.key)
+        yield from (row.key for row in self.stream(statement))
+
+    def read(self, statement: sa.Select[Any]) -> list[sa.Row[Any]]:
+        """The rows of a query."""
+        return list(self.stream(statement))
+
+    def stream(self, statement: sa.Select[Any]) -> Iterator[sa.Row[Any]]:
+        """The same, some at a time."""
+        with self._errors(), self._engine.connect() as connection:
+            yield from connection.execution_options(yield_per=10_000).execute(statement)
+
+    # --- stores as a whole ------------------------------------------------------------------------
+
+    def merge(self, other: Store) -> int:
+        """Add everything of another store; returns how many judgments were new."""
+        added = 0
+        for table in (prompts, answers, raters, judgments, places):
+            columns = [c for c in table.columns if c.name != "id"]
+            order = [judgments.c.id] if table is judgments else list(table.primary_key.columns)
+            with other._errors(), other._engine.connect() as connection:
+                found = connection.execution_options(yield_per=CHUNK).execute(sa.select(*columns).order_by(*order))
+                for some in found.partitions(CHUNK):
+                    with self._errors(), self._engine.begin() as mine:
+                        count = self._insert(mine, table, [tuple(row) for row in some])
+                    added += count if table is judgments else 0
+        return added
+
+    def backup(self, file: Path) -> None:
+        """A copy of the whole store as one SQLite file, while others may go on writing."""
+        if file.exists():
+            raise InputError(f"{file} already exists: choose another --out, or remove it")
+        partial = file.with_name(file.name + ".partial")
+        partial.unlink(missing_ok=True)
+        if self.sqlite:
+            with self._errors(), self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.exec_driver_sql("VACUUM INTO ?", (str(partial),))
+        else:
+            with Store(f"{PREFIX}{partial}", create=True) as copy:
+                copy.merge(self)
+        partial.rename(file)
+
+
+RETRACTION = "retraction"
+JUDGMENT_COLUMNS = [c.name for c in judgments.columns if c.name != "id"]
+
+
+# --- opening --------------------------------------------------------------------------------------
+
+
+def _parse(source: str) -> tuple[str, Wanted, sa.URL]:
+    """What to call the store, which judgments are wanted of it, and the database's address."""
+    name, _, query = source.partition("?")
+    wanted: dict[str, str] = {}
+    rest = []
+    for part in filter(None, query.split("&")):
+        option, _, value = part.partition("=")
+        if option in ("dimension", "rater"):
+            wanted[option] = unquote(value)
+        else:
+            rest.append(part)
+    if name.startswith(PREFIX):
+        if rest or not name.removeprefix(PREFIX):
+            raise InputError(f"{source}: give store:FILE.db, and after a ? dimension=NAME or rater=NAME")
+        return name, Wanted(**wanted), sa.URL.create("sqlite", database=name.removeprefix(PREFIX))
+    try:
+        url = sa.make_url(name + ("?" + "&".join(rest) if rest else ""))
+    except ArgumentError as error:
+        raise InputError(f"{name}: not a database URL; give store:FILE.db or postgresql://USER@HOST/NAME") from error
+    if url.get_backend_name() == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    return url.render_as_string(hide_password=True), Wanted(**wanted), url
+
+
+def _engine(url: sa.URL, name: str) -> sa.Engine:
+    try:
+        driver = {} if url.get_backend_name() == "sqlite" else {"paramstyle": "format"}  # rows are tuples
+        engine = sa.create_engine(url, **driver)
+    except (NoSuchModuleError, ModuleNotFoundError) as error:
+        raise InputError(f"{name}: {error}; for PostgreSQL: pip install 'keel-tune[postgres]'") from error
+    if engine.dialect.name not in ("sqlite", "postgresql"):
+        raise InputError(f"{name}: Keel keeps stores in SQLite and PostgreSQL only")
+    if engine.dialect.name == "sqlite":
+        Path(url.database or "").absolute().parent.mkdir(parents=True, exist_ok=True)
+        sa.event.listen(engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    return engine
+
+
+def _prepare_sqlite(connection: Any, record: Any) -> None:
+    """Readers beside one writer, a writer that waits for another, and deleted text overwritten with zeros."""
+    connection.isolation_level = None  # transactions begin where SQLAlchemy says, and take the write lock at once
+    pragmas = "busy_timeout=60000", "journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"
+    for pragma in (*pragmas, f"cache_size=-{CACHE_KIB}", f"wal_autocheckpoint={CHECKPOINT}"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+CACHE_KIB = 128 * 1024
+CHECKPOINT = 16_384
+"""Pages of 4 KiB after which the log is written into the file: an import changes index pages again and again."""
+
+
+def _insert_statement(table: sa.Table, dialect: sa.Dialect) -> str:
+    """SQL that adds a row, or leaves the one that is there."""
+    kinds = {"sqlite": sqlite, "postgresql": postgresql}
+    statement = kinds[dialect.name].insert(table).on_conflict_do_nothing()
+    names = [c.name for c in table.columns if c.name != "id"]
+    return str(statement.compile(dialect=dialect, column_keys=names))
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+PROMPT_BYTES = 8
+"""Of a prompt's key, at the head of the keys of its answers and judgments."""
+
+
+def _hash(*parts: bytes, size: int = 16) -> bytes:
+    """Bytes that name what the parts say together; the parts' lengths keep them apart."""
+    lengths = ",".join([str(len(part)) for part in parts]).encode()
+    return blake2b(b"".join((lengths, b";", *parts)), digest_size=size).digest()
+
+
+def prompt_key(prompt: Prompt) -> bytes:
+    """The key of a prompt, 16 bytes."""
+    content, chat = _content(prompt)
+    return _hash(b"chat" if chat else b"text", content.encode())
+
+
+def _below(prompt: bytes, *parts: bytes) -> bytes:
+    """The key of something that belongs to a prompt, 20 bytes."""
+    return prompt[:PROMPT_BYTES] + _hash(*parts, size=12)
+
+
+def answer_key(prompt: bytes, answer: Answer, draw: int = 0) -> bytes:
+    """The key of an answer: text, writer, and how and as which of several alike it was drawn."""
+    parts = (answer.text, answer.model, answer.model_hash, _json(answer.sampling), str(draw))
+    return _below(prompt, *[part.encode() for part in parts])
+
+
+def row_key(data_hash: str, judgment: Judgment, index: int) -> bytes:
+    """The key of what a row of a file says, the `index`th of it: importing the file again adds nothing."""
+    return _below(prompt_key(judgment.prompt), data_hash.encode(), f"{judgment.origin.row}:{index}".encode())
+
+
+def said_key(judgment: Judgment) -> bytes:
+    """The key of what a rule or a judge says: asked again about the same, it says the same. People may change."""
+    prompt = prompt_key(judgment.prompt)
+    if judgment.kind in ("person", "unknown"):
+        return _below(prompt, uuid.uuid4().bytes)
+    shown = [answer_key(prompt, answer) for answer in judgment.answers]
+    return _below(prompt, judgment.rater.encode(), judgment.rubric.encode(), judgment.dimension.encode(), *shown)
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def _content(prompt: Prompt) -> tuple[str, bool]:
+    if isinstance(prompt, str):
+        return prompt, False
+    return json.dumps(prompt, ensure_ascii=False, separators=(",", ":"), sort_keys=True), True
+
+
+def _json(values: Mapping[str, Any] | None) -> str:
+    return json.dumps(values, ensure_ascii=False, sort_keys=True) if values else ""
+
+
+def _prompt_row(key: bytes, prompt: Prompt, origin: Origin) -> Row:
+    content, chat = _content(prompt)
+    return key, content, chat, origin.file, origin.row
+
+
+def _answer_row(key: bytes, prompt: bytes, a: Answer, draw: int = 0) -> Row:
+    drawn = a.model, a.model_hash, _json(a.sampling), draw, a.logp, a.tokens, a.truncated
+    return key, prompt, a.text, len(a.text), *drawn
+
+
+def _judgment_row(key: bytes, prompt: bytes, shown: Sequence[bytes], j: Judgment) -> Row:
+    match j.verdict:
+        case Preference(outcome, strength):
+            first, second = (len(a.text) for a in j.answers)
+            longer = (first > second) - (first < second)
+            said: Row = "preference", prompt, *shown, outcome, strength, longer
+        case Score(value):
+            said = "score", prompt, shown[0], None, None, value, None
+        case Ranking():
+            said = "ranking", prompt, None, None, None, None, None
+    by = j.dimension, j.rater, j.rubric, j.seconds, j.comment, j.raw, _json(j.extra)
+    return key, *said, *by, j.origin.file, j.origin.row, time.time(), None
+
+
+def _prompt(row: Any) -> Prompt:
+    return json.loads(row.content) if row.chat else row.content  # type: ignore[no-any-return]
+
+
+def _answer(row: Any, name: str) -> Answer:
+    """The answer in the columns that begin with its name."""
+    sampling = getattr(row, f"{name}_sampling")
+    return Answer(
+        text=getattr(row, f"{name}_text"),
+        model=getattr(row, f"{name}_model"),
+        model_hash=getattr(row, f"{name}_model_hash"),
+        sampling=json.loads(sampling) if sampling else None,
+        logp=getattr(row, f"{name}_logp"),
+        tokens=getattr(row, f"{name}_tokens"),
+        truncated=getattr(row, f"{name}_truncated"),
+    )
+
+
+def _judgment(row: Any, ranked: list[tuple[Answer, int]] | None) -> Judgment:
+    shown: tuple[Answer, ...]
+    verdict: Preference | Score | Ranking
+    match row.kind:
+        case "preference":
+            shown, verdict = (_answer(row, "a"), _answer(row, "b")), Preference(row.outcome, row.value)
+        case "score":
+            shown, verdict = (_answer(row, "a"),), Score(row.value)
+        case _:
+            assert ranked is not None
+            shown, verdict = tuple(a for a, _ in ranked), Ranking(tuple(rank for _, rank in ranked))
+    return Judgment(
+        _prompt(row),
+        shown,
+        verdict,
+        rater=row.rater,
+        kind=row.rater_kind,
+        dimension=row.dimension,
+        rubric=row.rubric,
+        seconds=row.seconds,
+        comment=row.comment,
+        raw=row.raw,
+        extra=json.loads(row.extra) if row.extra else None,
+        origin=Origin(row.file, row.row),
+    )

@@ -1,0 +1,269 @@
+"""What a pile of judgments holds, and how far its raters agree: counts with intervals, from a stream or by query.
+
+A store of millions is counted by its database; a file is counted as it is read. Both fill the same `Survey`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+
+from keel import stats
+from keel.data import schema
+from keel.data.store import Store, answer_key, prompt_key
+from keel.records import Judgment, Preference, Ranking, Score
+from keel.stats import Estimate
+
+# --- what there is --------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Survey:
+    """Counts of judgments, and of the prompts and answers that they are about."""
+
+    prompts: int = 0
+    answers: int = 0
+    said: Counter[tuple[str, str, str, int]] = field(default_factory=Counter)
+    """(dimension, kind of verdict, outcome, sign of the first answer's length less the second's): judgments."""
+    strengths: Counter[float] = field(default_factory=Counter)
+    """Strength of a preference that is one: judgments."""
+    raters: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """(name, kind): judgments."""
+    models: Counter[str] = field(default_factory=Counter)
+    """Name of the model that wrote it: answers."""
+    retracted: int = 0
+
+    @property
+    def judgments(self) -> int:
+        return sum(self.said.values())
+
+    def outcomes(self) -> dict[str, dict[str, int]]:
+        """Judgments by dimension, and by outcome, `score` or `ranking`."""
+        table: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        for (dimension, kind, outcome, _), count in self.said.items():
+            table[dimension][outcome or kind] += count
+        return table
+
+    def first_wins(self) -> Estimate:
+        """How often the answer shown first is preferred, of all preferences with a winner: 1/2 where sides are fair."""
+        wins, n = self._won("first"), self._won("first") + self._won("second")
+        return stats.wilson(wins, n)
+
+    def longer_wins(self) -> Estimate:
+        """How often the longer answer (in characters) is preferred, of all with a winner and unequal lengths."""
+        longer = self._won("first", 1) + self._won("second", -1)
+        return stats.wilson(longer, longer + self._won("first", -1) + self._won("second", 1))
+
+    def _won(self, side: str, sign: int | None = None) -> int:
+        """Preferences for a side, where lengths differ with that sign."""
+        rows = ((key, count) for key, count in self.said.items() if key[2] == side)
+        return sum(count for (_, _, _, longer), count in rows if sign is None or longer == sign)
+
+    def ai_share(self) -> Estimate:
+        """Share of labels that a model gave (AI feedback)."""
+        return stats.wilson(sum(n for (_, kind), n in self.raters.items() if kind == "judge"), self.judgments)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a summary: counts, and rates with their intervals."""
+        return {
+            "prompts": self.prompts,
+            "answers": self.answers,
+            "judgments": self.judgments,
+            "retracted": self.retracted,
+            "outcomes": {dimension: dict(outcomes) for dimension, outcomes in self.outcomes().items()},
+            "strengths": {f"{strength:g}": n for strength, n in sorted(self.strengths.items())},
+            "raters": [{"name": name, "kind": kind, "judgments": n} for (name, kind), n in self.raters.most_common()],
+            "models": dict(self.models.most_common()),
+            "first_wins": self.first_wins().as_dict(),
+            "longer_wins": self.longer_wins().as_dict(),
+            "ai_feedback": self.ai_share().as_dict(),
+        }
+
+
+def count(judgments: Iterable[Judgment]) -> Survey:
+    """A survey of a stream; of prompts and answers only the keys are kept."""
+    survey = Survey()
+    prompts: set[bytes] = set()
+    answers: set[bytes] = set()
+    for judgment in judgments:
+        prompt = prompt_key(judgment.prompt)
+        prompts.add(prompt)
+        for answer in judgment.answers:
+            key = answer_key(prompt, answer)
+            if key not in answers:
+                answers.add(key)
+                survey.models[answer.model] += 1
+        kind, outcome, longer = type(judgment.verdict).__name__.lower(), "", 0
+        if isinstance(judgment.verdict, Preference):
+            outcome = judgment.verdict.outcome
+            first, second = (len(a.text) for a in judgment.answers)
+            longer = (first > second) - (first < second)
+            if outcome in ("first", "second"):
+                survey.strengths[judgment.verdict.strength] += 1
+        survey.said[judgment.dimension, kind, outcome, longer] += 1
+        survey.raters[judgment.rater, judgment.kind] += 1
+    survey.prompts, survey.answers = len(prompts), len(answers)
+    return survey
+
+
+def count_store(store: Store) -> Survey:
+    """The same by queries, in seconds for a million judgments; prompts and answers are all that the store holds."""
+    j, n, holding = schema.judgments, sa.func.count(), store.holding()
+    kinds = (j.c.dimension, j.c.kind, sa.func.coalesce(j.c.outcome, ""), sa.func.coalesce(j.c.longer, 0))
+    graded = (j.c.outcome.in_(("first", "second")), *holding)
+    raters = sa.select(j.c.rater, schema.raters.c.kind, n).join(schema.raters).where(*holding)
+    models = _counter(store, sa.select(schema.answers.c.model, n).group_by(schema.answers.c.model))
+    return Survey(
+        prompts=store.read(sa.select(n).select_from(schema.prompts))[0][0],
+        answers=models.total(),
+        said=_counter(store, sa.select(*kinds, n).where(*holding).group_by(*kinds)),
+        strengths=_counter(store, sa.select(j.c.value, n).where(*graded).group_by(j.c.value)),
+        raters=_counter(store, raters.group_by(j.c.rater, schema.raters.c.kind)),
+        models=models,
+        retracted=store.read(sa.select(n).where(j.c.retracts.is_not(None)))[0][0],
+    )
+
+
+def _counter(store: Store, statement: sa.Select[Any]) -> Counter[Any]:
+    """Rows whose last column is a count; a key of one column is that column."""
+    return Counter({row[0] if len(row) == 2 else tuple(row[:-1]): row[-1] for row in store.read(statement)})
+
+
+# --- how far raters agree -------------------------------------------------------------------------
+
+FIRST, SECOND, TIE, BOTH_BAD = 1.0, 2.0, 0.0, 3.0
+"""Codes of a preference between two answers in the order of their keys, whichever was shown first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One rater on one thing: a contest of two answers (a code), or an answer alone (a score)."""
+
+    dimension: str
+    rater: str
+    thing: bytes
+    value: float
+    scored: bool
+
+
+def said(judgment: Judgment) -> Iterator[Said]:
+    """What a judgment says of each contest, or of its one answer."""
+    prompt = prompt_key(judgment.prompt)
+    keys = [answer_key(prompt, answer) for answer in judgment.answers]
+    match judgment.verdict:
+        case Preference(outcome, _):
+            yield contest(judgment.dimension, judgment.rater, keys[0], keys[1], outcome)
+        case Score(value):
+            yield Said(judgment.dimension, judgment.rater, keys[0], value, True)
+        case Ranking(ranks):
+            for (a, rank), (b, other) in combinations(zip(keys, ranks, strict=True), 2):
+                outcome = "first" if rank < other else "second" if rank > other else "tie"
+                yield contest(judgment.dimension, judgment.rater, a, b, outcome)
+
+
+def said_in_store(store: Store) -> Iterator[Said]:
+    """The same by query, in the order in which judgments came; rankings, which are few, as they stand."""
+    j = schema.judgments
+    columns = (j.c.dimension, j.c.rater, j.c.first, j.c.second, j.c.outcome, j.c.value)
+    statement = sa.select(*columns).where(*store.holding(), j.c.kind != "ranking").order_by(j.c.id)
+    for row in store.stream(statement):
+        if row.second is None:
+            yield Said(row.dimension, row.rater, row.first, row.value, True)
+        else:
+            yield contest(row.dimension, row.rater, row.first, row.second, row.outcome)
+    for group in store.groups(j.c.kind == "ranking"):
+        for _, judgment in group:
+            yield from said(judgment)
+
+
+def contest(dimension: str, rater: str, first: bytes, second: bytes, outcome: str) -> Said:
+    """A preference, whichever answer was shown first."""
+    code = {"first": FIRST, "second": SECOND, "tie": TIE, "both_bad": BOTH_BAD}[outcome]
+    if first > second:
+        first, second, code = second, first, {FIRST: SECOND, SECOND: FIRST}.get(code, code)
+    return Said(dimension, rater, first + second, code, False)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far raters agree in one dimension. NaN where nothing can be said."""
+
+    dimension: str
+    scored: bool
+    """Scores of single answers rather than preferences: alpha is then that of interval values."""
+    things: int
+    """What was judged at all."""
+    shared: int
+    """What two raters or more judged."""
+    agree: Estimate
+    """Share of equal verdicts among all pairs of raters on the same thing."""
+    alpha: Estimate
+    fleiss: float
+    """NaN unless every shared thing has the same number of raters."""
+    pairs: list[tuple[str, str, int, float, float]]
+    """(rater, rater, shared things, share of equal verdicts, Cohen's kappa), the most shared first."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a summary."""
+        named = ("first", "second", "shared", "agree", "kappa")
+        return {
+            "dimension": self.dimension,
+            "scored": self.scored,
+            "things": self.things,
+            "shared": self.shared,
+            "agree": self.agree.as_dict(),
+            "alpha": self.alpha.as_dict(),
+            "fleiss_kappa": self.fleiss,
+            "raters": [dict(zip(named, pair, strict=True)) for pair in self.pairs],
+        }
+
+
+def agreement(everything: Iterable[Said], most_pairs: int = 20) -> list[Agreement]:
+    """Agreement by dimension. Where a rater spoke of the same thing twice, the last word counts."""
+    tables: dict[tuple[str, bool], dict[bytes, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for one in everything:
+        tables[one.dimension, one.scored][one.thing][one.rater] = one.value
+    return [_agreement(*key, table, most_pairs) for key, table in sorted(tables.items())]
+
+
+def _agreement(dimension: str, scored: bool, table: dict[bytes, dict[str, float]], most_pairs: int) -> Agreement:
+    shared = [said for said in table.values() if len(said) > 1]
+    units = np.repeat(np.arange(len(shared)), [len(s) for s in shared])
+    values = np.array([v for s in shared for v in s.values()])
+    between: dict[tuple[str, str], tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
+    equal, thing = [], []
+    for i, verdicts in enumerate(shared):
+        for a, b in combinations(sorted(verdicts), 2):
+            left, right = between[a, b]
+            left.append(verdicts[a])
+            right.append(verdicts[b])
+            equal.append(float(verdicts[a] == verdicts[b]))
+            thing.append(i)
+    pairs = [
+        (a, b, len(x), float(np.mean(np.equal(x, y))), stats.cohen_kappa(x, y)) for (a, b), (x, y) in between.items()
+    ]
+    pairs.sort(key=lambda pair: (-pair[2], pair[:2]))
+    return Agreement(
+        dimension,
+        scored,
+        len(table),
+        len(shared),
+        stats.mean(equal, thing),
+        stats.krippendorff_alpha(units, values, interval=scored),
+        _fleiss(shared),
+        pairs[:most_pairs],
+    )
+
+
+def _fleiss(shared: list[dict[str, float]]) -> float:
+    if len({len(verdicts) for verdicts in shared}) != 1:
+        return float("nan")
+    kinds = sorted({value for verdicts in shared for value in verdicts.values()})
+    counts = np.array([[sum(v == kind for v in verdicts.values()) for kind in kinds] for verdicts in shared])
+    return stats.fleiss_kappa(counts)
