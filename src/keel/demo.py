@@ -28,8 +28,8 @@ from keel.data.preferences import derive
 from keel.data.text import Text
 from keel.engine import progress
 from keel.engine.forward import in_batches, scalars_at_end
-from keel.engine.progress import Bar, say
-from keel.engine.run import Result, generator, peak_rss_gb
+from keel.engine.progress import Bar, peak_rss_gb, say
+from keel.engine.run import generator
 from keel.engine.sampler import sample
 from keel.engine.scorers import RewardModelScorer
 from keel.errors import InputError, RunFailed
@@ -37,7 +37,7 @@ from keel.evaluation import answers as verdict
 from keel.methods import dpo, ppo, reward, sft
 from keel.models import checkpoints
 from keel.raters.simulated import judge_pairs
-from keel.records import Bundle, Pair
+from keel.records import Bundle, Pair, Result
 
 Row = dict[str, str]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 if TYPE_CHECKING:  # those who only read and keep records need no torch
@@ -226,3 +227,16 @@ class RowCounts:
 def _count(table: dict[str, tuple[int, list[int]]], key: str, row: int) -> None:
     count, rows = table.get(key, (0, []))
     table[key] = (count + 1, [*rows, row] if len(rows) < 10 else rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a command leaves: the folder, and the content of its `summary.json`."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+    @property
+    def final(self) -> Path:
+        """The checkpoint to use."""
+        return self.folder / "final"

@@ -36,10 +36,9 @@ from transformers.modeling_outputs import (
 
 from keel.config import PPOConfig
 from keel.data.text import Text
-from keel.engine.run import Result
 from keel.methods import ppo
 from keel.models import checkpoints
-from keel.records import Bundle, Completion
+from keel.records import Bundle, Completion, Result
 
 EOS, ASK, PAD = 3, 4, 5
 DEPTH = 5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from types import TracebackType
 
@@ -29,6 +31,12 @@ def console() -> Console:
 def say(message: str) -> None:
     """One line for the reader."""
     console().print(message, markup=False)
+
+
+def peak_rss_gb() -> float:
+    """Largest resident memory of this process so far, in GB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
 
 
 class Bar:

@@ -22,14 +22,11 @@ import hashlib
 import json
 import math
 import platform
-import resource
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -41,27 +38,14 @@ from keel.config import Training, refuse_existing
 from keel.data.files import write_json
 from keel.data.text import Text
 from keel.engine.optimizer import Optimizer
-from keel.engine.progress import Bar, say
+from keel.engine.progress import Bar, peak_rss_gb, say
 from keel.errors import InputError, KeelError, RunFailed
 from keel.models import checkpoints
 from keel.models.machine import described
-from keel.records import Bundle, RowCounts
+from keel.records import Bundle, Result, RowCounts
 
 EVALUATIONS = 5
 """Evaluations on held-out data in a run, where nothing else is asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a command leaves: the folder, and the content of its `summary.json`."""
-
-    folder: Path
-    summary: dict[str, Any]
-
-    @property
-    def final(self) -> Path:
-        """The checkpoint to use."""
-        return self.folder / "final"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -389,12 +373,6 @@ def schedule(kind: str, step: int, total: int, warmup: float) -> float:
         return (step + 1) / rise
     share = (step - rise) / max(1, total - rise)
     return {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[kind]
-
-
-def peak_rss_gb() -> float:
-    """Largest resident memory of this process so far, in GB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
 
 
 def _handle_interrupt(run: Run) -> Any:

@@ -17,14 +17,14 @@ from keel.config import BestOfNConfig, GenerateConfig, refuse_existing
 from keel.data import checks, prepare
 from keel.data.files import write_lines
 from keel.data.text import Text
-from keel.engine.progress import Bar, say
-from keel.engine.run import Result, generator, peak_rss_gb
+from keel.engine.progress import Bar, peak_rss_gb, say
+from keel.engine.run import generator
 from keel.engine.sampler import room, sample
 from keel.engine.scorers import load_scorer
 from keel.errors import InputError
 from keel.models import checkpoints
 from keel.models.machine import described
-from keel.records import Bundle, RowCounts
+from keel.records import Bundle, Result, RowCounts
 
 
 def generate(config: GenerateConfig) -> Result:

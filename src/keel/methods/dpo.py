@@ -25,11 +25,11 @@ from keel.engine.batches import batch_of, examples_seen, steps_of
 from keel.engine.forward import in_batches, micro_batches, sequence_logps
 from keel.engine.identities import require_zero_margin_loss
 from keel.engine.progress import say
-from keel.engine.run import Result, Run
+from keel.engine.run import Run
 from keel.errors import InputError
 from keel.models import checkpoints
 from keel.objectives import Metrics
-from keel.records import Bundle, lengths_of
+from keel.records import Bundle, Result, lengths_of
 
 
 def train(config: DPOConfig) -> Result:

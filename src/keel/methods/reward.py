@@ -20,9 +20,9 @@ from keel.engine.batches import batch_of, examples_seen, steps_of
 from keel.engine.forward import in_batches, micro_batches, scalars_at_end
 from keel.engine.identities import require_zero_margin_loss
 from keel.engine.progress import say
-from keel.engine.run import Result, Run
+from keel.engine.run import Run
 from keel.models import checkpoints
-from keel.records import Bundle
+from keel.records import Bundle, Result
 
 
 def train(config: RewardConfig) -> Result:

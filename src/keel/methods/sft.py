@@ -18,9 +18,9 @@ from keel.engine import memory
 from keel.engine.batches import batch_of, examples_seen, steps_of
 from keel.engine.forward import micro_batches, token_logps, token_scores
 from keel.engine.progress import say
-from keel.engine.run import Result, Run
+from keel.engine.run import Run
 from keel.models import checkpoints
-from keel.records import Bundle
+from keel.records import Bundle, Result
 
 
 def train(config: SFTConfig) -> Result:
