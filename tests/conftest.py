@@ -10,7 +10,11 @@ import itertools
 import json
 import os
 import random
-from collections.abc import Callable, Iterable
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -345,3 +349,49 @@ def pytest_runtest_makereport(item, call):
     ):
         report.outcome = "failed"
         report.longrepr = f"skipped in CI: {call.excinfo.value if call.excinfo else ''}"
+
+
+# --- databases
+
+
+def _postgres_programs() -> Path | None:
+    """The folder of initdb and postgres: on the path, or where Debian puts them."""
+    found = shutil.which("initdb")
+    folders = [Path(found).resolve().parent] if found else []
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next((folder for folder in folders if (folder / "postgres").exists()), None)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL server of the tests' own, on a socket in a temporary folder: its URL without a database's name."""
+    programs = _postgres_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed (Debian package postgresql)")
+    folder = Path(tempfile.mkdtemp(prefix="keel-pg-", dir="/tmp"))  # a socket's path must be short
+    as_owner: list[str] = []
+    if os.getuid() == 0:  # the server refuses to run as root
+        shutil.chown(folder, "postgres", "postgres")
+        as_owner = ["runuser", "-u", "postgres", "--"]
+    run = {"check": True, "capture_output": True, "cwd": folder}
+    subprocess.run([*as_owner, programs / "initdb", "-D", folder / "data", "-A", "trust", "-U", "keel"], **run)
+    options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
+    control = [*as_owner, programs / "pg_ctl", "-D", folder / "data", "-w"]
+    subprocess.run([*control, "-o", options, "-l", folder / "log", "start"], **run)
+    yield f"postgresql://keel@/{{name}}?host={folder}"
+    subprocess.run([*control, "-m", "immediate", "stop"], check=False, capture_output=True, cwd="/tmp")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_source(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The name of a new, empty store, in each database in turn."""
+    if request.param == "sqlite":
+        return f"store:{tmp_path}/store.db"
+    import psycopg
+
+    url = request.getfixturevalue("postgres")
+    name = f"t{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(url.format(name="postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return url.format(name=name)

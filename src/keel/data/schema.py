@@ -119,12 +119,17 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (first_tables,)
 """Step n makes version n of version n - 1. A step is never changed once a store has gone through it."""
 
 
-def migrate(connection: Connection) -> int:
-    """Bring a store to the newest version, in the caller's transaction; returns the version found, 0 for none."""
-    found = 0
-    if inspect(connection).has_table(version.name):
-        found = connection.scalar(select(version.c.version)) or 0
-    for number, step in enumerate(MIGRATIONS[found:], found + 1):
+def version_of(connection: Connection) -> int:
+    """The number of the last step that a database went through; 0 where there is no store in it."""
+    if not inspect(connection).has_table(version.name):
+        return 0
+    return int(connection.scalar(select(version.c.version)) or 0)
+
+
+def migrate(connection: Connection) -> None:
+    """Bring a store to the newest version, in the caller's transaction; a second process waits and finds it done."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7355608)")
+    for number, step in enumerate(MIGRATIONS[version_of(connection) :], version_of(connection) + 1):
         step(connection)
         connection.execute(insert(version).values(version=1) if number == 1 else update(version).values(version=number))
-    return found

@@ -63,16 +63,20 @@ class Store:
         if self.sqlite and not create and not Path(url.database or "").exists():
             raise InputError(f"{self.source}: no such store; check the path, or collect or convert into it first")
         self._engine = _engine(url, self.source)
+        self._writing = self._engine.execution_options(writes=True)
         self._known: dict[bytes, None] = {}
         self._statements = {
             table: _insert_statement(table, self._engine.dialect) for table in schema.metadata.tables.values()
         }
-        with self._errors(), self._engine.begin() as connection:
-            if not create and not sa.inspect(connection).has_table(schema.version.name):
-                raise InputError(f"{self.source}: a database, but no store of Keel's; check the name")
-            found = schema.migrate(connection)
+        with self._errors(), self._engine.connect() as connection:
+            found = schema.version_of(connection)
+        if not found and not create:
+            raise InputError(f"{self.source}: a database, but no store of Keel's; check the name")
         if found > len(schema.MIGRATIONS):
             raise InputError(f"{self.source}: written by a newer Keel (store version {found}); update Keel")
+        if found < len(schema.MIGRATIONS):
+            with self._errors(), self._writing.begin() as connection:
+                schema.migrate(connection)
 
     def __enter__(self) -> Store:
         return self
@@ -104,7 +108,7 @@ class Store:
         source = iter(found)
         while some := list(islice(source, CHUNK)):
             rows = self._rows(some)
-            with self._errors(), self._engine.begin() as connection:
+            with self._errors(), self._writing.begin() as connection:
                 counts = {table: self._insert(connection, table, new) for table, new in rows.items()}
             added += counts[judgments]
             self._remember(row[0] for table in (prompts, answers) for row in rows[table])
@@ -158,7 +162,7 @@ class Store:
 
     def retract(self, key: bytes, comment: str = "") -> None:
         """Say that a judgment no longer holds; it stays in the store, and counts nowhere."""
-        with self._errors(), self._engine.begin() as connection:
+        with self._errors(), self._writing.begin() as connection:
             row = connection.execute(sa.select(judgments).where(judgments.c.key == key)).mappings().one_or_none()
             if row is None or row["kind"] == RETRACTION:
                 raise InputError(f"{self.source}: no judgment {key.hex()} to retract; `keel data stats` lists the last")
@@ -171,7 +175,7 @@ class Store:
     def forget(self, rater: str) -> int:
         """Erase a person: name, judgments, comments. Returns how many judgments there were; InputError if none."""
         theirs = sa.select(judgments.c.key).where(judgments.c.rater == rater)
-        with self._errors(), self._engine.begin() as connection:
+        with self._errors(), self._writing.begin() as connection:
             if connection.scalar(sa.select(sa.func.count()).where(raters.c.name == rater)) == 0:
                 known = ", ".join(connection.scalars(sa.select(raters.c.name).order_by(raters.c.name).limit(8)))
                 raise InputError(f"{self.source}: no rater {rater!r}; there are {known or 'none'}")
@@ -270,7 +274,7 @@ class Store:
             with other._errors(), other._engine.connect() as connection:
                 found = connection.execution_options(yield_per=CHUNK).execute(sa.select(*columns).order_by(*order))
                 for some in found.partitions(CHUNK):
-                    with self._errors(), self._engine.begin() as mine:
+                    with self._errors(), self._writing.begin() as mine:
                         count = self._insert(mine, table, [tuple(row) for row in some])
                     added += count if table is judgments else 0
         return added
@@ -316,9 +320,10 @@ def _parse(source: str) -> tuple[str, Wanted, sa.URL]:
         url = sa.make_url(name + ("?" + "&".join(rest) if rest else ""))
     except ArgumentError as error:
         raise InputError(f"{name}: not a database URL; give store:FILE.db or postgresql://USER@HOST/NAME") from error
+    shown = url.render_as_string(hide_password=True)
     if url.get_backend_name() == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
-    return url.render_as_string(hide_password=True), Wanted(**wanted), url
+    return shown, Wanted(**wanted), url
 
 
 def _engine(url: sa.URL, name: str) -> sa.Engine:
@@ -332,16 +337,23 @@ def _engine(url: sa.URL, name: str) -> sa.Engine:
     if engine.dialect.name == "sqlite":
         Path(url.database or "").absolute().parent.mkdir(parents=True, exist_ok=True)
         sa.event.listen(engine, "connect", _prepare_sqlite)
-        sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+        sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:
     """Readers beside one writer, a writer that waits for another, and deleted text overwritten with zeros."""
-    connection.isolation_level = None  # transactions begin where SQLAlchemy says, and take the write lock at once
+    connection.isolation_level = None  # transactions begin where SQLAlchemy says
     pragmas = "busy_timeout=60000", "journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"
     for pragma in (*pragmas, f"cache_size=-{CACHE_KIB}", f"wal_autocheckpoint={CHECKPOINT}"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    """One that writes takes the lock at once: one that has read first could not wait for another that writes."""
+    if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+        writes = connection.get_execution_options().get("writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 CACHE_KIB = 128 * 1024
@@ -383,7 +395,7 @@ def _below(prompt: bytes, *parts: bytes) -> bytes:
 
 def answer_key(prompt: bytes, answer: Answer, draw: int = 0) -> bytes:
     """The key of an answer: text, writer, and how and as which of several alike it was drawn."""
-    parts = (answer.text, answer.model, answer.model_hash, _json(answer.sampling), str(draw))
+    parts = (answer.text, answer.model, answer.model_hash, _sampling(answer), str(draw))
     return _below(prompt, *[part.encode() for part in parts])
 
 
@@ -407,11 +419,17 @@ def said_key(judgment: Judgment) -> bytes:
 def _content(prompt: Prompt) -> tuple[str, bool]:
     if isinstance(prompt, str):
         return prompt, False
-    return json.dumps(prompt, ensure_ascii=False, separators=(",", ":"), sort_keys=True), True
+    turns = [{"role": turn["role"], "content": turn["content"]} for turn in prompt]
+    return json.dumps(turns, ensure_ascii=False, separators=(",", ":")), True
+
+
+def _sampling(answer: Answer) -> str:
+    """The same text for the same parameters, in whatever order they stand."""
+    return _json(dict(sorted(answer.sampling.items()))) if answer.sampling else ""
 
 
 def _json(values: Mapping[str, Any] | None) -> str:
-    return json.dumps(values, ensure_ascii=False, sort_keys=True) if values else ""
+    return json.dumps(values, ensure_ascii=False) if values else ""
 
 
 def _prompt_row(key: bytes, prompt: Prompt, origin: Origin) -> Row:
@@ -420,7 +438,7 @@ def _prompt_row(key: bytes, prompt: Prompt, origin: Origin) -> Row:
 
 
 def _answer_row(key: bytes, prompt: bytes, a: Answer, draw: int = 0) -> Row:
-    drawn = a.model, a.model_hash, _json(a.sampling), draw, a.logp, a.tokens, a.truncated
+    drawn = a.model, a.model_hash, _sampling(a), draw, a.logp, a.tokens, a.truncated
     return key, prompt, a.text, len(a.text), *drawn
 
 

@@ -115,14 +115,15 @@ def count(judgments: Iterable[Judgment]) -> Survey:
 def count_store(store: Store) -> Survey:
     """The same by queries, in seconds for a million judgments; prompts and answers are all that the store holds."""
     j, n, holding = schema.judgments, sa.func.count(), store.holding()
-    kinds = (j.c.dimension, j.c.kind, sa.func.coalesce(j.c.outcome, ""), sa.func.coalesce(j.c.longer, 0))
+    kinds = j.c.dimension, j.c.kind, j.c.outcome, j.c.longer
     graded = (j.c.outcome.in_(("first", "second")), *holding)
     raters = sa.select(j.c.rater, schema.raters.c.kind, n).join(schema.raters).where(*holding)
+    said: list[Any] = store.read(sa.select(*kinds, n).where(*holding).group_by(*kinds))
     models = _counter(store, sa.select(schema.answers.c.model, n).group_by(schema.answers.c.model))
     return Survey(
         prompts=store.read(sa.select(n).select_from(schema.prompts))[0][0],
         answers=models.total(),
-        said=_counter(store, sa.select(*kinds, n).where(*holding).group_by(*kinds)),
+        said=Counter({(row[0], row[1], row[2] or "", row[3] or 0): row[4] for row in said}),
         strengths=_counter(store, sa.select(j.c.value, n).where(*graded).group_by(j.c.value)),
         raters=_counter(store, raters.group_by(j.c.rater, schema.raters.c.kind)),
         models=models,
