@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed     ## the whole story, from nothing to a report, in OUT
 	$(BIN)/keel demo --out $(OUT) --seed $(SEED)
 
-test: $(VENV)/.installed-dev ## all tests
+test: $(VENV)/.installed-dev $(VENV)/.postgres ## all tests
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev ## style, types, formatting
@@ -39,6 +39,14 @@ $(VENV)/.installed: $(BIN)/pip pyproject.toml constraints.txt
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+# The real database of the tests: Debian's package, where it can be installed; else those tests are skipped.
+$(VENV)/.postgres:
+	@if ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null; then true; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y postgresql >/dev/null; \
+	else echo "PostgreSQL is not installed: tests of a store in it are skipped"; fi
+	@mkdir -p $(VENV) && touch $@
 
 .venv-trl-%/.installed:
 	$(PYTHON) -m venv .venv-trl-$*

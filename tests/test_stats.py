@@ -5,20 +5,26 @@ from __future__ import annotations
 import itertools
 import math
 
+import krippendorff
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
 from keel import stats
 from keel.stats import (
     Estimate,
+    auc,
     best_of_n_curve,
     best_of_n_kl,
     best_of_n_law,
     bradley_terry_fit,
     calibration,
+    cohen_kappa,
     distinct_n,
+    fleiss_kappa,
+    krippendorff_alpha,
     mean,
     rate,
     wilson,
@@ -272,3 +278,94 @@ def test_every_public_function_is_tested_here() -> None:
     public = {n for n, f in vars(stats).items() if callable(f) and not n.startswith("_")}
     own = {n for n in public if getattr(vars(stats)[n], "__module__", "") == stats.__name__}
     assert own - {"CalibrationBin"} <= set(globals())
+
+
+# --- agreement ------------------------------------------------------------------------------------
+
+
+def raters_table(seed=0, items=120, raters=4, kinds=3, noise=0.3, missing=0.0):
+    """What raters say of items, [items, raters]: the truth or, with the chance `noise`, anything; NaN where missing."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(kinds, size=(items, 1))
+    said = np.where(rng.random((items, raters)) < noise, rng.integers(kinds, size=(items, raters)), truth).astype(float)
+    said[rng.random(said.shape) < missing] = np.nan
+    return said
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2, 0.6, 1.0])
+def test_cohens_kappa_is_scikit_learns(noise):
+    said = raters_table(noise=noise)
+    assert cohen_kappa(said[:, 0], said[:, 1]) == pytest.approx(cohen_kappa_score(said[:, 0], said[:, 1]))
+
+
+def test_cohens_kappa_by_hand():
+    """Cohen's own sort of table: 20 yes-yes, 5 yes-no, 10 no-yes, 15 no-no: p_o 0.7, p_e 0.5."""
+    first = [1] * 25 + [0] * 25
+    second = [1] * 20 + [0] * 5 + [1] * 10 + [0] * 15
+    assert cohen_kappa(first, second) == pytest.approx(0.4)
+    assert math.isnan(cohen_kappa([1, 1], [1, 1]))
+    assert math.isnan(cohen_kappa([], []))
+
+
+def test_fleiss_kappa_of_the_published_example():
+    """Ten subjects, fourteen raters, five categories: the table that is worked through everywhere, kappa 0.210."""
+    table = [
+        [0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1],
+        [7, 7, 0, 0, 0], [3, 2, 6, 3, 0], [2, 5, 3, 2, 2], [6, 5, 2, 1, 0], [0, 2, 2, 3, 7],
+    ]  # fmt: skip
+    assert fleiss_kappa(table) == pytest.approx(0.210, abs=5e-4)
+    with pytest.raises(ValueError, match="same number"):
+        fleiss_kappa([[2, 0], [1, 2]])
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.5])
+@pytest.mark.parametrize("interval", [False, True])
+def test_alpha_is_the_packages(interval, missing):
+    said = raters_table(kinds=5, missing=missing)
+    item, rater = np.nonzero(~np.isnan(said))
+    level = "interval" if interval else "nominal"
+    expected = krippendorff.alpha(said.T, level_of_measurement=level)
+    order = np.random.default_rng(1).permutation(len(item))  # whatever order verdicts come in
+    found = krippendorff_alpha(item[order], said[item, rater][order], interval=interval)
+    assert found.mean == pytest.approx(expected, abs=1e-12)
+    assert found.n == int(((~np.isnan(said)).sum(1) > 1).sum())
+    assert found.low < found.mean < found.high
+
+
+def test_alphas_interval_covers():
+    """The alpha of very many items lies in the interval of eighty of them about 95 times in 100."""
+    said = raters_table(items=40_000, noise=0.4)
+    truth = krippendorff.alpha(said.T, level_of_measurement="nominal")
+    hits = 0
+    for part in said[:16_000].reshape(200, 80, 4):
+        found = krippendorff_alpha(np.repeat(np.arange(80), 4), part.ravel(), interval=False, resamples=300)
+        hits += found.low <= truth <= found.high
+    assert 176 <= hits <= 199  # 190 expected
+
+
+def test_alpha_where_nothing_can_be_said():
+    assert math.isnan(krippendorff_alpha([], [], interval=False).mean)
+    assert math.isnan(krippendorff_alpha([1, 2, 3], [0, 1, 0], interval=False).mean)  # one rater each
+    assert math.isnan(krippendorff_alpha([1, 1, 2, 2], [5, 5, 5, 5], interval=True).mean)  # always the same
+
+
+# --- telling two kinds apart ----------------------------------------------------------------------
+
+
+def test_auc_is_scikit_learns_ties_included():
+    rng = np.random.default_rng(3)
+    x, y = rng.integers(6, size=70) + 1.0, rng.integers(6, size=50) * 1.0
+    found = auc(x, y)
+    assert found.mean == pytest.approx(roc_auc_score([1] * 70 + [0] * 50, np.concatenate([x, y])))
+    assert found.n == 120
+    assert math.isnan(auc([], [1.0]).mean)
+    assert auc([2.0, 3.0], [0.0, 1.0]).as_dict() == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 4}
+
+
+def test_aucs_interval_covers():
+    """Two normal laws a unit apart: the area is Phi(1/sqrt 2), inside 95 intervals in 100."""
+    truth = scipy_stats.norm.cdf(1 / math.sqrt(2))
+    rng = np.random.default_rng(4)
+    found = [auc(rng.normal(1, 1, 60), rng.normal(0, 1, 40)) for _ in range(300)]
+    hits = sum(f.low <= truth <= f.high for f in found)
+    assert 270 <= hits <= 297  # 285 expected

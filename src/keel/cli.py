@@ -21,7 +21,14 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "ppo": ("PPOConfig", "keel.methods.ppo:train", "tune a policy against a reward model or a rule"),
     "best-of-n": ("BestOfNConfig", "keel.methods.best_of_n:best_of_n", "sample N, keep the best by a reward"),
     "generate": ("GenerateConfig", "keel.methods.best_of_n:generate", "sample completions from any model"),
+    "data stats": ("DataStatsConfig", "keel.curation:show_stats", "what judgments there are, and how they lean"),
+    "data agreement": ("DataAgreementConfig", "keel.curation:show_agreement", "how far raters agree, beyond chance"),
+    "data split": ("DataSplitConfig", "keel.curation:split", "training and held-out files, no prompt in both"),
+    "data forget": ("DataForgetConfig", "keel.curation:forget", "erase a person's judgments and name"),
+    "data merge": ("DataMergeConfig", "keel.curation:merge", "add everything of another store"),
+    "data backup": ("DataBackupConfig", "keel.curation:backup", "the whole store as one SQLite file"),
 }
+"""Name (one word, or two), config, function, and what it does."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,37 +40,50 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"keel {__version__}")
         return 0
+    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+    name, flags = " ".join(arguments[:words]), arguments[words:]
+    if _families(name) and flags[:1] in ([], ["-h"], ["--help"]):
+        print(overview(name))
+        return 0
     try:
-        return _run(arguments[0], arguments[1:])
+        return _run(name, flags)
     except KeelError as error:
-        print(f"keel {arguments[0]}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"keel {name}: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as error:
-        print(f"keel {arguments[0]}: {error or 'interrupted'}", file=sys.stderr)
+        print(f"keel {name}: {error or 'interrupted'}", file=sys.stderr)
         return 130
 
 
-def overview() -> str:
-    """What `keel --help` prints."""
+def _families(word: str) -> list[str]:
+    """Commands of two words that begin with this one."""
+    return [name for name in COMMANDS if name.startswith(f"{word} ")]
+
+
+def overview(family: str = "") -> str:
+    """What `keel --help` prints, or `keel data --help` of the commands that begin so."""
     lines = [
         f"keel {__version__}: from human preferences to a better language model, with evidence at every step.",
         "",
     ]
-    lines += [f"  keel {name:<11} {what}" for name, (_, _, what) in COMMANDS.items()]
+    names = _families(family) if family else list(COMMANDS)
+    lines += [f"  keel {name:<14} {COMMANDS[name][2]}" for name in names]
     lines += ["", "keel COMMAND --help shows a command's options; --config FILE.yaml reads them from a file."]
     return "\n".join(lines)
 
 
 def _run(command: str, flags: list[str]) -> int:
     if command not in COMMANDS:
-        raise InputError(f"no such command; there are {', '.join(COMMANDS)}")
+        family = _families(command)
+        raise InputError(f"no such command; there are {', '.join(family or COMMANDS)}")
     config_name, target, _ = COMMANDS[command]
     config = _parse(command, getattr(importlib.import_module("keel.config"), config_name), flags)
     if config is None:
         return 0
     module, function = target.split(":")
     result = getattr(importlib.import_module(module), function)(config)
-    print(result.folder)
+    if result is not None:
+        print(result.folder)
     return 0
 
 

@@ -257,6 +257,62 @@ class BestOfNConfig(GenerateConfig):
     n: Count = 16
 
 
+class DataConfig(Reading):
+    """What the commands on preference data share."""
+
+    data: str
+    """Judgments or preference pairs: a file in any format that Keel knows, `store:FILE.db` or a database URL."""
+    out: Path | None = None
+    """JSON file to write as well."""
+
+
+class DataStatsConfig(DataConfig):
+    """Count prompts, answers and judgments, and say how they lean: sides, lengths, models as raters."""
+
+
+class DataAgreementConfig(DataConfig):
+    """How far raters agree on the same answers: per cent, Cohen's and Fleiss' kappa, Krippendorff's alpha."""
+
+
+class DataSplitConfig(DataConfig):
+    """Write `train.jsonl` and `held-out.jsonl`, preference pairs with no prompt in both."""
+
+    out: Path
+    """Folder to write."""
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the pairs to hold out, as exact as whole prompts allow."""
+    seed: int = 0
+    """Names the draw: the same seed and prompts give the same split."""
+
+
+class StoreConfig(Config):
+    """A store that a command changes or copies."""
+
+    store: str
+    """`store:FILE.db` or a database URL."""
+
+
+class DataForgetConfig(StoreConfig):
+    """Erase a person on request: name, judgments, comments. It cannot be undone."""
+
+    rater: str
+    """The rater's name in the store."""
+
+
+class DataMergeConfig(StoreConfig):
+    """Add everything of another store; what is in both is kept once."""
+
+    other: str
+    """The store to read."""
+
+
+class DataBackupConfig(StoreConfig):
+    """Copy a store into one SQLite file while others may write to it; PostgreSQL too."""
+
+    out: Path
+    """SQLite file to write."""
+
+
 class DemoConfig(Config):
     """The whole story on the embedded world: pre-train, SFT, votes, reward model, DPO, PPO, best-of-N, report."""
 

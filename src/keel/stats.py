@@ -168,6 +168,27 @@ def _log_choose(a: NDArray[np.int64], b: int) -> Floats:
         return np.asarray(special.gammaln(a + 1) - special.gammaln(b + 1) - special.gammaln(a - b + 1))
 
 
+# --- telling two kinds apart ----------------------------------------------------------------------
+
+
+def auc(positives: ArrayLike, negatives: ArrayLike) -> Estimate:
+    """Probability that a positive's value exceeds a negative's, ties 1/2, with DeLong's interval (DeLong et al. 1988).
+
+    `n` counts both kinds; NaN where one of them is missing. The interval is cut at 0 and 1.
+    """
+    x, y = np.asarray(positives, dtype=np.float64), np.asarray(negatives, dtype=np.float64)
+    if not len(x) or not len(y):
+        return Estimate(math.nan, 0.0, 1.0, len(x) + len(y))
+    ranks = stats.rankdata(np.concatenate([x, y]))
+    above = (ranks[: len(x)] - stats.rankdata(x)) / len(y)  # share of negatives below each positive
+    below = 1 - (ranks[len(x) :] - stats.rankdata(y)) / len(x)  # share of positives above each negative
+    area = float(above.mean())
+    if min(len(x), len(y)) < 2:
+        return Estimate(area, 0.0, 1.0, len(x) + len(y))
+    half = float(stats.norm.ppf(0.975)) * math.sqrt(above.var(ddof=1) / len(x) + below.var(ddof=1) / len(y))
+    return Estimate(area, max(0.0, area - half), min(1.0, area + half), len(x) + len(y))
+
+
 # --- calibration ----------------------------------------------------------------------------------
 
 

@@ -165,7 +165,9 @@ class Store:
         with self._errors(), self._writing.begin() as connection:
             row = connection.execute(sa.select(judgments).where(judgments.c.key == key)).mappings().one_or_none()
             if row is None or row["kind"] == RETRACTION:
-                raise InputError(f"{self.source}: no judgment {key.hex()} to retract; `keel data stats` lists the last")
+                raise InputError(
+                    f"{self.source}: no judgment {key.hex()} to retract; give the key of one that is stored"
+                )
             kept = {name: row[name] for name in ("prompt", "dimension", "rater", "rubric")}
             said = {"kind": RETRACTION, "retracts": key, "comment": comment, "made": time.time()}
             blank = {"key": _below(row["prompt"], b"retraction", key), "raw": "", "extra": "", "file": "", "row": 0}

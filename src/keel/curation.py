@@ -1,0 +1,199 @@
+"""`keel data`: what is done with preference data before it trains anything.
+
+Each command reads a config, asks `data/` for the figures, and shows them; what is written for programs goes to --out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from keel.config import (
+    DataAgreementConfig,
+    DataBackupConfig,
+    DataConfig,
+    DataForgetConfig,
+    DataMergeConfig,
+    DataSplitConfig,
+    DataStatsConfig,
+    refuse_existing,
+)
+from keel.data import checks, formats, survey
+from keel.data.files import write_json, write_lines
+from keel.data.store import Store, is_store
+from keel.engine.progress import say
+from keel.records import Judgment, Pair, Result
+
+# --- what there is --------------------------------------------------------------------------------
+
+
+def show_stats(config: DataStatsConfig) -> Result | None:
+    """Print a survey, and write it where --out says."""
+    if is_store(config.data):
+        with Store(config.data) as store:
+            found = survey.count_store(store)
+    else:
+        with _judgments(config) as judgments:
+            found = survey.count(judgments)
+    console = Console(highlight=False)
+    console.print(f"{config.data}: {found.prompts:,} prompts, {found.answers:,} answers, {found.judgments:,} judgments")
+    if found.retracted:
+        console.print(f"{found.retracted:,} judgments retracted: they count nowhere")
+    console.print(_outcomes(found))
+    console.print(
+        _most("rater", [(f"{name or '(not named)'} ({kind})", n) for (name, kind), n in found.raters.items()])
+    )
+    console.print(_most("model", [(name or "(not named)", n) for name, n in found.models.items()], "answers"))
+    for line in _leanings(found):
+        console.print(line)
+    return _written(config, found.as_dict())
+
+
+def _outcomes(found: survey.Survey) -> Table:
+    """Judgments by dimension and outcome."""
+    outcomes = found.outcomes()
+    names = [n for n in OUTCOMES if any(n in row for row in outcomes.values())]
+    table = Table("dimension", *(OUTCOMES[n] for n in names), box=None, pad_edge=False)
+    for dimension, row in sorted(outcomes.items()):
+        table.add_row(dimension, *(f"{row.get(n, 0):,}" for n in names))
+    return table
+
+
+OUTCOMES = {
+    "first": "first better",
+    "second": "second better",
+    "tie": "tie",
+    "both_bad": "both bad",
+    "score": "scores",
+    "ranking": "rankings",
+}
+
+
+def _most(title: str, rows: list[tuple[str, int]], what: str = "judgments", most: int = 10) -> Table:
+    """The most frequent, and how many others there are."""
+    rows.sort(key=lambda row: (-row[1], row[0]))
+    table = Table(title, what, box=None, pad_edge=False)
+    for name, n in rows[:most]:
+        table.add_row(name, f"{n:,}")
+    if others := rows[most:]:
+        table.add_row(f"{len(others):,} others", f"{sum(n for _, n in others):,}")
+    return table
+
+
+def _leanings(found: survey.Survey) -> Iterator[str]:
+    """What a reader should know before training on it."""
+    first, longer, ai = found.first_wins(), found.longer_wins(), found.ai_share()
+    if first.n and first.mean == 1.0:
+        yield "the answer shown first always wins: these data name the better one first, sides are not on record"
+    elif first.n:
+        yield f"the answer shown first wins {first} of {first.n:,}"
+    if longer.n:
+        yield f"the longer answer wins {longer} of {longer.n:,}"
+    if ai.n and ai.mean > 0:
+        yield f"AI feedback: {ai.mean:.0%} of the labels are a model's; what is trained on them is RLAIF"
+
+
+# --- agreement ------------------------------------------------------------------------------------
+
+
+def show_agreement(config: DataAgreementConfig) -> Result | None:
+    """Print how far raters agree, by dimension, and write it where --out says."""
+    if is_store(config.data):
+        with Store(config.data) as store:
+            found = survey.agreement(survey.said_in_store(store))
+    else:
+        with _judgments(config) as judgments:
+            found = survey.agreement(said for judgment in judgments for said in survey.said(judgment))
+    console = Console(highlight=False)
+    for one in found:
+        console.print(_agreement(one))
+        if one.pairs:
+            console.print(_rater_pairs(one))
+    return _written(config, {"agreement": [one.as_dict() for one in found]})
+
+
+def _agreement(one: survey.Agreement) -> str:
+    what = "answers scored" if one.scored else "contests"
+    head = f"{one.dimension}: {one.things:,} {what}, {one.shared:,} by two raters or more"
+    if not one.shared:
+        return f"{head}: agreement cannot be told; let raters overlap"
+    fleiss = "" if one.fleiss != one.fleiss else f", Fleiss' kappa {one.fleiss:.3f}"
+    return f"{head}\n  equal verdicts {one.agree}, Krippendorff's alpha {one.alpha}{fleiss}"
+
+
+def _rater_pairs(one: survey.Agreement) -> Table:
+    table = Table("raters", "shared", "equal", "Cohen's kappa", box=None, pad_edge=False)
+    for a, b, n, equal, kappa in one.pairs:
+        table.add_row(f"  {a or '(not named)'}, {b or '(not named)'}", f"{n:,}", f"{equal:.3f}", f"{kappa:.3f}")
+    return table
+
+
+# --- splitting ------------------------------------------------------------------------------------
+
+
+def split(config: DataSplitConfig) -> Result:
+    """Preference pairs into two files, split by prompt."""
+    refuse_existing(config.out)
+    pairs, counts, name = formats.read_pairs(config.data, format=config.format, limit=config.limit)
+    pairs = checks.check_pairs(pairs, counts, config.max_bad_share, config.data)
+    say(checks.summarise(counts, config.data, name))
+    train, held_out = checks.split_by_prompt(pairs, config.holdout, config.seed)
+    for file, rows in (("train", train), ("held-out", held_out)):
+        write_lines(config.out / f"{file}.jsonl", map(_row, rows))
+        say(f"{config.out / file}.jsonl: {len(rows):,} pairs")
+    return Result(config.out, {"command": "data split", "train": len(train), "held_out": len(held_out)})
+
+
+def _row(pair: Pair) -> dict[str, Any]:
+    """A pair in TRL's columns; a model's label stays marked."""
+    row: dict[str, Any] = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
+    if not isinstance(pair.prompt, str):
+        row |= {side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")}
+    if pair.margin:
+        row["margin"] = pair.margin
+    return row | ({"feedback": "ai"} if pair.ai else {})
+
+
+# --- stores ---------------------------------------------------------------------------------------
+
+
+def forget(config: DataForgetConfig) -> None:
+    """Erase a person."""
+    with Store(config.store) as store:
+        count = store.forget(config.rater)
+    say(f"{config.store}: {config.rater!r} and {count:,} judgments erased; backups and exports made before keep them")
+
+
+def merge(config: DataMergeConfig) -> None:
+    """Add another store."""
+    with Store(config.other) as other, Store(config.store, create=True) as store:
+        say(f"{config.store}: {store.merge(other):,} judgments more")
+
+
+def backup(config: DataBackupConfig) -> Result:
+    """Copy a store."""
+    with Store(config.store) as store:
+        store.backup(config.out)
+    return Result(config.out, {"command": "data backup"})
+
+
+# --- helpers --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _judgments(config: DataConfig) -> Iterator[Iterable[Judgment]]:
+    """A file's judgments as they are read; at the end every row's fate is told."""
+    groups, counts, name = formats.open_judgments(config.data, format=config.format, limit=config.limit)
+    yield (judgment for group in groups for judgment in group)
+    say(checks.summarise(counts, config.data, name))
+
+
+def _written(config: DataConfig, figures: dict[str, Any]) -> Result | None:
+    if config.out is None:
+        return None
+    write_json(config.out, figures)
+    return Result(config.out, figures)
