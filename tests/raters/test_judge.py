@@ -207,7 +207,7 @@ def test_waits_grow(make_judge, make_tasks):
     times = [call.at for call in stub.calls]
     waits = [after - before for before, after in itertools.pairwise(times)]
     for wait, least in zip(waits, (0.1, 0.2, 0.4), strict=True):  # half of 0.2, 0.4, 0.8, and less than all plus slack
-        assert least <= wait <= 2 * least + 0.3
+        assert least <= wait <= 2 * least + 0.5
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
@@ -478,11 +478,11 @@ def test_stopping_early_leaves_nothing_and_wastes_little(make_judge, make_tasks)
 
 def test_a_slow_caller_costs_no_time_outs(make_judge, make_tasks):
     with Stub(lambda call: say(verdict("A"), delay=0.05)) as stub:
-        judge = make_judge(stub, concurrency=4, timeout=0.4, deadline=0.8, retries=0)
-        for _, result in judge.rate(make_tasks(6)):
+        judge = make_judge(stub, concurrency=2, timeout=1.0, deadline=1.1, retries=0)
+        for _, result in judge.rate(make_tasks(3)):
             assert not isinstance(result, Missing)
-            time.sleep(0.5)
-    assert len(stub.calls) == 12
+            time.sleep(1.2)
+    assert len(stub.calls) == 6
 
 
 SCRIPT = """

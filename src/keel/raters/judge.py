@@ -228,7 +228,8 @@ class Judge:
             except _Again as fault:
                 if attempt >= self.config.retries:
                     raise
-                pause = fault.after + min(30.0, self.config.first_wait * 2**attempt) * self._jitter.uniform(0.5, 1)
+                growing = min(30.0, self.config.first_wait * 2 ** min(attempt, 20))
+                pause = fault.after + growing * self._jitter.uniform(0.5, 1)
                 troubles.append(str(fault))
             attempt += 1
             await asyncio.sleep(pause)
