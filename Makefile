@@ -6,6 +6,9 @@ PAIRS ?=
 VENV := .venv
 TRL := .venv-trl-1.16
 TRL_PPO := .venv-trl-1.12
+LLAMA := .venv-llama
+LLAMA_VERSION := 0.3.36
+WHEELS ?= $(HOME)/.cache/keel/wheels
 ONLY ?=
 BIN := $(VENV)/bin
 
@@ -14,7 +17,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed     ## the whole story, from nothing to a report, in OUT
 	$(BIN)/keel demo --out $(OUT) --seed $(SEED)
 
-test: $(VENV)/.installed-dev $(VENV)/.postgres ## all tests
+test: $(VENV)/.installed-dev $(VENV)/.postgres $(LLAMA)/.installed ## all tests
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev ## style, types, formatting
@@ -27,7 +30,7 @@ bench: $(VENV)/.installed $(TRL)/.installed $(TRL_PPO)/.installed ## Keel agains
 		--pairs '$(PAIRS)' --only '$(ONLY)'
 
 clean:                       ## remove the environment, not the runs
-	rm -rf $(VENV) $(TRL) $(TRL_PPO)
+	rm -rf $(VENV) $(TRL) $(TRL_PPO) $(LLAMA)
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +50,19 @@ $(VENV)/.postgres:
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y postgresql >/dev/null; \
 	else echo "PostgreSQL is not installed: tests of a store in it are skipped"; fi
 	@mkdir -p $(VENV) && touch $@
+
+# llama.cpp's server, a real endpoint for the judge's tests. Its wheel takes about five minutes to build, once: it is
+# kept in WHEELS. Where it cannot be built, `why-not` says why and those tests skip.
+$(LLAMA)/.installed:
+	rm -rf $(LLAMA)
+	$(PYTHON) -m venv $(LLAMA)
+	( ls $(WHEELS)/llama_cpp_python-$(LLAMA_VERSION)-*.whl >/dev/null 2>&1 \
+	  || CMAKE_ARGS='-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF' $(LLAMA)/bin/pip wheel --quiet --no-deps \
+	     --no-binary llama-cpp-python --wheel-dir $(WHEELS) llama-cpp-python==$(LLAMA_VERSION) ) \
+	&& $(LLAMA)/bin/pip install --quiet --find-links $(WHEELS) 'llama-cpp-python[server]==$(LLAMA_VERSION)' \
+	&& touch $@ \
+	|| echo "llama-cpp-python $(LLAMA_VERSION) could not be built or installed; see what make printed" \
+	   | tee $(LLAMA)/why-not
 
 .venv-trl-%/.installed:
 	$(PYTHON) -m venv .venv-trl-$*

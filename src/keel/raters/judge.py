@@ -1,0 +1,399 @@
+"""A judge behind any OpenAI-compatible endpoint: OpenAI, vLLM, SGLang, llama.cpp and many more.
+
+Each pair is asked about twice, once in each order, at temperature 0 (see `pairs` for how the two become one verdict,
+`replies` for the words). What fails for a while (no connection, no reply in time, 408, 409, 429, 5xx) is asked again
+after growing, jittered waits, an unreadable reply once more; past a deadline the task is `Missing`. What cannot get
+better (401, 402, 403, 404, an exhausted quota) stops the command.
+
+Left out on purpose: streaming (a verdict is short), batch interfaces (their prices are half, their waits a day), and
+caching (who keeps the judgments asks only for the rest).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import random
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from threading import Thread
+from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import ConfigDict, Field, model_validator
+
+from keel.config import Config, Count, NonNegative, Positive
+from keel.errors import InputError
+from keel.raters import Missing, Task
+from keel.raters.pairs import IDENTICAL, identical, judgments, settle, swap
+from keel.raters.replies import TEMPLATE, NoVerdict, Refused, Unreadable, ask, keep, read_reply, schema
+from keel.raters.rubric import DEFAULT, Rubric
+from keel.records import Judgment, Message
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+_FORMS = ("json_schema", "json_object", "text")
+"""How a structured reply is asked for, the strictest first; a server that refuses one is asked by the next."""
+_AGAIN = (408, 409, 425, 429)
+_CHARACTERS_PER_TOKEN = 4  # of English; for servers that do not count
+
+
+class JudgeConfig(Config):
+    """Which model judges, where, how patiently, and for how much."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    model: str
+    """Name of the model at the endpoint."""
+    base_url: str | None = None
+    """Address of an OpenAI-compatible server, usually ending in /v1; OPENAI_BASE_URL or OpenAI's own by default."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; the key itself is written nowhere."""
+    concurrency: Count = 8
+    """Pairs asked about at once."""
+    timeout: Positive = 60.0
+    """Seconds for one reply, to its last byte."""
+    deadline: Positive = 300.0
+    """Seconds for one pair: both orders, all repetitions and all waits."""
+    retries: Annotated[int, Field(ge=0)] = 5
+    """Repetitions of a call that failed for a while."""
+    first_wait: Positive = 0.5
+    """Seconds before the first repetition; doubled before each further one, up to half a minute."""
+    reply_tokens: Count = 1024
+    """Length limit of a reply."""
+    temperature: NonNegative | None = 0.0
+    """None for models that take no temperature; their verdicts vary from call to call."""
+    price_in: NonNegative | None = None
+    """Money per million tokens read."""
+    price_out: NonNegative | None = None
+    """Money per million tokens written."""
+    budget: Positive | None = None
+    """Money after which no further pair is begun; those under way are finished."""
+    token_budget: Count | None = None
+    """Tokens, read and written together, after which no further pair is begun."""
+
+    @model_validator(mode="after")
+    def _a_budget_needs_prices(self) -> JudgeConfig:
+        if (self.price_in is None) != (self.price_out is None):
+            raise ValueError("give both prices, price_in and price_out, or neither")
+        if self.budget is not None and self.price_in is None:
+            raise ValueError("a budget in money needs price_in and price_out; or give a token_budget")
+        return self
+
+
+@dataclass(slots=True)
+class Spent:
+    """Tokens of all replies that came, unreadable ones included; calls that brought none are not in it."""
+
+    tokens_in: int = 0
+    tokens_out: int = 0
+    replies: int = 0
+    estimated: int = 0
+    """Replies whose server did not count its tokens: for them a token is four characters."""
+
+    def add(self, usage: Any, messages: Sequence[Message], text: str) -> None:
+        """Count one reply, by what the server says it took or by the length of its texts."""
+        read, written = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
+        if not (isinstance(read, int) and isinstance(written, int) and min(read, written) >= 0):
+            self.estimated += 1
+            read = math.ceil(sum(len(m["content"]) for m in messages) / _CHARACTERS_PER_TOKEN)
+            written = math.ceil(len(text) / _CHARACTERS_PER_TOKEN)
+        self.replies += 1
+        self.tokens_in += read
+        self.tokens_out += written
+
+    @property
+    def tokens(self) -> int:
+        return self.tokens_in + self.tokens_out
+
+
+class Judge:
+    """A `Rater` whose verdicts come from a language model at an endpoint.
+
+    What it counts as it goes: `spent`, `missing` (tasks without a verdict), `refused` (those of them that the judge
+    declined), `compared` (verdicts of both orders) and `position_flips` (those of them where the same place won twice,
+    which makes them ties), `out_of_budget` (whether tasks were left out for that).
+    """
+
+    def __init__(self, config: JudgeConfig, rubric: Rubric = DEFAULT) -> None:
+        self.config, self.rubric = config, rubric
+        warmth = "" if config.temperature == 0 else f" temperature {config.temperature}"
+        self.identity = f"{config.model}{warmth} @ {rubric.version}-{TEMPLATE}"
+        self.spent = Spent()
+        self.missing = self.refused = self.compared = self.position_flips = 0
+        self.out_of_budget = False
+        self._form = 0
+        self._jitter = random.SystemRandom()  # waits only: no verdict depends on it
+        self._key = _key(config)
+
+    # --- what a rater does
+
+    def rate(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Judgment] | Missing]]:
+        """Verdicts as they come. At most `concurrency` pairs are begun and not yet taken, so that stopping wastes few.
+
+        Raises `InputError` where the endpoint will never answer: a wrong key, model or address.
+        """
+        waiting = deque(enumerate(tasks))
+        running: dict[Future[list[Judgment] | Missing], int] = {}
+        with self._connected() as (loop, client):
+            while True:
+                while waiting and len(running) < self.config.concurrency and not self._over_budget():
+                    index, task = waiting.popleft()
+                    running[asyncio.run_coroutine_threadsafe(self._judge(client, task), loop)] = index
+                if not running:
+                    return
+                done = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
+                yield running.pop(done), done.result()
+
+    def note(self) -> str:
+        """`$0.42, 12,300 tokens, 3 missing`."""
+        about = "about " if self.spent.estimated else ""
+        parts = [] if self.money is None else [f"{about}${self.money:,.2f}"]
+        parts.append(f"{about}{self.spent.tokens:,} tokens")
+        if self.missing:
+            declined = f" ({self.refused} declined)" if self.refused else ""
+            parts.append(f"{self.missing} missing{declined}")
+        return ", ".join([*parts, *(["budget reached"] if self.out_of_budget else [])])
+
+    @property
+    def money(self) -> float | None:
+        """What was spent; None without prices."""
+        if self.config.price_in is None or self.config.price_out is None:
+            return None
+        return (self.spent.tokens_in * self.config.price_in + self.spent.tokens_out * self.config.price_out) / 1e6
+
+    def _over_budget(self) -> bool:
+        """Asked only where a task waits to be begun: if so, it is left out."""
+        limits = ((self.config.budget, self.money), (self.config.token_budget, self.spent.tokens))
+        self.out_of_budget = any(limit is not None and spent is not None and spent >= limit for limit, spent in limits)
+        return self.out_of_budget
+
+    @contextmanager
+    def _connected(self) -> Iterator[tuple[asyncio.AbstractEventLoop, AsyncOpenAI]]:
+        """A client and an event loop in a thread of its own: time-outs run right however long the caller pauses."""
+        client = _client(self.config, self._key)
+        loop = asyncio.new_event_loop()
+        thread = Thread(target=loop.run_forever, name="keel-judge", daemon=True)
+        thread.start()
+        try:
+            yield loop, client
+        finally:
+            asyncio.run_coroutine_threadsafe(_leave(client), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
+
+    # --- one task
+
+    async def _judge(self, client: AsyncOpenAI, task: Task) -> list[Judgment] | Missing:
+        """Both orders, one after the other, before the deadline."""
+        if identical(task):
+            return judgments(task, dict.fromkeys(self.rubric.names, IDENTICAL), self.identity, self.rubric)
+        started, troubles = time.monotonic(), ["no reply"]
+        try:
+            async with asyncio.timeout(self.config.deadline):
+                shown, swapped = [await self._hear(client, t, troubles) for t in (task, swap(task))]
+        except (NoVerdict, TimeoutError) as error:
+            self.missing += 1
+            self.refused += isinstance(error, Refused)
+            late = f"no verdict within {self.config.deadline:g} s; the last trouble: {troubles[-1]}"
+            return Missing(late if isinstance(error, TimeoutError) else str(error))
+        heard, mirrored = read_reply(shown, self.rubric), read_reply(swapped, self.rubric)
+        settled = {name: settle(heard[name], mirrored[name]) for name in self.rubric.names}
+        self.compared += len(settled)
+        self.position_flips += sum(verdict.flipped for verdict in settled.values())
+        seconds = time.monotonic() - started
+        return judgments(task, settled, self.identity, self.rubric, keep(shown, swapped), seconds)
+
+    async def _hear(self, client: AsyncOpenAI, task: Task, troubles: list[str]) -> str:
+        """A readable reply to one order; `troubles` learns of what went wrong on the way."""
+        messages, unreadable, attempt = ask(task, self.rubric), False, 0
+        while True:
+            try:
+                text, cut = await self._call(client, messages)
+                read_reply(text, self.rubric, cut)
+                return text
+            except Unreadable as fault:
+                if unreadable:
+                    raise
+                unreadable, pause = True, 0.0
+                troubles.append(str(fault))
+            except _Again as fault:
+                if attempt >= self.config.retries:
+                    raise
+                growing = min(30.0, self.config.first_wait * 2 ** min(attempt, 20))
+                pause = fault.after + growing * self._jitter.uniform(0.5, 1)
+                troubles.append(str(fault))
+            attempt += 1
+            await asyncio.sleep(pause)
+
+    async def _call(self, client: AsyncOpenAI, messages: list[Message]) -> tuple[str, bool]:
+        """A reply's text, and whether its length limit cut it, in the strictest form that the server takes.
+
+        A looser form is kept for later calls once it has worked: a request refused in every form was at fault itself.
+        """
+        refusal = _Form("the server refuses the request")
+        for form in range(self._form, len(_FORMS)):
+            try:
+                completion = await self._post(client, messages, _FORMS[form])
+            except _Form as error:
+                refusal = error
+                continue
+            self._form = max(self._form, form)
+            return self._read(completion, messages)
+        raise refusal
+
+    async def _post(self, client: AsyncOpenAI, messages: list[Message], form: str) -> Any:
+        """One request. What the client raises becomes `_Again`, `_Form`, another `NoVerdict`, or `InputError`."""
+        import openai
+
+        try:
+            async with asyncio.timeout(self.config.timeout):
+                return await client.chat.completions.create(**self._request(client, messages, form))
+        except (TimeoutError, openai.APITimeoutError) as error:
+            raise _Again(f"no whole reply within {self.config.timeout:g} s") from error
+        except openai.APIConnectionError as error:
+            raise _Again(f"the connection failed ({_first_line(error.__cause__ or error)})") from error
+        except openai.APIStatusError as error:
+            raise self._meaning(error, client) from error
+        except (ValueError, openai.APIResponseValidationError) as error:
+            raise Unreadable("the server's answer is not JSON") from error
+        except Exception as error:  # whatever else a connection may come to: one task's affair, not the command's
+            raise NoVerdict(f"the request failed ({type(error).__name__}: {_first_line(error)})") from error
+
+    def _request(self, client: AsyncOpenAI, messages: list[Message], form: str) -> dict[str, Any]:
+        request: dict[str, Any] = {"model": self.config.model, "messages": messages}
+        own = client.base_url.host.endswith("openai.com")  # whose newer models know the second name alone
+        request["max_completion_tokens" if own else "max_tokens"] = self.config.reply_tokens
+        if self.config.temperature is not None:
+            request["temperature"] = self.config.temperature
+        if form == "json_schema":
+            named = {"name": "verdicts", "strict": True, "schema": schema(self.rubric)}
+            request["response_format"] = {"type": form, "json_schema": named}
+        elif form == "json_object":
+            request["response_format"] = {"type": form}
+        return request
+
+    def _meaning(self, error: Any, client: AsyncOpenAI) -> Exception:
+        """What a status other than 200 asks for."""
+        status, code, said = error.status_code, str(error.code), self._said(error)
+        remedy = None
+        if status in (401, 403):
+            remedy = f"set {self.config.key_variable} to a key that may ask this model"
+        elif status == 402 or code == "insufficient_quota":
+            remedy = "pay in, or name another endpoint"
+        elif status == 404 or code == "model_not_found":
+            remedy = f"check the model's name ({self.config.model}) and the address ({client.base_url}, usually …/v1)"
+        elif error.param == "temperature":
+            remedy = "set the judge's temperature to null"
+        if remedy:
+            return InputError(f"the judge's server says {said}; {remedy}")
+        if code in ("content_filter", "content_policy_violation"):
+            return Refused(f"the judge's server declined: {said}")
+        if code == "context_length_exceeded":
+            return NoVerdict(f"the pair is too long for the judge: {said}")
+        if status in (400, 422) or "response_format" in said:  # llama-cpp-python answers 500 to a format it lacks
+            return _Form(f"the server refuses the request: {said}")
+        if status in _AGAIN or status >= 500:
+            return _Again(said, _retry_after(error.response.headers))
+        return NoVerdict(said)
+
+    def _said(self, error: Any) -> str:
+        """`429: rate limit reached`, without the key, which some servers repeat."""
+        body = error.body if isinstance(error.body, Mapping) else {}
+        words = " ".join(str(body.get("message") or error.message).split())
+        return f"{error.status_code}: {words.replace(self._key, '…') if self._key else words}"[:300]
+
+    def _read(self, completion: Any, messages: list[Message]) -> tuple[str, bool]:
+        """A completion's text and whether it was cut; its tokens are counted, whatever it says."""
+        try:
+            choice = completion.choices[0]
+            text, declined, end = choice.message.content, getattr(choice.message, "refusal", None), choice.finish_reason
+        except (AttributeError, TypeError, IndexError) as error:
+            raise Unreadable("the server's answer is not a chat completion") from error
+        self.spent.add(getattr(completion, "usage", None), messages, text if isinstance(text, str) else "")
+        if declined or end == "content_filter":
+            raise Refused(f"the judge declined: {declined or 'content filter'}"[:300])
+        if not isinstance(text, str) or not text.strip():
+            raise Unreadable("the reply is empty")
+        return text, end == "length"
+
+
+# --- the connection -------------------------------------------------------------------------------
+
+
+class _Again(NoVerdict):
+    """Failed for a while; `after` is how many seconds the server asks to wait at least."""
+
+    def __init__(self, reason: str, after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.after = after
+
+
+class _Form(NoVerdict):
+    """The server refuses the request as it is written."""
+
+
+def _key(config: JudgeConfig) -> str:
+    """The key, from the environment alone. Servers of one's own often need none."""
+    key = os.environ.get(config.key_variable, "").strip()
+    if not key.isascii() or not key.isprintable():  # a client would quote it when it complains
+        raise InputError(f"the environment variable {config.key_variable} holds no key: signs that a key cannot have")
+    elsewhere = config.base_url is not None or "OPENAI_BASE_URL" in os.environ
+    if not key and not (elsewhere and config.key_variable == "OPENAI_API_KEY"):
+        raise InputError(f"no API key: set the environment variable {config.key_variable}, or name another one")
+    return key
+
+
+def _client(config: JudgeConfig, key: str) -> AsyncOpenAI:
+    """The official client, its own repetitions switched off."""
+    try:
+        from openai import AsyncOpenAI
+    except ImportError as error:
+        raise InputError("a judge needs the openai package: pip install 'keel-tune[judge]'") from error
+    try:
+        client = AsyncOpenAI(api_key=key or "none", base_url=config.base_url, max_retries=0, timeout=config.timeout)
+        url = urlsplit(str(client.base_url))
+        sound = url.scheme in ("http", "https") and url.hostname and url.port != 0  # a port out of range raises
+    except ValueError:
+        sound = False
+    except Exception as error:  # the library's own: an unusable proxy or address in the environment
+        raise InputError(f"{config.base_url}: no connection can be made ({_first_line(error)}); mend it") from error
+    if not sound:
+        raise InputError(f"{config.base_url}: not a server's address; give one such as http://127.0.0.1:8000/v1")
+    return client
+
+
+async def _leave(client: AsyncOpenAI) -> None:
+    """Leave no task and no connection behind."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(10):
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await client.close()
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds that the server asks to wait, as a number or a date; 0 where it does not say."""
+    value = headers.get("retry-after", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

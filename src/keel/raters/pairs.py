@@ -1,0 +1,157 @@
+"""What model judges share: how a pair is shown to a model, and how its verdicts in both orders become one.
+
+A judge sees each pair twice, with the answers in either order. Where the two verdicts disagree, the judge has no
+opinion: a tie. Answers that are equal but for outer white space are a tie that nobody is asked about.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from keel import stats
+from keel.raters import Task
+from keel.raters.rubric import Rubric
+from keel.records import Answer, Judgment, Outcome, Preference, Prompt
+
+_MIRROR: dict[Outcome, Outcome] = {"first": "second", "second": "first"}
+_SIGN: dict[Outcome, int] = {"first": 1, "second": -1}
+
+
+# --- showing --------------------------------------------------------------------------------------
+
+
+def swap(task: Task) -> Task:
+    """The same pair with its answers in the other order."""
+    return replace(task, first=task.second, second=task.first)
+
+
+def identical(task: Task) -> bool:
+    """Whether there is nothing to compare."""
+    return task.first.text.strip() == task.second.text.strip()
+
+
+def show(task: Task) -> str:
+    """The pair as text: the prompt, answer A (the first) and answer B, each between marks.
+
+    The marks hold a hash of the pair, the same in both orders, so that no answer can write one and pass for another.
+    """
+    prompt = _readable(task.prompt)
+    texts = "\0".join([prompt, *sorted((task.first.text, task.second.text))])
+    seal = hashlib.sha256(texts.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    parts = (("PROMPT", prompt), ("ANSWER A", task.first.text), ("ANSWER B", task.second.text))
+    return "\n\n".join(f"[{name} {seal}]\n{text}\n[END {name} {seal}]" for name, text in parts)
+
+
+def _readable(prompt: Prompt) -> str:
+    """Chat turns one beneath the other, each headed by who speaks; plain text as it stands."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(f"{turn['role']}:\n{turn['content']}" for turn in prompt)
+
+
+def version(*words: object) -> str:
+    """Hash, 4 hex digits, of the words by which a judge asks and of how it is shown a pair."""
+    blank = show(Task([{"role": "user", "content": ""}], Answer(""), Answer(" ")))
+    return hashlib.sha256(repr((blank, *words)).encode()).hexdigest()[:4]
+
+
+# --- two orders, one verdict ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a judge said of a pair in one order: "first" is the answer that stood first, whichever that was."""
+
+    outcome: Outcome
+    strength: float = 0.0
+    rationale: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The verdict of both orders. `flipped` says that the same *place* won twice: then the place was judged."""
+
+    preference: Preference
+    flipped: bool = False
+    comment: str = ""
+
+
+IDENTICAL = Settled(Preference("tie"), comment="identical answers: nobody was asked")
+
+
+def settle(shown: Heard, swapped: Heard) -> Settled:
+    """One verdict, in the order of `shown`: that of both orders with their mean strength, or a tie (strength 0)."""
+    if shown.outcome == _MIRROR.get(swapped.outcome, swapped.outcome):
+        strength = (shown.strength + swapped.strength) / 2 if shown.outcome in _MIRROR else 0.0
+        return Settled(Preference(shown.outcome, strength), comment=shown.rationale)
+    flipped = shown.outcome == swapped.outcome
+    comment = f"The two orders disagree. As shown: {shown.rationale} Swapped: {swapped.rationale}"
+    return Settled(Preference("tie"), flipped, comment)
+
+
+def judgments(
+    task: Task, settled: Mapping[str, Settled], judge: str, rubric: Rubric, raw: str = "", seconds: float | None = None
+) -> list[Judgment]:
+    """One judgment per dimension of the rubric; `judge` is the rater's identity, `raw` what all of them stand on."""
+    return [
+        Judgment(
+            task.prompt,
+            (task.first, task.second),
+            settled[name].preference,
+            rater=judge,
+            kind="judge",
+            dimension=name,
+            rubric=rubric.version,
+            seconds=seconds,
+            comment=settled[name].comment,
+            raw=raw,
+        )
+        for name in rubric.names
+    ]
+
+
+# --- does it count words? -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class VerbosityBias:
+    """How far a judge can be replaced by counting characters.
+
+    `prefers_longer`: share of verdicts for one of two answers of unequal length that are for the longer one.
+    `baseline_agreement`: how often "the longer answer wins" (a tie at equal length) says what the judge says, over all
+    verdicts; ½ where only one of the two says tie. `ties` counts the judge's ties, pairs that are both bad included,
+    `equal_length` its verdicts between answers of one length.
+    """
+
+    prefers_longer: stats.Estimate
+    baseline_agreement: stats.Estimate
+    ties: int
+    equal_length: int
+
+    def __str__(self) -> str:
+        return (
+            f"prefers the longer answer {self.prefers_longer} (n = {self.prefers_longer.n}); "
+            f'"the longer wins" agrees with it {self.baseline_agreement} (n = {self.baseline_agreement.n})'
+        )
+
+
+def verbosity_bias(judgments: Iterable[Judgment]) -> VerbosityBias:
+    """The bias of some judgments of pairs; other verdicts (scores, rankings) say nothing of it and are passed over.
+
+    Length is counted in characters without outer white space. Give one dimension at a time: verdicts of one pair in
+    several dimensions are not independent, as the intervals (Wilson, 95 %) suppose.
+    """
+    verdicts: list[tuple[int, int]] = []
+    for judgment in judgments:
+        if isinstance(judgment.verdict, Preference):
+            first, second = (len(answer.text.strip()) for answer in judgment.answers)
+            verdicts.append((_SIGN.get(judgment.verdict.outcome, 0), (first > second) - (first < second)))
+    clear = [said * longer for said, longer in verdicts if said and longer]
+    return VerbosityBias(
+        prefers_longer=stats.rate([(1 + agrees) / 2 for agrees in clear]),
+        baseline_agreement=stats.rate([1 - abs(said - longer) / 2 for said, longer in verdicts]),
+        ties=sum(not said for said, _ in verdicts),
+        equal_length=sum(bool(said) and not longer for said, longer in verdicts),
+    )

@@ -1,0 +1,144 @@
+"""Replies: any wrapping is read, no verdict is made up."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keel.raters import Task
+from keel.raters.pairs import Heard
+from keel.raters.replies import NoVerdict, Refused, Unreadable, ask, keep, read_again, read_reply, schema
+from keel.raters.rubric import DEFAULT, Rubric
+from keel.records import Answer, Preference
+
+TWO = Rubric((("truth", "x"), ("form", "y")))
+A2 = '{"overall": {"rationale": "why", "verdict": "A", "strength": 2}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        A2,
+        f"```json\n{A2}\n```",
+        f"Let me think. Both {{are}} fine, but…\n\n{A2}\nThat is all.",
+        f"<think>{A2.replace('A', 'B')} no, wait</think>{A2}",
+        f"{A2} {{not json}}",
+        '{"verdict": "A", "strength": 2, "rationale": "why"}',
+        A2.replace('"A"', '" a "'),
+        A2.replace("2}", '"2"}'),
+        A2.replace("2}", '2, "sure": true}'),
+        "{" * 50 + A2,
+    ],
+)
+def test_a_verdict_is_found_in_any_wrapping(text):
+    assert read_reply(text, DEFAULT) == {"overall": Heard("first", 2, "why")}
+
+
+@pytest.mark.parametrize(
+    ("said", "outcome"),
+    [("B", "second"), ("tie", "tie"), ("Tie", "tie"), ("both bad", "both_bad"), ("Both_Bad", "both_bad")],
+)
+def test_verdicts(said, outcome):
+    strength = 3 if outcome == "second" else 0
+    assert read_reply(json.dumps({"overall": {"verdict": said, "strength": 3}}), DEFAULT)["overall"] == Heard(
+        outcome, strength
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"truth": {"verdict": "A", "strength": 1}}',
+        '{"truth": {"verdict": "A", "strength": 1}, "form": null}',
+        '{"verdict": "A", "strength": 2}',
+    ],
+)
+def test_every_dimension_must_have_its_verdict(text):
+    with pytest.raises(Unreadable, match=r"form|truth"):
+        read_reply(text, TWO)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"verdict": "AB", "strength": 1},
+        {"verdict": "", "strength": 1},
+        {"verdict": None, "strength": 1},
+        {"verdict": ["A"], "strength": 1},
+        {"verdict": True, "strength": 1},
+        {"verdict": "A", "strength": True},
+        {"verdict": "A", "strength": 0},
+        {"verdict": "A", "strength": 3.5},
+        {"verdict": "A", "strength": float("nan")},
+        {"verdict": "A", "strength": None},
+        {"verdict": "A", "strength": "much"},
+        {"verdict": "A", "strength": 10**400},
+        {},
+    ],
+)
+def test_nothing_is_made_up(entry):
+    with pytest.raises(Unreadable):
+        read_reply(json.dumps({"overall": entry}), DEFAULT)
+
+
+@pytest.mark.parametrize("text", ["I’m sorry, I can’t.", "As an AI, I have no opinion", "I must decline."])
+def test_declining_is_told_from_mumbling(text):
+    with pytest.raises(Refused):
+        read_reply(text, DEFAULT)
+
+
+def test_a_rationale_that_sounds_like_a_refusal_is_none():
+    text = '{"overall": {"rationale": "B says: I cannot help, I\'m sorry", "verdict": "A", "strength": 3}}'
+    assert read_reply(text, DEFAULT)["overall"].outcome == "first"
+    with pytest.raises(Unreadable):
+        read_reply(text[:-20], DEFAULT)
+
+
+@given(st.text())
+def test_any_text_gives_a_reason(text):
+    """None of these holds a verdict, since it takes two keys and three values to write one."""
+    with pytest.raises(NoVerdict, match=r"."):
+        read_reply(text, DEFAULT)
+
+
+@pytest.mark.parametrize("text", ['{"a":' * 20_000, "{" * 20_000, '{"a": ' + "9" * 20_000 + "}"], ids=len)
+def test_a_hostile_reply_is_unreadable(text):
+    with pytest.raises(Unreadable):
+        read_reply(text, DEFAULT)
+
+
+letters = st.sampled_from(["A", "B", "tie", "both bad"])
+
+
+@given(letters, letters, st.integers(1, 3), st.integers(1, 3))
+def test_swapping_the_answers_mirrors_the_verdict(shown, swapped, strength, other):
+    """The same two replies the other way round are the verdict on the pair the other way round."""
+    replies = [json.dumps({"overall": {"verdict": v, "strength": s}}) for v, s in ((shown, strength), (swapped, other))]
+    there = read_again(keep(*replies), DEFAULT)["overall"]
+    back = read_again(keep(*reversed(replies)), DEFAULT)["overall"]
+    mirror = {"first": "second", "second": "first"}.get(there.preference.outcome, there.preference.outcome)
+    assert back.preference == Preference(mirror, there.preference.strength)
+    assert back.flipped == there.flipped
+
+
+@pytest.mark.parametrize("raw", ["x", "[]", "3", "{}", '{"as_shown": "x"}', '{"as_shown": 1, "swapped": 2}'])
+def test_what_was_not_kept_by_a_judge_is_not_read_again(raw):
+    with pytest.raises(NoVerdict):
+        read_again(raw, DEFAULT)
+
+
+def test_the_schema_is_strict_and_asks_for_reasons_first():
+    found = schema(TWO)
+    assert found["required"] == ["truth", "form"]
+    for part in (found, *found["properties"].values()):
+        assert part["additionalProperties"] is False
+        assert part["required"] == list(part["properties"])
+    assert list(found["properties"]["form"]["properties"]) == ["rationale", "verdict", "strength"]
+
+
+def test_braces_in_a_guideline_are_harmless():
+    rubric = Rubric((("overall", "Does it write {name} or {0}?"),))
+    assert "{name} or {0}" in ask(Task("q", Answer("a"), Answer("b")), rubric)[0]["content"]
