@@ -257,6 +257,55 @@ class BestOfNConfig(GenerateConfig):
     n: Count = 16
 
 
+class CollectConfig(Sampling):
+    """Draw answers to prompts, have them judged, and keep both in a store. Stopped anywhere, the same call goes on.
+
+    Raters: `rules:FILE.yaml`; `judge:NAME`, a model behind an OpenAI-compatible endpoint; `local:MODEL`, a causal
+    language model in this process; `simulated`, the embedded world's people.
+    """
+
+    model: str
+    """What answers: checkpoint folder, run folder or hub name; with --server the model's name there."""
+    prompts: str
+    """File of prompts or chats, or a store, whose prompts are then answered."""
+    store: str
+    """Where all is kept: `store:FILE.db` or a database URL; made if it is not there."""
+    rater: list[str] = []
+    """Who judges, one or several; without any, answers are only drawn and kept."""
+    n: Count = 2
+    """Answers per prompt; all n (n - 1) / 2 comparisons are judged."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Draw among the fewest likeliest words with this probability."""
+    temperature: Positive = 1.0
+    """Divides the logits; answers must differ, so it is above 0."""
+    personal: Literal["keep", "mask", "drop"] = "keep"
+    """Prompts with e-mail addresses, telephone or card numbers in them: counted, and kept, masked or left out."""
+    near_duplicates: Literal["keep", "drop"] = "keep"
+    """Prompts that nearly repeat an earlier one: counted, and kept or left out."""
+    rubric: Path | None = None
+    """YAML file of dimensions and guidelines for judges; overall quality by default."""
+    server: str | None = None
+    """OpenAI-compatible address that answers, such as http://127.0.0.1:8000/v1, in place of a model in this process."""
+    judge_server: str | None = None
+    """OpenAI-compatible address of `judge:NAME`; OPENAI_BASE_URL or OpenAI's own by default."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the servers' key; the key itself is written nowhere."""
+    concurrency: Count = 8
+    """Requests to a server at once."""
+    deadline: Positive = 300.0
+    """Seconds for one request with all its repetitions."""
+    price_in: NonNegative | None = None
+    """The judge's price per million tokens read."""
+    price_out: NonNegative | None = None
+    """The judge's price per million tokens written."""
+    budget: Positive | None = None
+    """Money for the judge; when it is spent, no further pair is begun."""
+    token_budget: Count | None = None
+    """The same in tokens."""
+    out: Path | None = None
+    """JSON file for the figures, besides the screen."""
+
+
 class DataConfig(Reading):
     """What the commands on preference data share."""
 

@@ -123,7 +123,7 @@ class Answer:
     """One answer as text, and where it came from: `Answer(" Paris.", model="runs/sft", logp=-3.2)`.
 
     `model` is the writer's name and `model_hash` that of its weights; `sampling` says how it was drawn
-    (`{"temperature": 0.8, "top_p": 1.0, "max_new_tokens": 64}`); `logp` is its summed log-probability in nats under
+    (`{"temperature": 0.8, "top_p": 1.0, "max_new_tokens": 64}`), `draw` which of several drawn alike it is; `logp` is its summed log-probability in nats under
     the model that wrote it, with its sampling distribution, over `tokens` tokens.
     """
 
@@ -131,6 +131,7 @@ class Answer:
     model: str = ""
     model_hash: str = ""
     sampling: Mapping[str, float] | None = None
+    draw: int = 0
     logp: float | None = None
     tokens: int | None = None
     truncated: bool = False

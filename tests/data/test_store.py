@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from keel.errors import InputError
 from keel.records import Answer, Judgment, Origin, Preference, Ranking, Score
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Wohin, Bär? 🐻"}]
-DRAWN = Answer(" To the park.", "runs/sft", "3f2a", {"temperature": 0.8, "top_p": 1.0}, -3.25, 5, True)
+DRAWN = Answer(" To the park.", "runs/sft", "3f2a", {"temperature": 0.8, "top_p": 1.0}, 3, -3.25, 5, True)
 PLAIN = Answer(" Nowhere.")
 THIRD = Answer("")
 EVERY_KIND = [
@@ -341,7 +342,7 @@ def test_keys_tell_apart_what_differs():
         Answer("a", model_hash="m"),
         Answer("a", sampling={"temperature": 1.0}),
     ]
-    keys = {answer_key(prompt, a, draw) for a in variants for draw in (0, 1)}
+    keys = {answer_key(prompt, replace(a, draw=draw)) for a in variants for draw in (0, 1)}
     assert len(keys) == 10
     assert answer_key(prompt_key("q"), variants[0]) not in keys
     assert all(key[:8] == prompt[:8] for key in keys)

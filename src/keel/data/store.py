@@ -160,6 +160,39 @@ class Store:
         for key in list(islice(self._known, max(0, len(self._known) - REMEMBERED))):
             del self._known[key]
 
+    def add_answers(self, found: Iterable[tuple[PromptRow, Sequence[Answer]]]) -> None:
+        """Store what was drawn for some prompts, in one transaction: all of it or nothing."""
+        asked, written = {}, {}
+        for row, drawn in found:
+            prompt = prompt_key(row.prompt)
+            asked[prompt] = _prompt_row(prompt, row.prompt, row.origin)
+            for answer in drawn:
+                key = answer_key(prompt, answer)
+                written[key] = _answer_row(key, prompt, answer)
+        with self._errors(), self._writing.begin() as connection:
+            for table, rows in ((prompts, asked), (answers, written)):
+                self._insert(connection, table, [rows[key] for key in sorted(rows)])
+
+    def answers_to(self, prompt: Prompt, like: Answer) -> list[Answer]:
+        """Answers to a prompt by the same writer, drawn in the same way as `like`, in the order of their draws."""
+        key = prompt_key(prompt)
+        head = key[:PROMPT_BYTES]
+        written = (answers.c.model, like.model), (answers.c.model_hash, like.model_hash)
+        statement = (
+            sa.select(*(c.label(f"a_{c.name}") for c in answers.columns))
+            .where(answers.c.key >= head, answers.c.key <= head + b"\xff" * 12, answers.c.prompt == key)
+            .where(answers.c.sampling == _sampling(like), *(column == value for column, value in written))
+            .order_by(answers.c.draw)
+        )
+        return [_answer(row, "a") for row in self.read(statement)]
+
+    def said_by(self, rater: str) -> set[bytes]:
+        """Keys of all that a rater's judgments are about: so that no judge is asked the same twice."""
+        statement = sa.select(judgments.c.first, judgments.c.second).where(
+            judgments.c.rater == rater, judgments.c.kind == "preference"
+        )
+        return {first + second for first, second in map(tuple, self.stream(statement))}
+
     def retract(self, key: bytes, comment: str = "") -> None:
         """Say that a judgment no longer holds; it stays in the store, and counts nowhere."""
         with self._errors(), self._writing.begin() as connection:
@@ -395,9 +428,9 @@ def _below(prompt: bytes, *parts: bytes) -> bytes:
     return prompt[:PROMPT_BYTES] + _hash(*parts, size=12)
 
 
-def answer_key(prompt: bytes, answer: Answer, draw: int = 0) -> bytes:
+def answer_key(prompt: bytes, answer: Answer) -> bytes:
     """The key of an answer: text, writer, and how and as which of several alike it was drawn."""
-    parts = (answer.text, answer.model, answer.model_hash, _sampling(answer), str(draw))
+    parts = (answer.text, answer.model, answer.model_hash, _sampling(answer), str(answer.draw))
     return _below(prompt, *[part.encode() for part in parts])
 
 
@@ -439,8 +472,8 @@ def _prompt_row(key: bytes, prompt: Prompt, origin: Origin) -> Row:
     return key, content, chat, origin.file, origin.row
 
 
-def _answer_row(key: bytes, prompt: bytes, a: Answer, draw: int = 0) -> Row:
-    drawn = a.model, a.model_hash, _sampling(a), draw, a.logp, a.tokens, a.truncated
+def _answer_row(key: bytes, prompt: bytes, a: Answer) -> Row:
+    drawn = a.model, a.model_hash, _sampling(a), a.draw, a.logp, a.tokens, a.truncated
     return key, prompt, a.text, len(a.text), *drawn
 
 
@@ -470,6 +503,7 @@ def _answer(row: Any, name: str) -> Answer:
         model=getattr(row, f"{name}_model"),
         model_hash=getattr(row, f"{name}_model_hash"),
         sampling=json.loads(sampling) if sampling else None,
+        draw=getattr(row, f"{name}_draw"),
         logp=getattr(row, f"{name}_logp"),
         tokens=getattr(row, f"{name}_tokens"),
         truncated=getattr(row, f"{name}_truncated"),

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 
 from keel import world
-from keel.records import Answer, Judgment, Preference
+from keel.data.text import plain
+from keel.raters import Task
+from keel.records import Judgment, Preference
 
 
-def judge_pairs(
-    pairs: Iterable[tuple[str, str, str]], population: world.Population, rng: random.Random
-) -> list[Judgment]:
-    """One vote per (prompt, first, second), each by a person drawn anew, ties included."""
-    judgments = []
-    for prompt, first, second in pairs:
-        vote = world.vote(prompt, first, second, rng, population)
-        answers = Answer(first), Answer(second)
-        judgments.append(Judgment(prompt, answers, Preference(vote.outcome), rater=vote.rater, kind="simulated"))
-    return judgments
+class Simulated:
+    """A `Rater` that is a crowd: each task is judged by one person drawn anew, as the seed and the task decide."""
+
+    def __init__(self, seed: int, population: world.Population | None = None) -> None:
+        self.seed, self.population = seed, population or world.Population()
+        self.identity = f"simulated people, seed {seed}"
+
+    def rate(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Judgment]]]:
+        """One vote on each, in order; the same task gets the same vote whenever it is asked."""
+        for index, task in enumerate(tasks):
+            prompt, first, second = plain(task.prompt).strip(), task.first, task.second
+            rng = random.Random(f"{self.seed}\0{prompt}\0{first}\0{second}")
+            vote = world.vote(prompt, first.text, second.text, rng, self.population)
+            verdict = Preference(vote.outcome)
+            yield index, [Judgment(task.prompt, (first, second), verdict, rater=vote.rater, kind="simulated")]
+
+    def note(self) -> str:
+        """Nothing: they ask for no money."""
+        return ""
