@@ -139,8 +139,8 @@ def modules_after(statement: str) -> set[str]:
 
 OPTIONAL = {
     "datasets", "pyarrow", "pandas", "sklearn", "vllm", "ray", "liger_kernel", "lm_eval", "psycopg", "wandb",
-    "tensorboard", "mlflow", "trackio", "peft", "accelerate", "deepspeed", "flash_attn", "fastapi", "sqlalchemy",
-    "openai",
+    "tensorboard", "mlflow", "trackio", "peft", "accelerate", "deepspeed", "flash_attn", "fastapi",
+    "openai", "py3langid", "phonenumbers",
 }  # fmt: skip
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from keel.config import Machine
-from keel.engine.scorers import load_scorer, plain
+from keel.data.text import plain
+from keel.engine.scorers import load_scorer
 from keel.errors import InputError
 from keel.records import Bundle, Completion
 

@@ -154,3 +154,8 @@ def prompt_key(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     return "\0".join(f"{m['role']}\1{m['content']}" for m in prompt)
+
+
+def plain(prompt: Prompt) -> str:
+    """A prompt as one string for rules and reports: a chat's turns without their roles, one beneath the other."""
+    return prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)

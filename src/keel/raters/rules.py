@@ -1,0 +1,68 @@
+"""Rules as a rater: the answer with the higher score is better, in each dimension of the rubric.
+
+The language of rules is that of `keel.data.rules`; a reward and a rater can be one file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from keel.data.rules import Measured, Rubric, RuleFault, total
+from keel.data.text import plain
+from keel.raters import Missing, Task
+from keel.records import Judgment, Outcome, Preference
+
+
+class RuleRater:
+    """A `Rater` that compares by rules. `missing` counts the tasks on which a rule failed: it has no opinion there."""
+
+    def __init__(self, rubric: Rubric) -> None:
+        self.rubric, self.identity = rubric, rubric.identity
+        self.missing = 0
+
+    def rate(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Judgment] | Missing]]:
+        """In the order of the tasks."""
+        for index, task in enumerate(tasks):
+            try:
+                yield index, self._judge(task)
+            except RuleFault as fault:
+                self.missing += 1
+                yield index, Missing(f"{self.rubric.name}: {fault}")
+
+    def note(self) -> str:
+        """`3 missing`, or nothing."""
+        return f"{self.missing} missing" if self.missing else ""
+
+    def _judge(self, task: Task) -> list[Judgment]:
+        prompt = plain(task.prompt)
+        first, second = (self.rubric.measure(prompt, answer.text) for answer in (task.first, task.second))
+        return [self._in(dimension, task, first, second) for dimension in self.rubric.dimensions]
+
+    def _in(self, dimension: str, task: Task, first: list[Measured], second: list[Measured]) -> Judgment:
+        """The judgment in one dimension; its comment has what each answer was found to be where that made a gap."""
+        gaps, reasons, size = [], [], 0.0
+        for rule, one, other in zip(self.rubric.rules, first, second, strict=True):
+            if rule.dimension != dimension:
+                continue
+            here, there = rule.weight * one.value, rule.weight * other.value
+            size += abs(here) + abs(there)
+            if gap := here - there:
+                gaps.append(gap)
+                name = f"{rule.name}: " if rule.name else ""
+                reasons.append(f"{name}{one.words} against {other.words}: {gap:+.4g}")
+        return Judgment(
+            task.prompt,
+            (task.first, task.second),
+            Preference(self._outcome(total(gaps), size)),
+            rater=self.identity,
+            kind="rule",
+            dimension=dimension,
+            rubric=self.rubric.version,
+            comment="; ".join(reasons) or "no rule tells them apart",
+        )
+
+    def _outcome(self, lead: float, size: float) -> Outcome:
+        """`lead` is the first's score less the second's, right to some 1e-15 of `size`, the sum of all its parts."""
+        if abs(lead) <= self.rubric.ties + 1e-15 * (size + self.rubric.ties):
+            return "tie"
+        return "first" if lead > 0 else "second"
