@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "ppo": ("PPOConfig", "keel.methods.ppo:train", "tune a policy against a reward model or a rule"),
     "best-of-n": ("BestOfNConfig", "keel.methods.best_of_n:best_of_n", "sample N, keep the best by a reward"),
     "generate": ("GenerateConfig", "keel.methods.best_of_n:generate", "sample completions from any model"),
+    "collect": ("CollectConfig", "keel.collect:collect", "draw answers, have them judged, keep both in a store"),
     "data stats": ("DataStatsConfig", "keel.curation:show_stats", "what judgments there are, and how they lean"),
     "data agreement": ("DataAgreementConfig", "keel.curation:show_agreement", "how far raters agree, beyond chance"),
     "data split": ("DataSplitConfig", "keel.curation:split", "training and held-out files, no prompt in both"),
@@ -130,6 +131,8 @@ def _flags_of(file: Path) -> list[str]:
             continue
         if isinstance(value, bool):
             flags.append(option if value else option.replace("--", "--no-", 1))
+        elif isinstance(value, list):
+            flags += [option, *map(str, value)]
         else:
             flags += [option, str(value)]
     return flags

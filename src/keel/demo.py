@@ -36,7 +36,6 @@ from keel.errors import InputError, RunFailed
 from keel.evaluation import answers as verdict
 from keel.methods import dpo, ppo, reward, sft
 from keel.models import checkpoints
-from keel.raters.simulated import judge_pairs
 from keel.records import Bundle, Pair, Result
 
 Row = dict[str, str]

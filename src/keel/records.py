@@ -123,8 +123,8 @@ class Answer:
     """One answer as text, and where it came from: `Answer(" Paris.", model="runs/sft", logp=-3.2)`.
 
     `model` is the writer's name and `model_hash` that of its weights; `sampling` says how it was drawn
-    (`{"temperature": 0.8, "top_p": 1.0, "max_new_tokens": 64}`), `draw` which of several drawn alike it is; `logp` is its summed log-probability in nats under
-    the model that wrote it, with its sampling distribution, over `tokens` tokens.
+    (`{"temperature": 0.8, "max_new_tokens": 64}`) and `draw` which of several drawn alike it is; `logp` is its summed
+    log-probability in nats, over `tokens` tokens, under the model and the distribution that drew it.
     """
 
     text: str

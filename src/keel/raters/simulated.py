@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from keel import world
 from keel.data.text import plain
-from keel.raters import Task
+from keel.raters import Missing, Task
 from keel.records import Judgment, Preference
 
 
@@ -18,12 +18,18 @@ class Simulated:
         self.seed, self.population = seed, population or world.Population()
         self.identity = f"simulated people, seed {seed}"
 
-    def rate(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Judgment]]]:
+    def rate(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Judgment] | Missing]]:
         """One vote on each, in order; the same task gets the same vote whenever it is asked."""
         for index, task in enumerate(tasks):
             prompt, first, second = plain(task.prompt).strip(), task.first, task.second
-            rng = random.Random(f"{self.seed}\0{prompt}\0{first}\0{second}")
-            vote = world.vote(prompt, first.text, second.text, rng, self.population)
+            shown = (f"{answer.draw}\0{answer.text}" for answer in (first, second))
+            rng = random.Random("\0".join((str(self.seed), prompt, *shown)))
+            try:
+                world.utility(prompt, "")  # the careless vote without reading
+                vote = world.vote(prompt, first.text, second.text, rng, self.population)
+            except ValueError:
+                yield index, Missing("simulated people judge answers to prompts of the embedded world only")
+                continue
             verdict = Preference(vote.outcome)
             yield index, [Judgment(task.prompt, (first, second), verdict, rater=vote.rater, kind="simulated")]
 

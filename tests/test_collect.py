@@ -1,0 +1,327 @@
+"""Collecting: what is drawn and judged is kept with its provenance, once, whatever happens in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from itertools import combinations
+
+import pytest
+import torch
+
+from keel import cli, world
+from keel.collect import HOPELESS, collect
+from keel.config import CollectConfig
+from keel.data import survey
+from keel.data.store import Store, answer_key, prompt_key
+from keel.errors import InputError, RunFailed
+from keel.models import checkpoints
+from keel.raters import Task
+from keel.raters.simulated import Simulated
+from keel.records import Answer
+
+from .raters.stub import Stub, fail, say, verdict
+
+RULES = "rules:\n  - {words: [3, 99]}\n  - {contains: rain}\n"
+
+
+@pytest.fixture
+def configure_collect(base, prompts_file, tmp_path):
+    """`configure_collect(n=3, …)`: eight prompts, a tiny model, a store of its own."""
+
+    def make(file="store.db", **changes):
+        common = {
+            "model": str(base),
+            "prompts": str(prompts_file),
+            "store": f"store:{tmp_path}/{file}",
+            "n": 3,
+            "max_new_tokens": 8,
+            "max_rows": 2,
+            "device": "cpu",
+            "precision": "fp32",
+            "out": tmp_path / "figures.json",
+        }
+        return CollectConfig(**{**common, **changes})
+
+    return make
+
+
+@pytest.fixture
+def rules(tmp_path):
+    file = tmp_path / "rules.yaml"
+    file.write_text(RULES)
+    return f"rule:{file}"
+
+
+def contents(source):
+    """All answers and judgments of a store, without what may differ between two calls: times and order."""
+    with Store(source) as store:
+        judged = [(j.prompt, j.answers, j.verdict, j.rater) for group in store.groups() for _, j in group]
+        drawn = store.read(survey.schema.answers.select().order_by(survey.schema.answers.c.key))
+    return sorted(map(repr, judged)), [tuple(row) for row in drawn]
+
+
+# --- what is kept ---------------------------------------------------------------------------------
+
+
+def test_every_answer_and_every_comparison_is_kept(configure_collect, rules):
+    config = configure_collect(rater=[rules], temperature=0.7, seed=5)
+    figures = collect(config).summary
+    assert (figures["drawn"], figures["found"]) == (24, 0)
+    with Store(config.store) as store:
+        groups = [[j for _, j in group] for group in store.groups()]
+    assert len(groups) == 8
+    for group in groups:
+        shown = {a.draw: a for j in group for a in j.answers}
+        assert sorted(shown) == [0, 1, 2]
+        assert Counter(tuple(a.draw for a in j.answers) for j in group) == Counter(combinations(range(3), 2))
+        for answer in shown.values():
+            assert answer.model == config.model
+            assert answer.sampling == {"temperature": 0.7, "top_p": 1.0, "max_new_tokens": 8, "seed": 5}
+            assert 1 <= answer.tokens <= 8
+            assert answer.logp < 0
+
+
+def test_the_kept_log_probability_is_the_models(configure_collect):
+    """By transformers alone, from the text as it was kept."""
+    config = configure_collect(temperature=0.7)
+    collect(config)
+    model = checkpoints.load_policy(config.model, config)
+    text = checkpoints.load_text(config.model)
+    equal = checked = 0
+    with Store(config.store) as store:
+        for row in store.prompts():
+            like = Answer("", config.model, checkpoints.weights_hash(model)[:16], dict(SAMPLING))
+            for answer in store.answers_to(row.prompt, like):
+                prompt, ids = text.prompt_ids(row.prompt), text.completion_ids(row.prompt, answer.text)
+                ids = ids[:-1] if answer.truncated else ids
+                if len(ids) != answer.tokens:  # other tokens can spell the same text, a few of them as many
+                    continue
+                logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1] / 0.7
+                own = logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum()
+                equal += answer.logp == pytest.approx(float(own.detach()), abs=1e-3)
+                checked += 1
+    assert checked > 10
+    assert equal >= 0.7 * checked
+
+
+SAMPLING = {"temperature": 0.7, "top_p": 1.0, "max_new_tokens": 8, "seed": 0}
+
+
+def test_a_rules_verdict_is_its_scores_order(configure_collect, rules):
+    config = configure_collect(rater=[rules])
+    collect(config)
+    score = lambda text: (len(text.split()) >= 3) + ("rain" in text.split())  # noqa: E731
+    seen = Counter()
+    with Store(config.store) as store:
+        for group in store.groups():
+            for _, j in group:
+                first, second = (score(a.text) for a in j.answers)
+                expected = "first" if first > second else "second" if second > first else "tie"
+                assert j.verdict.outcome == expected
+                assert j.kind == "rule"
+                seen[expected] += 1
+    assert len(seen) == 3
+
+
+# --- once, whatever happens -----------------------------------------------------------------------
+
+
+def test_the_same_call_adds_nothing(configure_collect, rules):
+    config = configure_collect(rater=[rules])
+    collect(config)
+    before = contents(config.store)
+    figures = collect(config).summary
+    assert (figures["drawn"], figures["found"]) == (0, 24)
+    assert not any(figures["judged"].values())
+    assert contents(config.store) == before
+
+
+def test_other_ways_of_drawing_are_other_answers(configure_collect):
+    config = configure_collect()
+    collect(config)
+    for change in ({"seed": 1}, {"temperature": 0.5}, {"top_p": 0.5}, {"max_new_tokens": 7}):
+        assert collect(configure_collect(**change)).summary["drawn"] == 24
+    with Store(config.store) as store:
+        assert survey.count_store(store).answers == 5 * 24
+
+
+def test_a_second_rater_judges_the_answers_that_are_there(configure_collect, rules):
+    collect(configure_collect())
+    figures = collect(configure_collect(rater=[rules])).summary
+    assert (figures["drawn"], sum(figures["judged"].values())) == (0, 24)
+
+
+def test_killed_and_called_again_is_as_if_never_killed(configure_collect, rules, tmp_path):
+    """A rater that takes its time is killed half-way: no answer is drawn twice or otherwise, no judgment lost."""
+    (tmp_path / "slow.py").write_text(
+        "import time\ndef rule(prompt, completion):\n    time.sleep(0.05)\n    return float(len(completion))\n"
+    )
+    options = {"rater": ["rule:slow:rule", rules]}
+    whole = configure_collect("whole.db", **options)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    config = configure_collect("killed.db", **options)
+    config_file = tmp_path / "config.yaml"
+
+    def call(config):
+        config_file.write_text(config.to_yaml())
+        command = [sys.executable, "-m", "keel.cli", "collect", "--config", str(config_file)]
+        return subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL)
+
+    assert call(whole).wait() == 0
+    killed = call(config)
+    deadline = time.monotonic() + 120
+    while not judged(config.store):
+        assert time.monotonic() < deadline
+        assert killed.poll() is None
+        time.sleep(0.02)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert 0 < judged(config.store) < 48
+    assert call(config).wait() == 0
+    assert contents(config.store) == contents(whole.store)
+
+
+def judged(source):
+    try:
+        with Store(source) as store:
+            return survey.count_store(store).judgments
+    except InputError:
+        return 0
+
+
+# --- judges, and what they cost -------------------------------------------------------------------
+
+
+@pytest.fixture
+def key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-none")
+
+
+def asked(stub):
+    return Counter(call.user for call in stub.calls)
+
+
+@pytest.mark.usefixtures("key")
+def test_no_judgment_is_paid_for_twice(configure_collect):
+    """The budget ends in the middle; called again, what was judged is not asked again."""
+    with Stub(lambda call: say(verdict("A" if call.number % 3 else "tie"))) as stub:
+        common = {"rater": ["judge:judge-1"], "judge_server": stub.url, "concurrency": 2}
+        first = collect(configure_collect(token_budget=1_000, **common)).summary
+        (left,) = first["left"].values()
+        assert left > 0
+        second = collect(configure_collect(**common)).summary
+        assert not second["left"]
+        before = len(stub.calls)
+        collect(configure_collect(**common))
+        assert len(stub.calls) == before
+    assert max(asked(stub).values()) == 1
+    done = sum(sum(s["judged"].values()) for s in (first, second))
+    assert done == 24
+    with Store(configure_collect().store) as store:
+        found = survey.count_store(store)
+        assert found.judgments == 24
+        assert found.ai_share().mean == 1.0
+
+
+@pytest.mark.usefixtures("key")
+def test_what_has_no_verdict_is_asked_again_next_time(configure_collect):
+    with Stub(lambda call: say("I cannot judge this.") if call.number == 1 else say(verdict("A"))) as stub:
+        common = {"rater": ["judge:judge-1"], "judge_server": stub.url, "concurrency": 1}
+        first = collect(configure_collect(**common)).summary
+        assert [m["pairs"] for m in first["missing"]] == [1]
+        second = collect(configure_collect(**common)).summary
+        assert sum(second["judged"].values()) == 1
+
+
+@pytest.mark.usefixtures("key")
+def test_a_judge_that_never_answers_ends_the_call(configure_collect):
+    with Stub(lambda call: say("I cannot judge this.")) as stub:
+        config = configure_collect(n=5, max_rows=40, rater=["judge:judge-1"], judge_server=stub.url, concurrency=4)
+        with pytest.raises(RunFailed, match=f"none of {HOPELESS} pairs has a verdict"):
+            collect(config)
+
+
+@pytest.mark.usefixtures("key")
+def test_a_wrong_key_ends_the_call(configure_collect, capsys):
+    with Stub(lambda call: fail(401)) as stub:
+        config = configure_collect(rater=["judge:judge-1"], judge_server=stub.url)
+        flags = [part for k, v in json.loads(config.model_dump_json(exclude_none=True)).items() if k != "personal"
+                 for part in ([f"--{k.replace('_', '-')}", *(v if isinstance(v, list) else [str(v)])])]  # fmt: skip
+        assert cli.main(["collect", *[f for f in flags if f != "False"]]) == 2
+    assert "OPENAI_API_KEY" in capsys.readouterr().err
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"rater": ["oracle"]}, "give rule:FILE.yaml, judge:NAME, local:MODEL or simulated"),
+        ({"rater": ["simulated:x"]}, "give rule:FILE.yaml"),
+        ({"rater": ["rule:missing.yaml"]}, "missing.yaml"),
+        ({"rater": ["judge:x"], "rubric": "missing.yaml"}, "missing.yaml"),
+        ({"store": "store:"}, "store:FILE.db"),
+        ({"max_new_tokens": 127}, "row 1: with 127 new tokens the prompt does not fit"),
+    ],
+)
+@pytest.mark.usefixtures("key")
+def test_what_cannot_be_done_is_refused_first(changes, match, configure_collect):
+    with pytest.raises(InputError, match=match):
+        collect(configure_collect(**changes))
+
+
+def test_a_prompt_that_stands_twice_is_answered_once(configure_collect, write_rows, tmp_path):
+    file = write_rows(tmp_path / "twice.jsonl", [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "a"}])
+    figures = collect(configure_collect(prompts=str(file), max_bad_share=0.5)).summary
+    assert figures["drawn"] == 6
+    assert figures["rows"]["dropped"] == {"prompt of an earlier row": [1, [3]]}
+
+
+# --- the world's people ---------------------------------------------------------------------------
+
+
+def tasks(count):
+    asked = world.all_prompts(0)[:count]
+    return [Task(p.text, Answer("a nap"), Answer("go to the park and hug", draw=1)) for p in asked]
+
+
+def test_simulated_people_say_the_same_when_asked_again():
+    one, again, other = (list(Simulated(seed).rate(tasks(40))) for seed in (1, 1, 2))
+    assert one == again
+    assert [j.verdict for _, (j,) in one] != [j.verdict for _, (j,) in other]
+    assert {j.kind for _, (j,) in one} == {"simulated"}
+    assert len({j.rater for _, (j,) in one}) > 10
+
+
+def test_simulated_people_vote_as_the_world_says():
+    """Shares of outcomes against votes drawn by the world itself."""
+
+    (task,) = tasks(1)
+    same = [
+        Task(task.prompt, Answer(task.first.text, draw=2 * i), Answer(task.second.text, draw=i)) for i in range(3000)
+    ]
+    found = Counter(j.verdict.outcome for _, (j,) in Simulated(0).rate(same))
+    rng = random.Random(9)
+    expected = Counter(world.vote(task.prompt, task.first.text, task.second.text, rng).outcome for _ in range(3000))
+    for outcome in ("first", "second", "tie"):
+        assert abs(found[outcome] - expected[outcome]) < 4 * (2 * expected[outcome]) ** 0.5 + 5
+
+
+def test_simulated_people_know_their_own_world_only(configure_collect):
+    ((_, result),) = Simulated(0).rate([Task("who are you?", Answer("a"), Answer("b"))])
+    assert "embedded world" in result.reason
+    with pytest.raises(RunFailed, match="embedded world"):
+        collect(configure_collect(n=5, max_rows=40, rater=["simulated"]))
+
+
+def test_keys_of_what_is_judged_name_the_draw():
+    prompt = prompt_key("p")
+    assert answer_key(prompt, Answer("a")) != answer_key(prompt, Answer("a", draw=1))
