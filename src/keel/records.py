@@ -193,19 +193,27 @@ class Judgment:
 
 @dataclass(slots=True)
 class RowCounts:
-    """Every row's fate: `read == used + sum(dropped)`; `dropped[reason]` holds the count and the first row numbers.
+    """Every row's fate: `read == used + sum(dropped) + sum(neutral)`.
 
-    `notes` has the same form for rows that were used but changed or remarkable (a completion cut by the length limit).
+    Each table holds, by reason, the count and the first row numbers. `dropped` are rows that are wrong; `neutral` are
+    rows that are right and yet give nothing, such as a tie where pairs are asked for; `notes` are rows that were used
+    but changed or remarkable (a completion cut by the length limit). Where one row gives n pairs, or several rows
+    give one, what is counted is contests: `read` counts each pair, and each contest that made none.
     """
 
     read: int = 0
     used: int = 0
     dropped: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
     notes: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
+    neutral: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
 
     def drop(self, reason: str, row: int) -> None:
         """Count `row` as dropped for `reason`; the first ten row numbers are kept."""
         _count(self.dropped, reason, row)
+
+    def skip(self, reason: str, row: int) -> None:
+        """Count `row` as no fault, but of no use here."""
+        _count(self.neutral, reason, row)
 
     def note(self, what: str, row: int) -> None:
         """Count `row` as used, but worth a remark."""
@@ -215,13 +223,15 @@ class RowCounts:
     def dropped_total(self) -> int:
         return sum(count for count, _ in self.dropped.values())
 
+    @property
+    def neutral_total(self) -> int:
+        return sum(count for count, _ in self.neutral.values())
+
     def as_dict(self) -> dict[str, object]:
         """The form in `summary.json`."""
-        return {
-            "read": self.read,
-            "used": self.used,
-            "dropped": {reason: [count, rows] for reason, (count, rows) in self.dropped.items()},
-            "notes": {what: [count, rows] for what, (count, rows) in self.notes.items()},
+        tables = {"dropped": self.dropped, "neutral": self.neutral, "notes": self.notes}
+        return {"read": self.read, "used": self.used} | {
+            name: {what: [count, rows] for what, (count, rows) in table.items()} for name, table in tables.items()
         }
 
 

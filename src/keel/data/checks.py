@@ -3,8 +3,8 @@
 
 The readers in `formats` judge a row's *form*; the checks here judge its *content*, for records from any
 source. Above a stated share of bad rows, both kinds together, a command refuses: then something else is wrong
-with the file. Each `check_*` takes the records with the counts that a reader made of them, and keeps `read ==
-used + dropped`.
+with the file. Rows that are right but make no pair, such as ties, are no part of that share. Each `check_*` takes
+the records with the counts that a reader made of them, and keeps `read == used + dropped + neutral`.
 
 Exact duplicates stay, since two people who vote alike are two votes; they are noted with their row numbers.
 """
@@ -133,13 +133,14 @@ def _settle(
 ) -> list[Record]:
     """Close the books: count what is used and refuse where too little is."""
     counts.used = len(kept)
-    counts.read = max(counts.read, counts.used + counts.dropped_total)  # records that no reader counted
+    accounted = counts.used + counts.dropped_total + counts.neutral_total
+    counts.read = max(counts.read, accounted)  # records that no reader counted
     name = source or (rows[0].origin.file if rows else "") or "the data"
     bad = counts.dropped_total
     if counts.read == 0:
         raise InputError(f"{name}: no rows; give a file with at least one")
     if not kept:
-        raise InputError(f"{name}: none of {counts.read} rows can be used ({reasons(counts)}); mend them")
+        raise InputError(f"{name}: none of {counts.read} rows can be used ({reasons(counts, neutral=True)}); mend them")
     if bad / counts.read > max_bad_share:
         raise InputError(
             f"{name}: {bad} of {counts.read} rows are bad ({reasons(counts)}), above the limit of "
@@ -149,9 +150,13 @@ def _settle(
     return kept
 
 
-def reasons(counts: RowCounts, first: int = 5) -> str:
-    """`8 'chosen equals rejected': rows 3, 9, …; 2 'broken JSON': rows 1, 2`, the most frequent first."""
-    ordered = sorted(counts.dropped.items(), key=lambda item: -item[1][0])
+def reasons(counts: RowCounts, first: int = 5, neutral: bool = False) -> str:
+    """`8 'chosen equals rejected': rows 3, 9, …; 2 'broken JSON': rows 1, 2`, the most frequent first.
+
+    Of dropped rows, and with `neutral` of those too.
+    """
+    tables = (counts.dropped, counts.neutral) if neutral else (counts.dropped,)
+    ordered = [item for table in tables for item in sorted(table.items(), key=lambda item: -item[1][0])]
     return "; ".join(f"{count} '{reason}': {_rows(count, rows[:first])}" for reason, (count, rows) in ordered)
 
 
@@ -177,8 +182,9 @@ def _note_repeats(rows: Iterable[Record], counts: RowCounts) -> None:
 def summarise(counts: RowCounts, source: str, format: str) -> str:
     """What a run prints at its start: the format recognised and every row's fate, one reason a line."""
     fate = f"{counts.read} rows read, {counts.used} used, {counts.dropped_total} dropped"
+    fate += f", {counts.neutral_total} neutral" if counts.neutral else ""
     lines = [f"{source}: format {format}; {fate}"]
-    for verb, table in (("dropped", counts.dropped), ("note:", counts.notes)):
+    for verb, table in (("dropped", counts.dropped), ("neutral", counts.neutral), ("note:", counts.notes)):
         for what, (count, rows) in sorted(table.items(), key=lambda item: -item[1][0]):
             lines.append(f"  {verb} {count} '{what}': {_rows(count, rows)}")
     return "\n".join(lines)

@@ -25,6 +25,7 @@ from keel.records import Judgment, Pair, Preference, Prompt, Ranking, Score
 
 OVERALL = "overall"
 TIE, BOTH_BAD, SPLIT, ALONE = "tie", "both bad", "raters split evenly", "one answer alone"
+APART = "answers scored in different dimensions"
 
 
 @dataclass(slots=True)
@@ -130,9 +131,11 @@ def _votes_of_scores(group: list[Judgment], derived: Derived) -> Iterator[_Vote]
         derived.neutral[ALONE] += 1
     for a, b in combinations(table, 2):
         shared = table[a].keys() & table[b].keys()
-        if shared:
-            lead = fmean(table[a][d] - table[b][d] for d in shared)
-            yield _Vote(a, b, (lead > 0) - (lead < 0), abs(lead), TIE, last[a])
+        if not shared:
+            derived.neutral[APART] += 1
+            continue
+        lead = fmean(table[a][d] - table[b][d] for d in shared)
+        yield _Vote(a, b, (lead > 0) - (lead < 0), abs(lead), TIE, last[a])
 
 
 # --- listwise -------------------------------------------------------------------------------------

@@ -1,0 +1,150 @@
+"""Columns of Keel's own beside TRL's: who judged, what, and who wrote the answers. A trainer passes them by.
+
+`rater`, `feedback` (whose: "ai", "human", "rule", "simulated"), `dimension`, `rubric`, `seconds`, `comment`, `raw`,
+`chosen_shown` ("second" where the rater saw the chosen answer on the right), and for each side what `Answer` knows:
+`chosen_model`, `rejected_logp`, …. Only what is known is written. A column with one of these names that holds
+something else is not ours: it is kept as a column that means nothing to Keel.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from keel.data.judged.base import same_text, with_extra
+from keel.data.rows import Row, RowError, is_unicode, plain
+from keel.records import Answer, Judgment, Preference, RaterKind
+
+FEEDBACK: dict[str, RaterKind] = {"ai": "judge", "human": "person", "rule": "rule", "simulated": "simulated"}
+WORDS = {kind: word for word, kind in FEEDBACK.items()}
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not is_unicode(value):
+        raise ValueError
+    return value
+
+
+def _name(value: Any) -> str:
+    try:
+        return same_text(value)
+    except RowError:
+        raise ValueError from None
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)) or not math.isfinite(float(value)):
+        raise ValueError
+    return float(value)
+
+
+def _count(value: Any) -> int:
+    found = _number(value)
+    if found < 0 or not found.is_integer():
+        raise ValueError
+    return int(found)
+
+
+def _truth(value: Any) -> bool:
+    if value in (True, "true", "True"):
+        return True
+    if value in (False, "false", "False"):
+        return False
+    raise ValueError
+
+
+def _numbers(value: Any) -> dict[str, float]:
+    found = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(found, dict):
+        raise ValueError
+    return {_text(key): inner for key, inner in found.items() if inner is not None and math.isfinite(_number(inner))}
+
+
+def _second(value: Any) -> bool:
+    if value != "second":
+        raise ValueError
+    return True
+
+
+JUDGMENT: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "rater": ("rater", _name),
+    "feedback": ("kind", lambda value: FEEDBACK[_text(value)]),
+    "dimension": ("dimension", _text),
+    "rubric": ("rubric", _text),
+    "seconds": ("seconds", _number),
+    "comment": ("comment", _text),
+    "raw": ("raw", _text),
+}
+ANSWER: dict[str, Callable[[Any], Any]] = {
+    "model": _text,
+    "model_hash": _text,
+    "sampling": _numbers,
+    "logp": _number,
+    "tokens": _count,
+    "truncated": _truth,
+}
+
+
+@dataclass(slots=True)
+class Details:
+    """What further columns say: of the judgment, of each answer by side, the order shown, and all that is not ours."""
+
+    judgment: dict[str, Any]
+    answers: dict[str, dict[str, Any]]
+    swapped: bool = False
+    extra: Row | None = None
+
+
+def read_details(row: Row, known: Iterable[str], sides: Sequence[str]) -> Details | None:
+    """The further columns of a row beside the `known`; None where there are none."""
+    further = row.keys() - known
+    if not further:
+        return None
+    found = Details({}, {side: {} for side in sides})
+    extra: Row = {}
+    for column in (c for c in row if c in further and row[c] is not None):
+        try:
+            ours = _take(column, row[column], found)
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            ours = False
+        if not ours:
+            extra[plain(str(column))] = plain(row[column])
+    found.extra = extra or None
+    return found
+
+
+def _take(column: str, value: Any, found: Details) -> bool:
+    """Whether the column is one of ours; an empty cell of one of ours says nothing."""
+    if column in JUDGMENT:
+        field, read = JUDGMENT[column]
+        found.judgment |= {} if value == "" else {field: read(value)}
+        return True
+    side, _, field = column.partition("_")
+    if side not in found.answers:
+        return False
+    if field in ANSWER:
+        found.answers[side] |= {} if value == "" else {field: ANSWER[field](value)}
+        return True
+    if column == "chosen_shown":
+        found.swapped = value != "" and _second(value)
+        return True
+    return False
+
+
+def write_details(judgment: Judgment, row: Row, sides: dict[str, Answer]) -> Row:
+    """The row with what is known of the judgment and its answers, and the columns that came with it."""
+    for column, (field, _) in JUDGMENT.items():
+        value = getattr(judgment, field)
+        if value not in ("", "unknown", None) and (column, value) != ("dimension", "overall"):
+            row[column] = WORDS[value] if column == "feedback" else value
+    for side, answer in sides.items():
+        for field in ANSWER:
+            value = getattr(answer, field)
+            if value not in ("", None, False) or (field in ("logp", "tokens") and value is not None):
+                row[f"{side}_{field}"] = dict(value) if field == "sampling" else value
+    if isinstance(judgment.verdict, Preference) and judgment.verdict.outcome == "second":
+        row["chosen_shown"] = "second"
+    return with_extra(judgment, row)

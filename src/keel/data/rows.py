@@ -1,0 +1,210 @@
+"""One row of a data file: its fields, checked, and why it cannot become a record.
+
+A row that cannot be read is an outcome, not an exception that ends a command: readers raise `RowError`, whoever reads
+the file counts it with the row's number (law 6). A null column is a missing one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection
+from typing import Any
+
+from keel.records import Message, Prompt
+
+Row = dict[str, Any]
+DEPTH = 100  # levels of lists and objects in a column that is kept for export
+
+
+class RowError(Exception):
+    """Why one row cannot become a record, or a record a row; the text is the reason under which it is counted."""
+
+
+class Neutral(RowError):  # noqa: N818  (no error of the row)
+    """Why a row is right and yet gives nothing: counted apart from faults."""
+
+
+Numbered = tuple[int, Row | RowError]
+
+
+# --- fields
+
+
+def shown(name: object) -> str:
+    """A column's name, fit for one line on any terminal."""
+    text = str(name)
+    short = text if len(text) <= 40 else text[:39] + "…"
+    return short if short.isprintable() and short else repr(short)
+
+
+def text(row: Row, column: str) -> str:
+    """The text in `column`."""
+    value = row.get(column)
+    if value is None:
+        raise RowError(f"no {column}")
+    if not isinstance(value, str):
+        raise RowError(f"{column} is not text")
+    if not is_unicode(value):
+        raise RowError(f"{column} is not valid Unicode")
+    return value
+
+
+def text_or(row: Row, column: str, default: str = "") -> str:
+    """The text in `column`, or `default` where there is none."""
+    return default if row.get(column) is None else text(row, column)
+
+
+def is_unicode(value: str) -> bool:
+    """False for lone surrogates, which JSON can spell but no tokenizer can read."""
+    if value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def number(row: Row, column: str) -> float:
+    """The finite number in `column`; a CSV cell holds it as text."""
+    value = row.get(column)
+    if value is None or value == "":
+        raise RowError(f"no {column}")
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise RowError(f"{column} is not a number")
+    try:
+        found = float(value)
+    except (ValueError, OverflowError):
+        raise RowError(f"{column} is not a number") from None
+    if not math.isfinite(found):
+        raise RowError(f"{column} is not finite")
+    return found
+
+
+def margin(row: Row) -> float:
+    """The optional `margin`; null or an empty cell is a pair without a grade."""
+    value = row.get("margin")
+    if value is None or value == "":
+        return 0.0
+    found = number(row, "margin")
+    if found < 0:
+        raise RowError("margin is negative")
+    return found
+
+
+def items(row: Row, column: str) -> list[Any]:
+    """The list in `column`, which a CSV cell holds as JSON."""
+    value = _parsed(row, column)
+    if not isinstance(value, list):
+        raise RowError(f"{column} is not a list")
+    return value
+
+
+def mapping(row: Row, column: str) -> Row:
+    """The object in `column`, which a CSV cell holds as JSON."""
+    value = _parsed(row, column)
+    if not isinstance(value, dict):
+        raise RowError(f"{column} is not an object")
+    return value
+
+
+def _parsed(row: Row, column: str) -> object:
+    value = row.get(column)
+    if value is None or value == "":
+        raise RowError(f"no {column}")
+    if isinstance(value, str) and value[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            raise RowError(f"{column} is not JSON") from None
+    return value
+
+
+def objects(row: Row, column: str) -> list[Row]:
+    """A list of objects in `column`, at least one."""
+    found = items(row, column)
+    if not found or not all(isinstance(item, dict) for item in found):
+        raise RowError(f"{column} is not a list of objects")
+    return found
+
+
+# --- messages
+
+
+def messages(row: Row, column: str) -> list[Message]:
+    """A chat: at least one message with role and text; other keys of a message mean nothing to Keel."""
+    value = row.get(column)
+    if value is None:
+        raise RowError(f"no {column}")
+    if not isinstance(value, list) or not value:
+        raise RowError(f"{column} is not a list of messages")
+    found: list[Message] = []
+    for turn in value:
+        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise RowError(f"{column} has a message without role or text content")
+        if not is_unicode(role + content):
+            raise RowError(f"{column} is not valid Unicode")
+        found.append({"role": role, "content": content})
+    return found
+
+
+def prompt(row: Row, column: str) -> Prompt:
+    """Text or messages, whichever the column holds."""
+    return messages(row, column) if isinstance(row.get(column), list) else text(row, column)
+
+
+def last_turn(turns: list[Message], column: str) -> tuple[list[Message], str]:
+    """A transcript as (prompt, text of its last assistant turn)."""
+    if turns[-1]["role"] != "assistant":
+        raise RowError(f"{column} does not end with an assistant turn")
+    if len(turns) == 1:
+        raise RowError("empty prompt")
+    return turns[:-1], turns[-1]["content"]
+
+
+def reply(before: Prompt, turns: list[Message], column: str) -> str:
+    """The text of an answer written as one assistant message, which only a prompt of messages can precede."""
+    if isinstance(before, str):
+        raise RowError(f"prompt is text but {column} is messages")
+    if len(turns) != 1 or turns[0]["role"] != "assistant":
+        raise RowError(f"{column} is not one assistant message")
+    return turns[0]["content"]
+
+
+def said(role: str, content: str) -> Message:
+    """One message."""
+    return {"role": role, "content": content}
+
+
+# --- what means nothing to Keel
+
+
+def others(row: Row, known: Collection[str]) -> Row | None:
+    """The columns that are not `known`, to be given back on export; None where there are none."""
+    if all(column in known for column in row):
+        return None
+    kept = {
+        column if isinstance(column, str) and is_unicode(column) else plain(str(column)): plain(value)
+        for column, value in row.items()
+        if column not in known and value is not None
+    }
+    return kept or None
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """`value` as strict JSON can hold it: what it cannot (not finite, bytes, dates, lone surrogates) becomes text."""
+    if isinstance(value, str):
+        return value if is_unicode(value) else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if depth == DEPTH:
+        raise RowError(f"a column is nested more than {DEPTH} levels deep")
+    if isinstance(value, dict):
+        return {plain(str(key)): plain(inner, depth + 1) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner, depth + 1) for inner in value]
+    return plain(str(value))
