@@ -31,6 +31,7 @@ FLOORS = {
     "keel.demo": 5,
     "keel.collect": 5,
     "keel.compare": 5,
+    "keel.curation": 5,
     "keel.cli": 6,
     "keel.web": 6,
     "keel.serve": 6,

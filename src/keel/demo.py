@@ -22,7 +22,9 @@ from typing import Any
 import torch
 
 from keel import objectives, stats, world
-from keel.config import DemoConfig, DPOConfig, Machine, PPOConfig, RewardConfig, SFTConfig
+from keel.collect import collect
+from keel.config import CollectConfig, DemoConfig, DPOConfig, Machine, PPOConfig, RewardConfig, SFTConfig
+from keel.data import formats
 from keel.data.files import read_lines, write_json, write_lines
 from keel.data.preferences import derive
 from keel.data.text import Text
@@ -36,6 +38,8 @@ from keel.errors import InputError, RunFailed
 from keel.evaluation import answers as verdict
 from keel.methods import dpo, ppo, reward, sft
 from keel.models import checkpoints
+from keel.raters import Missing, Task
+from keel.raters.simulated import Simulated
 from keel.records import Bundle, Pair, Result
 
 Row = dict[str, str]
@@ -65,8 +69,10 @@ class Sizes:
     """Answers of mixed quality for SFT."""
     mismatched: int = 6_000
     """Right answers against right answers to other questions, for the reward model before it sees votes."""
-    votes: int = 6_400
-    """Pairs shown to people for the reward model and DPO."""
+    vote_prompts: int | None = None
+    """Training prompts whose answers are shown to people for the reward model and DPO; all of them by default."""
+    vote_answers: int = 3
+    """Answers to each; people compare every two."""
     few_votes: int = 150
     """Pairs in the setting with little reward data."""
     held_out_pairs: int = 600
@@ -113,6 +119,15 @@ class Story:
 
     def scorer(self, name: str) -> RewardModelScorer:
         return RewardModelScorer(checkpoints.load_reward(str(self.out / name), self.machine), MICRO_TOKENS)
+
+    @property
+    def store(self) -> str:
+        """Where answers and votes are kept."""
+        return f"store:{self.out / 'data' / 'votes.db'}"
+
+    def file(self, name: str) -> str:
+        """One of the data files."""
+        return str(self.out / "data" / f"{name}.jsonl")
 
     def rng(self, purpose: str) -> random.Random:
         return random.Random(f"{self.seed} {purpose}")
@@ -240,7 +255,7 @@ def imitate(story: Story, name: str, start: str, data: str, **settings: Any) -> 
 def prefer(story: Story) -> dict[str, Any]:
     """Which answer belongs to the question: what the reward model learns before it learns what people like."""
     result = train_reward(
-        story, "preferences", "pretrain", "mismatched", learning_rate=5e-4, batch_size=16, holdout=0.02
+        story, "preferences", "pretrain", story.file("mismatched"), learning_rate=5e-4, batch_size=16, holdout=0.02
     )
     return figures_of(result)
 
@@ -250,34 +265,63 @@ def prefer(story: Story) -> dict[str, Any]:
 
 def votes(story: Story) -> dict[str, Any]:
     """Training pairs with noisy votes, and held-out pairs with the gold's own, noiseless preference."""
-    train, held_out = story.prompts
-    policy = story.policy("sft")
     sizes = story.sizes
-    bundles = draw(story, policy, pick(story, train, sizes.votes, "votes"), 2, "votes")
-    shown = [(b.prompt, b.completions[0].text, b.completions[1].text) for b in bundles]
-    judgments = judge_pairs(((str(p), a, b) for p, a, b in shown), world.Population(), story.rng("people"))
-    pairs = [pair for j in judgments for pair in derive([j]).pairs]
-    biased = world.Population(length_bias=LOVE_OF_LENGTH)
-    misled = judge_pairs(((str(p), a, b) for p, a, b in shown[: 2 * sizes.few_votes]), biased, story.rng("few"))
-    few = [pair for j in misled for pair in derive([j]).pairs]
+    fresh_store(story)
+    gathered = collect(
+        CollectConfig(
+            model=str(story.out / "sft"),
+            prompts=str(story.out / "data" / "prompts.jsonl"),
+            store=story.store,
+            rater=["simulated"],
+            n=sizes.vote_answers,
+            temperature=TEMPERATURE,
+            max_new_tokens=sizes.max_new_tokens,
+            max_rows=MAX_ROWS,
+            limit=sizes.vote_prompts,
+            seed=story.seed,
+            micro_tokens=MICRO_TOKENS,
+            out=story.out / "data" / "collected.json",
+        )
+    )
+    assert gathered is not None
+    pairs, counts, _ = formats.read_pairs(story.store)
+    few = few_pairs(story)
+    policy = story.policy("sft")
+    held_out = story.prompts[1]
     fresh = draw(story, policy, pick(story, held_out, sizes.held_out_pairs, "held-out pairs"), 2, "held-out pairs")
     clean = [c for b in fresh if (c := noiseless(b)) is not None]
     if not clean or not pairs:
         raise RunFailed(
             "no two answers of the SFT model differ in gold: it has not learned to answer; see steps/sft.json"
         )
-    for name, rows in (("pairs", pairs), ("few-pairs", few[: sizes.few_votes]), ("held-out-pairs", clean)):
+    for name, rows in (("few-pairs", few), ("held-out-pairs", clean)):
         lines = ({"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in rows)
         write_lines(story.out / "data" / f"{name}.jsonl", lines)
     return {
-        "shown": len(judgments),
+        "shown": counts.read,
         "pairs": len(pairs),
-        "ties": len(judgments) - len(pairs),
+        "ties": counts.read - len(pairs),
+        "engine_share": gathered.summary["sample_seconds"] / gathered.summary["seconds"],
         "agreement_with_gold": stats.rate([agrees(p.prompt, p.chosen, p.rejected) for p in pairs]).as_dict(),
         "longer_wins": stats.rate([longer(p.chosen, p.rejected) for p in pairs]).as_dict(),
         "held_out_pairs": len(clean),
         "gold_ties_left_out": len(fresh) - len(clean),
     }
+
+
+def fresh_store(story: Story) -> None:
+    """No store, and none of what SQLite keeps beside it."""
+    for file in (story.out / "data").glob("votes.db*"):
+        file.unlink()
+
+
+def few_pairs(story: Story) -> list[Pair]:
+    """Pairs of the first answers that people saw, voted on by people who love length."""
+    groups, _, _ = formats.open_judgments(story.store)
+    shown = [Task(j.prompt, *j.answers) for group in groups for j in group][: 2 * story.sizes.few_votes]
+    misled = Simulated(story.seed, world.Population(length_bias=LOVE_OF_LENGTH)).rate(shown)
+    judgments = [j for _, said in misled if not isinstance(said, Missing) for j in said]
+    return [pair for j in judgments for pair in derive([j]).pairs][: story.sizes.few_votes]
 
 
 def sixteen_answers(story: Story) -> dict[str, Any]:
@@ -316,7 +360,7 @@ def drawn(story: Story, name: str) -> list[Bundle]:
 
 def reward_model(story: Story) -> dict[str, Any]:
     """Train on the votes; measure on held-out pairs whose labels are gold's own."""
-    result = train_reward(story, "reward", "preferences", "pairs")
+    result = train_reward(story, "reward", "preferences", story.store)
     pairs = read_lines(story.out / "data" / "held-out-pairs.jsonl")
     bundles = [pair_bundle(story.text, p) for p in pairs]
     scores = torch.stack(in_batches(scalars_at_end, story.scorer("reward").model, bundles, MICRO_TOKENS))
@@ -340,13 +384,13 @@ def reward_model(story: Story) -> dict[str, Any]:
     }
 
 
-def train_reward(story: Story, name: str, start: str, pairs: str, **settings: Any) -> Result:
-    """A reward model on one of the pair files."""
+def train_reward(story: Story, name: str, start: str, data: str, **settings: Any) -> Result:
+    """A reward model on the store or on one of the pair files."""
     settings = {"learning_rate": 3.5e-4, "batch_size": 32, "micro_tokens": MICRO_TOKENS, **settings}
     return reward.train(
         RewardConfig(
             model=str(story.out / start),
-            data=str(story.out / "data" / f"{pairs}.jsonl"),
+            data=data,
             out=story.fresh(name),
             seed=story.seed,
             **settings,
@@ -360,7 +404,7 @@ def tune_dpo(story: Story) -> dict[str, Any]:
         dpo.train(
             DPOConfig(
                 model=str(story.out / "sft"),
-                data=str(story.out / "data" / "pairs.jsonl"),
+                data=story.store,
                 out=story.fresh("dpo"),
                 learning_rate=1.5e-4,
                 beta=0.7,
@@ -509,7 +553,7 @@ def best_of_n_curve(story: Story) -> dict[str, Any]:
 
 def overoptimise(story: Story) -> dict[str, Any]:
     """The stated setting in which the proxy is hacked: little, length-biased reward data and almost no KL penalty."""
-    trained = train_reward(story, "reward-few", "pretrain", "few-pairs", epochs=6, learning_rate=5e-4)
+    trained = train_reward(story, "reward-few", "pretrain", story.file("few-pairs"), epochs=6, learning_rate=5e-4)
     ppo.train(
         ppo_config(
             story,

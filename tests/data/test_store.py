@@ -195,7 +195,7 @@ def test_what_is_retracted_stays_and_counts_nowhere(store):
     store.retract(rows[1][0], comment="misread")
     assert [j.origin.row for j in held(store)] == [0, 2, 3]
     assert survey.count_store(store).retracted == 1
-    assert [len(list(store.keys()))] == [3]
+    assert store.identity()[:2] == (3, "1,3-4")
     store.append(rows)  # the import again: it stays retracted
     assert [j.origin.row for j in held(store)] == [0, 2, 3]
     with pytest.raises(InputError, match="no judgment 00 to retract"):
@@ -246,7 +246,7 @@ def test_a_backup_is_the_whole_store(store, tmp_path):
     store.append(keyed_rows(50, 10))  # later: not in the copy
     with Store(f"store:{tmp_path}/copy.db") as copy:
         assert in_any_order(held(copy)) == in_any_order([*many(50), *EVERY_KIND])
-        assert list(copy.keys()) == sorted(key for key, _ in [*keyed_rows(0, 50), *keyed(EVERY_KIND)])
+        assert copy.identity()[0] == 50 + len(EVERY_KIND)
     with pytest.raises(InputError, match="already exists"):
         store.backup(tmp_path / "copy.db")
 

@@ -26,12 +26,14 @@ from keel.data.judged import JUDGED, Judged
 from keel.data.judged.base import no_remarks
 from keel.data.preferences import derive
 from keel.data.rows import Neutral, Numbered, Row, RowError, messages, prompt, shown, text
+from keel.data.store import Store, is_store
 from keel.data.text import prompt_key
 from keel.errors import InputError
 from keel.records import Demonstration, Judgment, Origin, Pair, PromptRow, RowCounts
 
 __all__ = [
     "file_hash",
+    "identify",
     "open_demonstrations",
     "open_judgments",
     "read_demonstrations",
@@ -44,6 +46,8 @@ __all__ = [
 R = TypeVar("R")
 F = TypeVar("F", bound="Format")
 
+STORE = "store"
+"""What stands in place of a format's name."""
 HEAD = 100  # readable rows from which columns and format are recognised
 BLOCK = 256  # consecutive rows of one prompt that are compared with each other at most
 
@@ -89,11 +93,9 @@ def read_pairs(
     Pairs are derived from the judgments of a row by the rules of `preferences`, or of the consecutive rows of one
     prompt in formats that spread judgments over them. A contest that rightly makes no pair is neutral.
     """
-    rows, chosen = _open(PAIRS, source, format, limit)
-    counts = RowCounts()
+    groups, counts, name = _contests(source, format, limit)
     pairs: list[Pair] = []
-    groups = (group for _, group in _records(rows, _judgments(chosen, counts), source, counts))
-    for group in together(groups, counts) if chosen.spread else groups:
+    for group in groups:
         derived = derive(group)
         pairs += derived.pairs
         counts.read += len(derived.pairs)
@@ -103,7 +105,7 @@ def read_pairs(
                 counts.skip(why, group[0].origin.row)
     counts.used = len(pairs)
     _refuse_nothing(counts, source)
-    return pairs, counts, chosen.name
+    return pairs, counts, name
 
 
 def open_judgments(
@@ -112,19 +114,19 @@ def open_judgments(
     """The judgments of each row as they are read, every row's fate as far as it is read, and the format's name.
 
     Nothing is held in memory but the head from which the format is recognised (and a whole .json file). Raises
-    `InputError` at once where the file is not recognised, and at the end where no row gave a judgment.
+    `InputError` at once where the file is not recognised, and at the end where no row gave a judgment. A store's come a
+    prompt at a time, in the order of their keys.
     """
-    rows, chosen = _open(JUDGMENTS, source, format, limit)
-    counts = RowCounts()
+    groups, counts, name = _groups(JUDGMENTS, source, format, limit)
 
     def stream() -> Iterator[list[Judgment]]:
-        for _, group in _records(rows, _judgments(chosen, counts), source, counts):
+        for group in groups:
             counts.read += 1
             counts.used += 1
             yield group
         _refuse_nothing(counts, source)
 
-    return stream(), counts, chosen.name
+    return stream(), counts, name
 
 
 def read_judgments(
@@ -172,9 +174,24 @@ def read_prompts(
     source: str, *, format: str | None = None, limit: int | None = None
 ) -> tuple[list[PromptRow], RowCounts, str]:
     """Prompts alone, those of judgments included (of a tree its root); every row's fate, and the format's name."""
+    if is_store(source):
+        with Store(source) as store:
+            found = list(itertools.islice(store.prompts(), limit))
+        counts = RowCounts(read=len(found), used=len(found))
+        _refuse_nothing(counts, source)
+        return found, counts, STORE
     rows, chosen = _open(PROMPTS, source, format, limit)
     records, counts = _read(rows, chosen.convert, source)
     return records, counts, chosen.name
+
+
+def identify(source: str) -> dict[str, object]:
+    """What a manifest says of data: the file's hash, or exactly which judgments of a store there were."""
+    if not is_store(source):
+        return {"data_hash": file_hash(source)}
+    with Store(source) as store:
+        count, ids, digest = store.identity()
+    return {"data_hash": digest, "judgments": count, "judgment_ids": ids}
 
 
 # --- formats of prompts, and what commands read
@@ -209,6 +226,31 @@ PROMPTS = Kind("prompts", "prompt, messages, instruction or text, or preference 
 
 
 # --- from rows to records
+
+
+def _groups(
+    kind: Kind[Judged], source: str, format: str | None, limit: int | None
+) -> tuple[Iterator[list[Judgment]], RowCounts, str]:
+    """Judgments row by row of a file, prompt by prompt of a store; the caller counts what it takes."""
+    counts = RowCounts()
+    if is_store(source):
+        return itertools.islice(_of_store(source), limit), counts, STORE
+    rows, chosen = _open(kind, source, format, limit)
+    groups = (group for _, group in _records(rows, _judgments(chosen, counts), source, counts))
+    return groups, counts, chosen.name
+
+
+def _contests(source: str, format: str | None, limit: int | None) -> tuple[Iterator[list[Judgment]], RowCounts, str]:
+    """The same, with what a format spreads over consecutive rows put together."""
+    groups, counts, name = _groups(PAIRS, source, format, limit)
+    spread = {it.name for it in JUDGED if it.spread}
+    return (together(groups, counts) if name in spread else groups), counts, name
+
+
+def _of_store(source: str) -> Iterator[list[Judgment]]:
+    with Store(source) as store:
+        for group in store.groups():
+            yield [judgment for _, judgment in group]
 
 
 def _judgments(chosen: Judged, counts: RowCounts) -> Callable[[Row, Origin], list[Judgment]]:

@@ -66,7 +66,7 @@ def _prepare(
     rows = checker(rows, counts, config.max_bad_share, source)
     limit = min(config.max_length, positions or config.max_length)
     held_report = ""
-    facts: dict[str, object] = {"data": source, "format": name, "data_hash": formats.file_hash(source)}
+    facts: dict[str, object] = {"data": source, "format": name, **formats.identify(source), **_ai(rows)}
     held: list[Bundle] = []
     held_counts: RowCounts | None = None
     if config.eval_data is not None:
@@ -76,12 +76,21 @@ def _prepare(
         _refuse_leak(rows, held_rows, source, other)
         held = encode(held_rows, held_counts, text, limit, config.max_bad_share, other)
         held_report = "\n" + checks.summarise(held_counts, other, held_name)
-        facts |= {"eval_data": other, "eval_data_hash": formats.file_hash(other)}
+        facts |= {"eval_data": other, **{f"eval_{key}": value for key, value in formats.identify(other).items()}}
     elif config.holdout:
         rows, held_rows = checks.split_by_prompt(rows, config.holdout, config.seed)
         held = encode(held_rows, counts, text, limit, config.max_bad_share, source)
     train = encode(rows, counts, text, limit, config.max_bad_share, source)
-    return Prepared(train, held, counts, held_counts, facts, checks.summarise(counts, source, name) + held_report)
+    report = checks.summarise(counts, source, name) + held_report
+    if "ai_feedback" in facts:
+        report += f"\n{facts['ai_feedback']} of its labels are a model's: what is trained on them is RLAIF"
+    return Prepared(train, held, counts, held_counts, facts, report)
+
+
+def _ai(rows: Sequence[Row]) -> dict[str, object]:
+    """How many labels a model gave, where any."""
+    count = sum(isinstance(row, Pair) and row.ai for row in rows)
+    return {"ai_feedback": count} if count else {}
 
 
 def _refuse_leak(rows: Sequence[Row], held: Sequence[Row], source: str, other: str) -> None:

@@ -42,7 +42,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import yaml
 
-from keel.data.formats import INSTALL, file_hash
+from keel.data.containers import INSTALL, file_hash
 from keel.errors import InputError
 
 YAML = (".yaml", ".yml")

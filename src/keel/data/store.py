@@ -284,10 +284,18 @@ class Store:
         for row in self.stream(sa.select(prompts).order_by(prompts.c.key)):
             yield PromptRow(_prompt(row), Origin(row.file, row.row))
 
-    def keys(self) -> Iterator[bytes]:
-        """Of all judgments that hold and are wanted, in order: what a run's manifest records."""
-        statement = sa.select(judgments.c.key).where(*self.holding()).order_by(judgments.c.key)
-        yield from (row.key for row in self.stream(statement))
+    def identity(self) -> tuple[int, str, str]:
+        """Exactly which judgments hold and are wanted: how many, their ids ("1-6240,6300"), a hash of their keys."""
+        statement = sa.select(judgments.c.id, judgments.c.key).where(*self.holding()).order_by(judgments.c.id)
+        whole, ranges, count = blake2b(digest_size=8), list[list[int]](), 0
+        for number, key in map(tuple, self.stream(statement)):
+            whole.update(key)
+            count += 1
+            if ranges and ranges[-1][1] == number - 1:
+                ranges[-1][1] = number
+            else:
+                ranges.append([number, number])
+        return count, ",".join(f"{a}-{b}" if a < b else f"{a}" for a, b in ranges), whole.hexdigest()
 
     def read(self, statement: sa.Select[Any]) -> list[sa.Row[Any]]:
         """The rows of a query."""
