@@ -201,9 +201,13 @@ def _left_out(before: Judgment, after: Judgment) -> Iterator[str]:
 
 
 def _left_out_of_answers(before: Sequence[Answer], after: Sequence[Answer]) -> Iterator[str]:
-    found = {answer.text: answer for answer in after}
-    for answer in before:
+    if [answer.text for answer in before] == [answer.text for answer in after]:
+        partners = list(after)
+    else:
+        found = {answer.text: answer for answer in after}
+        partners = [found[answer.text] for answer in before]
+    for answer, partner in zip(before, partners, strict=True):
         for field in ("model", "model_hash", "sampling", "logp", "tokens", "truncated"):
             known = getattr(answer, field)
-            if known not in ("", None, False) and getattr(found[answer.text], field) != known:
+            if known not in ("", None, False) and getattr(partner, field) != known:
                 yield f"the answers' {field}"

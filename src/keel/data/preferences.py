@@ -7,8 +7,9 @@ The rules, for all judgments of one prompt:
    between every two answers that he scored, with the difference as margin.
 2. Dimensions: where any judgment is "overall", only those count. Otherwise a rater's scores of an answer are averaged
    over the dimensions in which he scored both answers, and votes in every dimension count alike.
-3. Where several named raters voted on the same two answers, the majority makes one pair, with the mean margin of those
-   in it; an even split makes none. Without names every vote is a pair of its own.
+3. Where several named raters voted on the same two answers, what most of them say makes one pair, with the mean margin
+   of those who say it. Where as many prefer one as the other, or most prefer neither, there is none. Without names
+   every vote is a pair of its own.
 4. A tie and two bad answers make no pair. They are no faults either: they are told apart from rows that are wrong.
 """
 
@@ -88,9 +89,10 @@ def _majority(votes: list[_Vote], derived: Derived) -> None:
     """One pair of what most say, each vote read in the order of the first."""
     signs = [v.sign if v.first == votes[0].first else -v.sign for v in votes]
     lead = sum(signs)
-    if lead == 0:
-        whys = {v.why for v in votes if not v.sign}
-        derived.neutral[whys.pop() if not any(signs) and len(whys) == 1 else TIE if not any(signs) else SPLIT] += 1
+    neither = [v.why for v, sign in zip(votes, signs, strict=True) if not sign]
+    if lead == 0 or len(neither) > sum(sign * lead > 0 for sign in signs):
+        split = len(neither) <= len(signs) - len(neither)
+        derived.neutral[SPLIT if split else BOTH_BAD if set(neither) == {BOTH_BAD} else TIE] += 1
         return
     winners = [v for v, sign in zip(votes, signs, strict=True) if sign * lead > 0]
     derived.pairs.append(_pair(winners[0], fmean(v.margin for v in winners), any(v.judgment.ai for v in winners)))

@@ -34,6 +34,7 @@ WORDS: dict[str, Outcome] = {
     "both_bad": "both_bad", "neither": "both_bad", "none": "both_bad",
 }  # fmt: skip
 RESPONSES = ".responses"
+NO_ANSWERS = "no columns of answers, such as response-1 and response-2"
 STATUSES = "submitted", "draft", "discarded", "pending"
 
 
@@ -76,19 +77,21 @@ def _prompt(row: Row) -> Prompt:
 
 
 def _answers(row: Row) -> dict[str, str]:
-    """Answers by column."""
+    """Answers by column; an empty cell is none."""
     fields = {
         column: value
         for column, value in row.items()
-        if isinstance(value, str) and "." not in column and column != _prompt_column(row)
+        if value and isinstance(value, str) and "." not in column and column != _prompt_column(row)
     }
     stems: dict[str, list[str]] = defaultdict(list)
     for column in fields:
         stems[NUMBER.sub("", column)].append(column)
+    if not stems:
+        raise RowError(NO_ANSWERS)
     usual = max(stems, key=lambda stem: (len(stems[stem]) > 1, any(w in stem.lower() for w in ALONE), len(stems[stem])))
     columns = stems[usual] if len(stems[usual]) > 1 else [column for column in ALONE if column in fields][:1]
     if not columns:
-        raise RowError("no columns of answers, such as response-1 and response-2")
+        raise RowError(NO_ANSWERS)
     return {column: text(row, column) for column in columns}
 
 

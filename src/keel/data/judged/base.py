@@ -136,7 +136,7 @@ def ranks(judgment: Judgment) -> tuple[int, ...]:
 
 def shape(value: float) -> int | float:
     """A whole number without its decimal point, as the data sets write it."""
-    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+    return int(value) if float(value).is_integer() and abs(value) < 2**53 else value
 
 
 # --- rows

@@ -96,10 +96,10 @@ def _write_trl(group: Sequence[Judgment]) -> list[Row]:
 # --- TRL's KTO
 
 KTO = frozenset(("prompt", "completion", "label"))
-LABELS = {"true": 1, "false": 0, "1": 1, "0": 0, "1.0": 1, "0.0": 0}
+LABELS = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
 
 
-def _label(row: Row) -> int:
+def _label(row: Row) -> float:
     """1 for a good answer; CSV cells and some tools hold it as text or as a number."""
     value = row.get("label")
     if value is None or value == "":

@@ -74,18 +74,13 @@ def _read_shp(row: Row, origin: Origin) -> list[Judgment]:
 
 
 def _write_shp(group: Sequence[Judgment]) -> list[Row]:
-    return [
-        with_extra(
-            judgment,
-            {
-                "history": one_text(judgment.prompt),
-                "human_ref_A": judgment.answers[0].text,
-                "human_ref_B": judgment.answers[1].text,
-                "labels": outcome_in(judgment, {"first": 1, "second": 0}),
-            },
-        )
-        for judgment in overall(group)
-    ]
+    rows = []
+    for judgment in overall(group):
+        labels = outcome_in(judgment, {"first": 1, "second": 0})
+        first, second = judgment.answers
+        row = {"history": one_text(judgment.prompt), "human_ref_A": first.text, "human_ref_B": second.text}
+        rows.append(with_extra(judgment, row | {"labels": labels}))
+    return rows
 
 
 # --- OpenAI summaries
@@ -138,7 +133,7 @@ def _read_summaries(row: Row, origin: Origin) -> list[Judgment]:
 def _write_summaries(group: Sequence[Judgment]) -> list[Row]:
     rows = []
     for judgment in overall(group):
-        extra = judgment.extra or {}
+        choice, extra = outcome_in(judgment, {"first": 0, "second": 1}), judgment.extra or {}
         rest = extra.get("summaries")
         if not (isinstance(rest, list) and len(rest) == 2 and all(isinstance(r, dict) for r in rest)):
             rest = [{}, {}]
@@ -146,7 +141,6 @@ def _write_summaries(group: Sequence[Judgment]) -> list[Row]:
             {"text": a.text} | ({"policy": a.model} if a.model else {}) | more
             for a, more in zip(judgment.answers, rest, strict=True)
         ]
-        choice = outcome_in(judgment, {"first": 0, "second": 1})
         row = {"info": _info(judgment), "summaries": summaries, "choice": choice}
         row |= {"worker": judgment.rater} if judgment.rater else {}
         rows.append(with_extra(judgment, row, without=("info", "summaries")))

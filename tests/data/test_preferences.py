@@ -1,0 +1,53 @@
+"""How judgments become pairs: what most raters say, and what answers have in common."""
+
+from __future__ import annotations
+
+import pytest
+
+from keel.data.preferences import derive
+from keel.records import Answer, Judgment, Preference, Score
+
+
+def votes(outcomes: str) -> list[Judgment]:
+    """`1` first, `2` second, `0` tie, `x` both bad: one rater each."""
+    words = {"1": "first", "2": "second", "0": "tie", "x": "both_bad"}
+    answers = Answer("a"), Answer("b")
+    return [Judgment("p", answers, Preference(words[o]), rater=f"r{i}") for i, o in enumerate(outcomes)]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ("111", "a"),
+        ("122", "b"),
+        ("110", "a"),
+        ("100", "tie"),  # two of three see no difference
+        ("200", "tie"),
+        ("2xx", "both bad"),
+        ("20x", "tie"),
+        ("012", "raters split evenly"),
+        ("12", "raters split evenly"),
+        ("10", "a"),
+        ("000", "tie"),
+        ("xx", "both bad"),
+        ("11200", "a"),
+        ("1000", "tie"),
+    ],
+)
+def test_what_most_raters_say(outcomes, expected):
+    derived = derive(votes(outcomes))
+    if expected in ("a", "b"):
+        assert [pair.chosen for pair in derived.pairs] == [expected]
+        assert not derived.neutral
+    else:
+        assert derived.pairs == []
+        assert derived.neutral == {expected: 1}
+
+
+def test_scores_in_different_dimensions_are_no_contest_and_are_counted():
+    judgments = [
+        Judgment("p", (Answer("a"),), Score(1), rater="r", dimension="tone"),
+        Judgment("p", (Answer("b"),), Score(2), rater="r", dimension="length"),
+    ]
+    derived = derive(judgments)
+    assert (derived.pairs, derived.neutral) == ([], {"answers scored in different dimensions": 1})
