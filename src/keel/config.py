@@ -323,6 +323,17 @@ class DataAgreementConfig(DataConfig):
     """How far raters agree on the same answers: per cent, Cohen's and Fleiss' kappa, Krippendorff's alpha."""
 
 
+class DataConvertConfig(Reading):
+    """Write data in another format, or into a store. What the target cannot hold is refused, not dropped."""
+
+    data: str
+    """A file in any format that Keel knows, `store:FILE.db`, a database URL, or a hub data set."""
+    out: str
+    """File to write (.jsonl, .json, .csv, .parquet; text ones also .gz), or a store to add to."""
+    to: str | None = None
+    """Format to write, such as trl, kto, hh or alpacaeval; a store needs none."""
+
+
 class DataSplitConfig(DataConfig):
     """Write `train.jsonl` and `held-out.jsonl`, preference pairs with no prompt in both."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from keel.config import (
     DataAgreementConfig,
     DataBackupConfig,
     DataConfig,
+    DataConvertConfig,
     DataForgetConfig,
     DataMergeConfig,
     DataSplitConfig,
@@ -23,9 +25,11 @@ from keel.config import (
     refuse_existing,
 )
 from keel.data import checks, formats, survey
+from keel.data.convert import convert as write
 from keel.data.files import write_json, write_lines
-from keel.data.store import Store, is_store
-from keel.engine.progress import say
+from keel.data.store import Store, is_store, row_key
+from keel.engine.progress import Bar, say
+from keel.errors import InputError
 from keel.records import Judgment, Pair, Result
 
 # --- what there is --------------------------------------------------------------------------------
@@ -39,7 +43,7 @@ def show_stats(config: DataStatsConfig) -> Result | None:
     else:
         with _judgments(config) as judgments:
             found = survey.count(judgments)
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     console.print(f"{config.data}: {found.prompts:,} prompts, {found.answers:,} answers, {found.judgments:,} judgments")
     if found.retracted:
         console.print(f"{found.retracted:,} judgments retracted: they count nowhere")
@@ -108,7 +112,7 @@ def show_agreement(config: DataAgreementConfig) -> Result | None:
     else:
         with _judgments(config) as judgments:
             found = survey.agreement(said for judgment in judgments for said in survey.said(judgment))
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     for one in found:
         console.print(_agreement(one))
         if one.pairs:
@@ -130,6 +134,41 @@ def _rater_pairs(one: survey.Agreement) -> Table:
     for a, b, n, equal, kappa in one.pairs:
         table.add_row(f"  {a or '(not named)'}, {b or '(not named)'}", f"{n:,}", f"{equal:.3f}", f"{kappa:.3f}")
     return table
+
+
+# --- converting -----------------------------------------------------------------------------------
+
+
+def convert(config: DataConvertConfig) -> Result | None:
+    """A file or store into a file, or into a store."""
+    if is_store(config.out):
+        gather(config)
+        return None
+    if config.to is None:
+        raise InputError(f"{config.out}: say in which format to write it, such as --to trl")
+    options: dict[str, Any] = {"format": config.format, "limit": config.limit, "max_bad_share": config.max_bad_share}
+    counts = write(config.data, Path(config.out), config.to, **options)
+    say(checks.summarise(counts, config.data, config.format or "recognised"))
+    return Result(Path(config.out), {"command": "data convert", "rows": counts.as_dict()})
+
+
+def gather(config: DataConvertConfig) -> None:
+    """Add a file's judgments to a store: interrupted and called again, it goes on, and nothing stands there twice."""
+    groups, counts, name = formats.open_judgments(config.data, config.format, config.limit)
+    identity = str(formats.identify(config.data)["data_hash"])
+    with Store(config.out, create=True) as store, Bar("judgments", None) as bar:
+        added = store.append(_keyed(groups, identity, bar))
+    say(checks.summarise(counts, config.data, name))
+    say(f"{config.out}: {added:,} judgments more")
+    checks.refuse_bad(counts, config.max_bad_share, config.data)
+
+
+def _keyed(groups: Iterable[list[Judgment]], identity: str, bar: Bar) -> Iterator[tuple[bytes, Judgment]]:
+    """Judgments under keys that name file, row, and place in the row."""
+    for group in groups:
+        for index, judgment in enumerate(group):
+            yield row_key(identity, judgment, index), judgment
+        bar.advance(len(group))
 
 
 # --- splitting ------------------------------------------------------------------------------------

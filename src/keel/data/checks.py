@@ -26,6 +26,7 @@ __all__ = [
     "check_pairs",
     "check_prompts",
     "reasons",
+    "refuse_bad",
     "split_by_prompt",
     "summarise",
 ]
@@ -136,18 +137,22 @@ def _settle(
     accounted = counts.used + counts.dropped_total + counts.neutral_total
     counts.read = max(counts.read, accounted)  # records that no reader counted
     name = source or (rows[0].origin.file if rows else "") or "the data"
-    bad = counts.dropped_total
     if counts.read == 0:
         raise InputError(f"{name}: no rows; give a file with at least one")
     if not kept:
         raise InputError(f"{name}: none of {counts.read} rows can be used ({reasons(counts, neutral=True)}); mend them")
-    if bad / counts.read > max_bad_share:
-        raise InputError(
-            f"{name}: {bad} of {counts.read} rows are bad ({reasons(counts)}), above the limit of "
-            f"{100 * max_bad_share:g} %; mend them or raise --max-bad-share"
-        )
+    refuse_bad(counts, max_bad_share, name)
     _note_repeats(kept, counts)
     return kept
+
+
+def refuse_bad(counts: RowCounts, max_bad_share: float, name: str) -> None:
+    """Refuse where more than this share of the rows was dropped."""
+    if counts.dropped_total > max_bad_share * counts.read:
+        raise InputError(
+            f"{name}: {counts.dropped_total} of {counts.read} rows are bad ({reasons(counts)}), above the limit of "
+            f"{100 * max_bad_share:g} %; mend them or raise --max-bad-share"
+        )
 
 
 def reasons(counts: RowCounts, first: int = 5, neutral: bool = False) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from keel.data import formats
-from keel.data.checks import reasons
+from keel.data.checks import reasons, refuse_bad
 from keel.data.containers import write_rows
 from keel.data.demonstrations import DEMONSTRATED, Demonstrated
 from keel.data.judged import JUDGED, Judged
@@ -47,7 +47,7 @@ def convert(
     """
     if any(it.name == to for it in JUDGED):
         groups, counts, name = formats.open_judgments(source, format, limit)
-        if next(it for it in JUDGED if it.name == name).spread:
+        if any(it.name == name and it.spread for it in JUDGED):
             groups = formats.together(groups, counts)
         write_judgments(groups, target, to, counts, source, max_bad_share)
         return counts
@@ -122,11 +122,7 @@ def _write(
                 f"{source}: {to} cannot hold {refused.dropped_total} of {counts.read} rows ({reasons(refused)}); "
                 "choose another format, or remove them"
             )
-        if counts.dropped_total > max_bad_share * counts.read:
-            raise InputError(
-                f"{source}: {counts.dropped_total} of {counts.read} rows are bad ({reasons(counts)}), above the "
-                f"limit of {100 * max_bad_share:g} %; mend them or raise --max-bad-share"
-            )
+        refuse_bad(counts, max_bad_share, source)
 
 
 def _demonstration_rows(record: Demonstration, it: Demonstrated) -> Made:

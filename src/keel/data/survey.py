@@ -139,7 +139,8 @@ def _counter(store: Store, statement: sa.Select[Any]) -> Counter[Any]:
 # --- how far raters agree -------------------------------------------------------------------------
 
 FIRST, SECOND, TIE, BOTH_BAD = 1.0, 2.0, 0.0, 3.0
-"""Codes of a preference between two answers in the order of their keys, whichever was shown first."""
+"""Codes of a preference between two answers, in the order in which they were shown."""
+MIRROR = {FIRST: SECOND, SECOND: FIRST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,8 @@ class Said:
     thing: bytes
     value: float
     scored: bool
+    swapped: bool = False
+    """Of a contest: whether the answers were shown in the other order than that of their keys."""
 
 
 def said(judgment: Judgment) -> Iterator[Said]:
@@ -184,11 +187,9 @@ def said_in_store(store: Store) -> Iterator[Said]:
 
 
 def contest(dimension: str, rater: str, first: bytes, second: bytes, outcome: str) -> Said:
-    """A preference, whichever answer was shown first."""
+    """A preference between two answers: the same thing whichever was shown first."""
     code = {"first": FIRST, "second": SECOND, "tie": TIE, "both_bad": BOTH_BAD}[outcome]
-    if first > second:
-        first, second, code = second, first, {FIRST: SECOND, SECOND: FIRST}.get(code, code)
-    return Said(dimension, rater, first + second, code, False)
+    return Said(dimension, rater, min(first, second) + max(first, second), code, False, first > second)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,10 +227,20 @@ class Agreement:
 
 
 def agreement(everything: Iterable[Said], most_pairs: int = 20) -> list[Agreement]:
-    """Agreement by dimension. Where a rater spoke of the same thing twice, the last word counts."""
+    """Agreement by dimension. What a rater was shown twice is two things: his second word is compared with seconds.
+
+    A contest is read in the order in which the first rater saw it: by chance-corrected figures, first and second are
+    two values, as they are to those who count what was clicked.
+    """
     tables: dict[tuple[str, bool], dict[bytes, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    orders: dict[tuple[str, bytes], bool] = {}
     for one in everything:
-        tables[one.dimension, one.scored][one.thing][one.rater] = one.value
+        table, thing, times = tables[one.dimension, one.scored], one.thing, 0
+        while one.rater in table[thing]:
+            times += 1
+            thing = one.thing + times.to_bytes(4, "big")
+        same = orders.setdefault((one.dimension, thing), one.swapped) == one.swapped
+        table[thing][one.rater] = one.value if same else MIRROR.get(one.value, one.value)
     return [_agreement(*key, table, most_pairs) for key, table in sorted(tables.items())]
 
 

@@ -40,9 +40,9 @@ def peak_rss_gb() -> float:
 
 
 class Bar:
-    """Progress over `total` things; `advance(k, note)` counts k of them."""
+    """Progress over `total` things (None: nobody knows how many); `advance(k, note)` counts k of them."""
 
-    def __init__(self, title: str, total: int, start: int = 0) -> None:
+    def __init__(self, title: str, total: int | None, start: int = 0) -> None:
         self.title, self.total, self.done = title, total, start
         self._first, self._started = start, time.perf_counter()
         self._last = self._started
@@ -70,8 +70,11 @@ class Bar:
         if self._rich is not None:
             extra = {"note": note} if note else {}
             self._rich.update(self._task, completed=self.done, rate=f"{self.rate():.3g}/s", **extra)  # type: ignore[arg-type]
-        elif time.perf_counter() - self._last >= LINE_EVERY or (self.done >= self.total and count):
+        elif time.perf_counter() - self._last >= LINE_EVERY or (self.total is not None and self.done >= self.total):
             self._last = time.perf_counter()
+            if self.total is None:
+                say(f"{self.title}: {self.done}  {self.rate():.3g}/s  {note}".rstrip())
+                return
             left = (self.total - self.done) / self.rate() if self.rate() > 0 else 0.0
             say(f"{self.title}: {self.done}/{self.total}  {self.rate():.3g}/s  {left:.0f} s left  {note}".rstrip())
 

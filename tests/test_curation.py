@@ -1,0 +1,222 @@
+"""`keel data` as a user meets it, on files and on stores."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import krippendorff
+import numpy as np
+import pytest
+from sklearn.metrics import cohen_kappa_score
+
+from keel import cli
+from keel.data.formats import read_pairs
+from keel.data.store import Store
+from keel.data.text import prompt_key
+
+ROWS = [
+    {"prompt": "a?", "chosen": "yes, of course", "rejected": "no", "margin": 2.0},
+    {"prompt": "a?", "chosen": "no", "rejected": "maybe"},
+    {"prompt": "b?", "chosen": "no", "rejected": "yes, of course"},
+    {"prompt": "c?", "chosen": None, "rejected": "x"},
+    *({"prompt": f"{i}?", "chosen": "right", "rejected": "wrong"} for i in range(36)),
+]
+
+
+@pytest.fixture
+def file(tmp_path, write_rows):
+    return write_rows(tmp_path / "pairs.jsonl", ROWS)
+
+
+@pytest.fixture
+def keel(capfd):
+    """`keel("data", "stats", data=…)`: exit code, standard output, standard error."""
+
+    def run(*words, **options):
+        capfd.readouterr()
+        flags = [str(part) for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+        code = cli.main([*words, *flags])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+# --- into a store and out of it -------------------------------------------------------------------
+
+
+def test_a_file_goes_into_a_store_once(keel, file, store_source):
+    code, _, err = keel("data", "convert", data=file, out=store_source)
+    assert code == 0
+    assert "40 rows read, 39 used, 1 dropped" in err
+    assert "'no chosen': row 4" in err
+    assert "39 judgments more" in err
+    assert "0 judgments more" in keel("data", "convert", data=file, out=store_source)[2]
+
+
+def test_what_went_into_a_store_comes_out_as_it_was(keel, file, store_source, tmp_path):
+    """Through the store and back into TRL's columns: the same rows but for their order."""
+    keel("data", "convert", data=file, out=store_source)
+    code, out, _ = keel("data", "convert", data=store_source, out=tmp_path / "back.jsonl", to="trl")
+    assert (code, out.strip()) == (0, str(tmp_path / "back.jsonl"))
+    back = [json.loads(line) for line in (tmp_path / "back.jsonl").read_text().splitlines()]
+    by_text = lambda row: (row["prompt"], row["chosen"])  # noqa: E731
+    assert sorted(back, key=by_text) == sorted((r for r in ROWS if r["chosen"]), key=by_text)
+
+
+def test_a_conversation_with_all_that_trl_can_carry(keel, store_source, tmp_path, write_rows):
+    chat = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]
+    answer = lambda text: [{"role": "assistant", "content": text}]  # noqa: E731
+    row = {"prompt": chat, "chosen": answer("hello"), "rejected": answer("what"), "margin": 1.5}
+    row |= {"rater": "gpt", "dimension": "tone", "feedback": "ai", "source": "logs", "turns": 1}
+    file = write_rows(tmp_path / "chat.jsonl", [row])
+    keel("data", "convert", data=file, out=store_source)
+    keel("data", "convert", data=store_source, out=tmp_path / "back.jsonl", to="trl")
+    assert json.loads((tmp_path / "back.jsonl").read_text()) == row
+
+
+def test_a_target_needs_a_format(keel, file, tmp_path):
+    code, _, err = keel("data", "convert", data=file, out=tmp_path / "x.jsonl")
+    assert code == 2
+    assert "--to trl" in err
+
+
+def test_too_many_bad_rows(keel, file, store_source):
+    code, _, err = keel("data", "convert", data=file, out=store_source, max_bad_share=0.01)
+    assert code == 2
+    assert "1 of 40 rows are bad" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "used", "judgments"),
+    [
+        ("hh-harmless-test.jsonl.gz", 2312, 2307, 2307),
+        ("oasst-en-100-trees.jsonl.gz", 100, 100, 212),
+        ("pandalm-testset-v1.json.gz", 999, 992, 2976),
+        ("alpaca-eval-judgments.jsonl.gz", 6437, 6437, 6437),
+    ],
+)
+def test_real_files_go_into_a_store(keel, shared, tmp_path, name, rows, used, judgments):
+    source = f"store:{tmp_path}/s.db"
+    _, _, err = keel("data", "convert", data=shared / "data" / name, out=source)
+    assert f"{rows} rows read, {used} used, {rows - used} dropped" in err
+    keel("data", "stats", data=source, out=tmp_path / "store.json")
+    keel("data", "stats", data=shared / "data" / name, out=tmp_path / "file.json")
+    in_store, in_file = (json.loads((tmp_path / f"{kind}.json").read_text()) for kind in ("store", "file"))
+    assert in_store == in_file
+    assert in_store["judgments"] == judgments
+
+
+# --- agreement ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("through_a_store", [False, True])
+def test_three_annotators_agree_as_other_libraries_say(keel, shared, tmp_path, through_a_store):
+    """Cohen's kappa by scikit-learn and alpha by krippendorff, from the raw file's rows that have text in them."""
+    source = shared / "data" / "pandalm-testset-v1.json.gz"
+    raw = [
+        row
+        for row in json.loads(gzip.decompress(source.read_bytes()))
+        if isinstance(row["response1"], str) and isinstance(row["response2"], str) and row["instruction"].strip()
+    ]
+    votes = np.array([[row[f"annotator{i}"] for row in raw] for i in (1, 2, 3)])
+    if through_a_store:
+        keel("data", "convert", data=source, out=f"store:{tmp_path}/s.db")
+        source = f"store:{tmp_path}/s.db"
+    assert keel("data", "agreement", data=source, out=tmp_path / "found.json")[0] == 0
+    (found,) = json.loads((tmp_path / "found.json").read_text())["agreement"]
+    assert found["alpha"]["mean"] == pytest.approx(krippendorff.alpha(votes, level_of_measurement="nominal"))
+    assert found["shared"] == len(raw)
+    kappas = {(pair["first"], pair["second"]): pair["kappa"] for pair in found["raters"]}
+    for a, b in ((1, 2), (1, 3), (2, 3)):
+        expected = cohen_kappa_score(votes[a - 1], votes[b - 1])
+        assert kappas[f"annotator{a}", f"annotator{b}"] == pytest.approx(expected)
+
+
+def test_agreement_of_one_rater_alone_says_so(keel, file):
+    code, out, _ = keel("data", "agreement", data=file)
+    assert code == 0
+    assert "39 contests, 0 by two raters or more: agreement cannot be told" in out
+
+
+# --- stats, split ---------------------------------------------------------------------------------
+
+
+def test_stats_on_screen(keel, file):
+    code, out, _ = keel("data", "stats", data=file)
+    assert code == 0
+    assert "38 prompts, 77 answers, 39 judgments" in out
+    assert "sides are not on record" in out
+    assert "the longer answer wins 0.333" in out  # 1 of 3; right and wrong are equally long
+    assert "Traceback" not in out
+
+
+def test_split_leaves_no_prompt_on_both_sides(keel, file, tmp_path):
+    code, out, _ = keel("data", "split", data=file, out=tmp_path / "parts", holdout=0.25)
+    assert (code, out.strip()) == (0, str(tmp_path / "parts"))
+    parts = [read_pairs(str(tmp_path / "parts" / f"{name}.jsonl"))[0] for name in ("train", "held-out")]
+    prompts = [{prompt_key(pair.prompt) for pair in part} for part in parts]
+    assert not prompts[0] & prompts[1]
+    assert len(parts[0]) + len(parts[1]) == 39
+    assert 9 <= len(parts[1]) <= 11
+    assert [pair.margin for part in parts for pair in part if pair.margin] == [2.0]
+    keel("data", "split", data=file, out=tmp_path / "again", holdout=0.25)
+    keel("data", "split", data=file, out=tmp_path / "other", holdout=0.25, seed=1)
+    held = [(tmp_path / name / "held-out.jsonl").read_text() for name in ("parts", "again", "other")]
+    assert held[0] == held[1] != held[2]
+    assert keel("data", "split", data=file, out=tmp_path / "parts")[0] == 2
+
+
+# --- stores ---------------------------------------------------------------------------------------
+
+
+def test_a_person_is_forgotten_and_named_stores_join(keel, tmp_path, write_rows):
+    votes = [{"prompt": "p", "chosen": "a", "rejected": f"b{i}", "rater": f"person-{i}"} for i in range(3)]
+    for name, rows in (("one", votes[:2]), ("two", votes[1:])):
+        file = write_rows(tmp_path / f"{name}.jsonl", rows)
+        keel("data", "convert", data=file, out=f"store:{tmp_path}/{name}.db")
+    one, two = (f"store:{tmp_path}/{name}.db" for name in ("one", "two"))
+    assert "2 judgments more" in keel("data", "merge", store=one, other=two)[2]
+    code, _, err = keel("data", "forget", store=one, rater="person-2")
+    assert code == 0
+    assert "'person-2' and 1 judgments erased" in err
+    code, _, err = keel("data", "forget", store=one, rater="person-2")
+    assert code == 2
+    assert "no rater 'person-2'" in err
+    code, out, _ = keel("data", "backup", store=one, out=tmp_path / "copy.db")
+    assert (code, out.strip()) == (0, str(tmp_path / "copy.db"))
+    with Store(f"store:{tmp_path}/copy.db") as copy:
+        assert sorted(j.rater for group in copy.groups() for _, j in group) == ["person-0", "person-1", "person-1"]
+
+
+def test_training_on_a_store_records_which_judgments(keel, train, configure, file, store_source, tmp_path):
+    keel("data", "convert", data=file, out=store_source)
+    found = train("dpo", config=configure("dpo", data=store_source, holdout=0.2))
+    manifest = json.loads((found.folder / "manifest.json").read_text())
+    assert manifest["judgments"] == 39
+    assert manifest["judgment_ids"] == "1-39"
+    assert manifest["format"] == "store"
+    with Store(store_source) as store:
+        key = next(key for group in store.groups() for key, j in group if j.origin.row == 10)
+        store.retract(key)
+    later = train("dpo", config=configure("dpo", data=store_source, holdout=0.2))
+    changed = json.loads((later.folder / "manifest.json").read_text())
+    assert changed["judgments"] == 38
+    assert changed["data_hash"] != manifest["data_hash"]
+
+
+def test_labels_of_a_model_stay_marked(keel, train, configure, tmp_path, write_rows, capfd):
+    rows = [{"prompt": f"{i}?", "chosen": "right", "rejected": "wrong", "feedback": "ai"} for i in range(8)]
+    found = train("dpo", config=configure("dpo", data=str(write_rows(tmp_path / "ai.jsonl", rows))))
+    assert json.loads((found.folder / "manifest.json").read_text())["ai_feedback"] == 8
+    assert "RLAIF" in capfd.readouterr().err
+
+
+def test_help_of_a_family_and_a_wrong_word(keel):
+    code, out, _ = keel("data")
+    assert code == 0
+    assert "keel data convert" in out
+    assert "keel dpo" not in out
+    code, _, err = keel("data", "nonsense")
+    assert code == 2
+    assert "data convert" in err
