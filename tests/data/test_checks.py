@@ -137,6 +137,10 @@ def test_records_that_no_reader_counted_are_counted_here():
     counts = RowCounts()
     check_pairs([pair(1), pair(2, chosen="")], counts, 0.5)
     assert (counts.read, counts.used, counts.dropped_total) == (2, 1, 1)
+    counts = RowCounts()
+    counts.skip("tie", 3)
+    check_pairs([pair(1)], counts, 0.0)
+    assert (counts.read, counts.used, counts.neutral) == (2, 1, {"tie": (1, [3])})
 
 
 def test_reasons_and_summary():

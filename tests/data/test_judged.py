@@ -247,6 +247,15 @@ def test_what_is_missing_is_noted_and_what_says_nothing_is_neutral(tmp_path):
     _, counts, _ = read_judgments(write(tmp_path / "t.jsonl", [EXAMPLES["oasst"][0][0], lonely]))
     assert (counts.neutral, counts.dropped, counts.read) == ({"no two ranked replies": (1, [2])}, {}, 2)
 
+    people = {"text": "Rain?", "role": "prompter", "rank": 0}
+    replies = [
+        {"text": "a", "role": "assistant", "rank": 0, "replies": [people, people | {"text": "Snow?", "rank": 1}]}
+    ]
+    ranked = {"prompt": {"text": "Sun?", "replies": [*replies, {"text": "b", "role": "assistant", "rank": 1}]}}
+    judgments, counts, _ = read_judgments(write(tmp_path / "t.jsonl", [ranked]))
+    assert [[a.text for a in j.answers] for j in judgments] == [["a", "b"]]
+    assert counts.notes == {"a person's reply has a rank, left out": (2, [1, 1])}
+
     rows = EXAMPLES["argilla"][0]
     drafts = rows[1] | {"helpfulness.responses.status": ["draft", "discarded"]}
     _, counts, _ = read_judgments(write(tmp_path / "a.jsonl", [*rows, drafts]))
@@ -278,6 +287,14 @@ def test_argilla_ratings_of_several_answers(tmp_path, question, columns, dimensi
     }
     (judgment,), _, _ = read_judgments(write(tmp_path / "a.jsonl", [row]))
     assert (judgment.verdict, judgment.dimension, judgment.answers[0].text) == (Score(3), dimension, answer)
+
+
+def test_a_column_is_kept_down_to_a_hundred_levels(tmp_path):
+    def pair(depth: int) -> dict:
+        return {"prompt": "p", "chosen": "a", "rejected": "b", "x": json.loads("[" * depth + "]" * depth)}
+
+    _, counts, _ = read_judgments(write(tmp_path / "a.jsonl", [pair(100), pair(101)]))
+    assert counts.dropped == {"a column is nested more than 100 levels deep": (1, [2])}
 
 
 def test_a_labelled_file_is_not_imitated(tmp_path):

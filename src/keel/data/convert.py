@@ -91,8 +91,6 @@ def _attempt(make: Callable[[R, F], Made], record: R, it: F) -> Made | RowError:
         return make(record, it)
     except RowError as error:
         return error
-    except RecursionError:
-        return RowError("nested too deeply")
 
 
 def _write(

@@ -282,9 +282,6 @@ def _records(
         except RowError as error:
             counts.read += 1
             counts.drop(str(error), number)
-        except RecursionError:
-            counts.read += 1
-            counts.drop("nested too deeply", number)
         else:
             yield number, record
 
