@@ -252,7 +252,7 @@ def test_a_judge_that_never_answers_ends_the_call(configure_collect):
 def test_a_wrong_key_ends_the_call(configure_collect, capsys):
     with Stub(lambda call: fail(401)) as stub:
         config = configure_collect(rater=["judge:judge-1"], judge_server=stub.url)
-        flags = [part for k, v in json.loads(config.model_dump_json(exclude_none=True)).items() if k != "personal"
+        flags = [part for k, v in json.loads(config.model_dump_json(exclude_none=True)).items()
                  for part in ([f"--{k.replace('_', '-')}", *(v if isinstance(v, list) else [str(v)])])]  # fmt: skip
         assert cli.main(["collect", *[f for f in flags if f != "False"]]) == 2
     assert "OPENAI_API_KEY" in capsys.readouterr().err

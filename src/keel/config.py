@@ -265,7 +265,7 @@ class CollectConfig(Sampling):
     """
 
     model: str
-    """What answers: checkpoint folder, run folder or hub name; with --server the model's name there."""
+    """What answers: checkpoint folder, run folder or hub name."""
     prompts: str
     """File of prompts or chats, or a store, whose prompts are then answered."""
     store: str
@@ -278,14 +278,8 @@ class CollectConfig(Sampling):
     """Draw among the fewest likeliest words with this probability."""
     temperature: Positive = 1.0
     """Divides the logits; answers must differ, so it is above 0."""
-    personal: Literal["keep", "mask", "drop"] = "keep"
-    """Prompts with e-mail addresses, telephone or card numbers in them: counted, and kept, masked or left out."""
-    near_duplicates: Literal["keep", "drop"] = "keep"
-    """Prompts that nearly repeat an earlier one: counted, and kept or left out."""
     rubric: Path | None = None
     """YAML file of dimensions and guidelines for judges; overall quality by default."""
-    server: str | None = None
-    """OpenAI-compatible address that answers, such as http://127.0.0.1:8000/v1, in place of a model in this process."""
     judge_server: str | None = None
     """OpenAI-compatible address of `judge:NAME`; OPENAI_BASE_URL or OpenAI's own by default."""
     key_variable: str = "OPENAI_API_KEY"
