@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import groupby, islice
 from pathlib import Path
@@ -420,15 +421,20 @@ PROMPT_BYTES = 8
 
 
 def _hash(*parts: bytes, size: int = 16) -> bytes:
-    """Bytes that name what the parts say together; the parts' lengths keep them apart."""
-    lengths = ",".join([str(len(part)) for part in parts]).encode()
-    return blake2b(b"".join((lengths, b";", *parts)), digest_size=size).digest()
+    """Bytes that name what the parts say together. No UTF-8 text holds a byte 255, and keys are of fixed length."""
+    return blake2b(b"\xff".join(parts), digest_size=size).digest()
 
 
 def prompt_key(prompt: Prompt) -> bytes:
     """The key of a prompt, 16 bytes."""
-    content, chat = _content(prompt)
-    return _hash(b"chat" if chat else b"text", content.encode())
+    if isinstance(prompt, str):
+        return _text_key(prompt)
+    return _hash(b"chat", _content(prompt)[0].encode())
+
+
+@lru_cache(maxsize=1_024)
+def _text_key(prompt: str) -> bytes:
+    return _hash(b"text", prompt.encode())
 
 
 def _below(prompt: bytes, *parts: bytes) -> bytes:
@@ -438,8 +444,10 @@ def _below(prompt: bytes, *parts: bytes) -> bytes:
 
 def answer_key(prompt: bytes, answer: Answer) -> bytes:
     """The key of an answer: text, writer, and how and as which of several alike it was drawn."""
-    parts = (answer.text, answer.model, answer.model_hash, _sampling(answer), str(answer.draw))
-    return _below(prompt, *[part.encode() for part in parts])
+    if answer.model or answer.model_hash or answer.sampling or answer.draw:
+        parts = (answer.text, answer.model, answer.model_hash, _sampling(answer), str(answer.draw))
+        return _below(prompt, *[part.encode() for part in parts])
+    return _below(prompt, answer.text.encode())
 
 
 def row_key(data_hash: str, judgment: Judgment, index: int) -> bytes:
