@@ -6,7 +6,7 @@ Each command reads a config, asks `data/` for the figures, and shows them; what 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,14 @@ from keel.config import (
     refuse_existing,
 )
 from keel.data import checks, formats, survey
+from keel.data.ahead import ahead
 from keel.data.convert import convert as write
 from keel.data.files import write_json, write_lines
-from keel.data.store import Store, is_store, row_key
+from keel.data.schema import judgments
+from keel.data.store import TABLES, Rows, Store, is_store, row_key, rows_of
 from keel.engine.progress import Bar, say
 from keel.errors import InputError
-from keel.records import Judgment, Pair, Result
+from keel.records import Judgment, Pair, Result, RowCounts
 
 # --- what there is --------------------------------------------------------------------------------
 
@@ -153,22 +155,29 @@ def convert(config: DataConvertConfig) -> Result | None:
 
 
 def gather(config: DataConvertConfig) -> None:
-    """Add a file's judgments to a store: interrupted and called again, it goes on, and nothing stands there twice."""
-    groups, counts, name = formats.open_judgments(config.data, config.format, config.limit)
-    identity = str(formats.identify(config.data)["data_hash"])
-    with Store(config.out, create=True) as store, Bar("judgments", None) as bar:
-        added = store.append(_keyed(groups, identity, bar))
+    """Add a file's judgments to a store: interrupted and called again, it goes on, and nothing stands there twice.
+
+    One process reads and one writes: either takes about as long.
+    """
+    added, counts, name = 0, RowCounts(), ""
+    read = ahead(read_for_store, config.data, config.format, config.limit)
+    with Store(config.out, create=True) as store, closing(read), Bar("judgments", None) as bar:
+        for rows, counts, name in read:  # noqa: B007  (the last counts are told)
+            added += store.add(rows)
+            bar.advance(len(rows[TABLES.index(judgments)]))
     say(checks.summarise(counts, config.data, name))
     say(f"{config.out}: {added:,} judgments more")
     checks.refuse_bad(counts, config.max_bad_share, config.data)
 
 
-def _keyed(groups: Iterable[list[Judgment]], identity: str, bar: Bar) -> Iterator[tuple[bytes, Judgment]]:
-    """Judgments under keys that name file, row, and place in the row."""
-    for group in groups:
-        for index, judgment in enumerate(group):
-            yield row_key(identity, judgment, index), judgment
-        bar.advance(len(group))
+def read_for_store(data: str, format: str | None, limit: int | None) -> Iterator[tuple[Rows, RowCounts, str]]:
+    """Rows for a store, some at a time and at last none, with every row's fate so far and the name of the format."""
+    groups, counts, name = formats.open_judgments(data, format, limit)
+    identity = str(formats.identify(data)["data_hash"])
+    keyed = ((row_key(identity, j, index), j) for group in groups for index, j in enumerate(group))
+    for rows in rows_of(keyed):
+        yield rows, counts, name
+    yield tuple([] for _ in TABLES), counts, name
 
 
 # --- splitting ------------------------------------------------------------------------------------

@@ -131,10 +131,10 @@ class Answer:
     model: str = ""
     model_hash: str = ""
     sampling: Mapping[str, float] | None = None
-    draw: int = 0
     logp: float | None = None
     tokens: int | None = None
     truncated: bool = False
+    draw: int = 0
 
 
 @dataclass(frozen=True, slots=True)

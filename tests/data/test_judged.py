@@ -331,7 +331,7 @@ def test_ours_beside_trl_are_read_and_foreign_columns_of_these_names_are_kept(tm
 EVERYTHING = Judgment(
     [user("Sun?")],
     (
-        Answer("Sleep.", "cub", "h1", {"temperature": 0.8, "top_p": 1.0}, -3.25, 7, True),
+        Answer("Sleep.", "cub", "h1", {"temperature": 0.8, "top_p": 1.0}, -3.25, 7, True, 2),
         Answer("Picnic.", "bear", "h2", None, 0.0, 0),
     ),
     Preference("second", 2.5),
@@ -568,7 +568,7 @@ def test_what_is_left_out_is_noted(tmp_path):
     assert {what.removeprefix("openai-preferences does not hold ") for what in counts.notes} == {
         "rater", "rubric", "seconds", "comment", "raw", "the order in which answers were shown", "strength",
         "the answers' model", "the answers' model_hash", "the answers' sampling", "the answers' logp",
-        "the answers' tokens", "the answers' truncated",
+        "the answers' tokens", "the answers' truncated", "the answers' draw",
     }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from keel.errors import InputError
 from keel.records import Answer, Judgment, Origin, Preference, Ranking, Score
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Wohin, Bär? 🐻"}]
-DRAWN = Answer(" To the park.", "runs/sft", "3f2a", {"temperature": 0.8, "top_p": 1.0}, 3, -3.25, 5, True)
+DRAWN = Answer(" To the park.", "runs/sft", "3f2a", {"temperature": 0.8, "top_p": 1.0}, -3.25, 5, True, 3)
 PLAIN = Answer(" Nowhere.")
 THIRD = Answer("")
 EVERY_KIND = [

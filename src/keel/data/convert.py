@@ -201,7 +201,7 @@ def _left_out_of_answers(before: Sequence[Answer], after: Sequence[Answer]) -> I
         found = {answer.text: answer for answer in after}
         partners = [found[answer.text] for answer in before]
     for answer, partner in zip(before, partners, strict=True):
-        for field in ("model", "model_hash", "sampling", "logp", "tokens", "truncated"):
+        for field in ("model", "model_hash", "sampling", "logp", "tokens", "truncated", "draw"):
             known = getattr(answer, field)
             if known not in ("", None, False) and getattr(partner, field) != known:
                 yield f"the answers' {field}"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -65,7 +65,6 @@ class Store:
             raise InputError(f"{self.source}: no such store; check the path, or collect or convert into it first")
         self._engine = _engine(url, self.source)
         self._writing = self._engine.execution_options(writes=True)
-        self._known: dict[bytes, None] = {}
         self._statements = {
             table: _insert_statement(table, self._engine.dialect) for table in schema.metadata.tables.values()
         }
@@ -105,47 +104,13 @@ class Store:
 
         Committed every `CHUNK`: what is known already is left as it is, so that an interrupted call may be repeated.
         """
-        added = 0
-        source = iter(found)
-        while some := list(islice(source, CHUNK)):
-            rows = self._rows(some)
-            with self._errors(), self._writing.begin() as connection:
-                counts = {table: self._insert(connection, table, new) for table, new in rows.items()}
-            added += counts[judgments]
-            self._remember(row[0] for table in (prompts, answers) for row in rows[table])
-        return added
+        return sum(map(self.add, rows_of(found)))
 
-    def _rows(self, some: Sequence[tuple[bytes, Judgment]]) -> dict[sa.Table, list[Row]]:
-        """What some judgments add to each table, in the order in which tables refer to each other.
-
-        Keys come in order where two writers may bring the same, so that they never wait for each other in a circle.
-        """
-        asked: dict[bytes, Row] = {}
-        written: dict[bytes, Row] = {}
-        people: dict[str, Row] = {}
-        said: list[Row] = []
-        placed: list[Row] = []
-        for key, judgment in some:
-            prompt = prompt_key(judgment.prompt)
-            if prompt not in self._known and prompt not in asked:
-                asked[prompt] = _prompt_row(prompt, judgment.prompt, judgment.origin)
-            shown = [answer_key(prompt, answer) for answer in judgment.answers]
-            for answer_shown, answer in zip(shown, judgment.answers, strict=True):
-                if answer_shown not in self._known and answer_shown not in written:
-                    written[answer_shown] = _answer_row(answer_shown, prompt, answer)
-            people.setdefault(judgment.rater, (judgment.rater, judgment.kind))
-            said.append(_judgment_row(key, prompt, shown, judgment))
-            if isinstance(judgment.verdict, Ranking):
-                ranked = enumerate(zip(shown, judgment.verdict.ranks, strict=True))
-                placed += ((key, place, answer_shown, rank) for place, (answer_shown, rank) in ranked)
-        in_order = [[rows[key] for key in sorted(rows)] for rows in (asked, written)]
-        return {
-            prompts: in_order[0],
-            answers: in_order[1],
-            raters: [people[name] for name in sorted(people)],
-            judgments: said,
-            places: placed,
-        }
+    def add(self, rows: Rows) -> int:
+        """Add rows made by `rows_of`, in one transaction; returns how many judgments were new."""
+        with self._errors(), self._writing.begin() as connection:
+            counts = [self._insert(connection, table, new) for table, new in zip(TABLES, rows, strict=True)]
+        return counts[TABLES.index(judgments)]
 
     def _insert(self, connection: sa.Connection, table: sa.Table, rows: list[Row]) -> int:
         """Add the rows that are not there yet; returns how many.
@@ -155,11 +120,6 @@ class Store:
         if not rows:
             return 0
         return max(0, connection.exec_driver_sql(self._statements[table], rows).rowcount)
-
-    def _remember(self, keys: Iterable[bytes]) -> None:
-        self._known.update(dict.fromkeys(keys))
-        for key in list(islice(self._known, max(0, len(self._known) - REMEMBERED))):
-            del self._known[key]
 
     def add_answers(self, found: Iterable[tuple[PromptRow, Sequence[Answer]]]) -> None:
         """Store what was drawn for some prompts, in one transaction: all of it or nothing."""
@@ -340,6 +300,50 @@ class Store:
 
 RETRACTION = "retraction"
 JUDGMENT_COLUMNS = [c.name for c in judgments.columns if c.name != "id"]
+
+
+# --- what judgments add to the tables -------------------------------------------------------------
+
+TABLES = prompts, answers, raters, judgments, places
+"""In the order in which they refer to each other."""
+Rows = tuple[list[Row], ...]
+"""What some judgments add to each of these tables."""
+
+
+def rows_of(found: Iterable[tuple[bytes, Judgment]]) -> Iterator[Rows]:
+    """Judgments under their keys as rows, `CHUNK` at a time; prompts and answers that came before are left out."""
+    known: dict[bytes, None] = {}
+    source = iter(found)
+    while some := list(islice(source, CHUNK)):
+        rows = _rows(some, known)
+        known.update(dict.fromkeys(row[0] for row in (*rows[0], *rows[1])))
+        for key in list(islice(known, max(0, len(known) - REMEMBERED))):
+            del known[key]
+        yield rows
+
+
+def _rows(some: Sequence[tuple[bytes, Judgment]], known: Container[bytes]) -> Rows:
+    """Keys come in order where two writers may bring the same, so that they never wait for each other in a circle."""
+    asked: dict[bytes, Row] = {}
+    written: dict[bytes, Row] = {}
+    people: dict[str, Row] = {}
+    said: list[Row] = []
+    placed: list[Row] = []
+    for key, judgment in some:
+        prompt = prompt_key(judgment.prompt)
+        if prompt not in known and prompt not in asked:
+            asked[prompt] = _prompt_row(prompt, judgment.prompt, judgment.origin)
+        shown = [answer_key(prompt, answer) for answer in judgment.answers]
+        for answer_shown, answer in zip(shown, judgment.answers, strict=True):
+            if answer_shown not in known and answer_shown not in written:
+                written[answer_shown] = _answer_row(answer_shown, prompt, answer)
+        people.setdefault(judgment.rater, (judgment.rater, judgment.kind))
+        said.append(_judgment_row(key, prompt, shown, judgment))
+        if isinstance(judgment.verdict, Ranking):
+            ranked = enumerate(zip(shown, judgment.verdict.ranks, strict=True))
+            placed += ((key, place, answer_shown, rank) for place, (answer_shown, rank) in ranked)
+    in_order = ([rows[key] for key in sorted(rows)] for rows in (asked, written))
+    return (*in_order, [people[name] for name in sorted(people)], said, placed)
 
 
 # --- opening --------------------------------------------------------------------------------------

@@ -85,6 +85,7 @@ ANSWER: dict[str, Callable[[Any], Any]] = {
     "logp": _number,
     "tokens": _count,
     "truncated": _truth,
+    "draw": _count,
 }
 
 
