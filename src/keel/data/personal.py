@@ -1,0 +1,261 @@
+"""Personal data in text: e-mail addresses, phone and card numbers, IBANs, IP addresses; found, counted and masked.
+
+Rules of form and checksums, no model: names and postal addresses are not found, nor what is spelled out ("john at
+example dot com"). Nothing here needs a package that may be absent, so that the same text is masked alike everywhere.
+
+- E-mail: a name, @ or (at), a domain with a top level. Not `git@host`.
+- Card: 13 to 19 digits that begin with 2 to 6, in a card's groups or in one, right by Luhn.
+- IBAN: its country's length, right by its checksum (mod 97).
+- IP: version 4 or 6, of the public Internet; private and local addresses belong to nobody. Not after a "version".
+- Phone: + and a country's code; forms that only phone numbers have (an area in parentheses, groups of 3-3-4, a leading
+  0 and groups); any 7 to 12 digits after a word such as "phone" or "call". Not dates, prices, versions or decimals.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from typing import Literal
+
+Kind = Literal["email", "iban", "card", "ip", "phone"]
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Found:
+    """`text[start:end]` is personal data of this kind."""
+
+    start: int
+    end: int
+    kind: Kind
+
+
+def find(text: str) -> list[Found]:
+    """All personal data, from left to right, no two overlapping.
+
+    What is found is blanked and the rest looked through again until nothing is left, so that masking once is enough
+    (at most a hundred times: more than that takes a hundred numbers glued together by dashes or slashes).
+    """
+    found: list[Found] = []
+    for _ in range(100):
+        before = len(found)
+        for kind, finder in _FINDERS:
+            spans = list(finder(text))
+            found += [Found(start, end, kind) for start, end in spans]
+            text = _blank(text, spans)
+        if len(found) == before:
+            break
+    return sorted(found)
+
+
+def mask(text: str) -> tuple[str, Counter[str]]:
+    """The text with `[email]`, `[phone]` … in place of personal data, and how many of each kind.
+
+    Masking a masked text changes nothing.
+    """
+    parts, last = [], 0
+    found = find(text)
+    for item in found:
+        parts += [text[last : item.start], f"[{item.kind}]"]
+        last = item.end
+    return "".join([*parts, text[last:]]), Counter(item.kind for item in found)
+
+
+def _blank(text: str, spans: list[Span]) -> str:
+    """The same length, with a stand-in that the finders read as they read a placeholder: letters in brackets."""
+    parts, last = [], 0
+    for start, end in spans:
+        parts += [text[last:start], "[", "x" * (end - start - 2), "]"]
+        last = end
+    return "".join([*parts, text[last:]])
+
+
+# --- e-mail ---------------------------------------------------------------------------------------
+
+_L = "A-Za-z0-9À-ɏ"  # letters of Latin alphabets and digits: addresses stand in Chinese text without spaces
+_DOMAIN = re.compile(
+    rf"@(?:[{_L}](?:[{_L}-]{{0,61}}[{_L}])?\.)+(?:xn--[a-z0-9-]{{2,59}}|[A-Za-z]{{2,24}})(?![{_L}_@]|-[{_L}])"
+)
+_NAME = re.compile(rf"(?<![{_L}_.%+'-])[.%+'-]*((?:[{_L}_%+'-]|\.(?!\.))+)(?<![.'])\Z")
+
+
+_SPELT = re.compile(
+    rf"(?<![{_L}_.%+-])[{_L}][{_L}_.%+-]* ?[\[(]at[\])] ?(?:[{_L}-]+ ?(?:\.|[\[(]dot[\])]) ?)+[A-Za-z]{{2,24}}\b"
+)
+
+
+def _emails(text: str) -> Iterator[Span]:
+    last = 0
+    for domain in _DOMAIN.finditer(text) if "@" in text else ():
+        name = _NAME.search(text, max(last, domain.start() - 65), domain.start())
+        if name and name[1] != "git":
+            last = domain.end()
+            yield name.start(1), last
+
+
+def _spelt_emails(text: str) -> Iterator[Span]:
+    if "at]" in text or "at)" in text:
+        yield from (match.span() for match in _SPELT.finditer(text))
+
+
+# --- IBANs and card numbers -----------------------------------------------------------------------
+
+_IBAN_LENGTHS = {
+    country: int(length)
+    for country, length in re.findall(
+        r"([A-Z]{2})(\d\d)",
+        "AD24AE23AL28AT20AZ28BA20BE16BG22BH22BI27BR29BY28CH21CR22CY28CZ24DE22DJ27DK18DO28EE20EG29ES24FI18FK18FO18FR27"
+        "GB22GE22GI23GL18GR27GT28HN28HR21HU28IE22IL23IQ23IS26IT27JO30KW30KZ20LB28LC32LI21LT20LU20LV21LY25MC27MD24ME22"
+        "MK19MN20MR27MT31MU30NI28NL18NO15OM23PK24PL28PS29PT25QA29RO24RS22RU33SA24SC31SD18SE24SI19SK24SM27SO23ST25SV28"
+        "TL23TN24TR26UA29VA22VG24XK20YE30",
+    )
+}
+_IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[0-9]{2}(?=[ \xa0-]?[A-Za-z0-9])")
+_SAME = r"[ \xa0-]"
+_CARD = re.compile(
+    rf"(?<![\w.,+-])(?:[2-6]\d{{12,18}}"
+    rf"|[2-6]\d{{3}}(?P<s>{_SAME})\d{{4}}(?P=s)\d{{4}}(?P=s)\d{{1,4}}(?:(?P=s)\d{{1,3}})?"
+    rf"|3\d{{3}}(?P<t>{_SAME})\d{{6}}(?P=t)\d{{4,5}})(?![\w-]|[.,]\d)",
+    re.ASCII,
+)
+
+
+def _ibans(text: str) -> Iterator[Span]:
+    """The country says where an IBAN ends: words and numbers may follow it."""
+    place = 0
+    while start := _IBAN.search(text, place):
+        place = start.end()
+        whole = _of_length(_IBAN_LENGTHS.get(start[0][:2].upper(), 0)).match(text, start.start())
+        if whole and _mod97(re.sub(_SAME, "", whole[0])) == 1:
+            place = whole.end()
+            yield whole.span()
+
+
+@cache
+def _of_length(count: int) -> re.Pattern[str]:
+    """That many letters and digits, in groups or in one; of 0, nothing."""
+    return re.compile(rf"[A-Za-z0-9](?:{_SAME}?[A-Za-z0-9]){{{count - 1}}}(?![A-Za-z0-9])" if count else r"(?!)")
+
+
+def _mod97(iban: str) -> int:
+    """ISO 13616: the first four to the end, letters as 10 to 35, one large number modulo 97."""
+    return int("".join(str(int(c, 36)) for c in iban[4:] + iban[:4])) % 97
+
+
+def _cards(text: str) -> Iterator[Span]:
+    for card in _CARD.finditer(text):
+        digits = [int(c) for c in card[0] if c.isdigit()]
+        if 13 <= len(digits) <= 19 and _luhn(digits) and len(set(digits)) > 1:
+            yield card.span()
+
+
+def _luhn(digits: list[int]) -> bool:
+    """From the right, every second digit doubled and its digits added up: the sum ends in 0."""
+    doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
+    return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
+
+
+# --- IP addresses ---------------------------------------------------------------------------------
+
+_IPV4 = re.compile(r"(?<![\w.-])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![\w-]|\.\w)")
+_IPV6 = re.compile(r"(?<![\w:.])[23][0-9A-Fa-f]{3}:(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}(?![\w:])")  # 2000::/3
+_VERSION = re.compile(r"\b(?:v|version|release|section|chapter|build|firmware)[\s.:]*\Z", re.IGNORECASE)
+
+
+def _ipv6s(text: str) -> Iterator[Span]:
+    return (match.span() for match in _IPV6.finditer(text) if _public(IPv6Address, match[0]))
+
+
+def _ipv4s(text: str) -> Iterator[Span]:
+    for match in _IPV4.finditer(text):
+        before = text[max(0, match.start() - 12) : match.start()]
+        if _public(IPv4Address, match[0]) and not _VERSION.search(before):
+            yield match.span()
+
+
+def _public(kind: type[IPv4Address] | type[IPv6Address], written: str) -> bool:
+    try:
+        return kind(written).is_global
+    except AddressValueError:
+        return False
+
+
+# --- phone numbers --------------------------------------------------------------------------------
+
+_COUNTRY = (
+    r"(?:7|2(?:[07]|[1-69]\d)|3(?:[0-469]|[578]\d)|4(?:[013-9]|2[013])|5(?:[1-8]|[09]\d)|6(?:[0-6]|[7-9]\d)"
+    r"|8(?:[1246]|[0578]\d)|9(?:[0-58]|[679]\d))"
+)
+"""Codes of all countries but North America's 1."""
+_S = r"[ \xa0.\-‐‑–]"
+_P = r"(?:[ \xa0.\-‐‑–/]|[ \xa0]?\(|\)[ \xa0\-]?)?"
+_FORMS = (
+    rf"(?P<abroad>(?:\+|00) ?\(?(?:1{_P}[2-9]\d\d{_P}[2-9]\d\d{_P}\d{{4}}|{_COUNTRY}(?:{_P}\d){{5,13}}))",
+    rf"(?P<area>(?:[18]{_S}?)?\(\d{{2,5}}\) ?(?:\d{_S}?){{4,8}}\d)",  # (030) 123456, 8 (912) 345-67-89
+    rf"(?P<north_america>(?:1{_S})?[2-9]\d\d{_S}[1-9]\d\d{_S}\d{{4}})",
+    rf"(?P<trunk>0[1-9]\d{{0,4}}(?: ?/ ?|{_S})(?:\d{_S}?){{3,9}}\d|0[1-9]\d{{8,9}})",  # 01632 960983, 0171/1234567
+    rf"(?P<grouped>[89]\d \d{{3}} \d\d \d\d|[6-9]\d\d \d\d \d\d \d\d|1[3-9]\d{_S}\d{{4}}{_S}\d{{4}}"  # Spain, China
+    rf"|8{_S}\d{{3}}{_S}\d{{3}}{_S}\d\d{_S}\d\d|555-\d{{4}})",  # Russia, films
+    rf"(?P<called>(?:\d{_S}?){{6,11}}\d(?!,\d))",
+)
+_PHONE = re.compile(
+    r"(?<![\w#$€£¥=/@+\\])(?<!\d[.:\-–])"
+    rf"(?:{'|'.join(_FORMS)})(?:,? ?(?:ext\.?|x) ?\d{{1,5}})?"
+    r"(?!\w|[.:/\-–]\d| ?[%°€£$¥])",
+    re.ASCII,
+)
+_DIGITS = re.compile(r"[+(]{0,2}[0-9](?:[ \xa0().\-‐‑–/]{0,3}[0-9]){6,}")
+_DATE = re.compile(
+    r"(?:\d{1,2}([./-])\d{1,2}\1(?:\d\d)?\d\d|\d{4}([./-])\d{1,2}\2\d{1,2}|[12]\d{3}\D+[12]\d{3})(?![\d./-])"
+)
+_CALLED = re.compile(
+    r"(?:(?<!\w)(?:tel|phone|telephone|cellphone|cell|mobile|landline|fax|whatsapp|sms|call|ring|dial|text me"
+    r"|reach me|telefon|handy|mobil|rufe?|anruf|t[ée]l[ée]phone|portable|appel\w*|tel[ée]fono|m[óo]vil|celular"
+    r"|ll[áa]ma\w*|cellulare|telefone|chiama\w*|тел|телефон|звон\w*)\b|电话|手机|電話)[^\[\]\d]{0,25}\Z",
+    re.IGNORECASE,
+)
+_RUN = "01234567890123456789"
+
+
+def _phones(text: str) -> Iterator[Span]:
+    place = last = 0
+    for digits in _DIGITS.finditer(text):
+        place, end = max(place, digits.start()), digits.end() + 14  # an extension may follow
+        while (match := _PHONE.search(text, place, end)) and match.start() < digits.end():
+            place = match.start() + 1
+            if _is_phone(match, text[max(last, match.start() - 48) : match.start()]):
+                place = last = match.end()
+                yield match.span()
+
+
+def _is_phone(match: re.Match[str], before: str) -> bool:
+    """Whether what has a phone number's form can be one; `before` is what stands between it and another."""
+    form = str(match.lastgroup)
+    written = match[form]
+    digits = re.sub(r"\D", "", written)
+    counting = digits == written and (digits in _RUN or digits in _RUN[::-1])
+    if counting or len(set(digits)) == 1 or _DATE.match(written):
+        return False
+    if form == "abroad":
+        return 8 <= len(digits.removeprefix("00")) <= 15
+    if re.fullmatch(r"[\d ]+", written) and re.search(r"\d \Z", before):
+        return False  # the tail of a longer row of numbers
+    row_of_pairs = len(digits) != 10 and re.fullmatch(r"(\d\d\W)+\d\d", written) is not None
+    sure = 9 <= len(digits) <= 12 and not row_of_pairs if form == "trunk" else form != "called"
+    return sure or _CALLED.search(before) is not None
+
+
+_FINDERS: tuple[tuple[Kind, Callable[[str], Iterator[Span]]], ...] = (
+    ("email", _emails),
+    ("email", _spelt_emails),
+    ("iban", _ibans),
+    ("card", _cards),
+    ("ip", _ipv6s),
+    ("ip", _ipv4s),
+    ("phone", _phones),
+)
+"""In the order in which they look: a card number is no phone number."""
