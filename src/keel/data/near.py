@@ -79,7 +79,7 @@ class _Corpus:
 def _signed(texts: list[str], size: int, rows: int, seed: int) -> _Corpus:
     draw = np.random.Generator(np.random.PCG64(seed))
     odd = draw.integers(0, 2**63, (2, HASHES), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    vocabulary: dict[str, int] = defaultdict()
+    vocabulary: defaultdict[str, int] = defaultdict()
     vocabulary.default_factory = lambda: len(vocabulary) + 1  # 0 fills up texts that are too short
     used = HASHES // rows * rows
     bands, traces, shingles, lengths = [], [], [], []
@@ -172,7 +172,9 @@ def _join(bucket: Indices, band: int, corpus: _Corpus, groups: _Groups, threshol
 
 def _count(equal: NDArray[np.bool_]) -> NDArray[np.int64]:
     """How many are true in each row [M], of 256: eight bytes are added up as one number, 32 times 1 fits in each."""
-    return equal.view(np.uint64).sum(axis=1, dtype=np.uint64).view(np.uint8).reshape(-1, 8).sum(axis=1, dtype=np.int64)
+    sums = equal.view(np.uint64).sum(axis=1, dtype=np.uint64).view(np.uint8).reshape(-1, 8)
+    total: NDArray[np.int64] = sums.sum(axis=1, dtype=np.int64)
+    return total
 
 
 def _similarities(one: int, others: Indices, corpus: _Corpus) -> NDArray[np.float64]:
@@ -183,4 +185,5 @@ def _similarities(one: int, others: Indices, corpus: _Corpus) -> NDArray[np.floa
     theirs = corpus.shingles[np.repeat(corpus.bounds[others] - firsts, counts) + np.arange(counts.sum())]
     nearest = own[np.minimum(np.searchsorted(own, theirs), len(own) - 1)]
     shared = np.add.reduceat(nearest == theirs, firsts, dtype=np.intp)
-    return shared / (len(own) + counts - shared)
+    similarity: NDArray[np.float64] = shared / (len(own) + counts - shared)
+    return similarity
