@@ -79,8 +79,7 @@ class _Corpus:
 def _signed(texts: list[str], size: int, rows: int, seed: int) -> _Corpus:
     draw = np.random.Generator(np.random.PCG64(seed))
     odd = draw.integers(0, 2**63, (2, HASHES), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    vocabulary: defaultdict[str, int] = defaultdict()
-    vocabulary.default_factory = lambda: len(vocabulary) + 1  # 0 fills up texts that are too short
+    vocabulary: dict[str, int] = {}
     used = HASHES // rows * rows
     bands, traces, shingles, lengths = [], [], [], []
     for start in range(0, len(texts), _CHUNK):
@@ -97,8 +96,8 @@ def _signed(texts: list[str], size: int, rows: int, seed: int) -> _Corpus:
 
 def _shingles(texts: list[str], size: int, vocabulary: dict[str, int]) -> tuple[Words64, Indices]:
     """Hashes of the texts' shingles, sorted and distinct within each text, and how many each has (one or more)."""
-    words = [[vocabulary[word] for word in _WORD.findall(text.lower())] for text in texts]
-    words = [ids + [0] * (size - len(ids)) for ids in words]
+    words = [[vocabulary.setdefault(w, 1 + len(vocabulary)) for w in _WORD.findall(text.lower())] for text in texts]
+    words = [ids + [0] * (size - len(ids)) for ids in words]  # 0 fills up a text that is too short
     flat = _mixed(np.fromiter((i for ids in words for i in ids), np.uint64))
     owner = np.repeat(np.arange(len(words)), [len(ids) for ids in words])
     ends = len(flat) - size + 1
@@ -172,9 +171,8 @@ def _join(bucket: Indices, band: int, corpus: _Corpus, groups: _Groups, threshol
 
 def _count(equal: NDArray[np.bool_]) -> NDArray[np.int64]:
     """How many are true in each row [M], of 256: eight bytes are added up as one number, 32 times 1 fits in each."""
-    sums = equal.view(np.uint64).sum(axis=1, dtype=np.uint64).view(np.uint8).reshape(-1, 8)
-    total: NDArray[np.int64] = sums.sum(axis=1, dtype=np.int64)
-    return total
+    eights = equal.view(np.uint64).sum(axis=1, dtype=np.uint64).view(np.uint8).reshape(-1, 8)
+    return np.asarray(eights.sum(axis=1, dtype=np.int64))
 
 
 def _similarities(one: int, others: Indices, corpus: _Corpus) -> NDArray[np.float64]:
@@ -185,5 +183,4 @@ def _similarities(one: int, others: Indices, corpus: _Corpus) -> NDArray[np.floa
     theirs = corpus.shingles[np.repeat(corpus.bounds[others] - firsts, counts) + np.arange(counts.sum())]
     nearest = own[np.minimum(np.searchsorted(own, theirs), len(own) - 1)]
     shared = np.add.reduceat(nearest == theirs, firsts, dtype=np.intp)
-    similarity: NDArray[np.float64] = shared / (len(own) + counts - shared)
-    return similarity
+    return np.asarray(shared / (len(own) + counts - shared))
