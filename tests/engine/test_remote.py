@@ -329,9 +329,9 @@ def test_a_refusal_is_a_reason_at_once(bad, reason):
 def test_what_cannot_get_better_stops(status, remedy, monkeypatch):
     """And a server that repeats the key is not repeated."""
     monkeypatch.setenv("OWN_KEY", "secret-1")
-    with Stub(lambda *_: error(status, "not with secret-1")) as server:
-        with pytest.raises(InputError, match=remedy) as caught:
-            draw(server, ["p"] * 50, key_variable="OWN_KEY", concurrency=2)
+    refusing = Stub(lambda *_: error(status, "not with secret-1"))
+    with refusing as server, pytest.raises(InputError, match=remedy) as caught:
+        draw(server, ["p"] * 50, key_variable="OWN_KEY", concurrency=2)
     assert "secret-1" not in str(caught.value)
     assert len(server.calls) <= 4
 
