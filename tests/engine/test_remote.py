@@ -329,8 +329,8 @@ def test_a_refusal_is_a_reason_at_once(bad, reason):
 def test_what_cannot_get_better_stops(status, remedy, monkeypatch):
     """And a server that repeats the key is not repeated."""
     monkeypatch.setenv("OWN_KEY", "secret-1")
-    refusing = Stub(lambda *_: error(status, "not with secret-1"))
-    with refusing as server, pytest.raises(InputError, match=remedy) as caught:
+    stub = Stub(lambda *_: error(status, "not with secret-1"))
+    with stub as server, pytest.raises(InputError, match=remedy) as caught:
         draw(server, ["p"] * 50, key_variable="OWN_KEY", concurrency=2)
     assert "secret-1" not in str(caught.value)
     assert len(server.calls) <= 4
@@ -353,6 +353,13 @@ def test_a_server_that_falls_silent_is_given_up():
     assert len(found) == 100
     assert sum(isinstance(v, list) for v in found.values()) == 1
     assert sum("not asked" in v for v in found.values() if isinstance(v, str)) >= 80
+
+
+def test_a_server_that_answers_now_and_then_is_not_given_up():
+    hang = Reply(manner="hang")
+    with Stub(lambda path, body, number: hang if body["prompt"] == "bad" else plain("x")) as server:
+        found = draw(server, ["bad", "good"] * 10, deadline=0.1, concurrency=1)
+    assert sum(isinstance(v, list) for v in found.values()) == 10
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"n": 0}])

@@ -177,7 +177,7 @@ class _Server:
     @property
     def _paid(self) -> bool:
         """OpenAI's own, which knows fewer arguments, and one by another name."""
-        return bool(self.client.base_url.host.endswith("openai.com"))
+        return str(self.client.base_url.host).endswith("openai.com")
 
     async def complete(self, index: int, prompt: Prompt) -> list[Answer] | str:
         """n completions before the deadline, or why not. A server may give fewer at once: it is asked for the rest."""
