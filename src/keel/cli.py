@@ -8,7 +8,7 @@ import re
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from keel import __version__
 from keel.errors import InputError, KeelError
@@ -98,12 +98,12 @@ def _parse(command: str, kind: Any, flags: list[str]) -> Any:
     out, err = io.StringIO(), io.StringIO()
     try:
         with redirect_stdout(out), redirect_stderr(err):
-            return tyro.cli(kind, args=_with_file(flags), prog=f"keel {command}")
+            return tyro.cli(kind, args=_with_file(flags, kind), prog=f"keel {command}")
     except SystemExit as error:
         raise InputError(_essence(out.getvalue() + err.getvalue())) from error
 
 
-def _with_file(flags: list[str]) -> list[str]:
+def _with_file(flags: list[str], kind: Any) -> list[str]:
     """Flags with those of `--config FILE` put before them, so that the command line wins; `-n` stands for `--n`."""
     flags = ["--n" if flag == "-n" else flag for flag in flags]
     joined = "--config="
@@ -113,10 +113,11 @@ def _with_file(flags: list[str]) -> list[str]:
     at = flags.index("--config")
     if at + 1 == len(flags):
         raise InputError("--config needs a file")
-    return [*_flags_of(Path(flags[at + 1])), *flags[:at], *flags[at + 2 :]]
+    return [*_flags_of(Path(flags[at + 1]), kind), *flags[:at], *flags[at + 2 :]]
 
 
-def _flags_of(file: Path) -> list[str]:
+def _flags_of(file: Path, kind: Any) -> list[str]:
+    """A config file's options as flags; a list is several words where the option of that name takes several."""
     import yaml
 
     try:
@@ -125,6 +126,7 @@ def _flags_of(file: Path) -> list[str]:
         raise InputError(f"{file}: not readable as YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(content, dict):
         raise InputError(f"{file}: must hold one `option: value` per line")
+    several = [n for n, field in kind.model_fields.items() if get_origin(field.annotation) is list]
     flags: list[str] = []
     for name, value in content.items():
         option = "--" + str(name).replace("_", "-")
@@ -132,7 +134,7 @@ def _flags_of(file: Path) -> list[str]:
             continue
         if isinstance(value, bool):
             flags.append(option if value else option.replace("--", "--no-", 1))
-        elif isinstance(value, list):
+        elif isinstance(value, list) and str(name) in several:
             flags += [option, *map(str, value)]
         else:
             flags += [option, str(value)]
