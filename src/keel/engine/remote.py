@@ -23,19 +23,18 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from threading import Thread
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from keel.engine.endpoint import AGAIN, first_line, in_thread, retry_after
+from keel.engine.endpoint import said as words_of
 from keel.errors import InputError
 from keel.records import Answer, Prompt
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-_AGAIN = (408, 409, 425, 429)
 _ENDED = ("stop", "eos", "eos_token", "stop_sequence")
 _NO_KEY = "none"
 _JITTER = random.SystemRandom()  # of waits only
@@ -70,7 +69,8 @@ def sample_remote(
     waiting = deque(enumerate(prompts))
     running: dict[Future[list[Answer] | str], int] = {}
     settings = {"temperature": temperature, "top_p": top_p, "max_new_tokens": float(max_new_tokens)}
-    with connected(url, key_variable) as (loop, client):
+    client = _client(url, key_variable)
+    with in_thread(client, "keel-remote") as loop:
         server = _Server(client, model, n, settings, seed, key_variable, deadline)
         while waiting or running:
             while waiting and len(running) < concurrency:
@@ -88,22 +88,6 @@ def sample_remote(
 # --- the connection -------------------------------------------------------------------------------
 
 
-@contextmanager
-def connected(url: str, key_variable: str) -> Iterator[tuple[asyncio.AbstractEventLoop, AsyncOpenAI]]:
-    """A client and an event loop in a thread of its own: time-outs run right however long the caller pauses."""
-    client = _client(url, key_variable)
-    loop = asyncio.new_event_loop()
-    thread = Thread(target=loop.run_forever, name="keel-remote", daemon=True)
-    thread.start()
-    try:
-        yield loop, client
-    finally:
-        asyncio.run_coroutine_threadsafe(_leave(client), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
 def _client(url: str, key_variable: str) -> AsyncOpenAI:
     """The official client, its own repetitions and time-outs switched off; a server of one's own needs no key."""
     try:
@@ -118,17 +102,6 @@ def _client(url: str, key_variable: str) -> AsyncOpenAI:
         raise InputError(f"the environment variable {key_variable} holds no key: signs that a key cannot have")
     whole = url if parts.path.strip("/") else url.rstrip("/") + "/v1"
     return AsyncOpenAI(api_key=key or _NO_KEY, base_url=whole, max_retries=0, timeout=Timeout(None, connect=10.0))
-
-
-async def _leave(client: AsyncOpenAI) -> None:
-    """Leave no task and no connection behind."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(10):
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await client.close()
 
 
 # --- one prompt -----------------------------------------------------------------------------------
@@ -233,7 +206,7 @@ class _Server:
             if not self.reached and time.monotonic() - self.begun > min(_PATIENCE, self.deadline / 2):
                 where = self.client.base_url
                 raise InputError(f"{where}: nobody answers; start the server or mend the address") from error
-            raise _Again(f"the connection failed ({_first_line(error.__cause__ or error)})") from error
+            raise _Again(f"the connection failed ({first_line(error.__cause__ or error)})") from error
         except openai.APIStatusError as error:
             self.reached = True
             raise self._meaning(error) from error
@@ -263,7 +236,8 @@ class _Server:
 
     def _meaning(self, error: Any) -> Exception:
         """What a status other than 200 asks for."""
-        status, code, said = error.status_code, str(error.code), self._said(error)
+        key = "" if self.client.api_key == _NO_KEY else self.client.api_key
+        status, code, said = error.status_code, str(error.code), words_of(error, key)
         if status in (401, 403):
             return InputError(f"the server says {said}; set {self.key_variable} to a key that may ask this model")
         if status == 402 or code == "insufficient_quota":
@@ -271,16 +245,9 @@ class _Server:
         if status == 404:
             remedy = f"check the model's name ({self.model}) and the address ({self.client.base_url}, usually …/v1)"
             return InputError(f"the server says {said}; {remedy}")
-        if status in _AGAIN or status >= 500:
-            return _Again(said, _retry_after(error.response.headers))
+        if status in AGAIN or status >= 500:
+            return _Again(said, retry_after(error.response.headers))
         return _Refused(f"the server refuses the request: {said}")
-
-    def _said(self, error: Any) -> str:
-        """`429: rate limit reached`, without the key, which some servers repeat."""
-        body = error.body if isinstance(error.body, Mapping) else {}
-        words = " ".join(str(body.get("message") or error.message).split())
-        key = self.client.api_key
-        return f"{error.status_code}: {words if key == _NO_KEY else words.replace(key, '…')}"[:300]
 
     # --- replies
 
@@ -321,16 +288,3 @@ def _logps(given: Any) -> list[float] | None:
     if not values or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
         return None
     return [float(value) for value in values]
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that the server asks to wait; 0 where it gives no number."""
-    try:
-        seconds = float(headers.get("retry-after", ""))
-    except ValueError:
-        return 0.0
-    return seconds if 0 <= seconds < math.inf else 0.0
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -17,18 +17,17 @@ import os
 import random
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from threading import Thread
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, model_validator
 
 from keel.config import Config, Count, NonNegative, Positive
+from keel.engine.endpoint import AGAIN, first_line, in_thread, retry_after
+from keel.engine.endpoint import said as words_of
 from keel.errors import InputError
 from keel.raters import Missing, Task
 from keel.raters.pairs import IDENTICAL, identical, judgments, settle, swap
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 
 _FORMS = ("json_schema", "json_object", "text")
 """How a structured reply is asked for, the strictest first; a server that refuses one is asked by the next."""
-_AGAIN = (408, 409, 425, 429)
 _CHARACTERS_PER_TOKEN = 4  # of English; for servers that do not count
 
 
@@ -142,7 +140,8 @@ class Judge:
         """
         waiting = deque(enumerate(tasks))
         running: dict[Future[list[Judgment] | Missing], int] = {}
-        with self._connected() as (loop, client):
+        client = _client(self.config, self._key)
+        with in_thread(client, "keel-judge") as loop:
             while True:
                 while waiting and len(running) < self.config.concurrency and not self._over_budget():
                     index, task = waiting.popleft()
@@ -174,21 +173,6 @@ class Judge:
         limits = ((self.config.budget, self.money), (self.config.token_budget, self.spent.tokens))
         self.out_of_budget = any(limit is not None and spent is not None and spent >= limit for limit, spent in limits)
         return self.out_of_budget
-
-    @contextmanager
-    def _connected(self) -> Iterator[tuple[asyncio.AbstractEventLoop, AsyncOpenAI]]:
-        """A client and an event loop in a thread of its own: time-outs run right however long the caller pauses."""
-        client = _client(self.config, self._key)
-        loop = asyncio.new_event_loop()
-        thread = Thread(target=loop.run_forever, name="keel-judge", daemon=True)
-        thread.start()
-        try:
-            yield loop, client
-        finally:
-            asyncio.run_coroutine_threadsafe(_leave(client), loop).result()
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
-            loop.close()
 
     # --- one task
 
@@ -260,13 +244,13 @@ class Judge:
         except (TimeoutError, openai.APITimeoutError) as error:
             raise _Again(f"no whole reply within {self.config.timeout:g} s") from error
         except openai.APIConnectionError as error:
-            raise _Again(f"the connection failed ({_first_line(error.__cause__ or error)})") from error
+            raise _Again(f"the connection failed ({first_line(error.__cause__ or error)})") from error
         except openai.APIStatusError as error:
             raise self._meaning(error, client) from error
         except (ValueError, openai.APIResponseValidationError) as error:
             raise Unreadable("the server's answer is not JSON") from error
         except Exception as error:  # whatever else a connection may come to: one task's affair, not the command's
-            raise NoVerdict(f"the request failed ({type(error).__name__}: {_first_line(error)})") from error
+            raise NoVerdict(f"the request failed ({type(error).__name__}: {first_line(error)})") from error
 
     def _request(self, client: AsyncOpenAI, messages: list[Message], form: str) -> dict[str, Any]:
         request: dict[str, Any] = {"model": self.config.model, "messages": messages}
@@ -283,7 +267,7 @@ class Judge:
 
     def _meaning(self, error: Any, client: AsyncOpenAI) -> Exception:
         """What a status other than 200 asks for."""
-        status, code, said = error.status_code, str(error.code), self._said(error)
+        status, code, said = error.status_code, str(error.code), words_of(error, self._key)
         remedy = None
         if status in (401, 403):
             remedy = f"set {self.config.key_variable} to a key that may ask this model"
@@ -301,15 +285,9 @@ class Judge:
             return NoVerdict(f"the pair is too long for the judge: {said}")
         if status in (400, 422) or "response_format" in said:  # llama-cpp-python answers 500 to a format it lacks
             return _Form(f"the server refuses the request: {said}")
-        if status in _AGAIN or status >= 500:
-            return _Again(said, _retry_after(error.response.headers))
+        if status in AGAIN or status >= 500:
+            return _Again(said, retry_after(error.response.headers))
         return NoVerdict(said)
-
-    def _said(self, error: Any) -> str:
-        """`429: rate limit reached`, without the key, which some servers repeat."""
-        body = error.body if isinstance(error.body, Mapping) else {}
-        words = " ".join(str(body.get("message") or error.message).split())
-        return f"{error.status_code}: {words.replace(self._key, '…') if self._key else words}"[:300]
 
     def _read(self, completion: Any, messages: list[Message]) -> tuple[str, bool]:
         """A completion's text and whether it was cut; its tokens are counted, whatever it says."""
@@ -365,35 +343,7 @@ def _client(config: JudgeConfig, key: str) -> AsyncOpenAI:
     except ValueError:
         sound = False
     except Exception as error:  # the library's own: an unusable proxy or address in the environment
-        raise InputError(f"{config.base_url}: no connection can be made ({_first_line(error)}); mend it") from error
+        raise InputError(f"{config.base_url}: no connection can be made ({first_line(error)}); mend it") from error
     if not sound:
         raise InputError(f"{config.base_url}: not a server's address; give one such as http://127.0.0.1:8000/v1")
     return client
-
-
-async def _leave(client: AsyncOpenAI) -> None:
-    """Leave no task and no connection behind."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(10):
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await client.close()
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that the server asks to wait, as a number or a date; 0 where it does not say."""
-    value = headers.get("retry-after", "")
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError, OverflowError):
-        return 0.0
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
