@@ -12,8 +12,9 @@ from sklearn.metrics import cohen_kappa_score
 
 from keel import cli
 from keel.data.formats import read_pairs
-from keel.data.store import Store
+from keel.data.store import Store, said_key
 from keel.data.text import prompt_key
+from keel.records import Answer, Judgment, Preference
 
 ROWS = [
     {"prompt": "a?", "chosen": "yes, of course", "rejected": "no", "margin": 2.0},
@@ -203,6 +204,17 @@ def test_training_on_a_store_records_which_judgments(keel, train, configure, fil
     changed = json.loads((later.folder / "manifest.json").read_text())
     assert changed["judgments"] == 38
     assert changed["data_hash"] != manifest["data_hash"]
+
+
+def test_answers_that_were_cut_when_they_were_drawn_are_noted_in_training(train, configure, store_source):
+    with Store(store_source, create=True) as store:
+        for i in range(8):
+            answers = Answer("right", truncated=i < 3), Answer("wrong")
+            judgment = Judgment(f"{i}?", answers, Preference("first"))
+            store.append([(said_key(judgment), judgment)])
+    found = train("dpo", config=configure("dpo", data=store_source))
+    count, _ = found.summary["rows"]["notes"]["an answer was drawn up to a length limit: it gets no EOS"]
+    assert count == 3
 
 
 def test_labels_of_a_model_stay_marked(keel, train, configure, tmp_path, write_rows, capfd):

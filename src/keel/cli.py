@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "best-of-n": ("BestOfNConfig", "keel.methods.best_of_n:best_of_n", "sample N, keep the best by a reward"),
     "generate": ("GenerateConfig", "keel.methods.best_of_n:generate", "sample completions from any model"),
     "collect": ("CollectConfig", "keel.collect:collect", "draw answers, have them judged, keep both in a store"),
+    "data check": ("DataCheckConfig", "keel.evaluation.audit:check", "whether data are fit to train on, and why not"),
     "data convert": ("DataConvertConfig", "keel.curation:convert", "any format into any other, or into a store"),
     "data stats": ("DataStatsConfig", "keel.curation:show_stats", "what judgments there are, and how they lean"),
     "data agreement": ("DataAgreementConfig", "keel.curation:show_agreement", "how far raters agree, beyond chance"),

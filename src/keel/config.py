@@ -317,6 +317,28 @@ class DataAgreementConfig(DataConfig):
     """How far raters agree on the same answers: per cent, Cohen's and Fleiss' kappa, Krippendorff's alpha."""
 
 
+class DataCheckConfig(DataConfig, Machine):
+    """Whether data are fit to train on: rows that are wrong, leaks, biases, personal data, and pairs against a model.
+
+    Exit code 2 where a training command would refuse them.
+    """
+
+    data: str
+    """Pairs, judgments, demonstrations or prompts: a file, `store:FILE.db`, a database URL, a hub data set."""
+    model: str | None = None
+    """Model to train on them: its tokenizer and template are tried, and pairs compared with its own answers."""
+    eval_data: str | None = None
+    """Data to be held out; what stands in both is a leak."""
+    page: Path | None = None
+    """HTML page to write."""
+    max_length: Count = 1024
+    """Tokens of prompt and completion together in training."""
+    temperature: Positive = 1.0
+    """At which the model draws its own answers."""
+    compare: Count = 400
+    """Pairs to compare with the model's own, drawn at random; copies of the model are trained on them, six times."""
+
+
 class DataConvertConfig(Reading):
     """Write data in another format, or into a store. What the target cannot hold is refused, not dropped."""
 

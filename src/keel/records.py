@@ -63,7 +63,8 @@ class Pair:
     """A preference: `chosen` was judged better than `rejected`.
 
     `margin` >= 0 says by how much (graded labels; 0 = not graded): the reward model's logit must exceed it.
-    `ai` says that a model gave the label (AI feedback: what is trained on it is RLAIF).
+    `ai` says that a model gave the label (AI feedback: what is trained on it is RLAIF). `cut` says of each answer, the
+    chosen one first, that it was drawn up to a length limit: it has no end. `writers` names the models that wrote them.
     """
 
     prompt: Prompt
@@ -72,6 +73,8 @@ class Pair:
     margin: float = 0.0
     origin: Origin = field(default_factory=Origin)
     ai: bool = False
+    cut: tuple[bool, bool] = (False, False)
+    writers: str = ""
 
 
 @dataclass(slots=True)

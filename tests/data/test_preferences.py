@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from keel.data.preferences import derive
-from keel.records import Answer, Judgment, Preference, Score
+from keel.records import Answer, Judgment, Preference, Ranking, Score
 
 
 def votes(outcomes: str) -> list[Judgment]:
@@ -51,3 +51,24 @@ def test_scores_in_different_dimensions_are_no_contest_and_are_counted():
     ]
     derived = derive(judgments)
     assert (derived.pairs, derived.neutral) == ([], {"answers scored in different dimensions": 1})
+
+
+def test_a_pair_knows_which_answers_were_cut_and_who_wrote_them():
+    answers = Answer("a", model="one", truncated=True), Answer("b", model="two"), Answer("c")
+    shown = [Judgment("p", (answers[0], answers[1]), Preference("second"))]
+    (pair,) = derive(shown).pairs
+    assert (pair.chosen, pair.cut, pair.writers) == ("b", (False, True), "one and two")
+    (pair,) = derive([Judgment("p", (answers[2], answers[0]), Preference("second"))]).pairs
+    assert (pair.chosen, pair.cut, pair.writers) == ("a", (True, False), "one")
+    ranked = derive([Judgment("p", answers, Ranking((2, 1, 3)))]).pairs
+    assert [(p.chosen, p.rejected, p.cut) for p in ranked] == [
+        ("b", "a", (False, True)),
+        ("a", "c", (True, False)),
+        ("b", "c", (False, False)),
+    ]
+    scored = [Judgment("p", (answer,), Score(i), rater="r") for i, answer in enumerate(answers)]
+    assert [(p.chosen, p.cut) for p in derive(scored).pairs] == [
+        ("b", (False, True)),
+        ("c", (False, True)),
+        ("c", (False, False)),
+    ]

@@ -121,6 +121,18 @@ def test_a_cut_completion_has_no_eos_and_says_so(text_of, kind):
         assert EOS not in cut.ids
 
 
+@pytest.mark.parametrize("kind", ["plain", "chat"])
+def test_an_answer_that_was_drawn_up_to_a_limit_gets_no_eos(text_of, kind):
+    text = text_of(kind)
+    prompt = "what can" if kind == "plain" else [{"role": "user", "content": "what can"}]
+    ended = text.encode(Pair(prompt, "teddy do", "nap"), 1000)
+    cut = text.encode(Pair(prompt, "teddy do", "nap", cut=(False, True)), 1000)
+    assert cut.completions[0].ids == ended.completions[0].ids
+    assert cut.completions[1].ids == ended.completions[1].ids[:-1]
+    assert EOS not in cut.completions[1].ids
+    assert [c.truncated for c in cut.completions] == [False, True]
+
+
 def test_a_prompt_that_fills_the_limit_is_refused_with_its_row(text_of):
     text = text_of()
     length = len(text.prompt_ids("what can teddy do?"))

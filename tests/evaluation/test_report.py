@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keel.evaluation import figures, report
+from keel.evaluation import drawing, report
 from keel.evaluation.answers import turned_down
 from keel.evaluation.figures import value_of
 
@@ -186,7 +186,7 @@ def test_figures_take_their_colours_from_the_page(page):
     assert page.count("<style") == 1  # matplotlib's own would hold for the whole page
     for figure in figures:
         assert re.findall(r"#[0-9a-f]{6}", figure) == []
-        assert set(re.findall(r"var\(--([a-z-]+)\)", figure)) <= set(report.figures.TOKENS)
+        assert set(re.findall(r"var\(--([a-z-]+)\)", figure)) <= set(drawing.TOKENS)
 
 
 # --- figures in words -------------------------------------------------------------------------------
@@ -382,7 +382,7 @@ def test_missing_and_odd_values_are_tolerated():
 def test_the_last_batch_does_not_pull_the_moving_mean():
     """It may hold three pairs; at the beginning, where curves are steep, the line begins with the first batch."""
     rising = np.arange(30.0)
-    smooth = figures._smooth(np.append(rising, 100.0), 4)
+    smooth = drawing.smooth(np.append(rising, 100.0), 4)
     assert smooth[0] == 0
     assert smooth[10] == 10
     assert smooth[-1] == pytest.approx((26 + 27 + 28 + 29 + 100) / 5)

@@ -34,6 +34,7 @@ from keel.records import Demonstration, Judgment, Origin, Pair, PromptRow, RowCo
 __all__ = [
     "file_hash",
     "identify",
+    "kind_of",
     "open_demonstrations",
     "open_judgments",
     "read_demonstrations",
@@ -185,6 +186,22 @@ def read_prompts(
     return records, counts, chosen.name
 
 
+def kind_of(source: str, format: str | None = None) -> str:
+    """Whether a source holds judgments ("pairs", a store too), "demonstrations", or "prompts" alone.
+
+    Raises `InputError` as reading pairs would where it holds none of them.
+    """
+    if is_store(source):
+        return "pairs"
+    readable = [row for _, row in _head(read_rows(source)) if isinstance(row, dict)]
+    columns = {column: None for row in readable for column in row}
+    for name, known in (("pairs", JUDGED), ("demonstrations", DEMONSTRATED), ("prompts", PROMPTED)):
+        if _match([f for f in known if format in (None, f.name)], columns, readable, looks=format is None):
+            return name
+    _open(PAIRS, source, format, None)
+    raise AssertionError("what matches no format is refused")
+
+
 def identify(source: str) -> dict[str, object]:
     """What a manifest says of data: the file's hash, or exactly which judgments of a store there were."""
     if not is_store(source):
@@ -248,8 +265,9 @@ def _contests(source: str, format: str | None, limit: int | None) -> tuple[Itera
 
 
 def _of_store(source: str) -> Iterator[list[Judgment]]:
+    """A prompt's judgments at a time; what counts as a row's number is the judgment's in the store."""
     with Store(source) as store:
-        for group in store.groups():
+        for group in store.groups(numbered=True):
             yield [judgment for _, judgment in group]
 
 

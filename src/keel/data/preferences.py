@@ -10,7 +10,8 @@ The rules, for all judgments of one prompt:
 3. Where several named raters voted on the same two answers, what most of them say makes one pair, with the mean margin
    of those who say it. Where as many prefer one as the other, or most prefer neither, there is none. Without names
    every vote is a pair of its own.
-4. A tie and two bad answers make no pair. They are no faults either: they are told apart from rows that are wrong.
+4. An answer that was drawn up to a length limit stays marked as cut: training gives it no EOS.
+5. A tie and two bad answers make no pair. They are no faults either: they are told apart from rows that are wrong.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from itertools import combinations
 from statistics import fmean
 
 from keel.data.text import prompt_key
-from keel.records import Judgment, Pair, Preference, Prompt, Ranking, Score
+from keel.records import Answer, Judgment, Pair, Preference, Prompt, Ranking, Score
 
 OVERALL = "overall"
 TIE, BOTH_BAD, SPLIT, ALONE = "tie", "both bad", "raters split evenly", "one answer alone"
@@ -41,8 +42,8 @@ class Derived:
 class _Vote:
     """`sign` is 1 where the first is better, -1 where the second is, 0 where neither: then `why` says why."""
 
-    first: str
-    second: str
+    first: Answer
+    second: Answer
     sign: int
     margin: float
     why: str
@@ -56,7 +57,7 @@ def derive(judgments: Sequence[Judgment]) -> Derived:
     contests: dict[frozenset[str], list[_Vote]] = defaultdict(list)
     derived = Derived()
     for vote in _votes(judgments, derived):
-        contests[frozenset((vote.first, vote.second))].append(vote)
+        contests[frozenset((vote.first.text, vote.second.text))].append(vote)
     for votes in contests.values():
         named = {v.judgment.rater for v in votes if v.judgment.rater}
         _majority(votes, derived) if len(named) > 1 else _each(votes, derived)
@@ -87,7 +88,7 @@ def _each(votes: list[_Vote], derived: Derived) -> None:
 
 def _majority(votes: list[_Vote], derived: Derived) -> None:
     """One pair of what most say, each vote read in the order of the first."""
-    signs = [v.sign if v.first == votes[0].first else -v.sign for v in votes]
+    signs = [v.sign if v.first.text == votes[0].first.text else -v.sign for v in votes]
     lead = sum(signs)
     neither = [v.why for v, sign in zip(votes, signs, strict=True) if not sign]
     if lead == 0 or len(neither) > sum(sign * lead > 0 for sign in signs):
@@ -100,7 +101,16 @@ def _majority(votes: list[_Vote], derived: Derived) -> None:
 
 def _pair(vote: _Vote, margin: float, ai: bool) -> Pair:
     chosen, rejected = (vote.first, vote.second) if vote.sign > 0 else (vote.second, vote.first)
-    return Pair(vote.judgment.prompt, chosen, rejected, margin, vote.judgment.origin, ai)
+    return Pair(
+        vote.judgment.prompt,
+        chosen.text,
+        rejected.text,
+        margin,
+        vote.judgment.origin,
+        ai,
+        (chosen.truncated, rejected.truncated),
+        " and ".join(sorted({chosen.model, rejected.model} - {""})),
+    )
 
 
 def _votes(judgments: Sequence[Judgment], derived: Derived) -> Iterator[_Vote]:
@@ -108,12 +118,12 @@ def _votes(judgments: Sequence[Judgment], derived: Derived) -> Iterator[_Vote]:
     for judgment in judgments:
         match judgment.verdict:
             case Preference(outcome, strength):
-                first, second = (a.text for a in judgment.answers)
+                first, second = judgment.answers
                 sign = {"first": 1, "second": -1}.get(outcome, 0)
                 yield _Vote(first, second, sign, strength, BOTH_BAD if outcome == "both_bad" else TIE, judgment)
             case Ranking(ranks):
                 for (a, rank), (b, other) in combinations(zip(judgment.answers, ranks, strict=True), 2):
-                    yield _Vote(a.text, b.text, (other > rank) - (other < rank), 0.0, TIE, judgment)
+                    yield _Vote(a, b, (other > rank) - (other < rank), 0.0, TIE, judgment)
             case Score():
                 scored[judgment.rater].append(judgment)
     for group in scored.values():
@@ -137,7 +147,8 @@ def _votes_of_scores(group: list[Judgment], derived: Derived) -> Iterator[_Vote]
             derived.neutral[APART] += 1
             continue
         lead = fmean(table[a][d] - table[b][d] for d in shared)
-        yield _Vote(a, b, (lead > 0) - (lead < 0), abs(lead), TIE, last[a])
+        first, second = last[a].answers[0], last[b].answers[0]
+        yield _Vote(first, second, (lead > 0) - (lead < 0), abs(lead), TIE, last[a])
 
 
 # --- listwise -------------------------------------------------------------------------------------

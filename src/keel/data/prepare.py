@@ -13,6 +13,7 @@ from keel.errors import InputError
 from keel.records import Bundle, Demonstration, Pair, PromptRow, RowCounts
 
 Row = TypeVar("Row", PromptRow, Demonstration, Pair)
+Record = TypeVar("Record", bound=PromptRow | Demonstration | Pair)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,20 @@ def encode(
     source: str,
 ) -> list[Bundle]:
     """Tokenise rows; those that cannot be are dropped with a count, and refused past the share."""
-    bundles: list[Bundle] = []
+    done, first_error = tokenise(rows, counts, text, max_length)
+    if not done or counts.dropped_total > max_bad_share * counts.read:
+        raise InputError(
+            f"{source}: {counts.dropped_total} of {counts.read} rows are unusable ({checks.reasons(counts)}), "
+            f"above the limit of {max_bad_share:.0%}; {first_error or 'mend them'}; or raise --max-bad-share"
+        )
+    return [bundle for _, bundle in done]
+
+
+def tokenise(
+    rows: Sequence[Record], counts: RowCounts, text: Text, max_length: int
+) -> tuple[list[tuple[Record, Bundle]], str]:
+    """The rows that are tokens, with their bundles, and what was wrong with the first of the others; all counted."""
+    done: list[tuple[Record, Bundle]] = []
     first_error = ""
     for row in rows:
         try:
@@ -127,15 +141,12 @@ def encode(
         if len(bundle.completions) == 2 and bundle.completions[0].ids == bundle.completions[1].ids:
             _drop(counts, "both answers are the same tokens within the length limit", row.origin.row)
             continue
-        if any(c.truncated for c in bundle.completions):
+        if isinstance(row, Pair) and any(row.cut):
+            counts.note("an answer was drawn up to a length limit: it gets no EOS", row.origin.row)
+        elif any(c.truncated for c in bundle.completions):
             counts.note("completion cut at the length limit", row.origin.row)
-        bundles.append(bundle)
-    if not bundles or counts.dropped_total > max_bad_share * counts.read:
-        raise InputError(
-            f"{source}: {counts.dropped_total} of {counts.read} rows are unusable ({checks.reasons(counts)}), "
-            f"above the limit of {max_bad_share:.0%}; {first_error or 'mend them'}; or raise --max-bad-share"
-        )
-    return bundles
+        done.append((row, bundle))
+    return done, first_error
 
 
 def _drop(counts: RowCounts, reason: str, row: int) -> None:

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import groupby, islice
@@ -188,8 +188,13 @@ class Store:
 
     # --- reading ----------------------------------------------------------------------------------
 
-    def groups(self, *conditions: sa.ColumnElement[bool]) -> Iterator[list[tuple[bytes, Judgment]]]:
-        """All judgments that hold and are wanted, a prompt at a time, each prompt's in the order in which they came."""
+    def groups(
+        self, *conditions: sa.ColumnElement[bool], numbered: bool = False
+    ) -> Iterator[list[tuple[bytes, Judgment]]]:
+        """All judgments that hold and are wanted, a prompt at a time, each prompt's in the order in which they came.
+
+        Their origin is the row that they were imported from or, with `numbered`, their number in the store.
+        """
         first, second = answers.alias("first_answer"), answers.alias("second_answer")
         statement = (
             sa.select(
@@ -211,7 +216,11 @@ class Store:
             for _, group in groupby(rows, key=lambda row: row.prompt):
                 some = sorted(group, key=lambda row: row.id)
                 ranked = self._ranked(connection, [row.key for row in some if row.kind == "ranking"])
-                yield [(row.key, _judgment(row, ranked.get(row.key))) for row in some]
+                found = [(row.key, _judgment(row, ranked.get(row.key))) for row in some]
+                if numbered:
+                    places = [Origin(self.source, row.id) for row in some]
+                    found = [(key, replace(j, origin=at)) for (key, j), at in zip(found, places, strict=True)]
+                yield found
 
     def holding(self) -> list[sa.ColumnElement[bool]]:
         """Conditions of a query on judgments: neither a retraction nor retracted, and as the source's name asks."""

@@ -104,7 +104,8 @@ class Text:
     def encode(self, row: PromptRow | Demonstration | Pair, max_length: int) -> Bundle:
         """A record of a file as tokens.
 
-        A completion that does not fit into `max_length` beside its prompt is cut there and marked `truncated`.
+        A completion that does not fit into `max_length` beside its prompt is cut there and marked `truncated`; one that
+        was cut when it was drawn is marked, too.
         Raises `InputError` where the prompt leaves no room for a single token, or a completion goes on after an EOS.
         """
         prompt = self.prompt_ids(row.prompt)
@@ -118,16 +119,17 @@ class Text:
             case PromptRow():
                 texts = []
             case Demonstration():
-                texts = [row.completion]
+                texts = [(row.completion, False)]
             case Pair():
-                texts = [row.chosen, row.rejected]
-        completions = [self._cut(row.prompt, text, room) for text in texts]
+                texts = list(zip((row.chosen, row.rejected), row.cut, strict=True))
+        completions = [self._cut(row.prompt, text, room, endless) for text, endless in texts]
         margin = row.margin if isinstance(row, Pair) else 0.0
         return Bundle(prompt, completions, prompt=row.prompt, margin=margin, origin=row.origin)
 
-    def _cut(self, prompt: Prompt, text: str, room: int) -> Completion:
+    def _cut(self, prompt: Prompt, text: str, room: int, endless: bool) -> Completion:
         ids = self.completion_ids(prompt, text)
-        return Completion(ids[:room], truncated=len(ids) > room, text=text)
+        ids = ids[:-1] if endless else ids
+        return Completion(ids[:room], truncated=endless or len(ids) > room, text=text)
 
     def completion(self, ids: list[int], truncated: bool) -> Completion:
         """A completion record from sampled ids."""

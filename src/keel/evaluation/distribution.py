@@ -14,6 +14,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from keel import stats
+from keel.config import DataCheckConfig
 from keel.data.text import Text, prompt_key
 from keel.engine.batches import batch_of, steps_of
 from keel.engine.forward import in_batches, micro_batches, sequence_logps, token_logps
@@ -29,14 +31,26 @@ from keel.engine.optimizer import Optimizer
 from keel.engine.progress import Bar
 from keel.engine.run import generator
 from keel.engine.sampler import sample
-from keel.records import Bundle
+from keel.models import checkpoints
+from keel.records import Bundle, Pair
 from keel.stats import Estimate
 
 ON, OFF, BETWEEN, FEW = "on", "off", "between", "too few"
 ON_BELOW, OFF_ABOVE = 0.65, 0.75
 """On the model's distribution where AUC's interval ends below the one, off where it begins beyond the other."""
 FEWEST = 40
-"""Pairs of a source about which something is said."""
+"""Pairs of a source about which something is said; prompts in all."""
+HEADLINES = {
+    ON: "the pairs look like what the model says",
+    OFF: "the pairs do not look like what the model says",
+    BETWEEN: "the pairs look somewhat like what the model says",
+    FEW: "too few pairs to compare with the model",
+}
+OFF_MEANS = (
+    "DPO then moves the likelihood of answers that the model never gives: its margin grows, chosen answers become less"
+    " likely with it, and what it does say changes by chance. Fit the model to the chosen answers first (keel sft),"
+    " or collect pairs of its own (keel collect), or train a reward model on these and use PPO or best-of-N."
+)
 RATES = (1e-5, 1e-4, 1e-3)
 """Peak learning rates that are tried; what predicts the unseen half best is kept."""
 EPOCHS, BATCH = 2, 8
@@ -63,7 +77,21 @@ class Source:
             "verdict": self.verdict,
             "auc": self.auc.as_dict(),
             "nats_per_answer": self.nats.as_dict(),
+            "meaning": self.meaning(),
         }
+
+    def meaning(self) -> str:
+        """What the verdict means for who trains on these pairs."""
+        told = f"A pair of theirs is told from one of the model's own with AUC {self.auc}"
+        far = f"the model is at least {max(0.0, self.nats.mean):.1f} nats an answer from where they come from"
+        match self.verdict:
+            case "on":
+                return f"{told}: DPO compares what the model says itself."
+            case "off":
+                return f"{told}; {far}. {OFF_MEANS}"
+            case "between":
+                return f"{told}; {far}. DPO can use them; watch logps/chosen, and whether own samples get better."
+        return f"{self.pairs} pairs say nothing sure; give {FEWEST} or more."
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +135,8 @@ def examine(
     """Compare pairs (bundles of two completions) with the model's own samples for the same prompts.
 
     `sources[i]` says where pair i comes from. `temperature` is that at which the model would sample. Halves are split
-    by prompt. Costs two epochs of training on the pairs for each learning rate, and one pair of samples per prompt.
+    by prompt, and own samples cut at the length of a source's longest answer. Costs two epochs of training on the pairs
+    for each learning rate, and one pair of samples per prompt.
     """
     longest = max(len(c) for b in pairs for c in b.completions)
     with Bar("own samples", 2 * len(pairs)) as bar:
@@ -122,7 +151,8 @@ def examine(
             max_rows=max_rows,
             progress=bar.advance,
         )
-    own = [replace(b, prompt_ids=pair.prompt_ids) for b, pair in zip(drawn, pairs, strict=True)]
+    limits = {name: max(len(c) for b in _of(name, pairs, sources) for c in b.completions) for name in set(sources)}
+    own = [_cut(b, pair, limits[name]) for b, pair, name in zip(drawn, pairs, sources, strict=True)]
     judge = partial(_sums, temperature=temperature, micro_tokens=micro_tokens)
     before = judge(model, pairs), judge(model, own)
     after = _learned(model, pairs, own, judge, temperature, seed, micro_tokens)
@@ -144,7 +174,45 @@ def examine(
     )
 
 
+def compare(rows: Sequence[tuple[Pair, Bundle]], text: Text, config: DataCheckConfig) -> dict[str, Any] | None:
+    """`examine` for a random part of the pairs, with who wrote their answers (or their file) as sources, as figures.
+
+    None where there are too few. `histogram` counts pairs and own pairs by log-ratio, in nats, between shared edges.
+    """
+    order = torch.randperm(len(rows), generator=generator(config.seed, "pairs to compare"))[: config.compare].tolist()
+    some = [rows[at] for at in sorted(order)]
+    if len({prompt_key(pair.prompt) for pair, _ in some}) < FEWEST:
+        return None
+    model = checkpoints.load_policy(str(config.model), config)
+    found = examine(
+        model,
+        text,
+        [bundle for _, bundle in some],
+        [pair.writers or Path(pair.origin.file).name for pair, _ in some],
+        temperature=config.temperature,
+        seed=config.seed,
+        micro_tokens=config.micro_tokens,
+    )
+    every = np.array([found.ratios, found.own_ratios])
+    edges = np.histogram_bin_edges(np.clip(every, *np.quantile(every, (0.005, 0.995))), 32)
+    counts = [np.histogram(np.clip(side, edges[0], edges[-1]), edges)[0].tolist() for side in every]
+    histogram = {"edges": edges.tolist(), "pairs": counts[0], "own": counts[1]}
+    return found.as_dict() | {"temperature": config.temperature, "of": len(rows), "histogram": histogram}
+
+
 Floats = NDArray[np.float64]
+
+
+def _of(name: str, pairs: Sequence[Bundle], sources: Sequence[str]) -> list[Bundle]:
+    return [b for b, source in zip(pairs, sources, strict=True) if source == name]
+
+
+def _cut(drawn: Bundle, pair: Bundle, limit: int) -> Bundle:
+    """Own samples as if they had been drawn up to this many tokens, behind the pair's own prompt."""
+    completions = [
+        c if len(c) <= limit else replace(c, ids=c.ids[:limit], truncated=True, logps=None) for c in drawn.completions
+    ]
+    return replace(drawn, prompt_ids=pair.prompt_ids, completions=completions)
 
 
 def _sums(model: nn.Module, bundles: Sequence[Bundle], temperature: float, micro_tokens: int) -> Floats:

@@ -1,0 +1,390 @@
+"""`keel data check`: are these data fit to train on? What is wrong, where, and what to do about it.
+
+A finding has a level. `refused`: a training command refuses the data, and so does this one (exit code 2, after all has
+been told). `warning`: training goes on and its result may not be what one thinks. `note`: good to know.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from keel.config import DataCheckConfig
+from keel.data import bias, checks, formats, personal, prepare, survey
+from keel.data.files import write_json
+from keel.data.near import near_duplicates
+from keel.data.store import Store, is_store
+from keel.data.text import plain, prompt_key
+from keel.engine.progress import Bar, say
+from keel.errors import InputError
+from keel.records import Bundle, Demonstration, Pair, PromptRow, Result, RowCounts
+
+Level = Literal["refused", "warning", "note", "good"]
+Row = Pair | Demonstration | PromptRow
+
+STYLES: dict[Level, str] = {"refused": "bold red", "warning": "yellow", "note": "cyan", "good": "green"}
+"""From the worst to the best; how each looks on the screen."""
+
+LONGER_AT_LARGE = 0.62
+"""How often the longer answer wins in people's votes at large (FACTS 6): what lengths tell beyond that is a bias."""
+TELLS = 0.6
+"""A mark on the surface that tells the better answer more often than this, beyond its interval, is worth a warning."""
+LEANS = 0.05
+"""Sides lean where the first answer's share of wins is further than this from one half, beyond its interval."""
+FEWEST = 30
+"""Pairs from which a rate is worth a warning."""
+FIRST_ROWS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing to know: what it is, what it means and what to do, and the first rows where it stands."""
+
+    level: Level
+    title: str
+    text: str
+    rows: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Audit:
+    """All that was found; `figures` is what `--out` holds and the page is made of."""
+
+    findings: list[Finding] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def find(self, level: Level, title: str, text: str, rows: Sequence[int] = ()) -> None:
+        """Add a finding; of its rows the first are kept."""
+        self.findings.append(Finding(level, title, text, list(rows[:FIRST_ROWS])))
+
+
+def check(config: DataCheckConfig) -> Result | None:
+    """Look at everything, say it, write it where --out and --page want it, and refuse what training would refuse."""
+    began = time.perf_counter()
+    audit = examine(config)
+    audit.figures["seconds"] = round(time.perf_counter() - began, 3)
+    _tell(audit.findings)
+    if config.out is not None:
+        write_json(config.out, audit.figures)
+    if config.page is not None:
+        from keel.evaluation import data_page
+
+        data_page.write(audit.figures, config.page)
+        say(f"page: {config.page}")
+    refused = [finding.title for finding in audit.findings if finding.level == "refused"]
+    if refused:
+        raise InputError(f"{config.data}: training would refuse these data: {'; '.join(refused)}")
+    return None if config.out is None else Result(config.out, audit.figures)
+
+
+def _tell(findings: Sequence[Finding]) -> None:
+    """On the screen: level, title, rows; beneath it what it means."""
+    console = Console(highlight=False, soft_wrap=True)
+    for finding in findings:
+        rows = f"  rows {', '.join(map(str, finding.rows))}" if finding.rows else ""
+        line = Text(f"{finding.level:>8}", STYLES[finding.level]).append(f"  {finding.title}", "bold")
+        console.print(line.append(rows, "dim"))
+        console.print(Text(f"{'':10}{finding.text}"))
+
+
+def examine(config: DataCheckConfig) -> Audit:
+    """All checks that fit the data, in the order in which the page tells them."""
+    audit = Audit()
+    kind = formats.kind_of(config.data, config.format)
+    rows, counts, name = _read(kind, config.data, config.format, config.limit)
+    say(checks.summarise(counts, config.data, name).partition("\n")[0])  # the rest is told as findings
+    audit.figures |= {"command": "data check", "data": config.data, "kind": kind, "format": name}
+    audit.figures |= formats.identify(config.data)
+    if config.eval_data is not None:
+        _leaks(audit, rows, kind, config)
+    if kind == "pairs":
+        pairs = [row for row in rows if isinstance(row, Pair)]
+        _judged(audit, config)
+        _surface(audit, pairs)
+    _prompts(audit, rows)
+    _personal(audit, rows)
+    if config.model is not None:
+        _against_model(audit, rows, counts, config)
+    _fates(audit, counts, config.max_bad_share)
+    audit.findings.sort(key=lambda finding: list(STYLES).index(finding.level))
+    audit.figures |= {
+        "prompts": len({prompt_key(row.prompt) for row in rows}),
+        "rows": counts.as_dict(),
+        "findings": [asdict(finding) for finding in audit.findings],
+    }
+    return audit
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def _read(kind: str, source: str, format: str | None, limit: int | None) -> tuple[Sequence[Row], RowCounts, str]:
+    """Rows that a training command would use, whatever share of them is bad."""
+    if kind == "pairs":
+        pairs, counts, name = formats.read_pairs(source, format=format, limit=limit)
+        return checks.check_pairs(pairs, counts, 1.0, source), counts, name
+    if kind == "demonstrations":
+        demonstrations, counts, name = formats.read_demonstrations(source, format=format, limit=limit)
+        return checks.check_demonstrations(demonstrations, counts, 1.0, source), counts, name
+    prompts, counts, name = formats.read_prompts(source, format=format, limit=limit)
+    return checks.check_prompts(prompts, counts, 1.0, source), counts, name
+
+
+def _fates(audit: Audit, counts: RowCounts, max_bad_share: float) -> None:
+    """Rows that are dropped, those that are neutral, and those that are used and remarkable."""
+    share = counts.dropped_total / counts.read
+    for reason, (count, rows) in sorted(counts.dropped.items(), key=lambda item: -item[1][0]):
+        text = "Training leaves such rows out; mend them or take them away."
+        if reason == "contradictory pair":
+            text = "The same two answers stand both ways round. Training leaves out both; have them judged again."
+        audit.find("warning", f"{_rows(count)}: {reason}", text, rows)
+    if share > max_bad_share:
+        audit.find(
+            "refused",
+            f"{share:.1%} of the rows are bad",
+            f"Above {max_bad_share:.1%} something else is wrong with the file; mend it or raise --max-bad-share.",
+        )
+    for reason, (count, rows) in counts.neutral.items():
+        audit.find(
+            "note", f"{count:,} contests make no pair: {reason}", "No fault; they teach pair methods nothing.", rows
+        )
+    for what, (count, rows) in counts.notes.items():
+        audit.find("note", f"{_rows(count)}: {what}", "Used all the same.", rows)
+    if not counts.dropped:
+        audit.find("good", "every row can be read and used", f"{counts.read:,} rows read, {counts.used:,} used.")
+
+
+# --- prompts --------------------------------------------------------------------------------------
+
+
+def _leaks(audit: Audit, rows: Sequence[Row], kind: str, config: DataCheckConfig) -> None:
+    """Held-out prompts that also are in the data, word for word or nearly."""
+    other = str(config.eval_data)
+    held, counts, name = _read(formats.kind_of(other), other, None, None)
+    say(checks.summarise(counts, other, name))
+    here = {prompt_key(row.prompt) for row in rows if row.prompt}
+    exact = [row.origin.row for row in held if row.prompt and prompt_key(row.prompt) in here]
+    near = [held[at].origin.row for at in _near_across(rows, held) if prompt_key(held[at].prompt) not in here]
+    audit.figures["leak"] = {"eval_data": other, "rows": len(held), "exact": _some(exact), "near": _some(near)}
+    if exact:
+        text = f"Their prompts stand in {config.data}, too: what is measured on them is memory. Take one side away."
+        audit.find("refused", f"{len(exact):,} held-out rows of {other} leak", text, exact)
+    if near:
+        text = (
+            "Their prompts share most of their words with prompts of the data. Look at them, or split anew by prompt."
+        )
+        audit.find("warning", f"{len(near):,} held-out rows of {other} leak nearly", text, near)
+    if not exact and not near:
+        audit.find("good", "no held-out prompt stands in the data", f"Nor nearly: {len(held):,} rows of {other}.")
+
+
+def _near_across(rows: Sequence[Row], held: Sequence[Row]) -> list[int]:
+    """Held-out rows in a group with rows of the data."""
+    groups = near_duplicates([plain(row.prompt) for row in (*rows, *held)])
+    mixed = [group for group in groups if group[0] < len(rows) <= group[-1]]
+    return sorted(at - len(rows) for group in mixed for at in group if at >= len(rows))
+
+
+def _prompts(audit: Audit, rows: Sequence[Row]) -> None:
+    """Prompts that are asked nearly alike."""
+    firsts: dict[str, Row] = {}
+    for row in rows:
+        if row.prompt:
+            firsts.setdefault(prompt_key(row.prompt), row)
+    distinct = list(firsts.values())
+    groups = near_duplicates([plain(row.prompt) for row in distinct])
+    inside = sorted(distinct[at].origin.row for group in groups for at in group)
+    shown = [{"rows": [distinct[i].origin.row for i in g], "text": plain(distinct[g[0]].prompt)[:200]} for g in groups]
+    audit.figures["near_duplicates"] = {"groups": len(groups), "prompts": len(inside), "first": shown[:FIRST_ROWS]}
+    if groups:
+        many = "1 group" if len(groups) == 1 else f"{len(groups):,} groups"
+        text = f"They make {many} that share most of their words; a random split can put them on both sides."
+        audit.find("note", f"{len(inside):,} of {len(distinct):,} prompts are nearly alike", text, inside)
+
+
+def _personal(audit: Audit, rows: Sequence[Row]) -> None:
+    """E-mail addresses, phone and card numbers and the like, in prompts and answers, by kind."""
+    found: dict[str, list[int]] = {}
+    seen: dict[str, set[str]] = {}
+    with Bar("personal data", len(rows)) as bar:
+        for row in rows:
+            kinds: set[str] = set()
+            for text in _texts(row):
+                if text not in seen:
+                    seen[text] = {item.kind for item in personal.find(text)}
+                kinds |= seen[text]
+            for kind in kinds:
+                found.setdefault(kind, []).append(row.origin.row)
+            bar.advance()
+    audit.figures["personal"] = {kind: _some(numbers) for kind, numbers in sorted(found.items())}
+    if found:
+        counted = ", ".join(f"{len(numbers):,} with {_KINDS[kind]}" for kind, numbers in sorted(found.items()))
+        every = sorted({number for numbers in found.values() for number in numbers})
+        text = f"{counted}. A model can learn them by heart; keel collect --personal mask masks prompts."
+        audit.find("warning", f"personal data in {_rows(len(every))}", text, every)
+    else:
+        audit.find("good", "no personal data found", "Addresses, phone, card and account numbers were looked for.")
+
+
+_KINDS = {
+    "email": "an e-mail address",
+    "phone": "a phone number",
+    "card": "a card number",
+    "iban": "an IBAN",
+    "ip": "an IP address",
+}
+
+
+def _texts(row: Row) -> Iterator[str]:
+    if isinstance(row.prompt, str):
+        yield row.prompt
+    else:
+        yield from (turn["content"] for turn in row.prompt)
+    match row:
+        case Pair():
+            yield from (row.chosen, row.rejected)
+        case Demonstration():
+            yield row.completion
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
+
+
+def _some(rows: Sequence[int]) -> dict[str, Any]:
+    return {"count": len(rows), "rows": list(rows[:FIRST_ROWS])}
+
+
+# --- judgments ------------------------------------------------------------------------------------
+
+
+def _judged(audit: Audit, config: DataCheckConfig) -> None:
+    """Who judged, how far raters agree, and which side won."""
+    if is_store(config.data):
+        with Store(config.data) as store:
+            found = survey.count_store(store)
+            agreed = survey.agreement(survey.said_in_store(store))
+    else:
+        found = survey.count(_stream(config))
+        agreed = survey.agreement(said for judgment in _stream(config) for said in survey.said(judgment))
+    audit.figures |= {"survey": found.as_dict(), "agreement": [one.as_dict() for one in agreed]}
+    first = found.first_wins()
+    recorded = bool(first.n) and first.mean not in (0.0, 1.0)
+    audit.figures["sides_recorded"] = recorded
+    if recorded and first.n >= FEWEST and (first.low > 0.5 + LEANS or first.high < 0.5 - LEANS):
+        text = "Raters prefer a side, or one model always stands on it. Show each pair in a random order, or in both."
+        audit.find("warning", f"the answer shown first wins {first.mean:.0%} of {first.n:,}", text)
+    elif recorded:
+        audit.find("good", "sides are balanced", f"The answer shown first wins {first} of {first.n:,}.")
+    elif first.n:
+        text = "The better answer always stands on the same side, so whether raters prefer a side cannot be told."
+        audit.find("note", "sides are not on record", text)
+    if found.ai_share().mean > 0:
+        text = "What is trained on them is RLAIF; manifests say so."
+        audit.find("note", f"{found.ai_share().mean:.0%} of the labels are a model's", text)
+    for one in agreed:
+        _agreed(audit, one)
+
+
+def _agreed(audit: Audit, one: survey.Agreement) -> None:
+    if not one.shared:
+        return
+    text = f"On {one.shared:,} shared ones they say the same {one.agree}; Krippendorff's alpha {one.alpha}."
+    if one.alpha.high < 0.2:
+        text += " Near chance: the guidelines do not tell raters what to prefer."
+        audit.find("warning", f"raters hardly agree ({one.dimension})", text)
+    else:
+        audit.find("note", f"raters' agreement ({one.dimension})", text)
+
+
+def _stream(config: DataCheckConfig) -> Iterator[Any]:
+    groups, _, _ = formats.open_judgments(config.data, config.format, config.limit)
+    return (judgment for group in groups for judgment in group)
+
+
+# --- what gives the better answer away ------------------------------------------------------------
+
+
+def _surface(audit: Audit, pairs: Sequence[Pair]) -> None:
+    """Length and other marks."""
+    found = bias.cues(pairs)
+    by_length = bias.length_only(pairs)
+    audit.figures["cues"] = [cue.as_dict() for cue in found]
+    audit.figures["length"] = {
+        "longer_wins": found[0].more.as_dict(),
+        "length_only": by_length.as_dict() if by_length else None,
+        "by_difference": [step.as_dict() for step in bias.by_difference(pairs)],
+    }
+    longer = f"The longer answer wins {found[0].more} of those of unequal length"
+    if by_length is not None and len(pairs) >= FEWEST:
+        said = f"{longer}; the two lengths alone tell the better answer {by_length} of the time, on unseen prompts."
+        if by_length.low > LONGER_AT_LARGE:
+            said += (
+                f" In people's votes at large it is {LONGER_AT_LARGE:.0%}: a reward model will learn length. Compare at"
+                " equal length, or train DPO with --length-alpha."
+            )
+            audit.find("warning", f"length alone tells {by_length.mean:.0%} of the pairs", said)
+        else:
+            audit.find("good", "length tells little", said)
+    for cue in found[1:]:
+        if cue.differ >= FEWEST and max(cue.right.low, 1 - cue.right.high) > TELLS:
+            side, share = ("chosen", cue.right.mean) if cue.right.mean > 0.5 else ("rejected", 1 - cue.right.mean)
+            text = (
+                f"It is in {cue.chosen:.0%} of the chosen and {cue.rejected:.0%} of the rejected answers; take it away."
+            )
+            audit.find("warning", f"a mark alone tells {share:.0%} of the pairs: {side} answers “{cue.name}”", text)
+    cut = found[-1]
+    if cut.chosen or cut.rejected:
+        text = f"{cut.chosen:.1%} of the chosen and {cut.rejected:.1%} of the rejected; in training they get no EOS."
+        audit.find("note", "answers were cut at a length limit when they were drawn", text)
+
+
+# --- against a model ------------------------------------------------------------------------------
+
+
+def _against_model(audit: Audit, rows: Sequence[Row], counts: RowCounts, config: DataCheckConfig) -> None:
+    """Do they fit its tokenizer and template, and do pairs look like what it says itself?"""
+    from keel.evaluation import distribution
+    from keel.models import checkpoints
+
+    text = checkpoints.load_text(str(config.model))
+    done, first_error = prepare.tokenise(rows, counts, text, config.max_length)
+    audit.figures |= {"model": config.model, "tokens": _token_counts([bundle for _, bundle in done])}
+    if first_error:
+        audit.find("note", "the first row that does not fit the model", first_error)
+    pairs = [(row, bundle) for row, bundle in done if isinstance(row, Pair)]
+    if not pairs:
+        return
+    found = distribution.compare(pairs, text, config)
+    if found is None:
+        few = f"Give {distribution.FEWEST} prompts or more, or raise --compare."
+        audit.find("note", distribution.HEADLINES[distribution.FEW], few)
+        return
+    audit.figures["distribution"] = found
+    levels: dict[str, Level] = {distribution.OFF: "warning", distribution.ON: "good"}
+    several = len(found["sources"]) > 1
+    for source in found["sources"] if several else [found]:
+        title = distribution.HEADLINES[source["verdict"]]
+        title = f"{source['name']}: {title}" if several else title
+        audit.find(levels.get(source["verdict"], "note"), title, source["meaning"])
+
+
+def _token_counts(bundles: Sequence[Bundle]) -> dict[str, Any]:
+    """Median, 95th percentile and most tokens of prompts and of completions by their place, and how many were cut."""
+    parts: dict[str, Iterable[int]] = {"prompt": [len(b.prompt_ids) for b in bundles]}
+    widest = max((len(b.completions) for b in bundles), default=0)
+    names = ("chosen", "rejected") if widest == 2 else ("completion",) * widest
+    parts |= {name: [len(b.completions[i]) for b in bundles] for i, name in enumerate(names)}
+    found: dict[str, Any] = {}
+    for name, values in parts.items():
+        numbers = np.array(list(values))
+        if len(numbers):
+            median, most = np.quantile(numbers, (0.5, 0.95))
+            found[name] = {"median": float(median), "p95": float(most), "max": int(numbers.max())}
+    return found | {"cut": sum(any(c.truncated for c in b.completions) for b in bundles), "rows": len(bundles)}
