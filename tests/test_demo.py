@@ -14,8 +14,10 @@ SMALL = demo.Sizes(
     lessons=3200,
     mismatched=64,
     demonstrations=640,
-    vote_prompts=32,
+    vote_prompts=48,
     few_votes=24,
+    second_opinions=60,
+    compared=48,
     held_out_pairs=48,
     held_out_prompts=40,
     curve_prompts=4,
@@ -71,7 +73,7 @@ def test_lanes_cost_the_time_of_the_longer_and_the_memory_of_all(told):
     steps = {s["name"]: s for s in summary["steps"]}
     stages = [
         [("sft",), ("prefer",)],
-        [("votes", "sixteen_answers"), ("many_answers",)],
+        [("votes", "check"), ("many_answers", "sixteen_answers")],
         [("reward", "ppo"), ("dpo", "overoptimise")],
         [("compare",), ("best_of_n_curve",)],
     ]
@@ -93,6 +95,19 @@ def test_the_report_is_there_and_holds_the_methods(told):
     _, folder = told
     page = (folder / "report.html").read_text()
     assert all(name in page for name in ("DPO", "PPO", "Best-of-16"))
+    assert 'href="data.html"' in page
+
+
+def test_the_votes_have_a_page_of_their_own(told):
+    _, folder = told
+    summary = json.loads((folder / "summary.json").read_text())
+    found = json.loads((folder / "data" / "check.json").read_text())
+    page = (folder / "data.html").read_text()
+    assert 50 <= summary["data"]["agreement"]["shared"] <= 60  # now and then the same person comes twice
+    assert found["length"]["length_only"]["n"] > 0
+    assert found["distribution"]["auc"]["low"] <= 0.65  # drawn from the very model that they are compared with
+    for words in ("How far raters agree", "Do the pairs look like what the model says?", "ength alone"):
+        assert words in page
 
 
 def test_a_second_call_reuses_every_step(told, capsys):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,20 @@ import torch
 
 from keel import objectives, stats, world
 from keel.collect import collect
-from keel.config import CollectConfig, DemoConfig, DPOConfig, Machine, PPOConfig, RewardConfig, SFTConfig
+from keel.config import (
+    CollectConfig,
+    DataCheckConfig,
+    DemoConfig,
+    DPOConfig,
+    Machine,
+    PPOConfig,
+    RewardConfig,
+    SFTConfig,
+)
 from keel.data import formats
 from keel.data.files import read_lines, write_json, write_lines
 from keel.data.preferences import derive
+from keel.data.store import Store, said_key
 from keel.data.text import Text
 from keel.engine import progress
 from keel.engine.forward import in_batches, scalars_at_end
@@ -36,6 +47,7 @@ from keel.engine.sampler import sample
 from keel.engine.scorers import RewardModelScorer
 from keel.errors import InputError, RunFailed
 from keel.evaluation import answers as verdict
+from keel.evaluation import audit
 from keel.methods import dpo, ppo, reward, sft
 from keel.models import checkpoints
 from keel.raters import Missing, Task
@@ -73,6 +85,10 @@ class Sizes:
     """Training prompts whose answers are shown to people for the reward model and DPO; all of them by default."""
     vote_answers: int = 3
     """Answers to each; people compare every two."""
+    second_opinions: int = 400
+    """Pairs that another person judges, too: how far people agree."""
+    compared: int = 150
+    """Pairs that are compared with what the SFT model says."""
     few_votes: int = 150
     """Pairs in the setting with little reward data."""
     held_out_pairs: int = 600
@@ -284,8 +300,9 @@ def votes(story: Story) -> dict[str, Any]:
         )
     )
     assert gathered is not None
-    pairs, counts, _ = formats.read_pairs(story.store)
     few = few_pairs(story)
+    second_opinions(story)
+    pairs, counts, _ = formats.read_pairs(story.store)
     policy = story.policy("sft")
     held_out = story.prompts[1]
     fresh = draw(story, policy, pick(story, held_out, sizes.held_out_pairs, "held-out pairs"), 2, "held-out pairs")
@@ -322,6 +339,42 @@ def few_pairs(story: Story) -> list[Pair]:
     misled = Simulated(story.seed, world.Population(length_bias=LOVE_OF_LENGTH)).rate(shown)
     judgments = [j for _, said in misled if not isinstance(said, Missing) for j in said]
     return [pair for j in judgments for pair in derive([j]).pairs][: story.sizes.few_votes]
+
+
+def second_opinions(story: Story) -> None:
+    """The first pairs judged by another person, so that agreement can be told."""
+    with Store(story.store) as store:
+        shown = (Task(j.prompt, *j.answers) for group in store.groups() for _, j in group)
+        others = Simulated(story.seed + 1).rate(list(islice(shown, story.sizes.second_opinions)))
+        store.append((said_key(j), j) for _, said in others if not isinstance(said, Missing) for j in said)
+
+
+def check_votes(story: Story) -> dict[str, Any]:
+    """The data's own page: agreement, what lengths tell, and whether the pairs look like what the SFT model says."""
+    config = DataCheckConfig(
+        data=story.store,
+        model=str(story.out / "sft"),
+        eval_data=story.file("held-out-pairs"),
+        temperature=TEMPERATURE,
+        compare=story.sizes.compared,
+        seed=story.seed,
+        micro_tokens=MICRO_TOKENS,
+        out=story.out / "data" / "check.json",
+        page=story.out / "data.html",
+    )
+    found = audit.check(config)
+    assert found is not None
+    figures = found.summary
+    distribution = figures.get("distribution") or {}
+    return {
+        "page": "data.html",
+        "rows": figures["rows"],
+        "prompts": figures["prompts"],
+        "warnings": [f["title"] for f in figures["findings"] if f["level"] == "warning"],
+        "agreement": figures["agreement"][0],
+        "length_only": figures["length"]["length_only"],
+        **{key: distribution.get(key) for key in ("verdict", "auc", "meaning")},
+    }
 
 
 def sixteen_answers(story: Story) -> dict[str, Any]:
@@ -600,10 +653,11 @@ STAGES: list[list[list[Step]]] = [
     [
         [
             ("votes", "pairs from the SFT model, judged by simulated people", votes),
-            ("sixteen_answers", "the SFT model's sixteen answers to each held-out prompt", sixteen_answers),
+            ("check", "the votes, checked before they train anything", check_votes),
         ],
         [
             ("many_answers", "the SFT model's 256 answers to each of 64 held-out prompts", many_answers),
+            ("sixteen_answers", "the SFT model's sixteen answers to each held-out prompt", sixteen_answers),
         ],
     ],
     [
@@ -709,6 +763,7 @@ def summarise(story: Story) -> dict[str, Any]:
         "world": f["world"],
         "weights": dict(world.WEIGHTS),
         "votes": f["votes"],
+        "data": f["check"],
         "sft": {
             **{k: rows["sft"][k] for k in ("gold_mean", "parsed", "dimensions")},
             "loss": f["sft"]["eval"].get("loss"),

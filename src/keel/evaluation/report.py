@@ -74,6 +74,7 @@ def render(summary: Row) -> str:
         turns=turns(summary),
         figures=drawings(summary, labels),
         learning=learning(summary.get("learning") or {}),
+        data=data_check(summary.get("data") or {}),
         reward=reward_model(summary),
         examples=examples(summary.get("examples") or [], labels),
         steps=steps(summary),
@@ -527,6 +528,30 @@ def steps(summary: Row) -> list[dict[str, Any]]:
         }
         for step, took in found
     ]
+
+
+def data_check(found: Row) -> Row | None:
+    """What the check of the votes found, in a few measures; the rest is on the data's own page."""
+    if not found:
+        return None
+    agreed: Row = found.get("agreement") or {}
+    shared = agreed.get("shared") or 0
+    auc = "AUC: 0.5 is how the model itself would write"
+    measures = [
+        ("Raters say the same", agreed.get("agree"), PERCENT, f"of the time, on {shared:,} pairs judged twice"),
+        ("Told by length alone", found.get("length_only"), PERCENT, f"of the pairs, where chance is 50{THIN}%"),
+        ("Pairs against the SFT model", found.get("auc"), PLAIN, auc),
+    ]
+    return {
+        "page": found["page"],
+        "warnings": found["warnings"],
+        "meaning": found.get("meaning") or "",
+        "measures": [
+            {"label": label, "main": bare(v, unit), "interval": interval(v, unit), "bar": bar(v), "hint": hint}
+            for label, raw, unit, hint in measures
+            for v in (value_of(raw),)
+        ],
+    }
 
 
 def facts(summary: Row) -> dict[str, Any]:
