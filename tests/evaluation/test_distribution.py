@@ -62,6 +62,14 @@ def neighbour(stories, openings):
     return other.requires_grad_(False)
 
 
+def test_pairs_to_compare_are_of_many_prompts():
+    keys = ["a"] * 50 + ["b"] * 50 + ["c", "d", "e"]
+    for seed in range(5):
+        assert {keys[at] for at in distribution._spread(keys, 5, seed)} == set("abcde")
+    assert distribution._spread(keys, 8, 0) != distribution._spread(keys, 8, 1)
+    assert distribution._spread(keys, 500, 0) == list(range(len(keys)))
+
+
 def divergence(model, other, bundles):
     """Nats per answer from `model` to the `other` that drew them."""
     ours, theirs = (torch.cat(in_batches(sequence_logps, m, bundles, 8192)) for m in (model, other))

@@ -41,7 +41,7 @@ def render(figures: Row) -> str:
         tiles=tiles(figures),
         findings=[{**found, "label": LEVELS[found["level"]], "rows": rows_of(found)} for found in figures["findings"]],
         fates=fates(figures["rows"]),
-        cues=[cue_line(cue) for cue in figures.get("cues") or []],
+        cues=[cue_line(cue) for cue in figures.get("cues") or [] if cue["differ"]],
         outcomes=outcomes(survey),
         raters=most([(rater["name"] or "not named", rater["judgments"]) for rater in survey.get("raters") or []]),
         models=most([(name or "not named", n) for name, n in (survey.get("models") or {}).items()]),

@@ -11,6 +11,7 @@ beside them.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -179,8 +180,7 @@ def compare(rows: Sequence[tuple[Pair, Bundle]], text: Text, config: DataCheckCo
 
     None where there are too few. `histogram` counts pairs and own pairs by log-ratio, in nats, between shared edges.
     """
-    order = torch.randperm(len(rows), generator=generator(config.seed, "pairs to compare"))[: config.compare].tolist()
-    some = [rows[at] for at in sorted(order)]
+    some = [rows[at] for at in _spread([prompt_key(pair.prompt) for pair, _ in rows], config.compare, config.seed)]
     if len({prompt_key(pair.prompt) for pair, _ in some}) < FEWEST:
         return None
     model = checkpoints.load_policy(str(config.model), config)
@@ -198,6 +198,17 @@ def compare(rows: Sequence[tuple[Pair, Bundle]], text: Text, config: DataCheckCo
     counts = [np.histogram(np.clip(side, edges[0], edges[-1]), edges)[0].tolist() for side in every]
     histogram = {"edges": edges.tolist(), "pairs": counts[0], "own": counts[1]}
     return found.as_dict() | {"temperature": config.temperature, "of": len(rows), "histogram": histogram}
+
+
+def _spread(keys: Sequence[str], most: int, seed: int) -> list[int]:
+    """That many indices drawn at random, of as many prompts as can be."""
+    times: Counter[str] = Counter()
+    drawn = []
+    for at in torch.randperm(len(keys), generator=generator(seed, "pairs to compare")).tolist():
+        drawn.append((times[keys[at]], at))
+        times[keys[at]] += 1
+    drawn.sort(key=lambda item: item[0])
+    return sorted(at for _, at in drawn[:most])
 
 
 Floats = NDArray[np.float64]

@@ -1,0 +1,56 @@
+"""Can pairs of a model be told from pairs of a neighbour, pair by pair? On the policies of a finished demo.
+
+For each neighbour of the SFT model: how many nats of KL an answer of it is away, the area under the curve of telling
+its pairs from the SFT model's own, and the same for a second draw of the SFT model's own, which cannot be told.
+
+    keel demo --out runs/demo
+    python studies/pairs_against_model.py --demo runs/demo
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from keel import stats
+from keel.config import Machine
+from keel.data.files import read_lines
+from keel.engine.run import generator
+from keel.engine.sampler import sample
+from keel.evaluation.answers import sequence_kl
+from keel.evaluation.distribution import examine
+from keel.models import checkpoints
+
+TEMPERATURE = 0.8
+"""At which the demo draws."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--demo", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--prompts", type=int, default=400)
+    parser.add_argument("--others", nargs="*", default=["sft", "dpo", "ppo", "pretrain"])
+    options = parser.parse_args()
+    machine = Machine(device="cpu", precision="fp32")
+    text = checkpoints.load_text(str(options.demo / "sft"))
+    prompts = [row["prompt"] for row in read_lines(options.demo / "data" / "prompts.jsonl")][: options.prompts]
+    model = checkpoints.load_policy(str(options.demo / "sft"), machine)
+    for name in options.others:
+        other = checkpoints.load_policy(str(options.demo / name), machine)
+        pairs = sample(
+            other,
+            text,
+            prompts,
+            2,
+            max_new_tokens=64,
+            temperature=TEMPERATURE,
+            generator=generator(1, f"pairs of {name}"),
+            max_rows=512,
+        )
+        away = stats.mean(sequence_kl(other, model, pairs, TEMPERATURE, 8192))
+        found = examine(model, text, pairs, [name] * len(pairs), temperature=TEMPERATURE)
+        print(f"{name}: {away} nats an answer away, AUC {found.whole.auc}: {found.whole.verdict}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
