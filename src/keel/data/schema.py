@@ -3,6 +3,8 @@
     prompts ──< answers          a prompt, and what was written to it, by whom, how, and how likely it was
        └──────< judgments >── raters         what was said of one or two answers, only ever appended
                     └──< places              of a ranking: each answer's place on the screen and its rank
+    tasks ──< shown                          what people are asked: answers to one prompt, and how many people
+       └────< turns >── accounts ──< sessions   a rater's turn at a task: lease, verdict, skip; who may sign in
 
 Keys are hashes of what a row says, so that the same prompt or answer is stored once whoever brings it, in whatever
 process, and two stores merge by union. A judgment's key names the event: a row of a file, an answer of a deterministic
@@ -110,12 +112,88 @@ places = Table(
 )
 
 
+# --- what people are asked, and who they are ------------------------------------------------------
+
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("key", key, nullable=False, unique=True),  # hash of what is asked: asked again, it is the same task
+    Column("kind", Text, nullable=False),  # pair, score or ranking
+    Column("prompt", key, ForeignKey("prompts.key"), nullable=False),
+    Column("dimension", Text, nullable=False),  # empty: all of the rubric's at once
+    Column("overlap", Integer, nullable=False),  # how many people are to judge it
+    Column("wants", Integer, nullable=False),  # overlap less those who have judged it or hold it
+    Column("begun", Boolean, nullable=False),  # somebody has had it
+    Column("gold", Text, nullable=False),  # JSON of the known verdict by dimension, or empty
+    Column("adjudicated", Boolean, nullable=False),
+)
+Index("open_tasks", tasks.c.begun, tasks.c.id, sqlite_where=tasks.c.wants > 0, postgresql_where=tasks.c.wants > 0)
+Index("gold_tasks", tasks.c.id, sqlite_where=tasks.c.gold != "", postgresql_where=tasks.c.gold != "")
+
+shown = Table(
+    "shown",
+    metadata,
+    Column("task", ForeignKey("tasks.id"), primary_key=True),
+    Column("place", SmallInteger, primary_key=True),
+    Column("answer", key, ForeignKey("answers.key"), nullable=False),
+)
+
+turns = Table(
+    "turns",
+    metadata,
+    Column("task", ForeignKey("tasks.id"), primary_key=True),
+    Column("rater", Text, primary_key=True),
+    Column("key", Text, nullable=False, unique=True),  # what the page calls it: random, so that none can be guessed
+    Column("state", Text, nullable=False),  # leased, expired, judged, skipped, flagged
+    Column("order", Text, nullable=False),  # places of the answers as they were shown, "10": sides flipped
+    Column("made", Float, nullable=False),
+    Column("expires", Float, nullable=False),
+    Column("done", Float),
+    Column("said", Text, nullable=False),  # JSON of the verdicts as they were given, in the order shown
+    Column("settled", Text, nullable=False),  # the same in the task's own order, without strength, to be compared
+    Column("judgments", Text, nullable=False),  # their keys in hexadecimal, with commas
+    Column("right", Float),  # of a gold task: share of dimensions as they should be
+    Column("seconds", Float),
+    Column("note", Text, nullable=False),
+)
+_leased = turns.c.state == "leased"
+Index("leases", turns.c.expires, sqlite_where=_leased, postgresql_where=_leased)
+Index("turns_of", turns.c.rater, turns.c.state, turns.c.done)
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("role", Text, nullable=False),  # rater, adjudicator, admin
+    Column("token", key, nullable=False, unique=True),  # its SHA-256 only
+    Column("made", Float, nullable=False),
+    Column("revoked", Float),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("key", key, primary_key=True),  # SHA-256 of what the cookie holds
+    Column("name", Text, ForeignKey("accounts.name"), nullable=False),
+    Column("csrf", Text, nullable=False),
+    Column("expires", Float, nullable=False),
+)
+
+settings = Table("settings", metadata, Column("name", Text, primary_key=True), Column("value", Text, nullable=False))
+
+
 def first_tables(connection: Connection) -> None:
-    """Version 1: everything above."""
-    metadata.create_all(connection)
+    """Version 1: prompts, answers and what was said of them."""
+    metadata.create_all(connection, [version, prompts, answers, raters, judgments, places])
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (first_tables,)
+def tables_of_tasks(connection: Connection) -> None:
+    """Version 2: what people are asked, and who they are."""
+    metadata.create_all(connection, [tasks, shown, turns, accounts, sessions, settings])
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (first_tables, tables_of_tasks)
 """Step n makes version n of version n - 1. A step is never changed once a store has gone through it."""
 
 

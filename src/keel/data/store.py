@@ -10,10 +10,11 @@ nothing: rows are named by what they say.
 from __future__ import annotations
 
 import json
+import threading
 import time
 import uuid
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
@@ -65,6 +66,7 @@ class Store:
             raise InputError(f"{self.source}: no such store; check the path, or collect or convert into it first")
         self._engine = _engine(url, self.source)
         self._writing = self._engine.execution_options(writes=True)
+        self._turn = threading.RLock()
         self._statements = {
             table: _insert_statement(table, self._engine.dialect) for table in schema.metadata.tables.values()
         }
@@ -75,7 +77,7 @@ class Store:
         if found > len(schema.MIGRATIONS):
             raise InputError(f"{self.source}: written by a newer Keel (store version {found}); update Keel")
         if found < len(schema.MIGRATIONS):
-            with self._errors(), self._writing.begin() as connection:
+            with self.writing() as connection:
                 schema.migrate(connection)
 
     def __enter__(self) -> Store:
@@ -108,9 +110,22 @@ class Store:
 
     def add(self, rows: Rows) -> int:
         """Add rows made by `rows_of`, in one transaction; returns how many judgments were new."""
-        with self._errors(), self._writing.begin() as connection:
-            counts = [self._insert(connection, table, new) for table, new in zip(TABLES, rows, strict=True)]
+        with self.writing() as connection:
+            return self.add_in(connection, rows)
+
+    def add_in(self, connection: sa.Connection, rows: Rows) -> int:
+        """The same within a transaction."""
+        counts = [self._insert(connection, table, new) for table, new in zip(TABLES, rows, strict=True)]
         return counts[TABLES.index(judgments)]
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """One transaction that writes: all of it or nothing. In one process SQLite's writers queue up here.
+
+        SQLite's own waiting for a lock sleeps ever longer between its looks.
+        """
+        with self._errors(), self._turn if self.sqlite else nullcontext(), self._writing.begin() as connection:
+            yield connection
 
     def _insert(self, connection: sa.Connection, table: sa.Table, rows: list[Row]) -> int:
         """Add the rows that are not there yet; returns how many.
@@ -130,7 +145,7 @@ class Store:
             for answer in drawn:
                 key = answer_key(prompt, answer)
                 written[key] = _answer_row(key, prompt, answer)
-        with self._errors(), self._writing.begin() as connection:
+        with self.writing() as connection:
             for table, rows in ((prompts, asked), (answers, written)):
                 self._insert(connection, table, [rows[key] for key in sorted(rows)])
 
@@ -145,7 +160,7 @@ class Store:
             .where(answers.c.sampling == _sampling(like), *(column == value for column, value in written))
             .order_by(answers.c.draw)
         )
-        return [_answer(row, "a") for row in self.read(statement)]
+        return [answer_of(row, "a") for row in self.read(statement)]
 
     def said_by(self, rater: str) -> set[bytes]:
         """Keys of all that a rater's judgments are about: so that no judge is asked the same twice."""
@@ -156,22 +171,24 @@ class Store:
 
     def retract(self, key: bytes, comment: str = "") -> None:
         """Say that a judgment no longer holds; it stays in the store, and counts nowhere."""
-        with self._errors(), self._writing.begin() as connection:
-            row = connection.execute(sa.select(judgments).where(judgments.c.key == key)).mappings().one_or_none()
-            if row is None or row["kind"] == RETRACTION:
-                raise InputError(
-                    f"{self.source}: no judgment {key.hex()} to retract; give the key of one that is stored"
-                )
-            kept = {name: row[name] for name in ("prompt", "dimension", "rater", "rubric")}
-            said = {"kind": RETRACTION, "retracts": key, "comment": comment, "made": time.time()}
-            blank = {"key": _below(row["prompt"], b"retraction", key), "raw": "", "extra": "", "file": "", "row": 0}
-            retraction = tuple((kept | said | blank).get(name) for name in JUDGMENT_COLUMNS)
-            self._insert(connection, judgments, [retraction])
+        with self.writing() as connection:
+            self.retract_in(connection, key, comment)
+
+    def retract_in(self, connection: sa.Connection, key: bytes, comment: str = "") -> None:
+        """The same within a transaction."""
+        row = connection.execute(sa.select(judgments).where(judgments.c.key == key)).mappings().one_or_none()
+        if row is None or row["kind"] == RETRACTION:
+            raise InputError(f"{self.source}: no judgment {key.hex()} to retract; give the key of one that is stored")
+        kept = {name: row[name] for name in ("prompt", "dimension", "rater", "rubric")}
+        said = {"kind": RETRACTION, "retracts": key, "comment": comment, "made": time.time()}
+        blank = {"key": _below(row["prompt"], b"retraction", key), "raw": "", "extra": "", "file": "", "row": 0}
+        retraction = tuple((kept | said | blank).get(name) for name in JUDGMENT_COLUMNS)
+        self._insert(connection, judgments, [retraction])
 
     def forget(self, rater: str) -> int:
         """Erase a person: name, judgments, comments. Returns how many judgments there were; InputError if none."""
         theirs = sa.select(judgments.c.key).where(judgments.c.rater == rater)
-        with self._errors(), self._writing.begin() as connection:
+        with self.writing() as connection:
             if connection.scalar(sa.select(sa.func.count()).where(raters.c.name == rater)) == 0:
                 known = ", ".join(connection.scalars(sa.select(raters.c.name).order_by(raters.c.name).limit(8)))
                 raise InputError(f"{self.source}: no rater {rater!r}; there are {known or 'none'}")
@@ -246,13 +263,13 @@ class Store:
                 .order_by(places.c.judgment, places.c.place)
             )
             for row in connection.execute(statement):
-                found.setdefault(row.judgment, []).append((_answer(row, "a"), row.rank))
+                found.setdefault(row.judgment, []).append((answer_of(row, "a"), row.rank))
         return found
 
     def prompts(self) -> Iterator[PromptRow]:
         """Every prompt, in the order of their keys."""
         for row in self.stream(sa.select(prompts).order_by(prompts.c.key)):
-            yield PromptRow(_prompt(row), Origin(row.file, row.row))
+            yield PromptRow(prompt_of(row), Origin(row.file, row.row))
 
     def identity(self) -> tuple[int, str, str]:
         """Exactly which judgments hold and are wanted: how many, their ids ("1-6240,6300"), a hash of their keys."""
@@ -287,7 +304,7 @@ class Store:
             with other._errors(), other._engine.connect() as connection:
                 found = connection.execution_options(yield_per=CHUNK).execute(sa.select(*columns).order_by(*order))
                 for some in found.partitions(CHUNK):
-                    with self._errors(), self._writing.begin() as mine:
+                    with self.writing() as mine:
                         count = self._insert(mine, table, [tuple(row) for row in some])
                     added += count if table is judgments else 0
         return added
@@ -520,11 +537,11 @@ def _judgment_row(key: bytes, prompt: bytes, shown: Sequence[bytes], j: Judgment
     return key, *said, *by, j.origin.file, j.origin.row, time.time(), None
 
 
-def _prompt(row: Any) -> Prompt:
+def prompt_of(row: Any) -> Prompt:
     return json.loads(row.content) if row.chat else row.content  # type: ignore[no-any-return]
 
 
-def _answer(row: Any, name: str) -> Answer:
+def answer_of(row: Any, name: str) -> Answer:
     """The answer in the columns that begin with its name."""
     sampling = getattr(row, f"{name}_sampling")
     return Answer(
@@ -544,14 +561,14 @@ def _judgment(row: Any, ranked: list[tuple[Answer, int]] | None) -> Judgment:
     verdict: Preference | Score | Ranking
     match row.kind:
         case "preference":
-            shown, verdict = (_answer(row, "a"), _answer(row, "b")), Preference(row.outcome, row.value)
+            shown, verdict = (answer_of(row, "a"), answer_of(row, "b")), Preference(row.outcome, row.value)
         case "score":
-            shown, verdict = (_answer(row, "a"),), Score(row.value)
+            shown, verdict = (answer_of(row, "a"),), Score(row.value)
         case _:
             assert ranked is not None
             shown, verdict = tuple(a for a, _ in ranked), Ranking(tuple(rank for _, rank in ranked))
     return Judgment(
-        _prompt(row),
+        prompt_of(row),
         shown,
         verdict,
         rater=row.rater,

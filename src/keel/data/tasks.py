@@ -1,0 +1,452 @@
+"""What people are asked: tasks over a store, handed out one turn at a time, each to as many people as it wants.
+
+A task is one, two or more answers to one prompt. A *turn* is one rater at one task: leased until a moment, then judged,
+skipped, flagged or expired. `wants` of a task counts the people that it still waits for; handing it out takes one,
+letting it go gives one back, both in the transaction that changes the turn. So nobody is handed what others hold beyond
+the overlap, a killed server loses no turn, and judging twice with one key stores one judgment.
+
+Tasks that somebody has begun come before fresh ones, so that overlap is soon complete. Tasks with a known verdict
+(gold) come up among the others, to every rater, and count towards nobody's overlap.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, islice
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from keel.data.schema import answers, prompts, settings, shown, tasks, turns
+from keel.data.store import Rows, Store, answer_key, answer_of, prompt_key, prompt_of, rows_of, said_key
+from keel.errors import InputError
+from keel.records import Answer, Judgment, Origin, Preference, Prompt, PromptRow, Ranking, RaterKind, Score, Verdict
+
+Kind = Literal["pair", "score", "ranking"]
+
+LEASED, EXPIRED, JUDGED, SKIPPED, FLAGGED = "leased", "expired", "judged", "skipped", "flagged"
+LOOK = 500
+"""Begun tasks that are looked through for one that a rater has not had, before a fresh one is taken."""
+ADJUDICATOR = " (adjudicator)"
+"""Behind the name of who decides where raters disagree: his word is told apart from his own ratings."""
+
+
+class GoneError(InputError):
+    """A turn that cannot be judged any more: its time was up and others took the task, or it was skipped."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewTask:
+    """What to ask: answers to a prompt, in their own order; `gold` holds the known outcome by dimension."""
+
+    prompt: Prompt
+    answers: Sequence[Answer]
+    kind: Kind = "pair"
+    dimension: str = ""
+    gold: Mapping[str, str] | None = None
+    origin: Origin = field(default_factory=Origin)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A task in a rater's hands: the answers as they are to be shown, the first one left."""
+
+    key: str
+    task: int
+    kind: Kind
+    prompt: Prompt
+    answers: tuple[Answer, ...]
+    dimension: str
+    """The one that is asked about; empty: all of the rubric's."""
+    seconds_left: float
+    said: Mapping[str, Any] | None = None
+    """Verdicts by dimension that were given before they were undone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one is, and all together; `total` counts people who are wanted over all tasks but gold ones."""
+
+    mine: int
+    mine_today: int
+    team: int
+    total: int
+    can_undo: bool
+
+
+class Queue:
+    """The tasks of a store."""
+
+    def __init__(self, store: Store, *, lease: float = 900.0, gold_every: int = 10) -> None:
+        """`lease` is seconds in which a rater is to judge; one in `gold_every` tasks is a gold one, while there are."""
+        self.store, self.lease, self.gold_every = store, lease, gold_every
+        self.seed = self._side_seed()
+        self._team = (0.0, 0, 0)
+
+    def _side_seed(self) -> str:
+        """What flips the sides, drawn once for each store and kept in it."""
+        with self.store.writing() as connection:
+            found = connection.scalar(sa.select(settings.c.value).where(settings.c.name == "side seed"))
+            if found is None:
+                found = secrets.token_hex(8)
+                connection.execute(sa.insert(settings).values(name="side seed", value=found))
+        return str(found)
+
+    # --- putting tasks in -------------------------------------------------------------------------
+
+    def add(self, found: Iterable[NewTask], overlap: int = 1) -> int:
+        """Put tasks in; returns how many are new. The same answers asked about again are the same task.
+
+        A task that is there already wants more people where `overlap` is higher than it was.
+        """
+        before = self._count()
+        source = iter(found)
+        while some := list(islice(source, 2_000)):
+            self.store.add_answers((PromptRow(task.prompt, task.origin), task.answers) for task in some)
+            with self.store.writing() as connection:
+                for task in some:
+                    self._add(connection, task, overlap)
+        self._team = (0.0, 0, 0)
+        return self._count() - before
+
+    def _count(self) -> int:
+        return int(self.store.read(sa.select(sa.func.count()).select_from(tasks))[0][0])
+
+    def _add(self, connection: sa.Connection, task: NewTask, overlap: int) -> None:
+        prompt = prompt_key(task.prompt)
+        keys = [answer_key(prompt, answer) for answer in task.answers]
+        key = hashlib.sha256(b"\xff".join([task.kind.encode(), task.dimension.encode(), *sorted(keys)])).digest()[:20]
+        columns = tasks.c.id, tasks.c.overlap, tasks.c.gold
+        there = connection.execute(sa.select(*columns).where(tasks.c.key == key)).first()
+        if there is not None:
+            if overlap > there.overlap and not there.gold:
+                more = tasks.c.wants + (overlap - there.overlap)
+                connection.execute(sa.update(tasks).where(tasks.c.id == there.id).values(overlap=overlap, wants=more))
+            return
+        gold = json.dumps(dict(task.gold)) if task.gold else ""
+        made = connection.execute(
+            sa.insert(tasks)
+            .values(
+                key=key,
+                kind=task.kind,
+                prompt=prompt,
+                dimension=task.dimension,
+                overlap=overlap,
+                wants=0 if gold else overlap,
+                begun=False,
+                gold=gold,
+                adjudicated=False,
+            )
+            .returning(tasks.c.id)
+        ).scalar_one()
+        connection.execute(
+            sa.insert(shown), [{"task": made, "place": place, "answer": answer} for place, answer in enumerate(keys)]
+        )
+
+    # --- handing out ------------------------------------------------------------------------------
+
+    def next(self, rater: str) -> Turn | None:
+        """What a rater is to judge now: what he holds already, else the next task that he has not had."""
+        now = time.time()
+        with self.store.writing() as connection:
+            self._sweep(connection, now)
+            held = connection.execute(
+                sa.select(turns.c.task).where(turns.c.rater == rater, turns.c.state == LEASED).order_by(turns.c.made)
+            ).first()
+            task = held.task if held else self._pick(connection, rater)
+            if task is None:
+                return None
+            if held:
+                self._change(connection, task, rater, expires=now + self.lease)
+            else:
+                self._lease(connection, task, rater, now)
+            return self._turn(connection, task, rater, now)
+
+    def _sweep(self, connection: sa.Connection, now: float) -> None:
+        """Take back what was held too long. Of two servers one does it at a time."""
+        if not self.store.sqlite and not connection.scalar(sa.text("SELECT pg_try_advisory_xact_lock(7355609)")):
+            return
+        late = sa.update(turns).where(turns.c.state == LEASED, turns.c.expires < now).values(state=EXPIRED)
+        for (task,) in connection.execute(late.returning(turns.c.task)).all():
+            self._give_back(connection, task)
+
+    def _give_back(self, connection: sa.Connection, task: int) -> None:
+        """One more person is wanted again; of gold tasks nobody counts."""
+        back = tasks.c.wants + 1
+        connection.execute(sa.update(tasks).where(tasks.c.id == task, tasks.c.gold == "").values(wants=back))
+
+    def _take(self, connection: sa.Connection, task: int) -> bool:
+        """One person less is wanted; False where none is. Gold tasks want everybody."""
+        one = sa.update(tasks).where(tasks.c.id == task, sa.or_(tasks.c.wants > 0, tasks.c.gold != ""))
+        wants = sa.case((tasks.c.gold == "", tasks.c.wants - 1), else_=tasks.c.wants)
+        return connection.execute(one.values(wants=wants, begun=True)).rowcount == 1
+
+    def _pick(self, connection: sa.Connection, rater: str) -> int | None:
+        """The next task for a rater: now and then a gold one, else one that others have begun, else a fresh one."""
+        count = sa.select(sa.func.count()).where(turns.c.rater == rater, turns.c.state == JUDGED)
+        if (connection.scalar(count) or 0) % self.gold_every == self.gold_every // 2:
+            gold = connection.scalar(self._free(rater).where(tasks.c.gold != "").order_by(tasks.c.id).limit(1))
+            if gold is not None:
+                return int(gold)
+        begun = tasks.c.wants > 0, tasks.c.begun
+        looked = sa.select(tasks.c.id).where(*begun).order_by(tasks.c.id).limit(LOOK)
+        for free in (
+            self._free(rater).where(tasks.c.id.in_(looked), *begun),
+            self._free(rater).where(tasks.c.wants > 0, sa.not_(tasks.c.begun)),
+            self._free(rater).where(*begun),
+        ):
+            found = connection.scalar(free.order_by(tasks.c.id).limit(1).with_for_update(skip_locked=True))
+            if found is not None:
+                return int(found)
+        return None
+
+    def _free(self, rater: str) -> sa.Select[Any]:
+        """Tasks that a rater has not had, or had and let go of."""
+        had = sa.exists().where(turns.c.task == tasks.c.id, turns.c.rater == rater, turns.c.state != EXPIRED)
+        return sa.select(tasks.c.id).where(~had)
+
+    def _lease(self, connection: sa.Connection, task: int, rater: str, now: float) -> None:
+        self._take(connection, task)
+        again = {"state": LEASED, "expires": now + self.lease}
+        if connection.execute(self._of(task, rater).values(**again)).rowcount:
+            return
+        places = connection.scalar(sa.select(sa.func.count()).where(shown.c.task == task)) or 0
+        fresh = {"key": secrets.token_hex(16), "order": self._order(task, rater, places), "made": now}
+        blank = {"said": "", "settled": "", "judgments": "", "note": ""}
+        connection.execute(sa.insert(turns).values(task=task, rater=rater, **again, **fresh, **blank))
+
+    def _order(self, task: int, rater: str, places: int) -> str:
+        """Places of the answers as this rater sees them: a permutation that the store's seed decides."""
+        order = list(range(places))
+        random.Random(f"{self.seed} {task} {rater}").shuffle(order)
+        return ",".join(map(str, order))
+
+    def _of(self, task: int, rater: str) -> sa.Update:
+        return sa.update(turns).where(turns.c.task == task, turns.c.rater == rater)
+
+    def _change(self, connection: sa.Connection, task: int, rater: str, **values: Any) -> None:
+        connection.execute(self._of(task, rater).values(**values))
+
+    def _turn(self, connection: sa.Connection, task: int, rater: str, now: float) -> Turn:
+        """A turn as the page needs it."""
+        row = connection.execute(
+            sa.select(turns, tasks.c.kind, tasks.c.dimension, prompts.c.content, prompts.c.chat)
+            .join(tasks, tasks.c.id == turns.c.task)
+            .join(prompts, prompts.c.key == tasks.c.prompt)
+            .where(turns.c.task == task, turns.c.rater == rater)
+        ).one()
+        given = answers_of(connection, task)
+        order = [int(place) for place in row.order.split(",")]
+        said = json.loads(row.said) if row.said else None
+        left = row.expires - now
+        return Turn(row.key, task, row.kind, prompt_of(row), tuple(given[p] for p in order), row.dimension, left, said)
+
+    # --- taking verdicts --------------------------------------------------------------------------
+
+    def judge(
+        self,
+        rater: str,
+        key: str,
+        verdicts: Mapping[str, Verdict],
+        *,
+        rubric: str = "",
+        comment: str = "",
+        seconds: float | None = None,
+    ) -> None:
+        """Store what a rater says of the answers as they were shown; by the same key again, nothing happens.
+
+        Raises `GoneError` where the turn is over: skipped, or expired and taken by others.
+        """
+        with self.store.writing() as connection:
+            row = self._mine(connection, rater, key)
+            if row.state == JUDGED:
+                return
+            if row.state in (SKIPPED, FLAGGED):
+                raise GoneError("you have skipped this task; undo that first")
+            if row.state == EXPIRED and not self._take(connection, row.task):
+                raise GoneError("your time for this task was up and others have judged it; go on with the next one")
+            self._store(connection, row, rater, "person", verdicts, rubric, comment, seconds)
+
+    def _mine(self, connection: sa.Connection, rater: str, key: str) -> sa.Row[Any]:
+        row = connection.execute(
+            sa.select(turns, tasks.c.kind, tasks.c.gold, prompts.c.content, prompts.c.chat)
+            .join(tasks, tasks.c.id == turns.c.task)
+            .join(prompts, prompts.c.key == tasks.c.prompt)
+            .where(turns.c.key == key, turns.c.rater == rater)
+        ).first()
+        if row is None:
+            raise GoneError("there is no such task in your hands; go on with the next one")
+        return row
+
+    def _store(
+        self,
+        connection: sa.Connection,
+        row: sa.Row[Any],
+        rater: str,
+        kind: RaterKind,
+        verdicts: Mapping[str, Verdict],
+        rubric: str,
+        comment: str,
+        seconds: float | None,
+    ) -> None:
+        """Append the judgments and close the turn, in one transaction."""
+        given = answers_of(connection, row.task)
+        order = [int(place) for place in row.order.split(",")]
+        seen = tuple(given[place] for place in order)
+        made = []
+        for dimension, verdict in verdicts.items():
+            judgment = Judgment(
+                prompt_of(row),
+                seen,
+                verdict,
+                rater=rater,
+                kind=kind,
+                dimension=dimension,
+                rubric=rubric,
+                seconds=seconds,
+                comment=comment,
+            )
+            made.append((said_key(judgment), judgment))
+        rows: Iterator[Rows] = rows_of(made)
+        for some in rows:
+            self.store.add_in(connection, some)
+        settled = {dimension: in_order(verdict, order) for dimension, verdict in verdicts.items()}
+        gold = json.loads(row.gold) if row.gold else {}
+        asked = [dimension for dimension in gold if dimension in settled]
+        right = sum(settled[d] == gold[d] for d in asked) / len(asked) if asked else None
+        self._change(
+            connection,
+            row.task,
+            rater,
+            state=JUDGED,
+            done=time.time(),
+            said=json.dumps({dimension: verdict_json(v) for dimension, v in verdicts.items()}),
+            settled=json.dumps(settled, sort_keys=True),
+            judgments=",".join(key.hex() for key, _ in made),
+            right=right,
+            seconds=seconds,
+            note="",
+        )
+
+    def skip(self, rater: str, key: str) -> None:
+        """Leave a task to others, for good."""
+        self._let_go(rater, key, SKIPPED, "")
+
+    def flag(self, rater: str, key: str, note: str) -> None:
+        """The same, with a word on what is wrong with it."""
+        self._let_go(rater, key, FLAGGED, note)
+
+    def _let_go(self, rater: str, key: str, state: str, note: str) -> None:
+        with self.store.writing() as connection:
+            row = self._mine(connection, rater, key)
+            if row.state == JUDGED:
+                raise GoneError("you have judged this task already; undo that first")
+            if row.state == LEASED:
+                self._give_back(connection, row.task)
+            if row.state in (LEASED, EXPIRED):
+                self._change(connection, row.task, rater, state=state, done=time.time(), note=note)
+
+    def undo(self, rater: str) -> Turn:
+        """Take back a rater's last word: judgments are retracted, the task is in his hands again with what he said.
+
+        What he held meanwhile goes back to the queue. `GoneError` where there is nothing to take back.
+        """
+        now = time.time()
+        with self.store.writing() as connection:
+            mine = turns.c.rater == rater, turns.c.state.in_((JUDGED, SKIPPED, FLAGGED))
+            last = connection.execute(sa.select(turns).where(*mine).order_by(turns.c.done.desc()).limit(1)).first()
+            if last is None:
+                raise GoneError("there is nothing to undo")
+            if last.state != JUDGED and not self._take(connection, last.task):
+                raise GoneError("others have taken the task that you left; it cannot be undone")
+            held = sa.select(turns.c.task).where(turns.c.rater == rater, turns.c.state == LEASED)
+            for (task,) in connection.execute(held).all():
+                self._change(connection, task, rater, state=EXPIRED, said="")
+                self._give_back(connection, task)
+            for key in filter(None, last.judgments.split(",")):
+                self.store.retract_in(connection, bytes.fromhex(key), "undone")
+            again = {"state": LEASED, "expires": now + self.lease, "done": None, "right": None}
+            self._change(connection, last.task, rater, **again, judgments="", settled="")
+            return self._turn(connection, last.task, rater, now)
+
+    # --- how far ----------------------------------------------------------------------------------
+
+    def progress(self, rater: str) -> Progress:
+        """How far a rater and all together are; the team's count is up to two seconds old."""
+        now = time.time()
+        if now - self._team[0] > 2.0:
+            plain = tasks.c.gold == ""
+            left = sa.select(sa.func.sum(tasks.c.overlap)).where(plain)
+            judged = sa.select(sa.func.count()).join(tasks, tasks.c.id == turns.c.task)
+            done = judged.where(turns.c.state == JUDGED, plain, ~turns.c.rater.endswith(ADJUDICATOR, autoescape=True))
+            self._team = (now, int(self.store.read(done)[0][0]), int(self.store.read(left)[0][0] or 0))
+        midnight = now - now % 86_400
+        count = sa.func.count()
+        judged_by = turns.c.rater == rater, turns.c.state == JUDGED
+        ended = sa.select(sa.literal(1)).where(turns.c.rater == rater, turns.c.state.in_((JUDGED, SKIPPED, FLAGGED)))
+        columns: list[Any] = [
+            sa.select(count).where(*judged_by).scalar_subquery(),
+            sa.select(count).where(*judged_by, turns.c.done >= midnight).scalar_subquery(),
+            sa.exists(ended),
+        ]
+        mine, today, undoable = tuple(self.store.read(sa.select(*columns))[0])
+        return Progress(mine, today, self._team[1], self._team[2], bool(undoable))
+
+
+def answers_of(connection: sa.Connection, task: int) -> list[Answer]:
+    """A task's answers in its own order."""
+    columns = (c.label(f"a_{c.name}") for c in answers.columns)
+    statement = sa.select(*columns).join(shown, shown.c.answer == answers.c.key).where(shown.c.task == task)
+    return [answer_of(row, "a") for row in connection.execute(statement.order_by(shown.c.place))]
+
+
+def in_order(verdict: Verdict, order: Sequence[int]) -> str | list[int] | float:
+    """A verdict in the task's own order and without strength, so that those of two raters can be compared."""
+    match verdict:
+        case Preference(outcome, _):
+            flipped = list(order) == [1, 0]
+            return {"first": "second", "second": "first"}.get(outcome, outcome) if flipped else outcome
+        case Score(value):
+            return value
+        case Ranking(ranks):
+            return [rank for _, rank in sorted(zip(order, ranks, strict=True))]
+
+
+def verdict_json(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as the page sends it."""
+    match verdict:
+        case Preference(outcome, strength):
+            return {"outcome": outcome} | ({"strength": int(strength)} if strength else {})
+        case Score(value):
+            return {"value": value}
+        case Ranking(ranks):
+            return {"ranks": list(ranks)}
+
+
+def pairs_of_store(store: Store) -> Iterator[NewTask]:
+    """Every two answers to one prompt that a store holds and that differ."""
+    columns = (c.label(f"a_{c.name}") for c in answers.columns)
+    statement = sa.select(prompts.c.key, prompts.c.content, prompts.c.chat, *columns)
+    statement = statement.join(answers, answers.c.prompt == prompts.c.key).order_by(prompts.c.key, answers.c.key)
+    held: list[Answer] = []
+    current: sa.Row[Any] | None = None
+    for row in store.stream(statement):
+        if current is not None and row.key != current.key:
+            yield from _pairs(prompt_of(current), held)
+            held = []
+        current = row
+        held.append(answer_of(row, "a"))
+    if current is not None:
+        yield from _pairs(prompt_of(current), held)
+
+
+def _pairs(prompt: Prompt, held: Sequence[Answer]) -> Iterator[NewTask]:
+    for first, second in combinations(held, 2):
+        if first.text.strip() != second.text.strip():
+            yield NewTask(prompt, (first, second))
