@@ -118,7 +118,8 @@ def lengths_of(bundles: list[Bundle]) -> torch.Tensor:
 # --- what people, judges and rules say ------------------------------------------------------------
 
 Outcome = Literal["first", "second", "tie", "both_bad"]
-RaterKind = Literal["person", "judge", "rule", "simulated", "unknown"]
+RaterKind = Literal["person", "adjudicator", "judge", "rule", "simulated", "unknown"]
+"""An adjudicator decides where raters disagree: where he has spoken, his word makes the pair."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ The rules, for all judgments of one prompt:
 3. Where several named raters voted on the same two answers, what most of them say makes one pair, with the mean margin
    of those who say it. Where as many prefer one as the other, or most prefer neither, there is none. Without names
    every vote is a pair of its own.
-4. An answer that was drawn up to a length limit stays marked as cut: training gives it no EOS.
-5. A tie and two bad answers make no pair. They are no faults either: they are told apart from rows that are wrong.
+4. Where an adjudicator has judged two answers, only his word counts, and of several the last.
+5. An answer that was drawn up to a length limit stays marked as cut: training gives it no EOS.
+6. A tie and two bad answers make no pair. They are no faults either: they are told apart from rows that are wrong.
 """
 
 from __future__ import annotations
@@ -59,6 +60,9 @@ def derive(judgments: Sequence[Judgment]) -> Derived:
     for vote in _votes(judgments, derived):
         contests[frozenset((vote.first.text, vote.second.text))].append(vote)
     for votes in contests.values():
+        if decided := [v for v in votes if v.judgment.kind == "adjudicator"]:
+            _each(decided[-1:], derived)
+            continue
         named = {v.judgment.rater for v in votes if v.judgment.rater}
         _majority(votes, derived) if len(named) > 1 else _each(votes, derived)
     return derived

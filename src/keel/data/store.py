@@ -186,17 +186,19 @@ class Store:
         self._insert(connection, judgments, [retraction])
 
     def forget(self, rater: str) -> int:
-        """Erase a person: name, judgments, comments. Returns how many judgments there were; InputError if none."""
-        theirs = sa.select(judgments.c.key).where(judgments.c.rater == rater)
+        """Erase a person: name, account, judgments, comments. Returns how many judgments there were.
+
+        InputError if the store does not know the name. What he decided as an adjudicator goes, too; what he judged for
+        others to agree with is wanted again.
+        """
+        names = [rater, rater + ADJUDICATOR]
         with self.writing() as connection:
-            if connection.scalar(sa.select(sa.func.count()).where(raters.c.name == rater)) == 0:
-                known = ", ".join(connection.scalars(sa.select(raters.c.name).order_by(raters.c.name).limit(8)))
-                raise InputError(f"{self.source}: no rater {rater!r}; there are {known or 'none'}")
-            count = connection.scalar(sa.select(sa.func.count()).where(judgments.c.rater == rater)) or 0
-            connection.execute(sa.delete(places).where(places.c.judgment.in_(theirs)))
-            connection.execute(sa.delete(judgments).where(judgments.c.retracts.in_(theirs)))
-            connection.execute(sa.delete(judgments).where(judgments.c.rater == rater))
-            connection.execute(sa.delete(raters).where(raters.c.name == rater))
+            known = connection.scalars(sa.select(raters.c.name).union(sa.select(schema.accounts.c.name))).all()
+            if rater not in known:
+                shown = ", ".join(sorted(known)[:8])
+                raise InputError(f"{self.source}: no rater {rater!r}; there are {shown or 'none'}")
+            count = connection.scalar(sa.select(sa.func.count()).where(judgments.c.rater.in_(names))) or 0
+            _erase(connection, names)
         with self._errors(), self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("VACUUM")  # what was deleted is gone from the file, too
             if self.sqlite:
@@ -284,6 +286,12 @@ class Store:
                 ranges.append([number, number])
         return count, ",".join(f"{a}-{b}" if a < b else f"{a}" for a, b in ranges), whole.hexdigest()
 
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """One transaction that reads: what others write meanwhile is not seen."""
+        with self._errors(), self._engine.connect() as connection:
+            yield connection
+
     def read(self, statement: sa.Select[Any]) -> list[sa.Row[Any]]:
         """The rows of a query."""
         return list(self.stream(statement))
@@ -309,6 +317,15 @@ class Store:
                     added += count if table is judgments else 0
         return added
 
+    def _copy(self, other: Store, table: sa.Table) -> None:
+        """All rows of a table as they are, numbers included, into an empty one."""
+        with other._errors(), other._engine.connect() as connection:
+            order = [table.c.id] if "id" in table.c else list(table.primary_key.columns)
+            found = connection.execution_options(yield_per=CHUNK).execute(sa.select(table).order_by(*order))
+            for some in found.mappings().partitions(CHUNK):
+                with self.writing() as mine:
+                    mine.execute(sa.insert(table), [dict(row) for row in some])
+
     def backup(self, file: Path) -> None:
         """A copy of the whole store as one SQLite file, while others may go on writing."""
         if file.exists():
@@ -320,10 +337,30 @@ class Store:
                 connection.exec_driver_sql("VACUUM INTO ?", (str(partial),))
         else:
             with Store(f"{PREFIX}{partial}", create=True) as copy:
-                copy.merge(self)
+                for table in schema.metadata.sorted_tables:
+                    if table is not schema.version:
+                        copy._copy(self, table)
         partial.rename(file)
 
 
+def _erase(connection: sa.Connection, names: list[str]) -> None:
+    """Everything that some raters have left, in the order in which it refers to each other."""
+    turns, tasks = schema.turns, schema.tasks
+    theirs = sa.select(judgments.c.key).where(judgments.c.rater.in_(names))
+    connection.execute(sa.delete(places).where(places.c.judgment.in_(theirs)))
+    connection.execute(sa.delete(judgments).where(judgments.c.retracts.in_(theirs)))
+    connection.execute(sa.delete(judgments).where(judgments.c.rater.in_(names)))
+    counted = turns.c.rater == names[0], turns.c.state.in_(("leased", "judged"))
+    again = sa.update(tasks).where(tasks.c.gold == "", tasks.c.id.in_(sa.select(turns.c.task).where(*counted)))
+    connection.execute(again.values(wants=tasks.c.wants + 1))
+    decided = sa.update(tasks).where(tasks.c.id.in_(sa.select(turns.c.task).where(turns.c.rater == names[1])))
+    connection.execute(decided.values(adjudicated=False))
+    for column in (turns.c.rater, schema.sessions.c.name, schema.accounts.c.name, raters.c.name):
+        connection.execute(sa.delete(column.table).where(column.in_(names)))
+
+
+ADJUDICATOR = " (adjudicator)"
+"""Behind the name of who decides where raters disagree: his word is told apart from his own ratings."""
 RETRACTION = "retraction"
 JUDGMENT_COLUMNS = [c.name for c in judgments.columns if c.name != "id"]
 
@@ -488,7 +525,7 @@ def row_key(data_hash: str, judgment: Judgment, index: int) -> bytes:
 def said_key(judgment: Judgment) -> bytes:
     """The key of what a rule or a judge says: asked again about the same, it says the same. People may change."""
     prompt = prompt_key(judgment.prompt)
-    if judgment.kind in ("person", "unknown"):
+    if judgment.kind in ("person", "adjudicator", "unknown"):
         return _below(prompt, uuid.uuid4().bytes)
     shown = [answer_key(prompt, answer) for answer in judgment.answers]
     return _below(prompt, judgment.rater.encode(), judgment.rubric.encode(), judgment.dimension.encode(), *shown)

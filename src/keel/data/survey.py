@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from keel import stats
 from keel.data import schema
 from keel.data.store import Store, answer_key, prompt_key
-from keel.records import Judgment, Preference, Ranking, Score
+from keel.records import Judgment, Preference, Ranking, RaterKind, Score
 from keel.stats import Estimate
 
 # --- what there is --------------------------------------------------------------------------------
@@ -157,7 +157,9 @@ class Said:
 
 
 def said(judgment: Judgment) -> Iterator[Said]:
-    """What a judgment says of each contest, or of its one answer."""
+    """What a judgment says of each contest, or of its one answer; nothing where an adjudicator has seen the others."""
+    if judgment.kind == "adjudicator":
+        return
     prompt = prompt_key(judgment.prompt)
     keys = [answer_key(prompt, answer) for answer in judgment.answers]
     match judgment.verdict:
@@ -171,17 +173,23 @@ def said(judgment: Judgment) -> Iterator[Said]:
                 yield contest(judgment.dimension, judgment.rater, a, b, outcome)
 
 
-def said_in_store(store: Store) -> Iterator[Said]:
-    """The same by query, in the order in which judgments came; rankings, which are few, as they stand."""
+def said_in_store(store: Store, kind: RaterKind | None = None) -> Iterator[Said]:
+    """The same by query, in the order in which judgments came; of one kind of raters, or of all.
+
+    Rankings, which are few, are read as they stand.
+    """
     j = schema.judgments
     columns = (j.c.dimension, j.c.rater, j.c.first, j.c.second, j.c.outcome, j.c.value)
-    statement = sa.select(*columns).where(*store.holding(), j.c.kind != "ranking").order_by(j.c.id)
+    their = schema.raters.c.kind == kind if kind else schema.raters.c.kind != "adjudicator"
+    names = sa.select(schema.raters.c.name).where(their)
+    wanted = *store.holding(), j.c.rater.in_(names)
+    statement = sa.select(*columns).where(*wanted, j.c.kind != "ranking").order_by(j.c.id)
     for row in store.stream(statement):
         if row.second is None:
             yield Said(row.dimension, row.rater, row.first, row.value, True)
         else:
             yield contest(row.dimension, row.rater, row.first, row.second, row.outcome)
-    for group in store.groups(j.c.kind == "ranking"):
+    for group in store.groups(j.c.kind == "ranking", j.c.rater.in_(names)):
         for _, judgment in group:
             yield from said(judgment)
 

@@ -24,17 +24,16 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from keel.data.schema import answers, prompts, settings, shown, tasks, turns
-from keel.data.store import Rows, Store, answer_key, answer_of, prompt_key, prompt_of, rows_of, said_key
+from keel.data.store import ADJUDICATOR, Rows, Store, answer_key, answer_of, prompt_key, prompt_of, rows_of, said_key
 from keel.errors import InputError
 from keel.records import Answer, Judgment, Origin, Preference, Prompt, PromptRow, Ranking, RaterKind, Score, Verdict
 
 Kind = Literal["pair", "score", "ranking"]
 
 LEASED, EXPIRED, JUDGED, SKIPPED, FLAGGED = "leased", "expired", "judged", "skipped", "flagged"
+MIRROR = {"first": "second", "second": "first"}
 LOOK = 500
 """Begun tasks that are looked through for one that a rater has not had, before a fresh one is taken."""
-ADJUDICATOR = " (adjudicator)"
-"""Behind the name of who decides where raters disagree: his word is told apart from his own ratings."""
 
 
 class GoneError(InputError):
@@ -375,6 +374,31 @@ class Queue:
             self._change(connection, last.task, rater, **again, judgments="", settled="")
             return self._turn(connection, last.task, rater, now)
 
+    def adjudicate(
+        self, name: str, task: int, verdicts: Mapping[str, Verdict], *, rubric: str = "", comment: str = ""
+    ) -> None:
+        """Decide where raters disagree, the answers shown in the task's own order; deciding again replaces it."""
+        rater = name + ADJUDICATOR
+        now = time.time()
+        with self.store.writing() as connection:
+            places = len(answers_of(connection, task))
+            if not places:
+                raise GoneError(f"there is no task {task}")
+            former = sa.select(turns.c.key, turns.c.judgments).where(turns.c.task == task, turns.c.rater == rater)
+            found = connection.execute(former).first()
+            if found is None:
+                blank = {"said": "", "settled": "", "judgments": "", "note": "", "made": now, "expires": now}
+                order = ",".join(map(str, range(places)))
+                fresh = {"key": secrets.token_hex(16), "state": EXPIRED, "order": order}
+                connection.execute(sa.insert(turns).values(task=task, rater=rater, **fresh, **blank))
+            else:
+                for key in filter(None, found.judgments.split(",")):
+                    self.store.retract_in(connection, bytes.fromhex(key), "decided again")
+            key = connection.scalar(sa.select(turns.c.key).where(turns.c.task == task, turns.c.rater == rater))
+            row = self._mine(connection, rater, str(key))
+            self._store(connection, row, rater, "adjudicator", verdicts, rubric, comment, None)
+            connection.execute(sa.update(tasks).where(tasks.c.id == task).values(adjudicated=True))
+
     # --- how far ----------------------------------------------------------------------------------
 
     def progress(self, rater: str) -> Progress:
@@ -410,8 +434,7 @@ def in_order(verdict: Verdict, order: Sequence[int]) -> str | list[int] | float:
     """A verdict in the task's own order and without strength, so that those of two raters can be compared."""
     match verdict:
         case Preference(outcome, _):
-            flipped = list(order) == [1, 0]
-            return {"first": "second", "second": "first"}.get(outcome, outcome) if flipped else outcome
+            return MIRROR.get(outcome, outcome) if list(order) == [1, 0] else outcome
         case Score(value):
             return value
         case Ranking(ranks):
@@ -427,6 +450,16 @@ def verdict_json(verdict: Verdict) -> dict[str, Any]:
             return {"value": value}
         case Ranking(ranks):
             return {"ranks": list(ranks)}
+
+
+def in_own_order(said: Mapping[str, Any], order: str) -> dict[str, Any]:
+    """A verdict as the page sent it, turned to the task's own order."""
+    places = [int(place) for place in order.split(",")]
+    if "ranks" in said:
+        return {"ranks": [rank for _, rank in sorted(zip(places, said["ranks"], strict=True))]}
+    if "outcome" in said and places == [1, 0]:
+        return {**said, "outcome": MIRROR.get(said["outcome"], said["outcome"])}
+    return dict(said)
 
 
 def pairs_of_store(store: Store) -> Iterator[NewTask]:

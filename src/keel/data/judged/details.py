@@ -18,7 +18,13 @@ from keel.data.judged.base import same_text, with_extra
 from keel.data.rows import Row, RowError, is_unicode, plain
 from keel.records import Answer, Judgment, Preference, RaterKind
 
-FEEDBACK: dict[str, RaterKind] = {"ai": "judge", "human": "person", "rule": "rule", "simulated": "simulated"}
+FEEDBACK: dict[str, RaterKind] = {
+    "ai": "judge",
+    "human": "person",
+    "adjudicator": "adjudicator",
+    "rule": "rule",
+    "simulated": "simulated",
+}
 WORDS = {kind: word for word, kind in FEEDBACK.items()}
 
 
