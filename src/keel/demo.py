@@ -413,7 +413,7 @@ def drawn(story: Story, name: str) -> list[Bundle]:
 
 def reward_model(story: Story) -> dict[str, Any]:
     """Train on the votes; measure on held-out pairs whose labels are gold's own."""
-    result = train_reward(story, "reward", "preferences", story.store)
+    result = train_reward(story, "reward", "preferences", story.store, epochs=2)
     pairs = read_lines(story.out / "data" / "held-out-pairs.jsonl")
     bundles = [pair_bundle(story.text, p) for p in pairs]
     scores = torch.stack(in_batches(scalars_at_end, story.scorer("reward").model, bundles, MICRO_TOKENS))
