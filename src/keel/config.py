@@ -389,6 +389,59 @@ class DataBackupConfig(StoreConfig):
     """SQLite file to write."""
 
 
+class AnnotateConfig(Config):
+    """Serve the page where people judge, one process over one store. Who may sign in: `keel raters add`."""
+
+    store: str
+    """Where tasks and judgments are kept: `store:FILE.db` or a database URL; made if it is not there."""
+    tasks: str | None = None
+    """File whose answers are to be judged, in any format of preferences; by default those that the store holds."""
+    gold: str | None = None
+    """File of pairs with known verdicts: shown among the others, to tell how far each rater can be relied on."""
+    kind: Literal["pair", "score", "ranking"] = "pair"
+    """Every two answers side by side, each answer by itself, or all answers to a prompt in order."""
+    rubric: Path | None = None
+    """YAML file of dimensions and guidelines; overall quality by default."""
+    one_at_a_time: bool = False
+    """Ask about one dimension of the rubric at a time, in place of all on one page."""
+    overlap: Count = 1
+    """People who are to judge each task."""
+    gold_every: Annotated[int, Field(ge=2)] = 10
+    """One in so many tasks is one of --gold, as long as there are any."""
+    lease: Positive = 15.0
+    """Minutes for one task; after them it may go to somebody else."""
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    """0 takes a free one."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in."""
+    https: bool = False
+    """The page is reached by HTTPS, through a proxy: cookies then travel by HTTPS only."""
+    limit: Count | None = None
+    """Only the first N rows of the files."""
+
+
+class RatersAddConfig(StoreConfig):
+    """Let a person sign in to the annotation page; prints a token that is kept nowhere else."""
+
+    name: str
+    """Under this name judgments are stored."""
+    role: Literal["rater", "adjudicator", "admin"] = "rater"
+    """A rater judges; an adjudicator also decides where raters disagree, and sees the figures; so does an admin."""
+    address: str = "http://127.0.0.1:8000"
+    """Where the page will be, for the link."""
+
+
+class RatersListConfig(StoreConfig):
+    """Who may sign in."""
+
+
+class RatersRevokeConfig(StoreConfig):
+    """Take a person's token away; judgments stay (`keel data forget` erases them)."""
+
+    name: str
+    """As in `keel raters list`."""
+
+
 class DemoConfig(Config):
     """The whole story on the embedded world: pre-train, SFT, votes, reward model, DPO, PPO, best-of-N, report."""
 

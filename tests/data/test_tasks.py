@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from keel.data import people, schema
 from keel.data.preferences import derive
 from keel.data.store import Store
-from keel.data.tasks import GoneError, NewTask, Queue, pairs_of_store
+from keel.data.tasks import GoneError, NewTask, Queue, tasks_of_store
 from keel.errors import InputError
 from keel.records import Answer, Preference, PromptRow, Ranking, Score
 
@@ -288,9 +288,11 @@ def gold_rights():
 def test_every_two_answers_of_a_store_that_differ(store):
     drawn = [Answer(text, model="m", draw=i) for i, text in enumerate(("a", "b", "a", "c "))]
     store.add_answers([(PromptRow("one"), drawn), (PromptRow("two"), drawn[:1])])
-    found = [frozenset(a.text for a in task.answers) for task in pairs_of_store(store)]
-    assert Counter(found) == {frozenset("ab"): 2, frozenset(("a", "c ")): 2, frozenset(("b", "c ")): 1}
-    assert Queue(store).add(pairs_of_store(store)) == 5
+    found = [frozenset(a.text for a in task.answers) for task in tasks_of_store(store)]
+    assert Counter(found) == {frozenset("ab"): 1, frozenset(("a", "c ")): 1, frozenset(("b", "c ")): 1}
+    assert Queue(store).add(tasks_of_store(store)) == 3
+    assert [len(task.answers) for task in tasks_of_store(store, "ranking")] == [3]
+    assert Counter(task.prompt for task in tasks_of_store(store, "score")) == {"one": 3, "two": 1}
 
 
 def test_many_raters_at_once_lose_and_double_nothing(store_source):

@@ -575,6 +575,7 @@ def _judgment_row(key: bytes, prompt: bytes, shown: Sequence[bytes], j: Judgment
 
 
 def prompt_of(row: Any) -> Prompt:
+    """The prompt in the columns `content` and `chat`."""
     return json.loads(row.content) if row.chat else row.content  # type: ignore[no-any-return]
 
 

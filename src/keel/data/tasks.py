@@ -17,8 +17,8 @@ import random
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import combinations, islice
+from dataclasses import dataclass, field, replace
+from itertools import combinations, groupby, islice
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -32,6 +32,8 @@ Kind = Literal["pair", "score", "ranking"]
 
 LEASED, EXPIRED, JUDGED, SKIPPED, FLAGGED = "leased", "expired", "judged", "skipped", "flagged"
 MIRROR = {"first": "second", "second": "first"}
+CHUNK = 2_000
+"""Tasks that are put in at once."""
 LOOK = 500
 """Begun tasks that are looked through for one that a rater has not had, before a fresh one is taken."""
 
@@ -50,6 +52,16 @@ class NewTask:
     dimension: str = ""
     gold: Mapping[str, str] | None = None
     origin: Origin = field(default_factory=Origin)
+
+    def for_each(self, dimensions: Iterable[str]) -> Iterator[NewTask]:
+        """One task for each dimension; an empty one stands for all at once."""
+        for dimension in dimensions:
+            gold = self.gold
+            if gold is not None and dimension:
+                gold = {dimension: gold[dimension]} if dimension in gold else None
+                if gold is None:
+                    continue
+            yield replace(self, dimension=dimension, gold=gold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,49 +116,35 @@ class Queue:
 
         A task that is there already wants more people where `overlap` is higher than it was.
         """
-        before = self._count()
+        added = 0
         source = iter(found)
-        while some := list(islice(source, 2_000)):
+        while some := list(islice(source, CHUNK)):
             self.store.add_answers((PromptRow(task.prompt, task.origin), task.answers) for task in some)
             with self.store.writing() as connection:
-                for task in some:
-                    self._add(connection, task, overlap)
+                added += self._add(connection, {_key(task): task for task in some}, overlap)
         self._team = (0.0, 0, 0)
-        return self._count() - before
+        return added
 
-    def _count(self) -> int:
-        return int(self.store.read(sa.select(sa.func.count()).select_from(tasks))[0][0])
-
-    def _add(self, connection: sa.Connection, task: NewTask, overlap: int) -> None:
-        prompt = prompt_key(task.prompt)
-        keys = [answer_key(prompt, answer) for answer in task.answers]
-        key = hashlib.sha256(b"\xff".join([task.kind.encode(), task.dimension.encode(), *sorted(keys)])).digest()[:20]
-        columns = tasks.c.id, tasks.c.overlap, tasks.c.gold
-        there = connection.execute(sa.select(*columns).where(tasks.c.key == key)).first()
-        if there is not None:
-            if overlap > there.overlap and not there.gold:
-                more = tasks.c.wants + (overlap - there.overlap)
-                connection.execute(sa.update(tasks).where(tasks.c.id == there.id).values(overlap=overlap, wants=more))
-            return
-        gold = json.dumps(dict(task.gold)) if task.gold else ""
-        made = connection.execute(
-            sa.insert(tasks)
-            .values(
-                key=key,
-                kind=task.kind,
-                prompt=prompt,
-                dimension=task.dimension,
-                overlap=overlap,
-                wants=0 if gold else overlap,
-                begun=False,
-                gold=gold,
-                adjudicated=False,
-            )
-            .returning(tasks.c.id)
-        ).scalar_one()
-        connection.execute(
-            sa.insert(shown), [{"task": made, "place": place, "answer": answer} for place, answer in enumerate(keys)]
+    def _add(self, connection: sa.Connection, new: dict[bytes, NewTask], overlap: int) -> int:
+        """Insert those that are not there; the others may want more people."""
+        there = set(connection.scalars(sa.select(tasks.c.key).where(tasks.c.key.in_(new))))
+        more = {"overlap": overlap, "wants": tasks.c.wants + (overlap - tasks.c.overlap)}
+        wider = tasks.c.key.in_(there), tasks.c.overlap < overlap, tasks.c.gold == ""
+        connection.execute(sa.update(tasks).where(*wider).values(**more))
+        fresh = {key: task for key, task in new.items() if key not in there}
+        if not fresh:
+            return 0
+        connection.execute(sa.insert(tasks), [_task_row(key, task, overlap) for key, task in fresh.items()])
+        numbers = dict(
+            tuple(row) for row in connection.execute(sa.select(tasks.c.key, tasks.c.id).where(tasks.c.key.in_(fresh)))
         )
+        rows = [
+            {"task": numbers[key], "place": place, "answer": answer_key(prompt_key(task.prompt), answer)}
+            for key, task in fresh.items()
+            for place, answer in enumerate(task.answers)
+        ]
+        connection.execute(sa.insert(shown), rows)
+        return len(fresh)
 
     # --- handing out ------------------------------------------------------------------------------
 
@@ -245,6 +243,20 @@ class Queue:
         said = json.loads(row.said) if row.said else None
         left = row.expires - now
         return Turn(row.key, task, row.kind, prompt_of(row), tuple(given[p] for p in order), row.dimension, left, said)
+
+    def held(self, rater: str, key: str) -> Turn:
+        """A turn of a rater by its key, whatever its state; `GoneError` where there is none."""
+        with self.store.reading() as connection:
+            row = self._mine(connection, rater, key)
+            return self._turn(connection, row.task, rater, time.time())
+
+    def kind_of(self, task: int) -> tuple[Kind, int]:
+        """A task's kind, and how many answers it has; `GoneError` where there is none."""
+        statement = sa.select(tasks.c.kind).join(shown, shown.c.task == tasks.c.id).where(tasks.c.id == task)
+        found = self.store.read(statement)
+        if not found:
+            raise GoneError(f"there is no task {task}")
+        return found[0].kind, len(found)
 
     # --- taking verdicts --------------------------------------------------------------------------
 
@@ -423,6 +435,27 @@ class Queue:
         return Progress(mine, today, self._team[1], self._team[2], bool(undoable))
 
 
+def _key(task: NewTask) -> bytes:
+    """The same for the same answers asked about in the same way, in whatever order they come."""
+    prompt = prompt_key(task.prompt)
+    keys = sorted(answer_key(prompt, answer) for answer in task.answers)
+    return hashlib.sha256(b"\xff".join([task.kind.encode(), task.dimension.encode(), *keys])).digest()[:20]
+
+
+def _task_row(key: bytes, task: NewTask, overlap: int) -> dict[str, Any]:
+    return {
+        "key": key,
+        "kind": task.kind,
+        "prompt": prompt_key(task.prompt),
+        "dimension": task.dimension,
+        "overlap": overlap,
+        "wants": 0 if task.gold else overlap,
+        "begun": False,
+        "gold": json.dumps(dict(task.gold)) if task.gold else "",
+        "adjudicated": False,
+    }
+
+
 def answers_of(connection: sa.Connection, task: int) -> list[Answer]:
     """A task's answers in its own order."""
     columns = (c.label(f"a_{c.name}") for c in answers.columns)
@@ -462,24 +495,24 @@ def in_own_order(said: Mapping[str, Any], order: str) -> dict[str, Any]:
     return dict(said)
 
 
-def pairs_of_store(store: Store) -> Iterator[NewTask]:
-    """Every two answers to one prompt that a store holds and that differ."""
+def tasks_of_store(store: Store, kind: Kind = "pair") -> Iterator[NewTask]:
+    """What there is to ask about the answers that a store holds."""
     columns = (c.label(f"a_{c.name}") for c in answers.columns)
     statement = sa.select(prompts.c.key, prompts.c.content, prompts.c.chat, *columns)
     statement = statement.join(answers, answers.c.prompt == prompts.c.key).order_by(prompts.c.key, answers.c.key)
-    held: list[Answer] = []
-    current: sa.Row[Any] | None = None
-    for row in store.stream(statement):
-        if current is not None and row.key != current.key:
-            yield from _pairs(prompt_of(current), held)
-            held = []
-        current = row
-        held.append(answer_of(row, "a"))
-    if current is not None:
-        yield from _pairs(prompt_of(current), held)
+    for _, rows in groupby(store.stream(statement), key=lambda row: row.key):
+        some = list(rows)
+        yield from tasks_of(prompt_of(some[0]), [answer_of(row, "a") for row in some], kind)
 
 
-def _pairs(prompt: Prompt, held: Sequence[Answer]) -> Iterator[NewTask]:
-    for first, second in combinations(held, 2):
-        if first.text.strip() != second.text.strip():
-            yield NewTask(prompt, (first, second))
+def tasks_of(prompt: Prompt, found: Sequence[Answer], kind: Kind, origin: Origin | None = None) -> Iterator[NewTask]:
+    """Every two answers that differ, each answer, or all of them, where there are two at least."""
+    distinct = list({answer.text.strip(): answer for answer in found}.values())
+    if kind == "score":
+        shown_together: Iterable[Sequence[Answer]] = ((answer,) for answer in distinct)
+    elif kind == "ranking":
+        shown_together = [distinct] if len(distinct) > 1 else []
+    else:
+        shown_together = combinations(distinct, 2)
+    for some in shown_together:
+        yield NewTask(prompt, tuple(some), kind, origin=origin or Origin())

@@ -1,0 +1,5 @@
+from markupsafe import escape
+
+
+def to_html(text: str) -> str:
+    return f"<p>{escape(text)}</p>"
