@@ -643,6 +643,7 @@ COLUMNS = st.sampled_from(
         "margin",
         "completion",
         "messages",
+        "conversations",
         "text",
         "instruction",
         "input",
