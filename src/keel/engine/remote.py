@@ -193,7 +193,10 @@ class _Server:
             if not named and count == 1:
                 raise
             for name in named:
-                self.optional.pop(name, None)
+                if sent[name] == -1:
+                    self.optional[name] = 0  # how llama.cpp switches top-k off
+                else:
+                    self.optional.pop(name, None)
         if named:
             return await self._ask(prompt, count, seed)
         answers = await self._post(prompt, 1, seed, sent)
@@ -248,7 +251,8 @@ class _Server:
         if status == 404:
             remedy = f"check the model's name ({self.model}) and the address ({self._address}, usually …/v1)"
             return InputError(f"the server says {said}; {remedy}")
-        if status in AGAIN or status >= 500:
+        named = status == 500 and any(name in said for name in self.optional)  # llama-cpp-python's way to refuse them
+        if status in AGAIN or (status >= 500 and not named):
             return _Again(said, retry_after(error.response.headers))
         return _Refused(f"the server refuses the request: {said}")
 
