@@ -112,7 +112,9 @@ def test_further_answers_alone_are_paid_for(from_server):
         figures = collect(from_server(stub, n=5)).summary
     assert (figures["found"], figures["drawn"]) == (16, 24)
     assert Counter(call.body["n"] for call in stub.calls) == {2: 8, 3: 8}
-    assert len({row.text for row in stored(from_server(stub).store)}) == 40, "the same seed was sent twice"
+    found = stored(from_server(stub).store)
+    assert len({row.text for row in found}) == 40, "the same seed was sent twice"
+    assert Counter(row.draw for row in found) == dict.fromkeys(range(5), 8)
 
 
 def test_a_key_of_the_servers_own(from_server, monkeypatch):
