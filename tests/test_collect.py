@@ -315,7 +315,7 @@ def test_a_rule_has_no_leaning(configure_collect, rules):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"rater": ["oracle"]}, "give rule:FILE.yaml, judge:NAME, local:MODEL or simulated"),
+        ({"rater": ["oracle"]}, "give rule:FILE.yaml, judge:NAME, local:MODEL, people or simulated"),
         ({"rater": ["simulated:x"]}, "give rule:FILE.yaml"),
         ({"rater": ["rule:missing.yaml"]}, "missing.yaml"),
         ({"rater": ["judge:x"], "rubric": "missing.yaml"}, "missing.yaml"),

@@ -168,7 +168,7 @@ def _judge(
             done += 1
             if isinstance(result, Missing):
                 tally.missing[name, result.reason] += 1
-                if done == HOPELESS and not tally.judged[name] + len(kept):
+                if done == HOPELESS and not result.waiting and not tally.judged[name] + len(kept):
                     raise RunFailed(f"{name}: none of {HOPELESS} pairs has a verdict; the last: {result.reason}")
                 continue
             kept += result
@@ -206,8 +206,12 @@ def load_rater(name: str, config: CollectConfig) -> Rater:
         from keel.raters.simulated import Simulated
 
         return Simulated(config.seed)
+    if kind == "people" and not rest:
+        from keel.raters.human import People
+
+        return People(config.store)
     if not rest or kind not in ("rule", "judge", "local"):
-        raise InputError(f"--rater {name}: give rule:FILE.yaml, judge:NAME, local:MODEL or simulated")
+        raise InputError(f"--rater {name}: give rule:FILE.yaml, judge:NAME, local:MODEL, people or simulated")
     if kind == "rule":
         from keel.data.rules import load_rubric as load_rules
         from keel.raters.rules import RuleRater

@@ -261,7 +261,8 @@ class CollectConfig(Sampling):
     """Draw answers to prompts, have them judged, and keep both in a store. Stopped anywhere, the same call goes on.
 
     Raters: `rule:FILE.yaml` or `rule:package.module:function`; `judge:NAME`, a model behind an OpenAI-compatible
-    endpoint; `local:MODEL`, a causal language model in this process; `simulated`, the embedded world's people.
+    endpoint; `local:MODEL`, a causal language model in this process; `people`, on the page of `keel annotate`;
+    `simulated`, the embedded world's people.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""Who judges: rules, LLM judges, the world's simulated people. All give the same `Judgment`, by one Protocol."""
+"""Who judges: people, rules, LLM judges, simulated people. All give the same `Judgment`, by one Protocol."""
 
 from __future__ import annotations
 
@@ -20,9 +20,13 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """No judgment: what failed. It is counted and asked again next time, never stored (law 7)."""
+    """No judgment: what failed. It is counted and asked again next time, never stored (law 7).
+
+    `waiting` says that nothing failed: people have been asked, and will answer in their own time.
+    """
 
     reason: str
+    waiting: bool = False
 
 
 class Rater(Protocol):

@@ -1,0 +1,31 @@
+"""People as raters: what is to be judged is put into the queue of `keel annotate`, and their verdicts come later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from keel.data.store import Store
+from keel.data.tasks import NewTask, Queue
+from keel.raters import Missing, Task
+from keel.records import Judgment
+
+
+class People:
+    """A `Rater` whose verdicts are in the store already, or not given yet: it never holds anybody up."""
+
+    identity = "people"
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self._put = 0
+
+    def rate(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Judgment] | Missing]]:
+        """Put each task to people, once whenever it is asked; the page shows it in the order of its own seed."""
+        with Store(self.source) as store:
+            self._put += Queue(store).add(NewTask(task.prompt, (task.first, task.second)) for task in tasks)
+        for index in range(len(tasks)):
+            yield index, Missing(f"put to people: keel annotate --store {self.source}", waiting=True)
+
+    def note(self) -> str:
+        """How many tasks are new in the queue."""
+        return f"{self._put:,} tasks put to people" if self._put else ""
