@@ -125,7 +125,7 @@ function submit() {
   if (!panel.complete) return askForMissing();
   return once(async () => {
     keep();
-    const body = { verdicts: panel.value(), comment: byId("comment").value.trim(), seconds: Math.round(spent() * 10) / 10 };
+    const body = { verdicts: panel.value(), comment: byId("comment").value.trim(), seconds: Math.round(spent() * 100) / 100 };
     document.body.classList.add("sending");
     try {
       const reply = await persist("POST", path(), body, "Your verdict is kept here.");
@@ -516,7 +516,7 @@ function arrow(event) {
 }
 
 const CLICKS = {
-  undo, submit, flag: openFlag, again: load, "nothing-undo": undo, "sign-out": signOut, skip: COMMANDS.s,
+  undo, submit, flag: openFlag, again: load, "nothing-undo": undo, "sign-out": () => { turn = null; signOut(); }, skip: COMMANDS.s,
   "open-guidelines": COMMANDS.g, "open-keys": COMMANDS["?"], "notice-close": () => hush(),
   "comment-toggle": () => { if (byId("comment-row").hidden) comment(); else openComment(false); },
 };

@@ -192,11 +192,12 @@ class RankingRow {
     Object.assign(this, { panel, dimension, name: dimension.name });
     this.letters = panel.names.map(([letter]) => letter);
     this.tiers = [this.letters.map((_, at) => at)];
+    this.touched = new Set(); // those that were moved since all were equal
     this.places = this.letters.map((letter, at) => this.place(letter, at));
     this.order = element("output", { class: "order" });
     this.equal = element("button", { type: "button", class: "equal", "aria-keyshortcuts": "=" }, "All equal ", element("kbd", { "aria-hidden": "true" }, "="));
     this.equal.addEventListener("click", () => this.key("="));
-    this.node = element("div", { class: "row ranking", role: "group", "aria-labelledby": `${id}-asked` }, heading(this, id),
+    this.node = element("div", { class: "row ranking", role: "group", tabindex: "-1", "aria-labelledby": `${id}-asked` }, heading(this, id),
       element("div", { class: "scale" }, ...this.places.map(({ node }) => node), this.equal, this.order));
     this.node.addEventListener("focusin", () => this.panel.active !== this && this.panel.activate(this.panel.rows.indexOf(this)));
     this.draw(false);
@@ -210,7 +211,7 @@ class RankingRow {
     };
     const rank = element("b", { class: "rank" });
     const up = button(`Move ${letter} up`, "▲", -1), down = button(`Move ${letter} down`, "▼", 1);
-    return { rank, up, node: element("div", { class: "place" }, element("kbd", {}, letter), rank, up, down) };
+    return { rank, node: element("div", { class: "place" }, element("kbd", {}, letter), rank, up, down) };
   }
 
   get ranks() {
@@ -224,6 +225,7 @@ class RankingRow {
   }
 
   move(at, by) {
+    this.touched.add(at);
     const from = this.tiers.findIndex((tier) => tier.includes(at));
     const rest = this.tiers[from].filter((other) => other !== at);
     if (rest.length) this.tiers.splice(from, 1, ...(by < 0 ? [[at], rest] : [rest, [at]]));
@@ -232,6 +234,11 @@ class RankingRow {
       this.tiers.splice(from, 1);
     }
     this.tell();
+  }
+
+  /** Whoever types all letters from best to worst means the last one to be last, not equal to the one before. */
+  isLast(at) {
+    return !this.touched.has(at) && this.tiers.length > 1 && this.tiers.at(-1).length === 1 && this.tiers.at(-1)[0] === at;
   }
 
   tell() {
@@ -252,6 +259,7 @@ class RankingRow {
     if (ranks?.length !== this.letters.length) return;
     const sorted = [...new Set(ranks)].sort((a, b) => a - b);
     this.tiers = sorted.map((rank) => ranks.flatMap((one, at) => (one === rank ? [at] : [])));
+    this.touched = new Set(ranks.keys());
     this.draw(true);
     this.panel.said[this.name] = { ranks: this.ranks };
   }
@@ -259,14 +267,17 @@ class RankingRow {
   key(key, shift) {
     if (key === "=") {
       this.tiers = [this.letters.map((_, at) => at)];
+      this.touched.clear();
       this.tell();
       return "chosen";
     }
     const at = this.letters.indexOf(key.toUpperCase());
     if (at < 0) return "";
-    this.move(at, shift ? 1 : -1);
+    if (!shift && this.isLast(at)) this.touched.add(at);
+    else this.move(at, shift ? 1 : -1);
     return "chosen";
   }
 
-  focus() { this.places[0].up.focus(); }
+  /** The row itself, not a button of it: Enter there submits. */
+  focus() { this.node.focus(); }
 }
