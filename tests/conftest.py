@@ -11,8 +11,11 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import tempfile
+import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -317,6 +320,37 @@ def train(configure: Callable[..., Any]) -> Callable[..., Any]:
     return go
 
 
+@pytest.fixture
+def configure_collect(base: Path, prompts_file: Path, tmp_path: Path) -> Callable[..., Any]:
+    """`configure_collect(n=3, …)`: eight prompts, a tiny model, a store of its own."""
+
+    def make(file: str = "store.db", **changes: Any) -> Any:
+        from keel.config import CollectConfig
+
+        common: dict[str, Any] = {
+            "model": str(base),
+            "prompts": str(prompts_file),
+            "store": f"store:{tmp_path}/{file}",
+            "n": 3,
+            "max_new_tokens": 8,
+            "max_rows": 2,
+            "device": "cpu",
+            "precision": "fp32",
+            "out": tmp_path / "figures.json",
+        }
+        return CollectConfig(**{**common, **changes})
+
+    return make
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> str:
+    """A rater by two rules: three words or more, and rain."""
+    file = tmp_path / "rules.yaml"
+    file.write_text("rules:\n  - {words: [3, 99]}\n  - {contains: rain}\n")
+    return f"rule:{file}"
+
+
 @pytest.fixture(scope="session")
 def weights() -> Callable[[Path], dict[str, torch.Tensor]]:
     """`weights(folder)`: every tensor of a checkpoint, read with safetensors."""
@@ -395,3 +429,45 @@ def store_source(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     with psycopg.connect(url.format(name="postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
     return url.format(name=name)
+
+
+# --- servers
+
+
+@pytest.fixture(scope="session")
+def llama_url(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of llama.cpp's server with a very small model that tells stories."""
+    environment = Path(__file__).parents[1] / ".venv-llama"
+    if not (environment / ".installed").exists():
+        why = environment / "why-not"
+        pytest.skip(
+            why.read_text().strip() if why.exists() else "no .venv-llama: `make .venv-llama/.installed` makes it"
+        )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    model = shared / "models" / "stories260K.gguf"
+    command = [environment / "bin" / "python", "-m", "llama_cpp.server", "--model", model, "--host", "127.0.0.1"]
+    log = tmp_path_factory.mktemp("llama") / "log"
+    own = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            [*command, "--port", str(port), "--n_ctx", "2048", "--n_threads", "1"], stdout=out, stderr=out, env=own
+        )
+    try:
+        _wait_for(server, f"http://127.0.0.1:{port}/v1/models", log)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def _wait_for(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    for _ in range(300):
+        try:
+            urllib.request.urlopen(url, timeout=1).close()
+            return
+        except OSError:
+            assert server.poll() is None, log.read_text()[-2000:]
+            time.sleep(0.2)
+    raise AssertionError(f"no server after a minute: {log.read_text()[-2000:]}")

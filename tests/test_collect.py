@@ -6,18 +6,19 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 import torch
 
 from keel import cli, world
 from keel.collect import HOPELESS, collect
-from keel.config import CollectConfig
 from keel.data import survey
 from keel.data.store import Store, answer_key, prompt_key
 from keel.errors import InputError, RunFailed
@@ -27,36 +28,6 @@ from keel.raters.simulated import Simulated
 from keel.records import Answer
 
 from .raters.stub import Stub, fail, say, verdict
-
-RULES = "rules:\n  - {words: [3, 99]}\n  - {contains: rain}\n"
-
-
-@pytest.fixture
-def configure_collect(base, prompts_file, tmp_path):
-    """`configure_collect(n=3, …)`: eight prompts, a tiny model, a store of its own."""
-
-    def make(file="store.db", **changes):
-        common = {
-            "model": str(base),
-            "prompts": str(prompts_file),
-            "store": f"store:{tmp_path}/{file}",
-            "n": 3,
-            "max_new_tokens": 8,
-            "max_rows": 2,
-            "device": "cpu",
-            "precision": "fp32",
-            "out": tmp_path / "figures.json",
-        }
-        return CollectConfig(**{**common, **changes})
-
-    return make
-
-
-@pytest.fixture
-def rules(tmp_path):
-    file = tmp_path / "rules.yaml"
-    file.write_text(RULES)
-    return f"rule:{file}"
 
 
 def contents(source):
@@ -98,7 +69,7 @@ def test_the_kept_log_probability_is_the_models(configure_collect):
     with Store(config.store) as store:
         for row in store.prompts():
             like = Answer("", config.model, checkpoints.weights_hash(model)[:16], dict(SAMPLING))
-            for answer in store.answers_to(row.prompt, like):
+            for answer in store.answers_to([row.prompt], like)[0]:
                 prompt, ids = text.prompt_ids(row.prompt), text.completion_ids(row.prompt, answer.text)
                 ids = ids[:-1] if answer.truncated else ids
                 if len(ids) != answer.tokens:  # other tokens can spell the same text, a few of them as many
@@ -152,6 +123,27 @@ def test_other_ways_of_drawing_are_other_answers(configure_collect):
         assert survey.count_store(store).answers == 5 * 24
 
 
+def test_more_answers_are_drawn_beside_those_that_are_there(configure_collect, rules):
+    """And only pairs with a new answer are judged."""
+    collect(configure_collect(n=2, rater=[rules]))
+    figures = collect(configure_collect(n=4, rater=[rules])).summary
+    assert (figures["found"], figures["drawn"]) == (16, 16)
+    assert list(figures["judged"].values()) == [8 * (6 - 1)]
+    assert not any(collect(configure_collect(n=4, rater=[rules])).summary["judged"].values())
+
+
+def test_further_answers_are_not_the_first_ones_again(configure_collect):
+    """A round of one prompt each time, and four answers: the same generator would draw the same."""
+    collect(configure_collect(n=4, max_rows=1))
+    collect(configure_collect(n=8, max_rows=1))
+    texts = defaultdict(dict)
+    with Store(configure_collect().store) as store:
+        for row in store.read(survey.schema.answers.select()):
+            texts[row.prompt][row.draw] = row.text
+    assert all(sorted(of) == list(range(8)) for of in texts.values())
+    assert any([of[i] for i in range(4)] != [of[i] for i in range(4, 8)] for of in texts.values())
+
+
 def test_a_second_rater_judges_the_answers_that_are_there(configure_collect, rules):
     collect(configure_collect())
     figures = collect(configure_collect(rater=[rules])).summary
@@ -165,7 +157,7 @@ def test_killed_and_called_again_is_as_if_never_killed(configure_collect, rules,
     )
     options = {"rater": ["rule:slow:rule", rules]}
     whole = configure_collect("whole.db", **options)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     config = configure_collect("killed.db", **options)
     config_file = tmp_path / "config.yaml"
 
@@ -258,6 +250,65 @@ def test_a_wrong_key_ends_the_call(configure_collect, capsys):
     assert "OPENAI_API_KEY" in capsys.readouterr().err
 
 
+# --- what a judge's verdicts say of the judge ------------------------------------------------------
+
+
+def moody(call):
+    """By the pair's letters: place decides, or the shorter, or the longer answer, or neither."""
+    parts = [part.partition("]\n")[2].rpartition("\n[END")[0].strip() for part in call.user.split("\n\n[ANSWER ")[1:]]
+    mood = sum(map(ord, "".join(parts))) % 4
+    lead = (len(parts[0]) - len(parts[1])) * (-1 if mood == 1 else 1)
+    if mood == 0:
+        return say(verdict("A"))
+    return say(verdict("tie" if mood == 3 or not lead else "A" if lead > 0 else "B"))
+
+
+def counted(source, prompts):
+    """(longer, of) clear verdicts, (agreeing, of) with the longer answer, (disagreeing, of) ties: with SQL alone."""
+    with sqlite3.connect(source.removeprefix("store:")) as connection:
+        rows = connection.execute(
+            "SELECT p.content, trim(a.text, char(9, 10, 13, 32)), trim(b.text, char(9, 10, 13, 32)), j.outcome, "
+            "j.comment FROM judgments j JOIN answers a ON a.key = j.first JOIN answers b ON b.key = j.second "
+            "JOIN prompts p ON p.key = j.prompt WHERE j.rater LIKE 'judge-1%'"
+        ).fetchall()
+    rows = [(len(a) - len(b), said, comment) for prompt, a, b, said, comment in rows if prompt in prompts]
+    clear = [(lead > 0) == (said == "first") for lead, said, _ in rows if said != "tie" and lead]
+    agree = [1.0 if (lead > 0, lead < 0) == (said == "first", said == "second")
+             else 0.5 if not lead or said == "tie" else 0.0 for lead, said, _ in rows]  # fmt: skip
+    ties = [comment.startswith("The two orders disagree") for _, said, comment in rows if said == "tie"]
+    return [(sum(x), len(x)) for x in (clear, agree, ties)]
+
+
+@pytest.mark.usefixtures("key")
+def test_a_judges_leaning_to_length_is_counted_over_all_its_verdicts(configure_collect, capsys):
+    """Over those of a call that its budget ended, too; of other prompts and other raters none."""
+    config = configure_collect(n=4, max_rows=4)
+    with Stub(moody) as stub:
+        common = {"n": 4, "max_rows": 4, "rater": ["judge:judge-1"], "judge_server": stub.url, "concurrency": 2}
+        collect(configure_collect(token_budget=2_000, **common))
+        whole = collect(configure_collect(**common)).summary["judges"]
+        capsys.readouterr()
+        again = collect(configure_collect(**common)).summary["judges"]
+        part = collect(configure_collect(limit=5, **common)).summary["judges"]
+    prompts = [json.loads(line)["prompt"] for line in Path(config.prompts).read_text().splitlines()]
+    for figures, some in ((whole, prompts), (part, prompts[:5])):
+        ((longer, clear), (agree, of), (split, ties)) = counted(config.store, some)
+        (bias,) = figures
+        assert bias["dimension"] == "overall"
+        assert (bias["prefers_longer"]["mean"], bias["prefers_longer"]["n"]) == (longer / clear, clear)
+        assert (bias["baseline_agreement"]["mean"], bias["baseline_agreement"]["n"]) == (agree / of, of)
+        assert (bias["orders_disagree"]["mean"], bias["orders_disagree"]["n"]) == (split / ties, ties)
+        assert of == 6 * len(some)
+        assert 0 < split < ties < of
+        assert bias["prefers_longer"]["low"] < longer / clear < bias["prefers_longer"]["high"]
+    assert whole == again != part
+    assert f"prefers the longer answer {whole[0]['prefers_longer']['mean']:.3f} [" in capsys.readouterr().err
+
+
+def test_a_rule_has_no_leaning(configure_collect, rules):
+    assert collect(configure_collect(rater=[rules])).summary["judges"] == []
+
+
 # --- bad input ------------------------------------------------------------------------------------
 
 
@@ -283,6 +334,61 @@ def test_a_prompt_that_stands_twice_is_answered_once(configure_collect, write_ro
     figures = collect(configure_collect(prompts=str(file), max_bad_share=0.5)).summary
     assert figures["drawn"] == 6
     assert figures["rows"]["dropped"] == {"prompt of an earlier row": [1, [3]]}
+
+
+# --- which prompts are asked ----------------------------------------------------------------------
+
+
+MAIL = "ann@example.com"
+CHATS = [
+    {"messages": [{"role": "system", "content": f"we are {MAIL}"}, {"role": "user", "content": "sun?"}]},
+    {"messages": [{"role": "user", "content": f"ask {MAIL}"}, {"role": "assistant", "content": f"{MAIL}?"},
+                  {"role": "user", "content": "rain?"}, {"role": "assistant", "content": "no"}]},
+    {"messages": [{"role": "user", "content": "snow?"}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("personal", "asked"), [("keep", 3), ("mask", 3), ("drop", 1)])
+def test_personal_data_reach_neither_model_nor_store_where_masked(
+    personal, asked, configure_collect, make_model, write_rows, tmp_path, capsys
+):
+    """Looked for in the bytes of the store, in every turn of a log."""
+    file = write_rows(tmp_path / "log.jsonl", CHATS)
+    config = configure_collect(model=str(make_model(tokenizer="chat")), prompts=str(file), personal=personal)
+    rows = collect(config).summary["rows"]
+    kept = b"".join(f.read_bytes() for f in tmp_path.glob("store.db*"))
+    assert kept.count(b"snow?") > 0
+    assert (MAIL.encode() in kept) == (personal == "keep")
+    assert (b"[email]" in kept) == (personal == "mask")
+    verb = {"keep": "kept", "mask": "masked", "drop": "dropped"}[personal]
+    assert rows["notes"][f"personal data {verb}: email"] == [2, [1, 2]]
+    assert rows["used"] == asked
+    assert rows["dropped"].get("personal data") == ([2, [1, 2]] if personal == "drop" else None)
+    printed = capsys.readouterr().err
+    assert f"'personal data {verb}: email': rows 1, 2" in printed
+    assert ("(email in 2): --personal mask" in printed) == (personal == "keep")
+    assert not any(collect(config).summary[part] for part in ("drawn", "unanswered"))
+
+
+@pytest.mark.parametrize(("near_duplicates", "asked"), [("keep", 3), ("drop", 2)])
+def test_near_duplicates_are_kept_or_dropped(near_duplicates, asked, configure_collect, write_rows, tmp_path):
+    given = ["what can teddy do in the rain?", "what can teddy do in the rain", "hug paddy"]
+    file = write_rows(tmp_path / "near.jsonl", [{"prompt": p} for p in given])
+    summary = collect(configure_collect(prompts=str(file), near_duplicates=near_duplicates)).summary
+    assert summary["drawn"] == 3 * asked
+    table = summary["rows"]["notes" if near_duplicates == "keep" else "dropped"]
+    assert list(table.values()) == [[1, [2]]]
+
+
+def test_the_prompts_of_a_store_are_answered_in_another_way(configure_collect, rules, tmp_path):
+    """Into the same store or another one; what they were answered before stays."""
+    collect(configure_collect(rater=[rules]))
+    source = configure_collect().store
+    for target in ("store.db", "other.db"):
+        figures = collect(configure_collect(target, prompts=source, seed=1, rater=[rules])).summary
+        assert (figures["drawn"], sum(figures["judged"].values())) == (24, 24)
+    with Store(source) as store:
+        assert (survey.count_store(store).prompts, survey.count_store(store).answers) == (8, 48)
 
 
 # --- the world's people ---------------------------------------------------------------------------

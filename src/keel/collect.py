@@ -1,33 +1,34 @@
 """`keel collect`: prompts → several answers each → judged → kept. The loop that makes preference data.
 
-Work goes in rounds of prompts: a round's answers are stored in one transaction, its judgments as they come. Called
-again after it was stopped anywhere, it finds what is there, draws the other rounds as they would have been drawn, and
-asks no judge for what he has said.
+Work goes in rounds of prompts: a round's answers are stored as they come from the writer, its judgments as they come
+from the raters. Called again after it was stopped anywhere, it finds what is there, draws the rest as it would have
+been drawn, and asks no server and no judge for what they have said.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
 from keel.config import CollectConfig
-from keel.data import checks, prepare
+from keel.data import asking, checks, prepare
 from keel.data.files import write_json
 from keel.data.store import Store, answer_key, prompt_key, said_key
-from keel.data.text import Text
 from keel.engine.progress import Bar, peak_rss_gb, say
+from keel.engine.writers import LocalWriter, RemoteWriter, Writer
 from keel.errors import InputError, RunFailed
 from keel.raters import Missing, Rater, Task
+from keel.raters.pairs import VerbosityBias, verbosity_biases
 from keel.records import Answer, Judgment, PromptRow, Result, RowCounts
 
-ROUNDS_OF_ROWS = 4
-"""A round fills the sampler so many times: its tail, where rows run out, is then a small part."""
 HOPELESS = 25
-"""Pairs without a verdict, one after the other from the first on, after which a rater is not asked any more."""
+"""Pairs without a verdict, or prompts without an answer, from the first on, after which nobody is asked any more."""
+JUDGES = "judge:", "local:"
+"""How the names of raters begin that are language models."""
 COMMIT = 256
 """Judgments of free raters in one transaction; a judge's are stored one by one, since each has cost money."""
 
@@ -39,16 +40,24 @@ def collect(config: CollectConfig) -> Result | None:
     raters = [load_rater(name, config) for name in config.rater]
     tally = Tally()
     with Store(config.store, create=True) as store:
-        writer = _writer(config, rows, counts)
+        writer = _writer(config, rows)
         rounds = [rows[i : i + writer.at_once] for i in range(0, len(rows), writer.at_once)]
         asked = {rater.identity: store.said_by(rater.identity) for rater in raters}
         with Bar("prompts", len(rows)) as bar:
+
+            def progress(done: int = 0) -> None:
+                bar.advance(done, "; ".join(filter(None, (tally.note(), *(r.note() for r in raters)))))
+
             for number, some in enumerate(rounds):
-                drawn = _answers(store, writer, some, number, config.n, tally)
+                drawn = _answers(store, writer, some, number, config.n, tally, progress)
                 tasks = [Task(row.prompt, a, b) for row, few in drawn for a, b in combinations(few, 2)]
                 for rater in raters:
-                    _judge(store, rater, tasks, asked[rater.identity], tally)
-                bar.advance(len(some), "; ".join(filter(None, (r.note() for r in raters))))
+                    _judge(store, rater, tasks, asked[rater.identity], tally, progress)
+                progress(len(some))
+        if not tally.found + tally.drawn:
+            raise RunFailed(f"no answer to any prompt: {checks.reasons(tally.silent)}")
+        judges = [r.identity for name, r in zip(config.rater, raters, strict=True) if name.startswith(JUDGES)]
+        tally.bias = _biases(store, judges, rows)
     return _told(config, counts, raters, tally, time.perf_counter() - began)
 
 
@@ -59,14 +68,23 @@ class Tally:
     found: int = 0
     """Answers that were in the store."""
     drawn: int = 0
+    silent: RowCounts = field(default_factory=RowCounts)
+    """`dropped`: prompts that stay without the answers that were asked for, by reason."""
     judged: Counter[str] = field(default_factory=Counter)
     """By rater: judgments that are new in the store."""
     missing: Counter[tuple[str, str]] = field(default_factory=Counter)
     """By rater and reason: pairs without a verdict."""
     left: Counter[str] = field(default_factory=Counter)
     """By rater: pairs that were not begun, since a budget was spent."""
+    bias: dict[str, dict[str, VerbosityBias]] = field(default_factory=dict)
+    """By judge and dimension."""
     sampling: float = 0.0
     rating: float = 0.0
+
+    def note(self) -> str:
+        """`1,024 answers, 2 prompts without`."""
+        missing = f", {self.silent.dropped_total:,} prompts without" if self.silent.dropped else ""
+        return f"{self.found + self.drawn:,} answers{missing}"
 
 
 # --- prompts --------------------------------------------------------------------------------------
@@ -75,97 +93,71 @@ class Tally:
 def _prompts(config: CollectConfig) -> tuple[list[PromptRow], RowCounts]:
     """Distinct prompts, in the order of the file."""
     rows, counts, name = prepare.read_prompt_rows(config, config.prompts)
-    distinct: dict[bytes, PromptRow] = {}
-    for row in rows:
-        if distinct.setdefault(prompt_key(row.prompt), row) is not row:
-            counts.used -= 1
-            counts.drop("prompt of an earlier row", row.origin.row)
+    rows = asking.choose(rows, counts, config.personal, config.near_duplicates == "drop")
     say(checks.summarise(counts, config.prompts, name))
-    return list(distinct.values()), counts
+    if kept := [note for note in counts.notes if note.startswith("personal data kept")]:
+        kinds = ", ".join(f"{note.rpartition(' ')[2]} in {counts.notes[note][0]:,}" for note in sorted(kept))
+        say(f"  these prompts are kept, and sent, with the personal data in them ({kinds}): --personal mask hides it")
+    return rows, counts
 
 
 # --- answers --------------------------------------------------------------------------------------
 
 
-class LocalWriter:
-    """Draws answers with a model in this process; round k of the same seed and prompts is always the same draw."""
-
-    def __init__(self, config: CollectConfig, rows: Sequence[PromptRow], counts: RowCounts) -> None:
-        from keel.engine.sampler import room
-        from keel.models import checkpoints
-        from keel.models.machine import described
-
-        self.config = config
-        self.text: Text = checkpoints.load_text(config.model)
-        self.policy = checkpoints.load_policy(config.model, config)
-        say(described(self.policy))
-        limit = room(self.policy, config.max_new_tokens)
-        for row in rows:
-            if limit is not None and len(self.text.prompt_ids(row.prompt)) >= limit:
-                raise InputError(
-                    f"{row.origin}: with {config.max_new_tokens} new tokens the prompt does not fit the model; "
-                    "shorten it, leave it out, or lower --max-new-tokens"
-                )
-        drawn = {"temperature": config.temperature, "top_p": config.top_p, "max_new_tokens": config.max_new_tokens}
-        self.like = Answer(
-            "",
-            model=config.model,
-            model_hash=checkpoints.weights_hash(self.policy)[:16],
-            sampling={**drawn, "seed": config.seed},
-        )
-        self.at_once = max(1, ROUNDS_OF_ROWS * config.max_rows // config.n)
-
-    def write(self, rows: Sequence[PromptRow], number: int) -> Iterator[list[Answer]]:
-        """n answers to each prompt, round `number`."""
-        from keel.engine.run import generator
-        from keel.engine.sampler import sample
-
-        config = self.config
-        bundles = sample(
-            self.policy,
-            self.text,
-            [row.prompt for row in rows],
-            config.n,
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            generator=generator(config.seed, "collect", number),
-            max_rows=config.max_rows,
-        )
-        for bundle in bundles:
-            answers = []
-            for draw, c in enumerate(bundle.completions):
-                assert c.logps is not None
-                logp = float(c.logps.double().sum())
-                drawn = replace(self.like, text=c.text, draw=draw, logp=logp, tokens=len(c), truncated=c.truncated)
-                answers.append(drawn)
-            yield answers
-
-
-def _writer(config: CollectConfig, rows: Sequence[PromptRow], counts: RowCounts) -> LocalWriter:
-    return LocalWriter(config, rows, counts)
+def _writer(config: CollectConfig, rows: Sequence[PromptRow]) -> Writer:
+    return LocalWriter(config, rows) if config.server is None else RemoteWriter(config, config.server)
 
 
 def _answers(
-    store: Store, writer: LocalWriter, some: Sequence[PromptRow], number: int, n: int, tally: Tally
+    store: Store,
+    writer: Writer,
+    some: Sequence[PromptRow],
+    number: int,
+    n: int,
+    tally: Tally,
+    progress: Callable[[], None],
 ) -> list[tuple[PromptRow, list[Answer]]]:
-    """The round's answers: those in the store where all are there, else drawn and stored."""
-    found = [store.answers_to(row.prompt, writer.like) for row in some]
-    if all(len(answers) >= n for answers in found):
-        tally.found += n * len(some)
-        return [(row, answers[:n]) for row, answers in zip(some, found, strict=True)]
-    began = time.perf_counter()
-    drawn = list(zip(some, writer.write(some, number), strict=True))
-    tally.sampling += time.perf_counter() - began
-    tally.drawn += sum(len(answers) for _, answers in drawn)
-    store.add_answers(drawn)
-    return drawn
+    """The round's answers, up to n to each prompt: those in the store, and the lacking ones drawn and stored."""
+    found = [answers[:n] for answers in store.answers_to([row.prompt for row in some], writer.like)]
+    tally.found += sum(map(len, found))
+    for have in sorted({len(answers) for answers in found} - {n}):
+        lacking = [index for index, answers in enumerate(found) if len(answers) == have]
+        began = time.perf_counter()
+        for written in writer.write([some[index] for index in lacking], number, have):
+            tally.sampling += time.perf_counter() - began
+            _keep_answers(store, [(lacking[i], answers) for i, answers in written], some, found, tally)
+            progress()
+            began = time.perf_counter()
+        tally.sampling += time.perf_counter() - began
+    return list(zip(some, found, strict=True))
+
+
+def _keep_answers(
+    store: Store,
+    written: Sequence[tuple[int, list[Answer] | str]],
+    some: Sequence[PromptRow],
+    found: list[list[Answer]],
+    tally: Tally,
+) -> None:
+    """Store what came, in one transaction, and add it to what was `found`; count what did not come."""
+    new = {index: answers for index, answers in written if not isinstance(answers, str)}
+    store.add_answers((some[index], answers) for index, answers in new.items())
+    for index, answers in new.items():
+        found[index] += answers
+        tally.drawn += len(answers)
+    for index, reason in written:
+        if isinstance(reason, str):
+            tally.silent.drop(reason, some[index].origin.row)
+            if tally.silent.dropped_total == HOPELESS and not tally.found + tally.drawn:
+                raise RunFailed(f"no answer to the first {HOPELESS} prompts: {checks.reasons(tally.silent)}")
 
 
 # --- judgments ------------------------------------------------------------------------------------
 
 
-def _judge(store: Store, rater: Rater, tasks: Sequence[Task], asked: set[bytes], tally: Tally) -> None:
+def _judge(
+    store: Store, rater: Rater, tasks: Sequence[Task], asked: set[bytes], tally: Tally, progress: Callable[[], None]
+) -> None:
     """Have a rater judge what he has not judged yet, and keep it as it comes."""
     waiting = [task for task in tasks if _about(task) not in asked]
     began, name = time.perf_counter(), rater.identity
@@ -182,6 +174,7 @@ def _judge(store: Store, rater: Rater, tasks: Sequence[Task], asked: set[bytes],
             kept += result
             if len(kept) >= (1 if result[0].ai else COMMIT):
                 tally.judged[name] += _keep(store, kept)
+                progress()
     finally:
         tally.judged[name] += _keep(store, kept)
     tally.left[name] += len(waiting) - done
@@ -198,6 +191,12 @@ def _keep(store: Store, judgments: list[Judgment]) -> int:
 def _about(task: Task) -> bytes:
     prompt = prompt_key(task.prompt)
     return answer_key(prompt, task.first) + answer_key(prompt, task.second)
+
+
+def _biases(store: Store, judges: Sequence[str], rows: Sequence[PromptRow]) -> dict[str, dict[str, VerbosityBias]]:
+    """By judge and dimension, from all that the store holds about these prompts: the same however often called."""
+    asked = {prompt_key(row.prompt) for row in rows} if judges else set()
+    return {judge: verbosity_biases(store.judgments_by(judge, asked)) for judge in judges}
 
 
 def load_rater(name: str, config: CollectConfig) -> Rater:
@@ -236,31 +235,47 @@ def _told(
 ) -> Result | None:
     """One line for each thing that was done or not done, and the figures."""
     say(f"{config.store}: {tally.drawn:,} answers drawn, {tally.found:,} were there")
+    for reason, (count, _) in tally.silent.dropped.items():
+        say(f"  {count:,} prompts without: {reason}; the same call asks again")
     for rater in raters:
-        name = rater.identity
-        line = f"{name}: {tally.judged[name]:,} judgments"
-        if note := rater.note():
-            line += f" ({note})"
-        say(line)
-        for (who, why), count in tally.missing.most_common():
-            if who == name:
-                say(f"  {count:,} without a verdict: {why}; the same call asks again")
-        if tally.left[name]:
-            say(f"  {tally.left[name]:,} pairs left, the budget is spent: the same call with a larger one goes on")
-    figures: dict[str, Any] = {
+        _tell_of(rater, tally)
+    if config.out is None:
+        return None
+    figures = _figures(counts, tally, seconds)
+    write_json(config.out, figures)
+    return Result(config.out, figures)
+
+
+def _tell_of(rater: Rater, tally: Tally) -> None:
+    name, note = rater.identity, rater.note()
+    say(f"{name}: {tally.judged[name]:,} judgments" + (f" ({note})" if note else ""))
+    for (who, why), count in tally.missing.most_common():
+        if who == name:
+            say(f"  {count:,} without a verdict: {why}; the same call asks again")
+    if tally.left[name]:
+        say(f"  {tally.left[name]:,} pairs left, the budget is spent: the same call with a larger one goes on")
+    for dimension, bias in tally.bias.get(name, {}).items():
+        say(f"  {dimension}: {bias}")
+
+
+def _figures(counts: RowCounts, tally: Tally, seconds: float) -> dict[str, Any]:
+    bias = [
+        {"rater": name, "dimension": dimension, **found.as_dict()}
+        for name, of in tally.bias.items()
+        for dimension, found in of.items()
+    ]
+    return {
         "command": "collect",
         "seconds": round(seconds, 3),
         "sample_seconds": round(tally.sampling, 3),
         "rate_seconds": round(tally.rating, 3),
         "drawn": tally.drawn,
         "found": tally.found,
+        "unanswered": tally.silent.as_dict()["dropped"],
         "judged": dict(tally.judged),
         "missing": [{"rater": who, "reason": why, "pairs": n} for (who, why), n in tally.missing.items()],
         "left": {name: n for name, n in tally.left.items() if n},
+        "judges": bias,
         "peak_rss_gb": peak_rss_gb(),
         "rows": counts.as_dict(),
     }
-    if config.out is None:
-        return None
-    write_json(config.out, figures)
-    return Result(config.out, figures)

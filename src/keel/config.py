@@ -265,15 +265,21 @@ class CollectConfig(Sampling):
     """
 
     model: str
-    """What answers: checkpoint folder, run folder or hub name."""
+    """What answers: checkpoint folder, run folder or hub name; with `server` the model's name there."""
     prompts: str
-    """File of prompts or chats, or a store, whose prompts are then answered."""
+    """File of prompts or chats, a log of chats (up to the last question), or a store, whose prompts are answered."""
     store: str
     """Where all is kept: `store:FILE.db` or a database URL; made if it is not there."""
     rater: list[str] = []
     """Who judges, one or several; without any, answers are only drawn and kept."""
     n: Count = 2
     """Answers per prompt; all n (n - 1) / 2 comparisons are judged."""
+    server: str | None = None
+    """OpenAI-compatible address of what answers, such as http://localhost:8000/v1; by default it is this process."""
+    personal: Literal["keep", "mask", "drop"] = "keep"
+    """Prompts with e-mail addresses, phone or card numbers, IBANs, IP addresses: keep, ask with [email] …, or drop."""
+    near_duplicates: Literal["keep", "drop"] = "keep"
+    """Keep all prompts that share most of their words with an earlier one, or drop them."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Draw among the fewest likeliest words with this probability."""
     temperature: Positive = 1.0
@@ -284,10 +290,12 @@ class CollectConfig(Sampling):
     """OpenAI-compatible address of `judge:NAME`; OPENAI_BASE_URL or OpenAI's own by default."""
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable that holds the servers' key; the key itself is written nowhere."""
+    server_key_variable: str | None = None
+    """The same for `server` alone, where the judge's key is another; `key_variable` by default."""
     concurrency: Count = 8
     """Requests to a server at once."""
     deadline: Positive = 300.0
-    """Seconds for one request with all its repetitions."""
+    """Seconds for one pair or prompt: all its requests, repetitions and waits."""
     price_in: NonNegative | None = None
     """The judge's price per million tokens read."""
     price_out: NonNegative | None = None

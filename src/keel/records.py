@@ -134,7 +134,7 @@ class Answer:
     text: str
     model: str = ""
     model_hash: str = ""
-    sampling: Mapping[str, float] | None = None
+    sampling: Mapping[str, float | str] | None = None
     logp: float | None = None
     tokens: int | None = None
     truncated: bool = False

@@ -389,9 +389,83 @@ def test_prompts(tmp_path, row, prompt, name):
     assert read_prompts(source)[2] == name
 
 
-def test_prompts_of_answered_messages_are_refused(tmp_path):
-    source = write(tmp_path / "prompts.jsonl", [{"messages": [USER, says("a")]}, {"messages": [USER]}])
-    assert read_prompts(source)[1].dropped == {"messages end with an assistant turn, not a question": (1, [1])}
+TOOL = {"role": "tool", "content": "22 C"}
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": {"name": "weather"}}]}
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def human(value):
+    return {"from": "human", "value": value}
+
+
+def gpt(value):
+    return {"from": "gpt", "value": value}
+
+
+@pytest.mark.parametrize("column", ["messages", "prompt"])
+@pytest.mark.parametrize(
+    ("chat", "asked"),
+    [
+        ([USER, says("a")], [USER]),
+        ([SYSTEM, USER, says("a")], [SYSTEM, USER]),
+        ([USER, says("a"), user("More?"), says("b")], [USER, says("a"), user("More?")]),
+        ([USER, CALL, TOOL, says("Sun.")], [USER]),  # a call has no text, and is not read
+        ([USER, says("let me look"), TOOL, says("Sun."), user("Sure?"), says("Yes.")],
+         [USER, says("let me look"), TOOL, says("Sun."), user("Sure?")]),
+        ([USER, says("a"), says("b")], [USER]),
+    ],
+)  # fmt: skip
+def test_a_log_asks_what_its_last_user_turn_asks(tmp_path, column, chat, asked):
+    source = write(tmp_path / "log.jsonl", [{column: [USER]}, {column: chat}])
+    found, counts, name = read_prompts(source)
+    assert [p.prompt for p in found] == [[USER], asked]
+    assert (name, counts.used, counts.dropped) == (column, 2, {})
+    assert counts.notes == {"turns after the last user turn left out": (1, [2])}
+
+
+def test_a_log_in_conversations_as_sharegpt_writes_them(tmp_path):
+    rows = [
+        {"conversations": [human("Sun?"), gpt("Yes."), human("Sure?"), gpt("Yes.")]},
+        {"conversations": [human("Sun?")], "system": "Be short."},
+        {"conversations": [{"from": "system", "value": "Be short."}, human("Sun?"), gpt("Yes.")]},
+        {"conversations": [human("Sun?"), {"from": "function_call", "value": "w()"},
+                           {"from": "observation", "value": "22 C"}, human("And?")]},
+        {"conversations": [USER, says("Yes.")]},
+    ]  # fmt: skip
+    found, counts, name = read_prompts(write(tmp_path / "log.jsonl", rows))
+    assert [p.prompt for p in found] == [
+        [user("Sun?"), says("Yes."), user("Sure?")],
+        [{"role": "system", "content": "Be short."}, user("Sun?")],
+        [{"role": "system", "content": "Be short."}, user("Sun?")],
+        [user("Sun?"), says("w()"), {"role": "tool", "content": "22 C"}, user("And?")],
+        [USER],
+    ]
+    assert (name, counts.notes) == ("conversations", {"turns after the last user turn left out": (3, [1, 3, 5])})
+
+
+def test_what_asks_nothing_in_a_log_is_counted(tmp_path):
+    rows = [
+        {"messages": [USER]},
+        {"messages": []},
+        {"messages": [SYSTEM, says("Hello!")]},
+        {"messages": [USER, CALL, TOOL, says("Sun."), USER]},
+        {"messages": [USER, TOOL]},
+        {"messages": None},
+    ]
+    found, counts, _ = read_prompts(write(tmp_path / "log.jsonl", rows))
+    assert [p.prompt for p in found] == [[USER], [USER, TOOL]]
+    assert counts.dropped == {
+        "messages is not a list of messages": (1, [2]),
+        "messages has no user turn": (1, [3]),
+        "messages has a message without role or text content": (1, [4]),
+        "no messages": (1, [6]),
+    }
+    assert counts.notes == {}
+    source = write(tmp_path / "talk.jsonl", [{"conversations": [human("Sun?")]}, {"conversations": [{"from": "me"}]}])
+    assert read_prompts(source)[1].dropped == {"conversations has a message without role or text content": (1, [2])}
 
 
 def test_format_overrides_recognition(tmp_path):
@@ -569,6 +643,7 @@ COLUMNS = st.sampled_from(
         "margin",
         "completion",
         "messages",
+        "conversations",
         "text",
         "instruction",
         "input",

@@ -17,7 +17,7 @@ from keel.data import schema, survey
 from keel.data.preferences import derive
 from keel.data.store import Store, answer_key, prompt_key, row_key, said_key
 from keel.errors import InputError
-from keel.records import Answer, Judgment, Origin, Preference, Ranking, Score
+from keel.records import Answer, Judgment, Origin, Preference, PromptRow, Ranking, Score
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Wohin, Bär? 🐻"}]
 DRAWN = Answer(" To the park.", "runs/sft", "3f2a", {"temperature": 0.8, "top_p": 1.0}, -3.25, 5, True, 3)
@@ -98,6 +98,22 @@ def test_the_same_prompts_and_answers_are_stored_once(store):
     store.append([(said_key(j), j) for j in many(8)])
     found = survey.count_store(store)
     assert (found.prompts, found.answers, found.judgments) == (2, 16, 16)
+
+
+def test_answers_are_found_by_prompt_writer_and_way_of_drawing(store):
+    """In the order of their draws, whatever the order in which they came."""
+    like = Answer("", "m", "3f2a", {"temperature": 0.5, "server": "http://h/v1"})
+    drawn = [replace(like, text=f"{i}", draw=i, logp=-float(i), tokens=i) for i in (2, 0, 1)]
+    others = [
+        replace(drawn[0], model="n"),
+        replace(drawn[0], model_hash="0000"),
+        replace(drawn[0], sampling={"temperature": 0.6, "server": "http://h/v1"}),
+        replace(drawn[0], sampling={"temperature": 0.5, "server": "http://i/v1"}),
+        Answer("2"),
+    ]
+    store.add_answers([(PromptRow(CHAT), [*drawn, *others]), (PromptRow("Sun?"), drawn[:1])])
+    found = store.answers_to(["Rain?", "Sun?", CHAT], replace(like, sampling=dict(reversed(like.sampling.items()))))
+    assert found == [[], drawn[:1], [drawn[1], drawn[2], drawn[0]]]
 
 
 def test_a_text_and_a_chat_of_that_text_are_two_prompts(store):
@@ -200,6 +216,16 @@ def test_what_is_retracted_stays_and_counts_nowhere(store):
     assert [j.origin.row for j in held(store)] == [0, 2, 3]
     with pytest.raises(InputError, match="no judgment 00 to retract"):
         store.retract(b"\0")
+
+
+def test_what_one_rater_said_of_some_prompts(store):
+    said = many(40)
+    store.append(keyed(said))
+    store.retract(keyed(said)[5][0])
+    asked = {prompt_key(f"prompt {i}") for i in (1, 3, 99)}
+    expected = [said[i] for i in (4, 5, 6, 7, 12, 13, 14, 15) if i % 5 == 0 and i != 5]
+    assert in_any_order(list(store.judgments_by("person-0", asked))) == in_any_order(expected)
+    assert expected
 
 
 def test_a_person_is_forgotten(store, store_source, tmp_path):

@@ -225,9 +225,32 @@ def test_what_a_server_refuses_by_name_or_more_than_one_is_not_asked_again():
     with Stub(picky) as server:
         found = draw(server, ["a", "b"], 2, concurrency=1)
     assert [len(found[i]) for i in (0, 1)] == [2, 2]
-    assert [body["n"] for _, body in server.calls] == [2, 2, 2, 1, 1, 1, 1]
-    sent = [("top_k" in body, "logprobs" in body) for _, body in server.calls]
-    assert sent == [(True, True), (False, True), *[(False, False)] * 5]
+    assert [body["n"] for _, body in server.calls] == [2, 2, 2, 2, 1, 1, 1, 1]
+    sent = [(body.get("top_k"), "logprobs" in body) for _, body in server.calls]
+    assert sent == [(-1, True), (0, True), (None, True), *[(None, False)] * 5]
+
+
+def test_an_argument_refused_with_a_500_is_not_asked_again():
+    """As llama-cpp-python refuses a top-k below 0, and log-probabilities where it keeps none."""
+
+    def picky(path, body, number):
+        if body.get("top_k", 0) < 0:
+            return error(500, "1 validation error: 'loc': ('body', 'top_k'), 'msg': 'should be >= 0'")
+        return error(500, "logprobs is not supported") if "logprobs" in body else plain("x")
+
+    with Stub(picky) as server:
+        found = draw(server, ["a", "b"], concurrency=1, deadline=2.0)
+    assert [found[i][0].text for i in (0, 1)] == ["x", "x"]
+    assert [body["top_k"] for _, body in server.calls] == [-1, 0, 0, 0]
+
+
+def test_llama_cpp_completes_texts_and_chats(llama_url):
+    """n of each, and not the same n times."""
+    found = draw(llama_url, ["Once upon a time", CHAT], 3, max_new_tokens=12, deadline=60.0, concurrency=1)
+    assert [len(found[i]) for i in (0, 1)] == [3, 3]
+    assert len({a.text for a in found[0]}) > 1
+    assert all(a.tokens == 12 or not a.truncated for answers in found.values() for a in answers)
+    assert any(a.truncated for a in found[0])
 
 
 def test_the_key_is_sent_and_an_address_may_leave_out_v1(monkeypatch):

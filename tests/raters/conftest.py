@@ -1,14 +1,8 @@
-"""Tasks, a judge at a stub, and llama.cpp's server."""
+"""Tasks, and a judge at a stub."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,7 +14,6 @@ from keel.records import Answer
 
 from .stub import Stub
 
-ROOT = Path(__file__).parents[2]
 KEY = "sk-very-secret-0123456789"
 
 
@@ -46,42 +39,3 @@ def make_judge() -> Callable[..., Judge]:
         return Judge(JudgeConfig(**{"model": "judge-1", "base_url": stub.url, **quick, **changes}), rubric)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def llama_url(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of llama.cpp's server with a very small model that tells stories."""
-    environment = ROOT / ".venv-llama"
-    if not (environment / ".installed").exists():
-        why = environment / "why-not"
-        pytest.skip(
-            why.read_text().strip() if why.exists() else "no .venv-llama: `make .venv-llama/.installed` makes it"
-        )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    model = shared / "models" / "stories260K.gguf"
-    command = [environment / "bin" / "python", "-m", "llama_cpp.server", "--model", model, "--host", "127.0.0.1"]
-    log = tmp_path_factory.mktemp("llama") / "log"
-    own = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    with log.open("w") as out:
-        server = subprocess.Popen(
-            [*command, "--port", str(port), "--n_ctx", "2048", "--n_threads", "1"], stdout=out, stderr=out, env=own
-        )
-    try:
-        _wait_for(server, f"http://127.0.0.1:{port}/v1/models", log)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
-
-
-def _wait_for(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    for _ in range(300):
-        try:
-            urllib.request.urlopen(url, timeout=1).close()
-            return
-        except OSError:
-            assert server.poll() is None, log.read_text()[-2000:]
-            time.sleep(0.2)
-    raise AssertionError(f"no server after a minute: {log.read_text()[-2000:]}")

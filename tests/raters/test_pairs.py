@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from scipy.stats import binomtest
 
 from keel.raters import Task
-from keel.raters.pairs import show, swap, verbosity_bias
+from keel.raters.pairs import Heard, judgments, settle, show, swap, verbosity_bias, verbosity_biases
+from keel.raters.rubric import DEFAULT
 from keel.records import Answer, Judgment, Preference, Score
 
 
@@ -39,7 +41,7 @@ def said(outcome, first, second):
 
 def test_bias_by_hand():
     """Six verdicts for one answer: of five with unequal lengths four are for the longer one. Two ties."""
-    judgments = [
+    given = [
         said("first", 9, 1),
         said("second", 1, 9),
         said("first", 5, 4),
@@ -50,7 +52,7 @@ def test_bias_by_hand():
         said("both_bad", 2, 2),
         Judgment("q", (Answer("x"),), Score(3.0)),
     ]
-    bias = verbosity_bias(judgments)
+    bias = verbosity_bias(given)
     interval = binomtest(4, 5).proportion_ci(method="wilson")
     assert bias.prefers_longer.mean == pytest.approx(4 / 5)
     assert (bias.prefers_longer.low, bias.prefers_longer.high) == pytest.approx((interval.low, interval.high))
@@ -67,7 +69,34 @@ def test_white_space_is_no_length():
 
 
 def test_bias_of_nothing_is_not_a_number():
-    assert verbosity_bias([]).prefers_longer.n == 0
+    bias = verbosity_bias([])
+    assert bias.prefers_longer.n == 0
+    assert [bias.as_dict()[k] for k in ("prefers_longer", "baseline_agreement", "orders_disagree")] == [None] * 3
+    assert "nan" not in str(bias)
+
+
+def test_ties_of_disagreement_are_told_apart():
+    """Of four ties two are one because the judge said otherwise in the other order; a verdict of both is no tie."""
+    heard = [("first", "first"), ("second", "tie"), ("tie", "tie"), ("both_bad", "both_bad"), ("first", "second")]
+    task = Task("q", Answer("long one"), Answer("short"))
+    settled = [settle(Heard(a, 1.0, "so"), Heard(b, 1.0, "so")) for a, b in heard]
+    found = [j for s in settled for j in judgments(task, {"overall": s}, "judge", DEFAULT)]
+    bias = verbosity_bias(found)
+    interval = binomtest(2, 4).proportion_ci(method="wilson")
+    assert (bias.ties, bias.orders_disagree.mean, bias.orders_disagree.n) == (4, 0.5, 4)
+    assert (bias.orders_disagree.low, bias.orders_disagree.high) == pytest.approx((interval.low, interval.high))
+    assert bias.as_dict()["orders_disagree"] == bias.orders_disagree.as_dict()
+    assert "its two orders disagree in 0.500" in str(bias)
+
+
+def test_bias_by_dimension():
+    """Each dimension is counted apart, since verdicts of one pair are not independent."""
+    polite = [replace(said("first", 9, 1), dimension="politeness") for _ in range(3)]
+    found = verbosity_biases([*polite, said("second", 9, 1)])
+    assert {name: (b.prefers_longer.mean, b.prefers_longer.n) for name, b in found.items()} == {
+        "overall": (0.0, 1),
+        "politeness": (1.0, 3),
+    }
 
 
 def test_judges_of_alpaca_eval_prefer_the_longer_answer(shared):

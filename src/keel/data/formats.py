@@ -21,11 +21,12 @@ from typing import Generic, Protocol, TypeVar
 
 from keel.data.checks import reasons
 from keel.data.containers import file_hash, read_rows
-from keel.data.demonstrations import DEMONSTRATED, alpaca_prompt
+from keel.data.demonstrations import DEMONSTRATED
 from keel.data.judged import JUDGED, Judged
 from keel.data.judged.base import no_remarks
 from keel.data.preferences import derive
-from keel.data.rows import Neutral, Numbered, Row, RowError, messages, prompt, shown, text
+from keel.data.prompted import PROMPTED
+from keel.data.rows import Neutral, Numbered, Row, RowError, shown
 from keel.data.store import Store, is_store
 from keel.data.text import prompt_key
 from keel.errors import InputError
@@ -62,16 +63,6 @@ class Format(Protocol):
     def needs(self) -> tuple[str, ...]: ...
     @property
     def fits(self) -> Callable[[Row], bool]: ...
-
-
-@dataclass(frozen=True)
-class Prompted:
-    """A way to write prompts."""
-
-    name: str
-    needs: tuple[str, ...]
-    convert: Callable[[Row, Origin], PromptRow]
-    fits: Callable[[Row], bool] = lambda row: True
 
 
 @dataclass(frozen=True)
@@ -143,8 +134,8 @@ def read_demonstrations(
 ) -> tuple[list[Demonstration], RowCounts, str]:
     """Prompts with the answers to imitate, or plain texts; every row's fate, and the format's name."""
     rows, chosen = _open(DEMONSTRATIONS, source, format, limit)
-    records, counts = _read(rows, chosen.convert, source)
-    return records, counts, chosen.name
+    counts = RowCounts()
+    return _read(rows, chosen.convert, source, counts), counts, chosen.name
 
 
 def open_demonstrations(
@@ -174,7 +165,7 @@ def open_demonstrations(
 def read_prompts(
     source: str, *, format: str | None = None, limit: int | None = None
 ) -> tuple[list[PromptRow], RowCounts, str]:
-    """Prompts alone, those of judgments included (of a tree its root); every row's fate, and the format's name."""
+    """Prompts alone, those of judgments and logs included (of a tree its root); every row's fate, the format's name."""
     if is_store(source):
         with Store(source) as store:
             found = list(itertools.islice(store.prompts(), limit))
@@ -182,8 +173,8 @@ def read_prompts(
         _refuse_nothing(counts, source)
         return found, counts, STORE
     rows, chosen = _open(PROMPTS, source, format, limit)
-    records, counts = _read(rows, chosen.convert, source)
-    return records, counts, chosen.name
+    counts = RowCounts()
+    return _read(rows, _noting(chosen.convert, chosen.remarks, counts), source, counts), counts, chosen.name
 
 
 def kind_of(source: str, format: str | None = None) -> str:
@@ -211,35 +202,14 @@ def identify(source: str) -> dict[str, object]:
     return {"data_hash": digest, "judgments": count, "judgment_ids": ids}
 
 
-# --- formats of prompts, and what commands read
+# --- what commands read
 
-
-def _user_chat(row: Row, origin: Origin) -> PromptRow:
-    found = messages(row, "messages")
-    if found[-1]["role"] == "assistant":
-        raise RowError("messages end with an assistant turn, not a question")
-    return PromptRow(found, origin)
-
-
-def _prompts_of(judged: Judged) -> Prompted:
-    """The prompts of a format of judgments; those of pairs under a name that says so."""
-    name = f"{judged.name}-pairs" if judged.name in ("hh", "trl") else judged.name
-    return Prompted(name, judged.needs, lambda row, origin: PromptRow(judged.prompt(row), origin), judged.fits)
-
-
-PROMPTED: tuple[Prompted, ...] = (
-    *(_prompts_of(judged) for judged in JUDGED),
-    Prompted("prompt", ("prompt",), lambda row, origin: PromptRow(prompt(row, "prompt"), origin)),
-    Prompted("messages", ("messages",), _user_chat),
-    Prompted("instruction", ("instruction",), lambda row, origin: PromptRow(alpaca_prompt(row), origin)),
-    Prompted("text", ("text",), lambda row, origin: PromptRow(text(row, "text"), origin)),
-)
 PAIRS = Kind("preference pairs", "chosen and rejected, with a prompt or as transcripts", JUDGED)
 JUDGMENTS = Kind("judgments", "the columns of a format that holds them", JUDGED)
 DEMONSTRATIONS = Kind(
     "demonstrations", "prompt and completion, messages, instruction and output, or text", DEMONSTRATED
 )
-PROMPTS = Kind("prompts", "prompt, messages, instruction or text, or preference pairs", PROMPTED)
+PROMPTS = Kind("prompts", "prompt, messages, conversations, instruction or text, or preference pairs", PROMPTED)
 
 
 # --- from rows to records
@@ -253,7 +223,7 @@ def _groups(
     if is_store(source):
         return itertools.islice(_of_store(source), limit), counts, STORE
     rows, chosen = _open(kind, source, format, limit)
-    groups = (group for _, group in _records(rows, _judgments(chosen, counts), source, counts))
+    groups = (group for _, group in _records(rows, _noting(chosen.read, chosen.remarks, counts), source, counts))
     return groups, counts, chosen.name
 
 
@@ -271,14 +241,16 @@ def _of_store(source: str) -> Iterator[list[Judgment]]:
             yield [judgment for _, judgment in group]
 
 
-def _judgments(chosen: Judged, counts: RowCounts) -> Callable[[Row, Origin], list[Judgment]]:
-    """A row into judgments, with what is worth a note counted."""
-    if chosen.remarks is no_remarks:
-        return chosen.read
+def _noting(
+    read: Callable[[Row, Origin], R], remarks: Callable[[Row], Iterable[str]], counts: RowCounts
+) -> Callable[[Row, Origin], R]:
+    """A row into what it holds, with what is worth a note counted."""
+    if remarks is no_remarks:
+        return read
 
-    def convert(row: Row, origin: Origin) -> list[Judgment]:
-        found = chosen.read(row, origin)
-        for what in chosen.remarks(row):
+    def convert(row: Row, origin: Origin) -> R:
+        found = read(row, origin)
+        for what in remarks(row):
             counts.note(what, origin.row)
         return found
 
@@ -304,13 +276,12 @@ def _records(
             yield number, record
 
 
-def _read(rows: Iterable[Numbered], convert: Callable[[Row, Origin], R], source: str) -> tuple[list[R], RowCounts]:
-    counts = RowCounts()
+def _read(rows: Iterable[Numbered], convert: Callable[[Row, Origin], R], source: str, counts: RowCounts) -> list[R]:
     records = [record for _, record in _records(rows, convert, source, counts)]
     counts.read += len(records)
     counts.used = len(records)
     _refuse_nothing(counts, source)
-    return records, counts
+    return records
 
 
 def _refuse_nothing(counts: RowCounts, source: str) -> None:

@@ -149,18 +149,23 @@ class Store:
             for table, rows in ((prompts, asked), (answers, written)):
                 self._insert(connection, table, [rows[key] for key in sorted(rows)])
 
-    def answers_to(self, prompt: Prompt, like: Answer) -> list[Answer]:
-        """Answers to a prompt by the same writer, drawn in the same way as `like`, in the order of their draws."""
-        key = prompt_key(prompt)
-        head = key[:PROMPT_BYTES]
+    def answers_to(self, asked: Sequence[Prompt], like: Answer) -> list[list[Answer]]:
+        """Of each prompt its answers by the writer of `like`, drawn in the same way, in the order of their draws."""
+        low, high, of = (sa.bindparam(name, type_=schema.key) for name in ("low", "high", "of"))
         written = (answers.c.model, like.model), (answers.c.model_hash, like.model_hash)
         statement = (
             sa.select(*(c.label(f"a_{c.name}") for c in answers.columns))
-            .where(answers.c.key >= head, answers.c.key <= head + b"\xff" * 12, answers.c.prompt == key)
+            .where(answers.c.key >= low, answers.c.key <= high, answers.c.prompt == of)
             .where(answers.c.sampling == _sampling(like), *(column == value for column, value in written))
-            .order_by(answers.c.draw)
+            .order_by(answers.c.draw, answers.c.key)
         )
-        return [answer_of(row, "a") for row in self.read(statement)]
+        found = []
+        with self.reading() as connection:
+            for key in map(prompt_key, asked):
+                head = key[:PROMPT_BYTES]
+                rows = connection.execute(statement, {"low": head, "high": head + b"\xff" * 12, "of": key})
+                found.append([answer_of(row, "a") for row in rows])
+        return found
 
     def said_by(self, rater: str) -> set[bytes]:
         """Keys of all that a rater's judgments are about: so that no judge is asked the same twice."""
@@ -168,6 +173,12 @@ class Store:
             judgments.c.rater == rater, judgments.c.kind == "preference"
         )
         return {first + second for first, second in map(tuple, self.stream(statement))}
+
+    def judgments_by(self, rater: str, asked: Container[bytes]) -> Iterator[Judgment]:
+        """What a rater said of these prompts (their keys), as far as it holds."""
+        for group in self.groups(judgments.c.rater == rater):
+            if prompt_key(group[0][1].prompt) in asked:
+                yield from (judgment for _, judgment in group)
 
     def retract(self, key: bytes, comment: str = "") -> None:
         """Say that a judgment no longer holds; it stays in the store, and counts nowhere."""
@@ -575,6 +586,7 @@ def _judgment_row(key: bytes, prompt: bytes, shown: Sequence[bytes], j: Judgment
 
 
 def prompt_of(row: Any) -> Prompt:
+    """The prompt in the columns `content` and `chat`."""
     return json.loads(row.content) if row.chat else row.content  # type: ignore[no-any-return]
 
 

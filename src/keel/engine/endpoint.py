@@ -10,6 +10,9 @@ from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from threading import Thread
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
+
+from keel.errors import InputError
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -62,6 +65,22 @@ def retry_after(headers: Mapping[str, str]) -> float:
         except (TypeError, ValueError, OverflowError):
             return 0.0
     return max(0.0, seconds) if math.isfinite(seconds) else 0.0
+
+
+def public_address(url: str) -> str:
+    """A server's address as it may be kept and shown: without user, password and query, ending in a path.
+
+    Raises `InputError` for what is none.
+    """
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port out of range, half an IPv6 address
+        sound = False
+    if not sound:
+        raise InputError(f"{url}: not an address; give one such as http://localhost:8000/v1")
+    path = parts.path.rstrip("/") or "/v1"
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], path, "", ""))
 
 
 def first_line(error: BaseException) -> str:

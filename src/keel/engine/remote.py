@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from keel.engine.endpoint import AGAIN, first_line, in_thread, retry_after
+from keel.engine.endpoint import AGAIN, first_line, in_thread, public_address, retry_after
 from keel.engine.endpoint import said as words_of
 from keel.errors import InputError
 from keel.records import Answer, Prompt
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 _ENDED = ("stop", "eos", "eos_token", "stop_sequence")
 _NO_KEY = "none"
 _JITTER = random.SystemRandom()  # of waits only
+NOT_ASKED = "not asked"
+"""How the reason begins of a prompt that was given up unasked, since the server has fallen silent."""
 _PATIENCE = 10.0
 """Seconds in which a server must be reached for the first time; one that never was is a wrong address."""
 
@@ -82,7 +84,7 @@ def sample_remote(
                 break
         given_up = [index for index, _ in waiting] + list(running.values())
     for index in given_up:
-        yield index, f"not asked: no reply to the last {server.unanswered} prompts"
+        yield index, f"{NOT_ASKED}: no reply to the last {server.unanswered} prompts"
 
 
 # --- the connection -------------------------------------------------------------------------------
@@ -95,12 +97,10 @@ def _client(url: str, key_variable: str) -> AsyncOpenAI:
     except ImportError as error:
         raise InputError("a remote model needs the openai package: pip install 'keel-tune[judge]'") from error
     key = os.environ.get(key_variable, "").strip()
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(f"{url}: not an address; give one such as http://localhost:8000/v1")
+    public_address(url)
     if not key.isascii() or not key.isprintable():  # a client would quote it when it complains
         raise InputError(f"the environment variable {key_variable} holds no key: signs that a key cannot have")
-    whole = url if parts.path.strip("/") else url.rstrip("/") + "/v1"
+    whole = url if urlsplit(url).path.strip("/") else url.rstrip("/") + "/v1"
     return AsyncOpenAI(api_key=key or _NO_KEY, base_url=whole, max_retries=0, timeout=Timeout(None, connect=10.0))
 
 
@@ -152,6 +152,10 @@ class _Server:
         """OpenAI's own, which knows fewer arguments, and one by another name."""
         return str(self.client.base_url.host).endswith("openai.com")
 
+    @property
+    def _address(self) -> str:
+        return public_address(str(self.client.base_url))
+
     async def complete(self, index: int, prompt: Prompt) -> list[Answer] | str:
         """n completions before the deadline, or why not. A server may give fewer at once: it is asked for the rest."""
         answers: list[Answer] = []
@@ -189,7 +193,10 @@ class _Server:
             if not named and count == 1:
                 raise
             for name in named:
-                self.optional.pop(name, None)
+                if sent[name] == -1:
+                    self.optional[name] = 0  # how llama.cpp switches top-k off
+                else:
+                    self.optional.pop(name, None)
         if named:
             return await self._ask(prompt, count, seed)
         answers = await self._post(prompt, 1, seed, sent)
@@ -204,8 +211,7 @@ class _Server:
             reply = await self._request(prompt, count, seed, sent)
         except openai.APIConnectionError as error:
             if not self.reached and time.monotonic() - self.begun > min(_PATIENCE, self.deadline / 2):
-                where = self.client.base_url
-                raise InputError(f"{where}: nobody answers; start the server or mend the address") from error
+                raise InputError(f"{self._address}: nobody answers; start the server or mend the address") from error
             raise _Again(f"the connection failed ({first_line(error.__cause__ or error)})") from error
         except openai.APIStatusError as error:
             self.reached = True
@@ -243,9 +249,10 @@ class _Server:
         if status == 402 or code == "insufficient_quota":
             return InputError(f"the server says {said}; pay in, or name another server")
         if status == 404:
-            remedy = f"check the model's name ({self.model}) and the address ({self.client.base_url}, usually …/v1)"
+            remedy = f"check the model's name ({self.model}) and the address ({self._address}, usually …/v1)"
             return InputError(f"the server says {said}; {remedy}")
-        if status in AGAIN or status >= 500:
+        named = status == 500 and any(name in said for name in self.optional)  # llama-cpp-python's way to refuse them
+        if status in AGAIN or (status >= 500 and not named):
             return _Again(said, retry_after(error.response.headers))
         return _Refused(f"the server refuses the request: {said}")
 

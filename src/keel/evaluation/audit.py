@@ -187,8 +187,8 @@ def _leaks(audit: Audit, rows: Sequence[Row], kind: str, config: DataCheckConfig
 def _near_across(rows: Sequence[Row], held: Sequence[Row]) -> list[int]:
     """Held-out rows in a group with rows of the data."""
     groups = near_duplicates([plain(row.prompt) for row in (*rows, *held)])
-    mixed = [group for group in groups if group[0] < len(rows) <= group[-1]]
-    return sorted(at - len(rows) for group in mixed for at in group if at >= len(rows))
+    known = [group for group in groups if group[0] < len(rows)]
+    return sorted(at - len(rows) for group in known for at in group if at >= len(rows))
 
 
 def _prompts(audit: Audit, rows: Sequence[Row]) -> None:

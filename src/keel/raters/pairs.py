@@ -7,7 +7,8 @@ opinion: a tie. Answers that are equal but for outer white space are a tie that 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from keel import stats
@@ -78,6 +79,8 @@ class Settled:
     comment: str = ""
 
 
+_DISAGREE = "The two orders disagree."
+"""How the comment begins of a tie that is one for that."""
 IDENTICAL = Settled(Preference("tie"), comment="identical answers: nobody was asked")
 
 
@@ -87,7 +90,7 @@ def settle(shown: Heard, swapped: Heard) -> Settled:
         strength = (shown.strength + swapped.strength) / 2 if shown.outcome in _MIRROR else 0.0
         return Settled(Preference(shown.outcome, strength), comment=shown.rationale)
     flipped = shown.outcome == swapped.outcome
-    comment = f"The two orders disagree. As shown: {shown.rationale} Swapped: {swapped.rationale}"
+    comment = f"{_DISAGREE} As shown: {shown.rationale} Swapped: {swapped.rationale}"
     return Settled(Preference("tie"), flipped, comment)
 
 
@@ -117,41 +120,77 @@ def judgments(
 
 @dataclass(frozen=True, slots=True)
 class VerbosityBias:
-    """How far a judge can be replaced by counting characters.
+    """How far a judge can be replaced by counting characters, and how many of its ties are no opinion.
 
     `prefers_longer`: share of verdicts for one of two answers of unequal length that are for the longer one.
     `baseline_agreement`: how often "the longer answer wins" (a tie at equal length) says what the judge says, over all
     verdicts; ½ where only one of the two says tie. `ties` counts the judge's ties, pairs that are both bad included,
-    `equal_length` its verdicts between answers of one length.
+    `equal_length` its verdicts between answers of one length. `orders_disagree`: share of the ties that are one since
+    the judge said otherwise when the answers changed places.
     """
 
     prefers_longer: stats.Estimate
     baseline_agreement: stats.Estimate
     ties: int
     equal_length: int
+    orders_disagree: stats.Estimate
 
     def __str__(self) -> str:
-        return (
-            f"prefers the longer answer {self.prefers_longer} (n = {self.prefers_longer.n}); "
-            f'"the longer wins" agrees with it {self.baseline_agreement} (n = {self.baseline_agreement.n})'
-        )
+        longer, baseline, ties = self.prefers_longer, self.baseline_agreement, self.orders_disagree
+        parts = [
+            f"prefers the longer answer {longer} (n = {longer.n})" if longer.n else "",
+            f'"the longer wins" agrees with it {baseline} (n = {baseline.n})' if baseline.n else "no verdict yet",
+            f"its two orders disagree in {ties} of its ties (n = {ties.n})" if ties.n else "",
+        ]
+        return "; ".join(filter(None, parts))
+
+    def as_dict(self) -> dict[str, object]:
+        """For a summary; a rate of nothing is None."""
+        return {
+            name: getattr(self, name).as_dict() if getattr(self, name).n else None
+            for name in ("prefers_longer", "baseline_agreement", "orders_disagree")
+        } | {"ties": self.ties, "equal_length": self.equal_length}
+
+
+_Sides = tuple[int, int, bool]
+"""Of a verdict: 1 for the first answer, -1 for the second, 0 for neither; the same of the longer answer; whether the
+two orders disagree."""
 
 
 def verbosity_bias(judgments: Iterable[Judgment]) -> VerbosityBias:
     """The bias of some judgments of pairs; other verdicts (scores, rankings) say nothing of it and are passed over.
 
-    Length is counted in characters without outer white space. Give one dimension at a time: verdicts of one pair in
-    several dimensions are not independent, as the intervals (Wilson, 95 %) suppose.
+    Length is counted in characters without outer white space. Give one dimension at a time, or see
+    `verbosity_biases`: verdicts of one pair in several dimensions are not independent, as the intervals (Wilson, 95 %)
+    suppose.
     """
-    verdicts: list[tuple[int, int]] = []
+    return _bias([sides for judgment in judgments if (sides := _sides(judgment)) is not None])
+
+
+def verbosity_biases(judgments: Iterable[Judgment]) -> dict[str, VerbosityBias]:
+    """The same by dimension, in the order of their names."""
+    verdicts: dict[str, list[_Sides]] = defaultdict(list)
     for judgment in judgments:
-        if isinstance(judgment.verdict, Preference):
-            first, second = (len(answer.text.strip()) for answer in judgment.answers)
-            verdicts.append((_SIGN.get(judgment.verdict.outcome, 0), (first > second) - (first < second)))
-    clear = [said * longer for said, longer in verdicts if said and longer]
+        if (sides := _sides(judgment)) is not None:
+            verdicts[judgment.dimension].append(sides)
+    return {dimension: _bias(some) for dimension, some in sorted(verdicts.items())}
+
+
+def _sides(judgment: Judgment) -> _Sides | None:
+    if not isinstance(judgment.verdict, Preference):
+        return None
+    first, second = (len(answer.text.strip()) for answer in judgment.answers)
+    said = _SIGN.get(judgment.verdict.outcome, 0)
+    return said, (first > second) - (first < second), judgment.comment.startswith(_DISAGREE)
+
+
+def _bias(verdicts: Sequence[_Sides]) -> VerbosityBias:
+    clear = [said * longer for said, longer, _ in verdicts if said and longer]
+    ties = [disagree for said, _, disagree in verdicts if not said]
     return VerbosityBias(
         prefers_longer=stats.rate([(1 + agrees) / 2 for agrees in clear]),
-        baseline_agreement=stats.rate([1 - abs(said - longer) / 2 for said, longer in verdicts]),
-        ties=sum(not said for said, _ in verdicts),
-        equal_length=sum(bool(said) and not longer for said, longer in verdicts),
+        baseline_agreement=stats.rate([1 - abs(said - longer) / 2 for said, longer, _ in verdicts]),
+        ties=len(ties),
+        equal_length=sum(bool(said) and not longer for said, longer, _ in verdicts),
+        orders_disagree=stats.rate(ties),
     )

@@ -1,0 +1,154 @@
+"""Who writes answers to prompts: a model in this process, or one behind an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from keel.config import CollectConfig
+from keel.engine.endpoint import public_address
+from keel.engine.progress import say
+from keel.engine.remote import NOT_ASKED, sample_remote
+from keel.errors import InputError
+from keel.records import Answer, PromptRow
+
+ROUNDS_OF_ROWS = 4
+"""A round fills the sampler so many times: its tail, where rows run out, is then a small part."""
+ROUNDS_OF_REQUESTS = 32
+"""The same of requests to a server."""
+
+Written = tuple[int, list[Answer] | str]
+"""The index of a prompt, and its answers or why there are none."""
+
+
+class Writer(Protocol):
+    """Draws answers to prompts, a round at a time."""
+
+    like: Answer
+    """What all its answers have in common: writer, and how they are drawn."""
+    at_once: int
+    """Prompts in a round."""
+
+    def write(self, rows: Sequence[PromptRow], number: int, have: int) -> Iterator[list[Written]]:
+        """The answers that are lacking to prompts of round `number`, each of which has `have` of the n already.
+
+        What comes together is to be stored together, or the same call could not go on as if it had never stopped.
+        """
+        ...
+
+
+class LocalWriter:
+    """A `Writer` that is a model in this process; a round of the same seed and prompts is always the same draw."""
+
+    def __init__(self, config: CollectConfig, rows: Sequence[PromptRow]) -> None:
+        from keel.engine.sampler import room
+        from keel.models import checkpoints
+        from keel.models.machine import described
+
+        self.config = config
+        self.text = checkpoints.load_text(config.model)
+        self.policy = checkpoints.load_policy(config.model, config)
+        say(described(self.policy))
+        limit = room(self.policy, config.max_new_tokens)
+        for row in rows:
+            if limit is not None and len(self.text.prompt_ids(row.prompt)) >= limit:
+                raise InputError(
+                    f"{row.origin}: with {config.max_new_tokens} new tokens the prompt does not fit the model; "
+                    "shorten it, leave it out, or lower --max-new-tokens"
+                )
+        weights = checkpoints.weights_hash(self.policy)[:16]
+        self.like = Answer("", model=config.model, model_hash=weights, sampling=_sampling(config))
+        self.at_once = max(1, ROUNDS_OF_ROWS * config.max_rows // config.n)
+
+    def write(self, rows: Sequence[PromptRow], number: int, have: int) -> Iterator[list[Written]]:
+        """All of the round at once."""
+        from keel.engine.run import generator
+        from keel.engine.sampler import sample
+
+        config = self.config
+        purpose = ("collect", number, have) if have else ("collect", number)
+        bundles = sample(
+            self.policy,
+            self.text,
+            [row.prompt for row in rows],
+            config.n - have,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            generator=generator(config.seed, *purpose),
+            max_rows=config.max_rows,
+        )
+        written: list[Written] = []
+        for index, bundle in enumerate(bundles):
+            answers = []
+            for draw, c in enumerate(bundle.completions, have):
+                assert c.logps is not None
+                logp = float(c.logps.double().sum())
+                answers.append(
+                    replace(self.like, text=c.text, draw=draw, logp=logp, tokens=len(c), truncated=c.truncated)
+                )
+            written.append((index, answers))
+        yield written
+
+
+class RemoteWriter:
+    """A `Writer` behind a server. What it draws twice need not be the same twice, so all that comes is kept at once."""
+
+    def __init__(self, config: CollectConfig, server: str) -> None:
+        self.config, self.server = config, server
+        sampling = {**_sampling(config), "server": public_address(server)}
+        self.like = Answer("", model=config.model, sampling=sampling)
+        self.at_once = ROUNDS_OF_REQUESTS * config.concurrency
+        self.given_up = ""
+
+    def write(self, rows: Sequence[PromptRow], number: int, have: int) -> Iterator[list[Written]]:
+        """Prompt by prompt, as they come; nothing more is asked of a server that has fallen silent."""
+        if self.given_up:
+            yield [(index, self.given_up) for index in range(len(rows))]
+            return
+        config = self.config
+        found = sample_remote(
+            self.server,
+            config.model,
+            [row.prompt for row in rows],
+            config.n - have,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            seed=_seed(config.seed, number, have),
+            key_variable=config.server_key_variable or config.key_variable,
+            concurrency=config.concurrency,
+            deadline=config.deadline,
+        )
+        for index, answers in found:
+            if isinstance(answers, str):
+                self.given_up = answers if answers.startswith(NOT_ASKED) else ""
+                yield [(index, answers)]
+            else:
+                yield [(index, [self._named(answer, draw) for draw, answer in enumerate(answers, have)])]
+
+    def _named(self, answer: Answer, draw: int) -> Answer:
+        return replace(
+            self.like,
+            text=answer.text,
+            draw=draw,
+            logp=answer.logp,
+            tokens=answer.tokens,
+            truncated=answer.truncated,
+        )
+
+
+def _sampling(config: CollectConfig) -> dict[str, float | str]:
+    return {
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        "max_new_tokens": config.max_new_tokens,
+        "seed": config.seed,
+    }
+
+
+def _seed(seed: int, number: int, have: int) -> int:
+    """Of one round's requests: further answers to a prompt must not be the first ones again."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {number} {have}".encode()).digest()[:8], "big")

@@ -1,0 +1,113 @@
+"""Which prompts are asked: every row accounted for, nothing of a person left in a masked chat."""
+
+from __future__ import annotations
+
+import pytest
+
+from keel.data import asking
+from keel.errors import InputError
+from keel.records import Origin, PromptRow, RowCounts
+
+MAIL, PHONE = "ann@example.com", "+49 30 1234567"
+BEAR = "please tell me what a small brown bear can do with a child on a rainy sunday afternoon at home"
+
+
+def system(content):
+    return {"role": "system", "content": content}
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def says(content):
+    return {"role": "assistant", "content": content}
+
+
+def chosen(*prompts, **options):
+    """(prompts that are asked, counts)."""
+    rows = [PromptRow(prompt, Origin("f", number)) for number, prompt in enumerate(prompts, 1)]
+    counts = RowCounts(read=len(rows), used=len(rows))
+    found = asking.choose(rows, counts, **options)
+    assert counts.read == counts.used + counts.dropped_total
+    assert counts.used == len(found)
+    return [row.prompt for row in found], counts
+
+
+# --- personal data
+
+
+CHAT = [system(f"Our number is {PHONE}."), user(f"I am {MAIL}"), says(f"Hello {MAIL}!"), user("What now?")]
+GIVEN = ["Sun?", f"Write to {MAIL} and {MAIL}.", CHAT, f"Call {PHONE}"]
+BY_KIND = {"email": (2, [2, 3]), "phone": (2, [3, 4])}
+
+
+def test_personal_data_are_kept_and_counted_by_kind():
+    found, counts = chosen(*GIVEN)
+    assert found == GIVEN
+    assert counts.notes == {f"personal data kept: {kind}": seen for kind, seen in BY_KIND.items()}
+
+
+def test_personal_data_are_masked_in_every_turn():
+    found, counts = chosen(*GIVEN, personal_data="mask")
+    assert found == [
+        "Sun?",
+        "Write to [email] and [email].",
+        [system("Our number is [phone]."), user("I am [email]"), says("Hello [email]!"), user("What now?")],
+        "Call [phone]",
+    ]
+    assert counts.notes == {f"personal data masked: {kind}": seen for kind, seen in BY_KIND.items()}
+    assert chosen(*found, personal_data="mask")[0] == found
+
+
+def test_rows_with_personal_data_are_dropped():
+    found, counts = chosen(*GIVEN, personal_data="drop")
+    assert found == ["Sun?"]
+    assert counts.dropped == {"personal data": (3, [2, 3, 4])}
+    assert counts.notes == {f"personal data dropped: {kind}": seen for kind, seen in BY_KIND.items()}
+
+
+def test_what_masking_makes_equal_is_asked_once():
+    found, counts = chosen(f"Write to {MAIL}", "Write to bob@example.org", personal_data="mask")
+    assert found == ["Write to [email]"]
+    assert counts.dropped == {"prompt of an earlier row": (1, [2])}
+
+
+# --- repeats
+
+
+def test_of_near_duplicates_the_first_stays():
+    """One word of twenty, or case and full stop: near. Another question: not. An exact repeat is one, and no more."""
+    given = ["Sun?", BEAR, BEAR.replace("home", "school"), BEAR.upper() + ".", "Where do bears sleep at night?", BEAR]
+    found, counts = chosen(*given)
+    assert found == given[:5]
+    assert counts.notes == {"near-duplicate of an earlier prompt, kept": (2, [3, 4])}
+    assert counts.dropped == {"prompt of an earlier row": (1, [6])}
+    found, counts = chosen(*given, drop_near=True)
+    assert found == ["Sun?", BEAR, "Where do bears sleep at night?"]
+    assert counts.dropped == {
+        "prompt of an earlier row": (1, [6]),
+        "near-duplicate of an earlier prompt": (2, [3, 4]),
+    }
+    assert counts.notes == {}
+
+
+def test_a_shared_system_turn_makes_no_near_duplicates_and_another_one_none_either():
+    rules = " ".join(f"Rule {i}: be kind and never say the word {i}." for i in range(60))
+    apart = [[system(rules), user(q)] for q in ("Sun?", "Where do bears sleep at night?", "May I have the honey?")]
+    other = [[system("Answer in French."), user(BEAR)], [system("Answer in German."), user(BEAR)]]
+    same = [[system(rules), user(BEAR)], [system(rules), user(BEAR + "!")]]
+    found, counts = chosen(*apart, *other, *same, drop_near=True)
+    assert found == [*apart, *other, same[0]]
+    assert counts.dropped == {"near-duplicate of an earlier prompt": (1, [7])}
+
+
+def test_a_log_is_near_only_where_its_earlier_turns_are():
+    told = "Once upon a time a bear lost a red boat on the lake and a child found it in the reeds on monday."
+    given = [[user(told), says("Nice."), user("Why?")], [user(BEAR), says("Play."), user("Why?")]]
+    assert chosen(*given, drop_near=True)[0] == given
+
+
+def test_nothing_left_to_ask_is_refused():
+    with pytest.raises(InputError, match=r"none of 1 prompts is left to ask .*'personal data': row 1"):
+        chosen(f"Call {PHONE}", personal_data="drop")
