@@ -71,7 +71,9 @@ def until(page, condition, seconds=15):
 def wait_for_other(page, shown):
     """Until another task than the one whose answers are `shown` is there, or none."""
     end = time.monotonic() + 15
-    while page.evaluate("document.body.classList.contains('busy')") or (page.is_visible("#task") and texts(page) == shown):
+    while page.evaluate("document.body.classList.contains('busy')") or (
+        page.is_visible("#task") and texts(page) == shown
+    ):
         assert time.monotonic() < end, "the task did not change"
         page.wait_for_timeout(20)
 
@@ -145,7 +147,8 @@ def test_signing_out_leaves_nothing_behind(serve, visit):
 
 PAIR_KEYS = {
     "1": Preference("first", 3), "2": Preference("first", 2), "3": Preference("first", 1), "4": Preference("tie"),
-    "5": Preference("second", 1), "6": Preference("second", 2), "7": Preference("second", 3), "0": Preference("both_bad"),
+    "5": Preference("second", 1), "6": Preference("second", 2), "7": Preference("second", 3),
+    "0": Preference("both_bad"),
 }  # fmt: skip
 
 
@@ -250,7 +253,9 @@ def test_scores_by_keyboard(serve, visit, shot, rubric):
     shot(page, f"score-{'three' if rubric else 'one'}")
     submit(page, "Enter")
     said = {one.dimension: one.verdict for one in server.said()}
-    assert said == ({"helpfulness": Score(1), "truth": Score(5), "style": Score(4)} if rubric else {"overall": Score(4)})
+    assert said == (
+        {"helpfulness": Score(1), "truth": Score(5), "style": Score(4)} if rubric else {"overall": Score(4)}
+    )
 
 
 # keys, and the ranks that the moves make: up is out of a tie, or into a tie with those above
@@ -282,7 +287,12 @@ def test_a_ranking_is_stored_as_shown(serve, visit, shot):
     for key in "yx":
         page.keyboard.press(key)
     shot(page, "ranking")
-    assert [page.inner_text(f".answer.place-{at} .badge") for at in range(4)] == ["rank 3", "rank 2", "rank 1", "rank 3"]
+    assert [page.inner_text(f".answer.place-{at} .badge") for at in range(4)] == [
+        "rank 3",
+        "rank 2",
+        "rank 1",
+        "rank 3",
+    ]
     shown = submit(page, "Enter")
     (one,) = server.said()
     assert one.verdict == Ranking((3, 2, 1, 3))
@@ -356,7 +366,9 @@ def test_undo_of_scores_and_rankings(serve, visit):
 
 
 def states(server, rater="ana"):
-    rows = server.store.read(sa.select(turns.c.state, turns.c.note).where(turns.c.rater == rater).order_by(turns.c.task))
+    rows = server.store.read(
+        sa.select(turns.c.state, turns.c.note).where(turns.c.rater == rater).order_by(turns.c.task)
+    )
     return [(row.state, row.note) for row in rows]
 
 
@@ -573,7 +585,12 @@ def test_a_refusal_is_shown_and_the_task_stays(serve, visit):
 def test_a_chat_is_shown_by_turns_and_markdown_as_markdown(serve, visit, shot):
     server = serve([NewTask(CHAT, (Answer(RICH), Answer("plain\nlines")))])
     page = visit(server)
-    assert page.locator(".turn").evaluate_all("all => all.map(t => t.ariaLabel)") == ["System", "User", "Assistant", "User"]
+    assert page.locator(".turn").evaluate_all("all => all.map(t => t.ariaLabel)") == [
+        "System",
+        "User",
+        "Assistant",
+        "User",
+    ]
     assert page.locator(".answer table td.right").inner_text() == "ATP"
     assert page.locator(".answer pre code").count() == 1
     assert "[image: a leaf] (https://pictures.example/leaf.png)" in " ".join(texts(page))
@@ -629,7 +646,9 @@ def test_a_phone(serve, visit, shot, scheme):
 
 def test_light_and_dark_follow_the_system(serve, visit):
     server = serve(pairs(1))
-    shade = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number).reduce((a, b) => a + b)"
+    shade = (
+        "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number).reduce((a, b) => a + b)"
+    )
     assert visit(server, scheme="light").evaluate(shade) > 600
     assert visit(server, scheme="dark").evaluate(shade) < 150
 
@@ -698,7 +717,11 @@ HOSTILE = [
 
 def hostile_everywhere():
     tasks = [NewTask(text, (Answer(text + " a"), Answer("b " + text))) for text in HOSTILE]
-    tasks.append(NewTask([{"role": "user", "content": text} for text in HOSTILE], tuple(map(Answer, HOSTILE[:5])), kind="ranking"))
+    tasks.append(
+        NewTask(
+            [{"role": "user", "content": text} for text in HOSTILE], tuple(map(Answer, HOSTILE[:5])), kind="ranking"
+        )
+    )
     return tasks
 
 
@@ -849,8 +872,10 @@ def test_figures_keep_up_without_a_flicker(team, visit):
     page.click("details.disagreement >> nth=0 >> summary")
     page.fill("details.disagreement textarea >> nth=0", "half a reason")
     page.evaluate("document.querySelector('#raters tr[data-key=ana]').marked = true")
-    page.evaluate("new MutationObserver(all => { window.__changes = (window.__changes ?? 0) + all.length; })"
-                  ".observe(document.querySelector('main'), {childList: true, subtree: true, characterData: true})")  # fmt: skip
+    page.evaluate(
+        "new MutationObserver(all => { window.__changes = (window.__changes ?? 0) + all.length; })"
+        ".observe(document.querySelector('main'), { childList: true, subtree: true, characterData: true })"
+    )
     with page.expect_response("**/api/admin"):
         pass
     quiet = page.evaluate("window.__changes ?? 0")
@@ -892,7 +917,11 @@ def test_votes_are_told_of_the_answers_as_they_stand_there(team, visit):
     case = page.locator("details.disagreement", has_text="prompt 1")
     case.locator("summary").click()
     left = "beta" if case.locator(".answer.place-0 .body").inner_text().startswith("beta") else "alpha"
-    words = {"alpha": "Left better", "beta": "Right better"} if left == "alpha" else {"beta": "Left better", "alpha": "Right better"}
+    words = (
+        {"alpha": "Left better", "beta": "Right better"}
+        if left == "alpha"
+        else {"beta": "Left better", "alpha": "Right better"}
+    )
     assert sorted(case.locator(".votes li").all_inner_texts()) == [f"ana: {words['alpha']}", f"ben: {words['beta']}"]
 
 

@@ -62,11 +62,13 @@ def harmless(fragment: str) -> Reader:
 
 PIECES = st.sampled_from(
     [
-        "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<a href='javascript:alert(1)'>", "<a href='ftp://a.example'>", "</pre>", "<!--",
+        "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<a href='javascript:alert(1)'>", "<a href='ftp://a.example'>",
+        "</pre>", "<!--",
         "-->", "[a](javascript:alert(1))", "[a](JaVaScRiPt:alert(1))", "[a](data:text/html;base64,AAAA)", "<b id=x>",
         "![a](http://a.example/x.png)", "![x](data:image/svg+xml,<svg>)", "[a](<http://a.example/\" onclick=\"x>)",
         "[a](java&#115;cript:alert(1))", "[a](\tjavascript:x)", "<javascript:alert(1)>", "[a](http://b.example 't')",
-        "[r]: javascript:alert(1)", "[r]", "| a | b |\n|:-:|--:|\n| 1 | 2 |\n", "```js\n", "```", "`", "# ", "- ", "1. ",
+        "[r]: javascript:alert(1)", "[r]", "| a | b |\n|:-:|--:|\n| 1 | 2 |\n", "```js\n", "```", "`", "# ", "- ",
+        "1. ",
         "> ", "\n", "\n\n", "    ", "**", "_", "~~", "&lt;script&gt;", "&#x3c;svg onload=x&#x3e;", "<svg/onload=x>",
         "<style>*{}</style>", "<![CDATA[", "<?php", "<!DOCTYPE html>", "\u202e", "שלום", "😀", "\x00", "\ud800", "\\",
         "[a](//a.example)", "[a](/admin)", "[a](#x)", "[a](http://[)", "<math><mtext><table><mglyph><style><img src=x>",
@@ -102,11 +104,16 @@ def test_the_second_layer_alone_is_safe(text):
     harmless(only_allowed(MarkdownIt("commonmark", {"html": True}).render(text)))
 
 
+FRAMES = [
+    "{}", "# {}", "- {}", "> {}", "`{}`", "```\n{}\n```", "[{}](http://a.example)", "![{}](http://a.example)", "<{}>",
+    "| {} |\n|--|\n| x |", "[{}]: http://a.example", "**{}**", "```{}\nx\n```", "<!-- {} -->",
+]  # fmt: skip
+
+
 @given(st.text(st.characters(categories=["L", "N"]), min_size=1))
 def test_no_word_is_lost(word):
     """Inside every construct the text itself is there to be read."""
-    for frame in ("{}", "# {}", "- {}", "> {}", "`{}`", "```\n{}\n```", "[{}](http://a.example)", "![{}](http://a.example)",
-                  "| {} |\n|--|\n| x |", "[{}]: http://a.example", "<{}>", "**{}**", "```{}\nx\n```", "<!-- {} -->"):  # fmt: skip
+    for frame in FRAMES:
         assert word in harmless(to_html(frame.format(word))).text, frame
 
 
@@ -133,7 +140,9 @@ def test_a_link_is_marked_and_shows_where_it_leads():
     assert same.text.strip() == "https://a.example/x me@a.example"
 
 
-@pytest.mark.parametrize("address", ["javascript:alert(1)", "data:text/html,x", "file:///etc/passwd", "/admin", "x.html", "//a.example"])
+@pytest.mark.parametrize(
+    "address", ["javascript:alert(1)", "data:text/html,x", "file:///etc/passwd", "/admin", "x.html", "//a.example"]
+)
 def test_other_addresses_stay_text(address):
     read = harmless(to_html(f"[words]({address})"))
     assert [tag for tag, _ in read.tags] == ["p"]
@@ -193,7 +202,9 @@ def test_no_depth_of_nesting_loses_the_words(mark):
         assert "needle" in harmless(to_html(mark * depth + "needle")).text, depth
 
 
-@pytest.mark.parametrize("piece", ["[", "[a](b", "*a ", "a**bc* ", "![[]()", "a\n", "- a\n", "&", "~~a", "<a ", "|a", "`a``b"])
+@pytest.mark.parametrize(
+    "piece", ["[", "[a](b", "*a ", "a**bc* ", "![[]()", "a\n", "- a\n", "&", "~~a", "<a ", "|a", "`a``b"]
+)
 def test_text_made_to_be_slow_is_not(piece):
     began = time.perf_counter()
     harmless(to_html((piece * render.LONGEST)[: render.LONGEST]))

@@ -119,7 +119,7 @@ def _fence(self: RendererHTML, tokens: Sequence[Token], at: int, options: Any, e
 def _reader() -> MarkdownIt:
     reader = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": DEEPEST})
     reader.enable(["table", "strikethrough"]).disable("reference")
-    reader.validateLink = _may_be_linked  # type: ignore[method-assign]
+    reader.validateLink = _may_be_linked  # type: ignore[assignment, method-assign]
     for name, rule in {"image": _image, "address": _address, "fence": _fence}.items():
         reader.add_render_rule(name, rule)
     reader.add_render_rule("table_open", lambda *_: '<div class="table"><table>\n')

@@ -1,6 +1,6 @@
 // The page for those who lead a team: figures that keep up, and disagreements to decide.
 
-import { byId, conversation, element, keyOf, reachable, request, safe, say, signOut, whole } from "./common.js";
+import { byId, conversation, element, keyOf, length, reachable, request, safe, say, signOut, whole } from "./common.js";
 import { Verdicts, inWords, labels, sided } from "./verdict.js";
 
 const EVERY = 5_000; // milliseconds between two looks
@@ -117,7 +117,7 @@ function firstWords(prompt) {
 function build(held, one) {
   const names = labels(one.kind, one.answers.length);
   const answers = one.answers.map((answer, at) => element("section", { class: `answer place-${at}`, "aria-label": `${names[at][0]} answer` },
-    element("header", {}, element("h3", {}, ...sided(names[at])), answer.characters == null ? null : element("span", { class: "length muted" }, `${whole(answer.characters)} characters`)),
+    element("header", {}, element("h3", {}, ...sided(names[at])), answer.characters == null ? null : element("span", { class: "length muted" }, length(answer.characters))),
     safe("div", { class: "prose body", tabindex: "0", role: "region", "aria-label": `Text of the ${names[at][0]} answer` }, answer.html)));
   const controls = element("div", { class: "controls" });
   const comment = element("textarea", { rows: "2", maxlength: "4000", id: `reason-${one.task}`, dir: "auto" });

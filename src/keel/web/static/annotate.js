@@ -1,6 +1,6 @@
 // The page for raters: one task at a time, everything by keyboard, no verdict lost and none given twice.
 
-import { byId, conversation, element, keyOf, overflows, reachable, request, safe, say, signOut, sleep, whole } from "./common.js";
+import { byId, conversation, element, keyOf, length, overflows, reachable, request, safe, say, signOut, sleep, whole } from "./common.js";
 import { Verdicts, inWords, labels, sided } from "./verdict.js";
 
 const DRAFT = "keel-draft", SINGLE_KEYS = "keel-single-keys";
@@ -262,9 +262,10 @@ function showNothing(words) {
   panel = null;
   document.title = "Nothing left · Keel";
   say(byId("title"), "Nothing left for you");
-  say(byId("nothing-mine"), whole(turn.progress.mine));
-  say(byId("nothing-today"), whole(turn.progress.mine_today));
-  announce(`${words} Nothing is left for you. Thank you.`);
+  const { mine, mine_today: today } = turn.progress;
+  say(byId("nothing-words"), mine ? `You have judged everything that is waiting for you: ${whole(mine)} in all, ${whole(today)} today. Thank you.`
+    : "There is nothing to judge at the moment.");
+  announce(`${words} ${byId("nothing-words").textContent}`);
   setTimeout(() => { if (turn && !turn.task && !document.hidden) load(); }, LOOK_AGAIN);
 }
 
@@ -307,7 +308,7 @@ function card(task, answer, name, at) {
     : task.kind === "pair" ? [...sided(name), element("span", { class: "heard" }, " answer")] : ["Answer"];
   return element("section", { class: `answer place-${at}`, "aria-labelledby": id },
     element("header", {}, element("h2", { id }, ...title), element("span", { class: "badge" }),
-      element("span", { class: "length muted" }, `${whole(answer.characters)} characters`)),
+      element("span", { class: "length muted" }, length(answer.characters))),
     safe("div", { class: "prose body", tabindex: "0", role: "region", "aria-labelledby": id }, answer.html));
 }
 

@@ -52,6 +52,7 @@ export async function signOut() {
 }
 
 export const whole = (value) => Number(value).toLocaleString("en");
+export const length = (characters) => `${whole(characters)} character${characters === 1 ? "" : "s"}`;
 export const sleep = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
 
 /** Whether what a scroller holds is larger than it; such must be reachable by keyboard. */
