@@ -7,6 +7,8 @@ VENV := .venv
 TRL := .venv-trl-1.16
 TRL_PPO := .venv-trl-1.12
 LLAMA := .venv-llama
+AXE := .venv-axe
+AXE_VERSION := 4.14.1
 LLAMA_VERSION := 0.3.36
 WHEELS ?= $(HOME)/.cache/keel/wheels
 ONLY ?=
@@ -17,7 +19,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed     ## the whole story, from nothing to a report, in OUT
 	$(BIN)/keel demo --out $(OUT) --seed $(SEED)
 
-test: $(VENV)/.installed-dev $(VENV)/.postgres $(LLAMA)/.installed ## all tests
+test: $(VENV)/.installed-dev $(VENV)/.postgres $(VENV)/.browser $(AXE)/.installed $(LLAMA)/.installed ## all tests
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev ## style, types, formatting
@@ -30,7 +32,7 @@ bench: $(VENV)/.installed $(TRL)/.installed $(TRL_PPO)/.installed ## Keel agains
 		--pairs '$(PAIRS)' --only '$(ONLY)'
 
 clean:                       ## remove the environment, not the runs
-	rm -rf $(VENV) $(TRL) $(TRL_PPO) $(LLAMA)
+	rm -rf $(VENV) $(TRL) $(TRL_PPO) $(LLAMA) $(AXE)
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +52,20 @@ $(VENV)/.postgres:
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y postgresql >/dev/null; \
 	else echo "PostgreSQL is not installed: tests of a store in it are skipped"; fi
 	@mkdir -p $(VENV) && touch $@
+
+# The real browser of the tests: Debian's package, where it can be installed; else those tests are skipped.
+$(VENV)/.browser:
+	@if [ -x /usr/bin/chromium ]; then true; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y chromium >/dev/null; \
+	else echo "Chromium is not installed: tests of the pages are skipped"; fi
+	@mkdir -p $(VENV) && touch $@
+
+# axe-core, which looks for what keeps people out of a page; where npm is missing, those tests are skipped.
+$(AXE)/.installed:
+	@mkdir -p $(AXE)
+	@npm install --silent --no-audit --no-fund --prefix $(AXE) axe-core@$(AXE_VERSION) \
+	&& touch $@ || echo "axe-core could not be fetched: its tests are skipped"
 
 # llama.cpp's server, a real endpoint for the judge's tests. Its wheel takes about five minutes to build, once: it is
 # kept in WHEELS. Where it cannot be built, `why-not` says why and those tests skip.

@@ -6,7 +6,7 @@ import sqlite3
 
 import httpx
 import pytest
-from tests.web.conftest import Client, fill
+from tests.web.served import Client, fill
 
 from keel.data import people
 from keel.data.store import Store
@@ -26,9 +26,9 @@ BETTER = {"verdicts": {"overall": {"outcome": "first", "strength": 2}}}
 
 
 @pytest.fixture
-def served(serve, filled):
+def served(run_server, filled):
     source, tokens = filled
-    return serve(source), source, tokens
+    return run_server(source), source, tokens
 
 
 def held(source):
@@ -67,9 +67,9 @@ def test_a_session_of_judging(served):
     assert ana.task()["task"] is None
 
 
-def test_what_a_rater_gets_names_no_model_and_no_other(serve, tmp_path):
+def test_what_a_rater_gets_names_no_model_and_no_other(run_server, tmp_path):
     source, tokens = fill(f"store:{tmp_path}/v.db", 12, overlap=2)
-    server = serve(source)
+    server = run_server(source)
     seen = {}
     for name in ("ana", "ben"):
         client, parts = Client(server.url, tokens[name]), []
@@ -114,7 +114,7 @@ def test_verdicts_that_are_none_are_refused(shared_server, verdicts):
 
 @pytest.fixture(scope="module")
 def shared_server(tmp_path_factory):
-    from tests.web.conftest import Server
+    from tests.web.served import Server
 
     source, tokens = fill(f"store:{tmp_path_factory.mktemp('web')}/votes.db", 6)
     server = Server(source)
@@ -122,13 +122,13 @@ def shared_server(tmp_path_factory):
     server.kill()
 
 
-def test_scores_and_rankings(serve, tmp_path):
+def test_scores_and_rankings(run_server, tmp_path):
     source = f"store:{tmp_path}/s.db"
     answers = [Answer(text) for text in ("a", "b", "c")]
     with Store(source, create=True) as store:
         Queue(store).add([NewTask("p", answers, "ranking"), NewTask("p", answers[:1], "score")])
         token = people.add(store, "ana")
-    ana = Client(serve(source, kind="score").url, token)
+    ana = Client(run_server(source, kind="score").url, token)
     for good, bad in (({"ranks": [2, 1, 2]}, {"ranks": [1, 3, 3]}), ({"value": 5}, {"value": 6})):
         key = ana.task()["task"]["key"]
         assert ana.post(f"/api/task/{key}", json={"verdicts": {"overall": bad}}).status_code in (400, 422)
@@ -302,9 +302,9 @@ def test_every_answer_carries_the_headers(shared_server):
 # --- those who lead -------------------------------------------------------------------------------
 
 
-def test_an_admin_sees_figures_and_decides(serve, tmp_path):
+def test_an_admin_sees_figures_and_decides(run_server, tmp_path):
     source, tokens = fill(f"store:{tmp_path}/a.db", 2, overlap=2)
-    server = serve(source)
+    server = run_server(source)
     for name in ("ana", "ben"):
         client = Client(server.url, tokens[name])
         for outcome in ("left", "left" if name == "ana" else "right"):

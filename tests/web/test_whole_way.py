@@ -6,7 +6,7 @@ import csv
 import json
 import re
 
-from tests.web.conftest import Client, fill
+from tests.web.served import Client, fill
 
 from keel import cli
 from keel.collect import collect
@@ -22,10 +22,10 @@ def keel(*words, **options):
     assert cli.main([*map(str, words), *flags]) == 0
 
 
-def test_a_planted_love_of_the_left_side(serve, tmp_path, train, configure):
+def test_a_planted_love_of_the_left_side(run_server, tmp_path, train, configure):
     """Whoever loves the left side chooses each model's answer about half of the time, and always what stood left."""
     source, tokens = fill(f"store:{tmp_path}/v.db", 40)
-    ana = Client(serve(source).url, tokens["ana"])
+    ana = Client(run_server(source).url, tokens["ana"])
     stood_left = {}
     for _ in range(40):
         task = ana.task()["task"]
@@ -54,7 +54,7 @@ def test_a_planted_love_of_the_left_side(serve, tmp_path, train, configure):
     assert found.summary["rows"]["used"] == 40
 
 
-def test_collected_answers_are_put_to_people_whose_verdicts_train(serve, tmp_path, base, write_rows, capfd):
+def test_collected_answers_are_put_to_people_whose_verdicts_train(run_server, tmp_path, base, write_rows, capfd):
     source = f"store:{tmp_path}/c.db"
     prompts = write_rows(
         tmp_path / "prompts.jsonl", [{"prompt": f"what can teddy {v}?"} for v in ("hug", "nap", "hop")]
@@ -67,7 +67,7 @@ def test_collected_answers_are_put_to_people_whose_verdicts_train(serve, tmp_pat
     assert "put to people: keel annotate" in capfd.readouterr().err
     with Store(source) as store:
         token = people.add(store, "ana")
-    ana = Client(serve(source).url, token)
+    ana = Client(run_server(source).url, token)
     done = 0
     while task := ana.task()["task"]:
         assert ana.post(f"/api/task/{task['key']}", json=LEFT).status_code == 200

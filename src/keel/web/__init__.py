@@ -1,1 +1,1 @@
-"""Pages in a browser: where people judge."""
+"""The pages that people work with in a browser."""

@@ -1,5 +1,140 @@
-from markupsafe import escape
+"""Markdown of prompts, answers and guidelines as HTML that can do no harm, whoever wrote it.
+
+Two layers, each safe without the other: Markdown is read with raw HTML off, so that a tag in the text is shown as it
+stands; and of what comes out only the tags and attributes of the tables below are let through. Nothing is loaded:
+an image is shown as words. Nothing is hidden: a link shows where it leads, and reference definitions stay text.
+
+Left out: colours in code, footnotes, formulas, bare addresses made into links.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, MutableMapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import nh3
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+
+LONGEST = 100_000
+"""Characters; longer text is shown as it stands, since reading it as Markdown would take seconds."""
+DEEPEST = 40
+"""Levels of lists and quotations; the reader drops what lies deeper, so deeper text is shown as it stands."""
+SCHEMES = {"http", "https", "mailto"}
+
+BLOCKS = {"p", "h3", "h4", "h5", "h6", "ul", "ol", "li", "blockquote", "pre", "table", "th", "td"}
+TAGS = BLOCKS | {"a", "br", "code", "del", "div", "em", "hr", "span", "strong", "tbody", "thead", "tr"}
+ATTRIBUTES = {"a": {"href", "title"}, "ol": {"start"}}
+SIDES = {"left", "center", "right"}
+CLASSES = {"div": {"table"}, "pre": {"plain"}, "span": {"address", "image", "language"}, "th": SIDES, "td": SIDES}
+
+_CLEANER = nh3.Cleaner(
+    tags=TAGS,
+    attributes=ATTRIBUTES,
+    allowed_classes=CLASSES,
+    url_schemes=SCHEMES,
+    url_relative="deny",
+    link_rel="noopener noreferrer nofollow",
+    set_tag_attribute_values={tag: {"dir": "auto"} for tag in BLOCKS} | {"a": {"target": "_blank"}},
+    clean_content_tags={"script", "style"},
+    strip_comments=True,
+)
 
 
 def to_html(text: str) -> str:
-    return f"<p>{escape(text)}</p>"
+    """Safe HTML for `text`, each block with its own direction of writing.
+
+    Line breaks in a paragraph are kept, headings start at h3 (the page has its own above), links open a new tab.
+    Halves of surrogate pairs, which UTF-8 cannot hold, become U+FFFD.
+    """
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if len(text) > LONGEST:
+        return _plain(text)
+    tokens = _MARKDOWN.parse(text)
+    if any(token.level >= DEEPEST - 1 for token in tokens):
+        return _plain(text)
+    return only_allowed(_markdown(tokens))
+
+
+def only_allowed(fragment: str) -> str:
+    """The second layer: of any HTML what the tables above let through; the rest of the tags goes, their text stays."""
+    return _CLEANER.clean(fragment)
+
+
+def _plain(text: str) -> str:
+    return f'<pre class="plain" dir="auto">\n{html.escape(text)}</pre>'  # a browser drops the first line break
+
+
+# --- the first layer
+
+
+def _markdown(tokens: list[Token]) -> str:
+    for token in tokens:
+        if token.type.startswith("heading"):
+            token.tag = f"h{min(int(token.tag[1]) + 2, 6)}"
+        side = str(token.attrs.pop("style", "")).removeprefix("text-align:")
+        if side:  # the page's policy forbids inline styles
+            token.attrSet("class", side)
+        if token.children:
+            token.children = list(_with_addresses(token.children))
+    return str(_MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {}))
+
+
+def _with_addresses(inline: Sequence[Token]) -> Iterator[Token]:
+    """The parts of a paragraph; behind a link, and behind what stands for an image, comes its address.
+
+    A link to nowhere, `[words]()`, is no link.
+    """
+    address, said = "", ""
+    for token in inline:
+        if token.type == "link_open":
+            address, said = str(token.attrs["href"]), ""
+        said += token.content
+        if address or token.type not in ("link_open", "link_close"):
+            yield token
+        if token.type == "link_close" and said.strip() not in (address, address.removeprefix("mailto:")):
+            yield Token("address", "", 0, content=address)
+        elif token.type == "image":
+            yield Token("address", "", 0, content=str(token.attrs["src"]))
+
+
+def _image(self: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: MutableMapping[str, Any]) -> str:
+    words = self.renderInlineAsText(tokens[at].children or [], options, env)
+    return f'<span class="image">[image: {html.escape(words)}]</span>'
+
+
+def _address(self: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: MutableMapping[str, Any]) -> str:
+    return f' <span class="address">({html.escape(tokens[at].content)})</span>'
+
+
+def _fence(self: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: MutableMapping[str, Any]) -> str:
+    info = html.escape(tokens[at].info.strip())
+    language = f'<span class="language">{info}</span>' if info else ""
+    return f"<pre>{language}<code>{html.escape(tokens[at].content)}</code></pre>\n"
+
+
+def _reader() -> MarkdownIt:
+    reader = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": DEEPEST})
+    reader.enable(["table", "strikethrough"]).disable("reference")
+    reader.validateLink = _may_be_linked  # type: ignore[assignment, method-assign]
+    for name, rule in {"image": _image, "address": _address, "fence": _fence}.items():
+        reader.add_render_rule(name, rule)
+    reader.add_render_rule("table_open", lambda *_: '<div class="table"><table>\n')
+    reader.add_render_rule("table_close", lambda *_: "</table></div>\n")
+    reader.add_render_rule("s_open", lambda *_: "<del>")
+    reader.add_render_rule("s_close", lambda *_: "</del>")
+    return reader
+
+
+def _may_be_linked(address: str) -> bool:
+    """Anything else than a web or mail address stays text, as it was written."""
+    try:
+        return urlsplit(address).scheme in SCHEMES
+    except ValueError:
+        return False
+
+
+_MARKDOWN = _reader()

@@ -1,0 +1,84 @@
+// What the pages share: elements, requests, numbers as words.
+
+export const byId = (id) => document.getElementById(id);
+
+/** An element with attributes (`class`, `aria-…`; true is an empty attribute, false or null none) and children. */
+export function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value !== false && value != null) made.setAttribute(name, value === true ? "" : value);
+  }
+  made.append(...children.filter((child) => child != null));
+  return made;
+}
+
+/** An element that holds HTML which the server has made safe. */
+export function safe(tag, attributes, html) {
+  const made = element(tag, attributes);
+  made.innerHTML = html;
+  return made;
+}
+
+/** Sets the text only where it differs, so that nothing flickers and no selection is lost. */
+export function say(node, text) {
+  if (node.textContent !== String(text)) node.textContent = text;
+}
+
+const PATIENCE = 20_000; // milliseconds until a request counts as failed
+const csrf = document.querySelector("meta[name=csrf]")?.content ?? "";
+
+/** {status, body}; throws where no answer came that can be read. */
+export async function request(method, path, body) {
+  const headers = { Accept: "application/json" };
+  if (method !== "GET") Object.assign(headers, { "Content-Type": "application/json", "X-Keel-CSRF": csrf });
+  const reply = await fetch(path, {
+    method,
+    headers,
+    body: method === "GET" ? undefined : JSON.stringify(body ?? {}),
+    signal: AbortSignal.timeout(PATIENCE),
+    cache: "no-store",
+  });
+  const answer = reply.json();
+  return { status: reply.status, body: reply.ok ? await answer : await answer.catch(() => ({})) };
+}
+
+export async function signOut() {
+  try {
+    await request("POST", "/api/sign-out");
+  } finally {
+    sessionStorage.clear();
+    location.assign("/");
+  }
+}
+
+export const whole = (value) => Number(value).toLocaleString("en");
+export const length = (characters) => `${whole(characters)} character${characters === 1 ? "" : "s"}`;
+export const sleep = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+
+/** Whether what a scroller holds is larger than it; such must be reachable by keyboard. */
+export const overflows = (node) => node.scrollHeight > node.clientHeight + 1 || node.scrollWidth > node.clientWidth + 1;
+
+/** Code and tables that are wider than their place can be scrolled by keyboard. */
+export function reachable(root) {
+  for (const node of root.querySelectorAll("pre, .table")) {
+    if (overflows(node)) node.tabIndex = 0;
+    else node.removeAttribute("tabindex");
+  }
+}
+
+/** The turns of a prompt, and plain text as it is. */
+export function conversation(turns) {
+  const names = { user: "User", assistant: "Assistant", system: "System" };
+  return turns.map(({ role, html }) =>
+    element("article", { class: `turn ${names[role] ? role : "plain"}`, "aria-label": names[role] ?? role ?? "" },
+      role ? element("h3", { class: "role" }, names[role] ?? role) : null,
+      safe("div", { class: "prose" }, html)));
+}
+
+/** The character that a key stands for, whatever the layout of the keyboard. */
+export function keyOf(event) {
+  const { key, code, shiftKey } = event;
+  if (!shiftKey && /^(Digit|Numpad)\d$/.test(code)) return code.at(-1);
+  if (/^Key[A-Z]$/.test(code) && key.length === 1 && !/[a-z]/i.test(key)) return code.at(-1).toLowerCase();
+  return key.length === 1 ? key.toLowerCase() : key;
+}

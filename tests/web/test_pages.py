@@ -1,0 +1,956 @@
+"""The pages in a real browser: all by keyboard, nothing lost and nothing doubled, no script of a text ever runs."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+import sqlalchemy as sa
+
+from keel.data.schema import turns
+from keel.data.tasks import NewTask
+from keel.raters.rubric import Rubric
+from keel.records import Answer, Preference, Ranking, Score
+
+THREE = Rubric(
+    (
+        ("helpfulness", "Which answer helps more? Weigh what was asked."),
+        ("truth", "Which answer says fewer things that are not so? Look up what you doubt."),
+        ("style", "Which answer reads better? Clear, short, in order."),
+    )
+)
+CHAT = [
+    {"role": "system", "content": "You are a patient teacher."},
+    {"role": "user", "content": "What do plants eat?"},
+    {"role": "assistant", "content": "They make their own food."},
+    {"role": "user", "content": "How does that work? Add a bit of code."},
+]
+RICH = """Photosynthesis turns light into **chemical** energy.
+
+1. Light reactions split water.
+2. The Calvin cycle fixes carbon dioxide.
+
+> Plants are the lungs of the planet.
+
+| Stage | Where | Makes |
+|:--|:-:|--:|
+| Light | thylakoid | ATP |
+
+```python
+def glucose(carbon_dioxide: int, water: int) -> int:  # a line that is much too long for any column of this page
+    return min(carbon_dioxide, water) // 6
+```
+
+See [the article](https://en.wikipedia.org/wiki/Photosynthesis) and ![a leaf](https://pictures.example/leaf.png).
+"""
+LONG = "\n\n".join(f"Paragraph {i} of a long answer. " * 6 for i in range(40))
+
+
+def pairs(count):
+    return [NewTask(f"prompt {i}", (Answer(f"alpha {i}"), Answer(f"beta {i}"))) for i in range(count)]
+
+
+def ranking(count=4):
+    return NewTask("Name a good dog.", tuple(Answer(f"dog {i}") for i in range(count)), kind="ranking")
+
+
+def texts(page):
+    """The answers as shown, in order."""
+    return [text.strip() for text in page.locator(".answer .body").all_inner_texts()]
+
+
+def until(page, condition, seconds=15):
+    """Until the JavaScript condition holds; asked from outside, since the page's policy forbids eval."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, condition
+        page.wait_for_timeout(20)
+
+
+def wait_for_other(page, shown):
+    """Until another task than the one whose answers are `shown` is there, or none."""
+    end = time.monotonic() + 15
+    while page.evaluate("document.body.classList.contains('busy')") or (
+        page.is_visible("#task") and texts(page) == shown
+    ):
+        assert time.monotonic() < end, "the task did not change"
+        page.wait_for_timeout(20)
+
+
+def submit(page, *keys):
+    """Press the keys, of which the last one submits; what was shown."""
+    shown = texts(page)
+    for key in keys:
+        page.keyboard.press(key)
+    wait_for_other(page, shown)
+    return shown
+
+
+def chosen(page):
+    """Keys of the choices that are marked, row by row; "" where none is."""
+    return page.locator(".row").evaluate_all("rows => rows.map(row => row.querySelector(':checked')?.value ?? '')")
+
+
+def focused(page):
+    return page.evaluate("document.activeElement.id || document.activeElement.tagName")
+
+
+# --- signing in
+
+
+def test_signing_in_by_the_field(serve, visit, shot):
+    page = visit(serve(pairs(1)), None, failures=True)
+    assert focused(page) == "token"
+    page.keyboard.press("Enter")
+    assert page.inner_text("#problem") == "Paste your token first."
+    page.keyboard.type("keel-wrong")
+    page.keyboard.press("Enter")
+    until(page, "document.getElementById('problem').textContent.includes('token opens nothing')")
+    assert focused(page) == "token"
+    assert page.get_attribute("#token", "aria-invalid") == "true"
+    shot(page, "sign-in-refused")
+
+
+def test_signing_in_after_a_wrong_token(serve, visit):
+    server = serve(pairs(1))
+    page = visit(server, None, failures=True)
+    page.fill("#token", "keel-wrong")
+    page.click("#go")
+    until(page, "document.getElementById('problem').textContent !== ''")
+    page.fill("#token", f"  {server.tokens['ana']} ")
+    page.click("#go")
+    page.wait_for_selector("#task:not([hidden])")
+
+
+def test_a_token_in_the_fragment_signs_in_and_stays_nowhere(serve, visit):
+    server = serve(pairs(1))
+    page = visit(server, "ana")
+    assert page.url == server.url + "/"
+    kept = page.evaluate("JSON.stringify([location.href, document.cookie, {...localStorage}, {...sessionStorage}])")
+    assert server.tokens["ana"] not in kept
+    page.go_back()
+    assert "token" not in page.url
+
+
+def test_a_wrong_token_in_the_fragment_leaves_the_address(serve, visit):
+    server = serve(pairs(1))
+    page = visit(server, None, at="/#token=keel-wrong", failures=True)
+    until(page, "document.getElementById('problem').textContent !== ''")
+    assert page.url == server.url + "/"
+
+
+def test_signing_out_leaves_nothing_behind(serve, visit):
+    page = visit(serve(pairs(1)))
+    page.keyboard.press("2")
+    assert page.evaluate("sessionStorage.length") == 1
+    page.click("#sign-out")
+    page.wait_for_selector("#token")
+    assert page.evaluate("sessionStorage.length") == 0
+
+
+# --- verdicts by keyboard
+
+
+PAIR_KEYS = {
+    "1": Preference("first", 3), "2": Preference("first", 2), "3": Preference("first", 1), "4": Preference("tie"),
+    "5": Preference("second", 1), "6": Preference("second", 2), "7": Preference("second", 3),
+    "0": Preference("both_bad"),
+}  # fmt: skip
+
+
+def test_a_session_of_pairs_by_number_keys(serve, visit, shot):
+    """Each key means what it says, of the sides as they are shown; Enter and the key again both submit."""
+    server = serve(pairs(8))
+    page = visit(server)
+    expected, slowest = {}, 0.0
+    for at, (key, verdict) in enumerate(PAIR_KEYS.items()):
+        began = time.perf_counter()
+        shown = submit(page, key, "Enter" if at % 2 else key)
+        slowest = max(slowest, time.perf_counter() - began)
+        expected[tuple(shown)] = verdict
+    page.wait_for_selector("#nothing:not([hidden])")
+    shot(page, "nothing-left")
+    assert {tuple(a.text for a in one.answers): one.verdict for one in server.said()} == expected
+    assert all(0 < one.seconds < 60 for one in server.said())
+    assert page.inner_text("#mine") == "8"
+    page.wait_for_timeout(2100)  # the team's count may be two seconds old
+    page.click("#again")
+    until(page, "document.getElementById('team').value === 8")
+    assert slowest < 3  # about 0.1 s where nothing else runs
+
+
+def test_one_press_or_a_held_key_submits_nothing(serve, visit):
+    server = serve(pairs(2))
+    page = visit(server)
+    page.keyboard.press("2")
+    for _ in range(5):
+        page.keyboard.down("6")  # held: the browser repeats it
+    page.keyboard.up("6")
+    page.wait_for_timeout(300)
+    assert chosen(page) == ["6"]
+    assert server.said() == []
+    page.keyboard.down("Enter")
+    for _ in range(8):
+        page.keyboard.down("Enter")
+        page.wait_for_timeout(80)
+    page.keyboard.up("Enter")
+    assert len(server.said()) == 1
+    assert page.inner_text("#hint") == ""  # nor does a held Enter ask for a choice on the next task
+
+
+def test_enter_without_a_choice_asks_for_one(serve, visit):
+    server = serve(pairs(1))
+    page = visit(server)
+    page.keyboard.press("Enter")
+    assert page.inner_text("#hint") == "Choose first"
+    assert page.evaluate("document.activeElement.type") == "radio"
+    assert server.said() == []
+
+
+def test_several_dimensions_by_keyboard(serve, visit, shot):
+    """A number acts on the active row and goes on to the next open one; arrows go back; Enter waits for all."""
+    server = serve(pairs(1), rubric=THREE)
+    page = visit(server)
+    page.keyboard.press("2")
+    page.keyboard.press("4")
+    page.keyboard.press("Enter")
+    assert page.inner_text("#hint") == "Choose for style first"
+    shot(page, "dimensions")
+    page.keyboard.press("7")
+    page.keyboard.press("ArrowUp")  # back to truth
+    page.keyboard.press("5")
+    assert chosen(page) == ["2", "5", "7"]
+    page.keyboard.press("5")  # the same again does not submit where there are several rows
+    page.wait_for_timeout(200)
+    assert server.said() == []
+    submit(page, "Enter")
+    assert {one.dimension: one.verdict for one in server.said()} == {
+        "helpfulness": Preference("first", 2), "truth": Preference("second", 1), "style": Preference("second", 3),
+    }  # fmt: skip
+
+
+def test_a_verdict_by_tab_arrows_and_space_alone(serve, visit):
+    """With single keys switched off, as those who speak to their computer need it, numbers and letters do nothing."""
+    server = serve(pairs(1))
+    page = visit(server)
+    page.keyboard.press("?")
+    page.uncheck("#single-keys")
+    page.keyboard.press("Escape")
+    page.keyboard.press("2")
+    page.keyboard.press("s")
+    assert chosen(page) == [""]
+    page.focus(".choice input")
+    page.keyboard.press("Space")
+    page.keyboard.press("ArrowRight")
+    assert chosen(page) == ["2"]
+    submit(page, "Enter")
+    assert [one.verdict for one in server.said()] == [Preference("first", 2)]
+
+
+@pytest.mark.parametrize("rubric", [None, THREE], ids=["one", "three"])
+def test_scores_by_keyboard(serve, visit, shot, rubric):
+    tasks = [NewTask("Explain plants.", (Answer(RICH),), kind="score")]
+    server = serve(tasks, **({"rubric": rubric} if rubric else {}))
+    page = visit(server)
+    assert page.locator(".choice").count() == (15 if rubric else 5)
+    page.keyboard.press("7")  # no such score
+    assert not any(chosen(page))
+    for key in "154" if rubric else "4":
+        page.keyboard.press(key)
+    shot(page, f"score-{'three' if rubric else 'one'}")
+    submit(page, "Enter")
+    said = {one.dimension: one.verdict for one in server.said()}
+    assert said == (
+        {"helpfulness": Score(1), "truth": Score(5), "style": Score(4)} if rubric else {"overall": Score(4)}
+    )
+
+
+# keys, and the ranks that the moves make: up is out of a tie, or into a tie with those above
+RANKINGS = [
+    ("wxyz", (1, 2, 3, 4)), ("zyxw", (4, 3, 2, 1)), ("y", (2, 2, 1, 2)), ("yy", (2, 2, 1, 2)), ("yz", (3, 3, 1, 2)),
+    ("yzz", (2, 2, 1, 1)), ("W", (2, 1, 1, 1)), ("wW", (1, 1, 1, 1)), ("=", (1, 1, 1, 1)), ("wx=", (1, 1, 1, 1)),
+    ("yY", (1, 1, 1, 1)), ("xwW", (2, 1, 2, 2)), ("xwWW", (3, 1, 2, 2)),
+]  # fmt: skip
+
+
+def test_rankings_by_letters(serve, visit):
+    """Each sequence of keys makes the ranks that it should; what was made before is no part of it."""
+    server = serve([ranking()])
+    for keys, expected in RANKINGS:
+        page = visit(server)
+        assert page.inner_text(".rank >> nth=0") == "–"
+        for key in keys:
+            page.keyboard.press(f"Shift+{key}" if key.isupper() else key)
+        made = tuple(int(text) for text in page.locator(".place .rank").all_inner_texts())
+        assert made == expected, keys
+
+
+def test_a_ranking_is_stored_as_shown(serve, visit, shot):
+    server = serve([ranking()])
+    page = visit(server)
+    page.keyboard.press("Enter")
+    assert page.inner_text("#hint") == "Choose first"  # all equal at the start is no verdict
+    assert server.said() == []
+    for key in "yx":
+        page.keyboard.press(key)
+    shot(page, "ranking")
+    assert [page.inner_text(f".answer.place-{at} .badge") for at in range(4)] == [
+        "rank 3",
+        "rank 2",
+        "rank 1",
+        "rank 3",
+    ]
+    shown = submit(page, "Enter")
+    (one,) = server.said()
+    assert one.verdict == Ranking((3, 2, 1, 3))
+    assert [answer.text for answer in one.answers] == shown
+
+
+def test_a_ranking_by_buttons(serve, visit):
+    server = serve([ranking(3)])
+    page = visit(server)
+    page.click("button[aria-label='Move Z up']")
+    page.click("button[aria-label='Move X down']")
+    assert page.inner_text(".order") == "Z › Y › X"
+    page.click("#submit")
+    page.wait_for_selector("#nothing:not([hidden])")
+    assert [one.verdict for one in server.said()] == [Ranking((3, 2, 1))]
+
+
+def test_a_comment_goes_with_the_verdict(serve, visit, shot):
+    """Letters and numbers are text there; Ctrl+Enter submits from there."""
+    server = serve(pairs(1))
+    page = visit(server)
+    for key in ("6", "c"):
+        page.keyboard.press(key)
+    page.keyboard.type("2 sources, uncited; shows a flaw?")
+    page.keyboard.press("Enter")
+    page.keyboard.type("so")
+    shot(page, "comment")
+    submit(page, "Control+Enter")
+    (one,) = server.said()
+    assert one.comment == "2 sources, uncited; shows a flaw?\nso"
+    assert one.verdict == Preference("second", 2)
+
+
+# --- going back, leaving
+
+
+def test_undo_shows_the_former_verdict_and_replaces_it(serve, visit, shot):
+    server = serve(pairs(2), rubric=THREE)
+    page = visit(server)
+    first = submit(page, "1", "4", "0", "Enter")
+    page.keyboard.press("2")  # begun on the next one
+    page.keyboard.press("u")
+    wait_for_other(page, texts(page) if texts(page) != first else [])
+    until(page, "document.querySelectorAll(':checked').length >= 3")
+    assert texts(page) == first
+    assert chosen(page) == ["1", "4", "0"]
+    assert server.said() == []
+    shot(page, "undone")
+    page.keyboard.press("5")  # the first row
+    submit(page, "Enter")
+    assert sorted((one.dimension, one.verdict.outcome) for one in server.said()) == [
+        ("helpfulness", "second"), ("style", "both_bad"), ("truth", "tie"),
+    ]  # fmt: skip
+
+
+def test_undo_of_scores_and_rankings(serve, visit):
+    server = serve([ranking(3), NewTask("Explain.", (Answer("so"),), kind="score")])
+    page = visit(server)
+    for _ in range(2):
+        submit(page, *("xz" if len(texts(page)) == 3 else "4"), "Enter")
+    for _ in range(2):
+        shown = texts(page) if page.is_visible("#task") else []
+        page.keyboard.press("u")
+        wait_for_other(page, shown)
+        page.wait_for_selector("#task:not([hidden])")
+        if len(texts(page)) == 3:
+            assert page.inner_text(".order") == "X › Z › Y"
+        else:
+            assert chosen(page) == ["4"]
+    assert server.said() == []
+
+
+def states(server, rater="ana"):
+    rows = server.store.read(
+        sa.select(turns.c.state, turns.c.note).where(turns.c.rater == rater).order_by(turns.c.task)
+    )
+    return [(row.state, row.note) for row in rows]
+
+
+def test_skip_and_flag(serve, visit, shot):
+    server = serve(pairs(3))
+    page = visit(server)
+    submit(page, "s")
+    page.keyboard.press("f")
+    assert focused(page) == "note"
+    page.keyboard.press("Control+Enter")
+    assert page.inner_text("#note-problem") == "Say in a few words what is wrong."
+    page.keyboard.type("cut off, is it?")
+    shot(page, "flag")
+    submit(page, "Control+Enter")
+    assert states(server) == [("skipped", ""), ("flagged", "cut off, is it?"), ("leased", "")]
+    page.keyboard.press("f")
+    page.keyboard.press("Escape")
+    assert not page.is_visible("#flag-dialog")
+    assert len(states(server)) == 3
+
+
+# --- time
+
+
+def test_a_lease_that_ends_can_be_kept(serve, visit, shot):
+    server = serve(pairs(1), lease=4.0)
+    page = visit(server)
+    assert not page.is_visible("#notice")
+    page.wait_for_selector("#notice[data-kind=lease]")
+    assert re.fullmatch(r"Your time for this task ends in [12] s\.", page.inner_text("#notice-text"))
+    shot(page, "lease")
+    page.keyboard.press("6")
+    page.keyboard.press("k")
+    page.wait_for_selector("#notice", state="hidden")
+    page.wait_for_timeout(2500)
+    assert not page.is_visible("#notice")
+    assert chosen(page) == ["6"]
+    page.wait_for_selector("#notice[data-kind=lease]")
+
+
+def test_a_task_that_others_took_is_said_so_and_the_next_one_comes(serve, visit, shot):
+    server = serve(pairs(2), lease=2.0)
+    page = visit(server, failures=True)
+    shown = texts(page)
+    page.keyboard.press("2")
+    until(page, "document.getElementById('notice-text').textContent.includes('is over')")
+    server.queue.judge("ben", server.queue.next("ben").key, {"overall": Preference("tie")})
+    page.keyboard.press("Enter")
+    wait_for_other(page, shown)
+    assert "your time for this task was up and others have judged it" in page.inner_text("#notice").lower()
+    assert "Here is your next task." in page.inner_text("#notice")
+    shot(page, "gone")
+    assert texts(page) != shown
+    assert chosen(page) == [""]
+    assert server.said() == []
+
+
+def test_a_task_that_nobody_took_can_still_be_judged(serve, visit):
+    server = serve(pairs(1), lease=1.0)
+    page = visit(server)
+    page.keyboard.press("2")
+    until(page, "document.getElementById('notice-text').textContent.includes('is over')")
+    submit(page, "Enter")
+    assert len(server.said()) == 1
+
+
+HIDING = """let hidden = false;
+Object.defineProperty(document, 'hidden', { get: () => hidden });
+window.hide = (now) => { hidden = now; document.dispatchEvent(new Event('visibilitychange')); };"""
+
+
+def test_time_is_counted_only_while_the_page_is_seen(serve, visit):
+    server = serve(pairs(1))
+    page = visit(server, script=HIDING)
+    page.evaluate("hide(true)")
+    page.wait_for_timeout(3000)
+    page.evaluate("hide(false)")
+    page.wait_for_timeout(500)
+    submit(page, "2", "Enter")
+    (one,) = server.said()
+    assert 0.5 <= one.seconds < 2.5
+
+
+# --- a bad network
+
+
+POST = re.compile(r"/api/task/[0-9a-f]+$")
+
+
+def test_a_verdict_outlives_a_lost_connection(serve, visit, shot):
+    """Refused connections and errors of the server are tried again by itself; nothing else can be done meanwhile."""
+    server = serve(pairs(2))
+    page = visit(server, failures=True)
+    shown, answers = texts(page), iter(["abort", "500", "429", "html", "go"])
+
+    def fail(route):
+        match next(answers):
+            case "abort":
+                route.abort()
+            case "500":
+                route.fulfill(status=500, json={"error": "no"})
+            case "429":
+                route.fulfill(status=429, json={"error": "slow down"})
+            case "html":
+                route.fulfill(status=200, body="<p>a portal of some hotel</p>")
+            case "go":
+                route.continue_()
+
+    page.route(POST, fail)
+    page.keyboard.press("6")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#notice[data-kind=network]")
+    assert re.search(r"Your verdict is kept here\. Trying again in \d+ s", page.inner_text("#notice-text"))
+    shot(page, "network")
+    page.keyboard.press("1")  # no effect now
+    page.keyboard.press("s")
+    assert texts(page) == shown
+    assert chosen(page) == ["6"]
+    for _ in range(4):
+        if page.is_visible("#notice-do"):
+            page.click("#notice-do")
+            page.wait_for_timeout(200)
+    wait_for_other(page, shown)
+    assert not page.is_visible("#notice")
+    (one,) = server.said()
+    assert one.verdict == Preference("second", 2)
+    assert next(answers, None) is None
+
+
+def lose(lost):
+    """Lets a request through to the server, and loses the first answer."""
+
+    def handle(route):
+        if lost:
+            route.continue_()
+        else:
+            lost.append(route.fetch())
+            route.abort()
+
+    return handle
+
+
+def test_a_lost_answer_gives_no_second_verdict(serve, visit):
+    server = serve(pairs(3))
+    page = visit(server, failures=True)
+    page.route(POST, lose(lost := []))
+    shown = submit(page, "2", "Enter")
+    assert len(lost) == 1
+    (one,) = server.said()
+    assert [answer.text for answer in one.answers] == shown
+    assert [state for state, _ in states(server)] == ["judged", "leased"]
+    assert page.inner_text("#mine") == "1"
+
+
+def test_a_lost_answer_to_undo_undoes_no_second_verdict(serve, visit):
+    server = serve(pairs(3))
+    page = visit(server, failures=True)
+    submit(page, "1", "Enter")
+    second = submit(page, "4", "Enter")
+    page.route("**/api/undo", lose(lost := []))
+    page.keyboard.press("u")
+    until(page, "document.querySelector(':checked')?.value === '4'")
+    assert len(lost) == 1
+    assert texts(page) == second
+    assert [one.verdict for one in server.said()] == [Preference("first", 3)]
+
+
+def test_an_undo_that_never_came_through_is_said_so(serve, visit):
+    server = serve(pairs(2))
+    page = visit(server, failures=True)
+    submit(page, "1", "Enter")
+    page.route("**/api/undo", lambda route: route.abort())
+    page.keyboard.press("u")
+    until(page, "document.getElementById('notice-text').textContent.startsWith('Nothing was undone')")
+    assert len(server.said()) == 1
+
+
+def test_who_is_signed_out_finds_the_choice_again(serve, visit, shot):
+    server = serve(pairs(1), rubric=THREE)
+    page = visit(server, failures=True)
+    page.keyboard.press("3")
+    page.keyboard.press("c")
+    page.keyboard.type("half a thought")
+    page.keyboard.press("Escape")
+    page.keyboard.press("6")
+    page.keyboard.press("1")
+    page.context.clear_cookies()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#notice[data-kind=signed-out]")
+    shot(page, "signed-out")
+    page.keyboard.press("Enter")  # the focus is on the button
+    page.fill("#token", server.tokens["ana"])
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#task:not([hidden])")
+    assert chosen(page) == ["3", "6", "1"]
+    assert page.input_value("#comment") == "half a thought"
+    submit(page, "Enter")
+    assert len(server.said()) == 3
+
+
+def test_a_refusal_is_shown_and_the_task_stays(serve, visit):
+    server = serve(pairs(1))
+    page = visit(server, failures=True)
+    page.route(POST, lambda route: route.fulfill(status=422, json={"error": "the comment is too long; shorten it"}))
+    page.keyboard.press("2")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#notice[data-kind=error]")
+    assert page.inner_text("#notice-text") == "the comment is too long; shorten it"
+    assert chosen(page) == ["2"]
+
+
+# --- what is shown
+
+
+def test_a_chat_is_shown_by_turns_and_markdown_as_markdown(serve, visit, shot):
+    server = serve([NewTask(CHAT, (Answer(RICH), Answer("plain\nlines")))])
+    page = visit(server)
+    assert page.locator(".turn").evaluate_all("all => all.map(t => t.ariaLabel)") == [
+        "System",
+        "User",
+        "Assistant",
+        "User",
+    ]
+    assert page.locator(".answer table td.right").inner_text() == "ATP"
+    assert page.locator(".answer pre code").count() == 1
+    assert "[image: a leaf] (https://pictures.example/leaf.png)" in " ".join(texts(page))
+    link = page.locator(".answer a")
+    assert (link.get_attribute("target"), link.get_attribute("rel")) == ("_blank", "noopener noreferrer nofollow")
+    assert "plain\nlines" in texts(page)
+    shot(page, "pair")
+
+
+def test_answers_stand_side_by_side_and_scroll_on_their_own(serve, visit):
+    page = visit(serve([NewTask("p", (Answer(LONG), Answer(LONG + "!")))]))
+    left, right = (page.locator(f".answer.place-{at}").bounding_box() for at in (0, 1))
+    assert left["y"] == right["y"]
+    assert left["x"] + left["width"] <= right["x"]
+    assert page.evaluate("document.documentElement.scrollHeight <= innerHeight")
+    body = page.locator(".answer.place-0 .body")
+    assert body.evaluate("b => b.scrollHeight > 2 * b.clientHeight && b.clientHeight > 250")
+    body.focus()
+    page.keyboard.press("End")
+    until(page, "document.querySelector('.place-0 .body').scrollTop > 500")
+    assert page.evaluate("document.querySelector('.place-1 .body').scrollTop") == 0
+    submit(page, "2", "2")  # keys act from there, too
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone(serve, visit, shot, scheme):
+    """One below the other, the verdict within reach of the thumb, nothing wider than the screen."""
+    server = serve([NewTask(CHAT, (Answer(RICH), Answer(LONG)))], rubric=THREE)
+    page = visit(server, width=390, height=844, scheme=scheme)
+    shot(page, f"phone-{scheme}")
+    upper, lower = (page.locator(f".answer.place-{at}").bounding_box() for at in (0, 1))
+    assert upper["y"] + upper["height"] <= lower["y"]
+    assert page.inner_text(".answer.place-0 h2").startswith("Upper")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    bar = page.locator("#verdict").bounding_box()
+    assert bar["y"] + bar["height"] <= 844.5
+    assert bar["y"] > 844 / 2
+    page.mouse.wheel(0, 500)
+    page.wait_for_timeout(200)
+    assert page.locator("#verdict").bounding_box() == bar
+    for choice in page.locator(".row.active .choice").all():
+        box = choice.bounding_box()
+        assert box["width"] >= 40
+        assert box["height"] >= 36
+    for key in "174":
+        page.locator(f".row.active .choice[data-key='{key}']").tap()
+        if page.locator(".pager button:last-child").is_enabled():
+            page.locator(".pager button:last-child").tap()
+    page.locator("#submit").tap()
+    page.wait_for_selector("#nothing:not([hidden])")
+    assert sorted(one.verdict.outcome for one in server.said()) == ["first", "second", "tie"]
+
+
+def test_light_and_dark_follow_the_system(serve, visit):
+    server = serve(pairs(1))
+    shade = (
+        "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number).reduce((a, b) => a + b)"
+    )
+    assert visit(server, scheme="light").evaluate(shade) > 600
+    assert visit(server, scheme="dark").evaluate(shade) < 150
+
+
+def test_motion_is_left_out_where_it_is_not_wanted(serve, visit):
+    page = visit(serve(pairs(1)))
+    moving = "[...document.querySelectorAll('*')].some(e => getComputedStyle(e).transitionDuration !== '0s')"
+    assert page.evaluate(moving)
+    page.emulate_media(reduced_motion="reduce")
+    assert not page.evaluate(moving)
+
+
+def test_focus_goes_where_work_goes_on(serve, visit):
+    server = serve(pairs(2))
+    page = visit(server)
+    assert focused(page) == "title"
+    page.keyboard.press("Shift+Tab")
+    page.focus("#open-keys")
+    page.keyboard.press("Enter")
+    assert page.is_visible("#keys")
+    page.keyboard.press("?")
+    assert not page.is_visible("#keys")
+    assert focused(page) == "open-keys"
+    page.locator(".skip-link").focus()
+    page.keyboard.press("Enter")
+    assert focused(page) == "verdict"
+    submit(page, "2", "Enter")
+    assert focused(page) == "title"
+    assert "Two answers to compare" in page.inner_text("#status")
+
+
+def test_guidelines_stay_open_beside_the_work(serve, visit, shot):
+    server = serve(pairs(2), rubric=THREE)
+    page = visit(server)
+    page.keyboard.press("g")
+    shot(page, "guidelines")
+    assert "Look up what you doubt." in page.inner_text("#guidelines")
+    assert "Look up what you doubt." in page.inner_text("#dimension-guidelines")
+    panel, answers = page.locator("#guidelines").bounding_box(), page.locator("#answers").bounding_box()
+    assert answers["x"] + answers["width"] <= panel["x"]
+    submit(page, "2", "2", "2", "Enter")
+    assert page.is_visible("#guidelines")
+    assert len(server.said()) == 3
+    page.keyboard.press("Escape")
+    assert not page.is_visible("#guidelines")
+
+
+# --- mischief
+
+
+HOSTILE = [
+    "<script>window.__hacked = 1</script>",
+    "</script><script>window.__hacked = 1</script>",
+    "<img src=x onerror='window.__hacked = 1'><svg onload='window.__hacked = 1'>",
+    "[click](javascript:window.__hacked=1) <a href='javascript:window.__hacked=1'>x</a>",
+    "![x](https://pictures.example/track.png) <img src='https://pictures.example/track2.png'>",
+    "<style>body { display: none }</style><link rel=stylesheet href=https://pictures.example/x.css>",
+    "<iframe src='https://pictures.example'></iframe><meta http-equiv=refresh content='0;url=https://pictures.example'>",
+    "<base href='https://pictures.example/'><form action='https://pictures.example'><button>go</button></form>",
+    "{{7*7}} ${7*7} <%= 7*7 %> \\u003cscript\\u003ewindow.__hacked=1\\u003c/script\\u003e",
+    "```\n</code></pre><script>window.__hacked = 1</script>\n``` | a\n|--\n**unclosed `` [ ![ ](",
+    "\u202eright to left override\u202c שלום עולם, זו תשובה. مرحبا بالعالم 😀👩‍👩‍👧 \u0000 \u2028 \ufeff",
+    "<!-- " + "<div>" * 500 + "&lt;script&gt;alert(1)&lt;/script&gt;",
+]
+
+
+def hostile_everywhere():
+    tasks = [NewTask(text, (Answer(text + " a"), Answer("b " + text))) for text in HOSTILE]
+    tasks.append(
+        NewTask(
+            [{"role": "user", "content": text} for text in HOSTILE], tuple(map(Answer, HOSTILE[:5])), kind="ranking"
+        )
+    )
+    return tasks
+
+
+def test_no_text_ever_runs(serve, visit, shot):
+    """In prompts, answers, guidelines, comments and notes; the fixture fails where anything ran or was loaded."""
+    rubric = Rubric((("overall", HOSTILE[0] + "? " + "\n\n".join(HOSTILE)),))
+    name = "<img src=x onerror=window.__hacked=1>"
+    accounts = {name: "rater", "ben": "rater", "eva": "admin"}
+    server = serve(hostile_everywhere(), overlap=2, rubric=rubric, accounts=accounts)
+    page = visit(server, name)
+    page.keyboard.press("g")
+    shot(page, "hostile-guidelines")
+    page.keyboard.press("Escape")
+    for at in range(len(HOSTILE)):
+        if at == 4:
+            shot(page, "hostile")
+        for link in page.locator(".answer a").all():
+            link.evaluate("a => a.dispatchEvent(new MouseEvent('mouseover', {bubbles: true}))")
+        page.keyboard.press("c")
+        page.keyboard.insert_text(HOSTILE[at].replace("\u0000", ""))
+        page.keyboard.press("Escape")
+        submit(page, "1", "Enter")
+    assert page.locator(".answer").count() == 5
+    page.keyboard.press("f")
+    page.keyboard.insert_text(HOSTILE[1] + HOSTILE[2])
+    submit(page, "Control+Enter")
+    for _ in range(len(HOSTILE)):
+        turn = server.queue.next("ben")
+        server.queue.judge("ben", turn.key, {"overall": Preference("tie")}, comment=HOSTILE[0])
+    admin = visit(server, "eva", at="/admin")
+    admin.wait_for_selector("details.disagreement")
+    for case in admin.locator("details.disagreement > summary").all():
+        case.click()
+    assert HOSTILE[1] in admin.inner_text("#flags")
+    shot(admin, "hostile-team")
+    assert admin.locator("img[src=x], script:not([src])").count() == 0
+
+
+def test_a_megabyte_is_shown_and_scrolls_on_its_own(serve, visit, shot):
+    text = ("a line of a very long answer, with <b>tags</b> and שלום\n" * 20_000)[:1_000_000]
+    server = serve([NewTask("p", (Answer(text), Answer("short")))])
+    began = time.perf_counter()
+    page = visit(server)
+    assert time.perf_counter() - began < 15
+    shot(page, "megabyte")
+    shown = page.locator(".answer pre.plain").evaluate("pre => pre.textContent")
+    assert shown == text
+    assert page.evaluate("document.documentElement.scrollHeight <= innerHeight")
+    submit(page, "4", "4")
+    assert len(server.said()) == 1
+
+
+def test_each_block_has_its_own_direction(serve, visit):
+    page = visit(serve([NewTask("p", (Answer("שלום עולם\n\nhello"), Answer("مرحبا")))]))
+    directions = page.locator(".answer p").evaluate_all("all => all.map(p => getComputedStyle(p).direction)")
+    assert sorted(directions) == ["ltr", "rtl", "rtl"]
+
+
+# --- for everyone
+
+
+TASKS = {
+    "pair": ([NewTask(CHAT, (Answer(RICH), Answer(LONG)))], None),
+    "pair-three": ([NewTask(CHAT, (Answer(RICH), Answer(LONG)))], THREE),
+    "score": ([NewTask("p", (Answer(RICH),), kind="score")], None),
+    "ranking": ([NewTask("p", (Answer(RICH), Answer(LONG), Answer("c"), Answer("d")), kind="ranking")], None),
+    "ranking-three": ([NewTask("p", (Answer(RICH), Answer(LONG), Answer("c")), kind="ranking")], THREE),
+    "nothing": ([], None),
+}
+
+
+@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")])
+def test_axe_finds_nothing_grave_in_a_task(serve, visit, shot, violations, kind, width, scheme):
+    tasks, rubric = TASKS[kind]
+    server = serve(tasks, **({"rubric": rubric} if rubric else {}))
+    page = visit(server, width=width, height=800, scheme=scheme)
+    assert violations(page) == []
+    if kind != "nothing":
+        for key in "xz" if "ranking" in kind else "25":
+            page.keyboard.press(key)
+        page.wait_for_timeout(250)
+        assert violations(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+    shot(page, f"task-{kind}-{width}-{scheme}")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_axe_finds_nothing_grave_in_dialogs_and_at_the_door(serve, visit, shot, violations, width):
+    server = serve(pairs(1), rubric=THREE)
+    for scheme in ("light", "dark"):
+        page = visit(server, None, width=width, scheme=scheme)
+        assert violations(page) == []
+        shot(page, f"sign-in-{width}-{scheme}")
+        page = visit(server, width=width, scheme=scheme)
+        for key, name in (("g", "guidelines"), ("?", "keys"), ("f", "flag")):
+            page.keyboard.press(key)
+            assert page.is_visible(f"dialog[open]#{name}, dialog[open]#{name}-dialog")
+            assert violations(page) == [], name
+            shot(page, f"{name}-{width}-{scheme}")
+            page.keyboard.press("Escape")
+            assert page.locator("dialog[open]").count() == 0
+        page.keyboard.press("c")
+        assert violations(page) == []
+        shot(page, f"comment-{width}-{scheme}")
+
+
+# --- the team's page
+
+
+@pytest.fixture
+def team(serve):
+    """Two raters who differ on two of four tasks, one who has flagged."""
+    tasks = [NewTask(f"prompt {i}", (Answer(RICH if i == 1 else f"alpha {i}"), Answer(f"beta {i}"))) for i in range(4)]
+    server = serve(tasks, overlap=2)
+    said = {"ana": ["alpha", "alpha", "tie", "beta"], "ben": ["alpha", "beta", "alpha", "beta"]}
+    for rater, verdicts in said.items():
+        for _ in range(4):
+            turn = server.queue.next(rater)
+            wanted = verdicts[int(turn.prompt.split()[1])]
+            at = 1 if turn.answers[1].text.startswith("beta") == (wanted == "beta") else 0
+            verdict = Preference("tie") if wanted == "tie" else Preference(("first", "second")[at], 2)
+            server.queue.judge(rater, turn.key, {"overall": verdict}, seconds=12.0)
+    return server
+
+
+def test_figures_are_those_of_the_server(team, visit, shot):
+    page = visit(team, "eva", at="/admin")
+    page.wait_for_selector("#raters tr[data-key=ana]")
+    shot(page, "team")
+    told = page.evaluate("fetch('/api/admin').then(reply => reply.json())")
+    (one,) = told["agreement"]
+    cells = page.locator("#agreement tr").locator("th, td").all_inner_texts()
+    agree = one["agree"]
+    assert cells[:2] == ["overall", "4"]
+    assert cells[2] == f"{agree['mean']:.2f} [{agree['low']:.2f}, {agree['high']:.2f}]".replace("-", "−")
+    assert cells[2].startswith("0.50 [")
+    row = page.locator("#raters tr[data-key=ana]").locator("th, td").all_inner_texts()
+    assert row[:5] == ["ana", "4", "4", "4", "12 s"]
+    assert page.locator("#tiles dd").all_inner_texts()[:2] == ["100 %", "8 of 8"]
+    assert page.inner_text("#open-count") == "2"
+
+
+def test_figures_keep_up_without_a_flicker(team, visit):
+    """Rows stay the same elements, and what is typed and focused stays; only texts change."""
+    page = visit(team, "eva", at="/admin")
+    page.wait_for_selector("details.disagreement")
+    page.click("details.disagreement >> nth=0 >> summary")
+    page.fill("details.disagreement textarea >> nth=0", "half a reason")
+    page.evaluate("document.querySelector('#raters tr[data-key=ana]').marked = true")
+    page.evaluate(
+        "new MutationObserver(all => { window.__changes = (window.__changes ?? 0) + all.length; })"
+        ".observe(document.querySelector('main'), { childList: true, subtree: true, characterData: true })"
+    )
+    with page.expect_response("**/api/admin"):
+        pass
+    quiet = page.evaluate("window.__changes ?? 0")
+    assert quiet <= 4  # "last seen" goes on; nothing is built anew
+    turn = next(t for t in [team.queue.undo("ana")] if t)
+    team.queue.judge("ana", turn.key, {"overall": Preference("both_bad")}, seconds=40.0)
+    until(page, "document.getElementById('open-count').textContent === '3'")
+    assert page.evaluate("document.querySelector('#raters tr[data-key=ana]').marked")
+    assert page.evaluate("document.activeElement.value") == "half a reason"
+
+
+def test_a_disagreement_is_decided_by_keyboard(team, visit, shot):
+    page = visit(team, "eva", at="/admin")
+    page.wait_for_selector("details.disagreement")
+    first = page.locator("details.disagreement").first
+    first.locator("summary").focus()
+    page.keyboard.press("Enter")
+    votes = first.locator(".votes li").all_inner_texts()
+    assert {line.split(":")[0] for line in votes} == {"ana", "ben"}
+    left = first.locator(".answer.place-0 .body").inner_text().strip()
+    shot(page, "team-case")
+    first.locator(".primary").click()
+    assert first.locator(".problem").inner_text() == "Choose first."
+    page.keyboard.press("7")
+    first.locator("textarea").fill("the right one is right")
+    first.locator(".primary").click()
+    until(page, "document.getElementById('open-count').textContent === '1'")
+    assert page.locator("details.disagreement").count() == 1
+    assert focused(page) == "SUMMARY"
+    (word,) = [one for group in team.store.groups() for _, one in group if one.kind == "adjudicator"]
+    assert (word.verdict, word.comment) == (Preference("second", 3), "the right one is right")
+    assert word.answers[0].text.strip() == left or left.startswith("Photosynthesis")
+
+
+def test_votes_are_told_of_the_answers_as_they_stand_there(team, visit):
+    """What ana and ben said of prompt 1: she for alpha, he for beta, whichever side they saw it on."""
+    page = visit(team, "eva", at="/admin")
+    page.wait_for_selector("details.disagreement")
+    case = page.locator("details.disagreement", has_text="prompt 1")
+    case.locator("summary").click()
+    left = "beta" if case.locator(".answer.place-0 .body").inner_text().startswith("beta") else "alpha"
+    words = (
+        {"alpha": "Left better", "beta": "Right better"}
+        if left == "alpha"
+        else {"beta": "Left better", "alpha": "Right better"}
+    )
+    assert sorted(case.locator(".votes li").all_inner_texts()) == [f"ana: {words['alpha']}", f"ben: {words['beta']}"]
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")])
+def test_axe_finds_nothing_grave_in_the_team_s_page(team, visit, shot, violations, width, scheme):
+    page = visit(team, "eva", at="/admin", width=width, scheme=scheme)
+    page.wait_for_selector("details.disagreement")
+    for case in page.locator("details.disagreement > summary, #pairs-of-raters summary").all():
+        case.click()
+    page.locator(".choice >> nth=1").click()
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    page.wait_for_timeout(250)
+    assert violations(page) == []
+    shot(page, f"team-{width}-{scheme}")
+
+
+def test_a_lost_connection_is_said_and_figures_stay(team, visit):
+    page = visit(team, "eva", at="/admin", failures=True)
+    page.wait_for_selector("#raters tr[data-key=ana]")
+    page.route("**/api/admin", lambda route: route.abort())
+    page.wait_for_selector("#fresh.problem", timeout=12_000)
+    assert page.inner_text("#fresh").startswith("No connection; figures of ")
+    assert page.locator("#raters tr").count() == 3
