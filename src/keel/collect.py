@@ -159,7 +159,7 @@ def _judge(
     store: Store, rater: Rater, tasks: Sequence[Task], asked: set[bytes], tally: Tally, progress: Callable[[], None]
 ) -> None:
     """Have a rater judge what he has not judged yet, and keep it as it comes."""
-    waiting = [task for task in tasks if _about(task) not in asked]
+    waiting = [task for task in tasks if not asked or _about(task) not in asked]
     began, name = time.perf_counter(), rater.identity
     done = 0
     kept: list[Judgment] = []

@@ -27,6 +27,7 @@ burden = fillers + closers beyond the first + 2 x sentences repeated. What does 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from keel.world import lexicon
@@ -63,8 +64,12 @@ class Gold:
 UNPARSED: Final = Gold(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, parsed=False, refused=False)
 
 
+@lru_cache(maxsize=1 << 14)
 def utility(prompt: Prompt | str, answer: str) -> Gold:
-    """The gold utility of an answer's text; a prompt that is not of this world is an error."""
+    """The gold utility of an answer's text; a prompt that is not of this world is an error.
+
+    Remembered for a while: an answer is compared with several others.
+    """
     asked = parse_prompt(prompt) if isinstance(prompt, str) else prompt
     if asked is None:
         raise ValueError(f"not a prompt of the embedded world: {prompt!r}")
