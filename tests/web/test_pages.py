@@ -783,10 +783,45 @@ def test_a_megabyte_is_shown_and_scrolls_on_its_own(serve, visit, shot):
     assert len(server.said()) == 1
 
 
-def test_each_block_has_its_own_direction(serve, visit):
-    page = visit(serve([NewTask("p", (Answer("שלום עולם\n\nhello"), Answer("مرحبا")))]))
-    directions = page.locator(".answer p").evaluate_all("all => all.map(p => getComputedStyle(p).direction)")
-    assert sorted(directions) == ["ltr", "rtl", "rtl"]
+def test_an_empty_prompt_or_answer_is_said_to_be_empty(serve, visit):
+    page = visit(serve([NewTask("", (Answer(" "), Answer("x")))]))
+    assert sorted(texts(page)) == ["(empty)", "x"]
+    assert page.inner_text("#turns").strip() == "(empty)"
+
+
+@pytest.mark.parametrize("width", [320, 390, 720, 760, 820, 1000, 1100, 1280, 1366, 1920])
+def test_no_word_leaves_its_button_at_any_width(serve, visit, width):
+    """With several rows, and with the guidelines beside them where they stand there."""
+    page = visit(serve(pairs(1), rubric=THREE), width=width)
+    outside = """[...document.querySelectorAll('.row.active .choice')].filter(choice => {
+        const box = choice.getBoundingClientRect();
+        return [...choice.querySelectorAll('kbd, .words')].some(part => {
+            const own = part.getBoundingClientRect();
+            const across = own.left < box.left || own.right > box.right;
+            return own.width && (across || own.top < box.top || own.bottom > box.bottom);
+        });
+    }).map(choice => choice.innerText)"""
+    assert page.evaluate(outside) == []
+    page.keyboard.press("g")
+    assert page.evaluate(outside) == []
+
+
+HEBREW = "# כותרת\n\nשלום עולם\n\n- אחת\n- שתיים\n\n> ציטוט\n\n| א | ב |\n|--|--|\n| 1 | 2 |\n\nhello"
+
+
+def test_each_block_has_its_own_direction(serve, visit, shot):
+    """Those that hold others, too: a list's bullets and a table's columns follow what is written in them."""
+    page = visit(serve([NewTask("שאלה", (Answer(HEBREW), Answer("مرحبا\n\n- one\n- two")))]))
+    shot(page, "right-to-left")
+    direction = (
+        "all => Object.fromEntries(all.map(e => [e.innerText.trim().slice(0, 3), getComputedStyle(e).direction]))"
+    )
+    found = page.locator(".answer .body > *").evaluate_all(direction)
+    latin = {name for name, value in found.items() if value == "ltr"}
+    assert latin == {"hel", "one"}
+    assert len(found) == 8
+    first, last = (page.locator(".answer td", has_text=text).bounding_box()["x"] for text in "12")
+    assert first > last
 
 
 # --- for everyone

@@ -15,9 +15,9 @@ from keel.web.render import only_allowed, to_html
 
 ALLOWED = {
     "a": {"href", "title", "rel", "target"}, "blockquote": {"dir"}, "br": set(), "code": set(), "del": set(),
-    "div": {"class"}, "em": set(), "h3": {"dir"}, "h4": {"dir"}, "h5": {"dir"}, "h6": {"dir"}, "hr": set(),
-    "li": {"dir"}, "ol": {"dir", "start"}, "p": {"dir"}, "pre": {"class", "dir"}, "span": {"class"}, "strong": set(),
-    "table": {"dir"}, "tbody": set(), "td": {"class", "dir"}, "th": {"class", "dir"}, "thead": set(), "tr": set(),
+    "div": {"class", "dir"}, "em": set(), "h3": {"dir"}, "h4": {"dir"}, "h5": {"dir"}, "h6": {"dir"}, "hr": set(),
+    "li": set(), "ol": {"dir", "start"}, "p": {"dir"}, "pre": {"class", "dir"}, "span": {"class"}, "strong": set(),
+    "table": set(), "tbody": set(), "td": {"class"}, "th": {"class"}, "thead": set(), "tr": set(),
     "ul": {"dir"},
 }  # fmt: skip
 CLASSES = {"table", "plain", "address", "image", "language", "left", "center", "right"}
@@ -50,6 +50,7 @@ def harmless(fragment: str) -> Reader:
     """Reads a fragment; fails where it holds a tag, an attribute, a class or an address that is not allowed."""
     read = Reader(fragment)
     for tag, attributes in read.tags:
+        assert attributes.get("dir", "auto") == "auto"
         assert tag in ALLOWED, tag
         assert set(attributes) <= ALLOWED[tag], (tag, attributes)
         assert not any(name.startswith("on") or name in ("style", "id", "src") for name in attributes)

@@ -25,8 +25,12 @@ DEEPEST = 40
 """Levels of lists and quotations; the reader drops what lies deeper, so deeper text is shown as it stands."""
 SCHEMES = {"http", "https", "mailto"}
 
-BLOCKS = {"p", "h3", "h4", "h5", "h6", "ul", "ol", "li", "blockquote", "pre", "table", "th", "td"}
-TAGS = BLOCKS | {"a", "br", "code", "del", "div", "em", "hr", "span", "strong", "tbody", "thead", "tr"}
+BLOCKS = {"p", "h3", "h4", "h5", "h6", "ul", "ol", "blockquote", "pre", "div"}
+TAGS = (
+    BLOCKS
+    | {"a", "br", "code", "del", "em", "hr", "li", "span", "strong"}
+    | {"table", "thead", "tbody", "tr", "th", "td"}
+)
 ATTRIBUTES = {"a": {"href", "title"}, "ol": {"start"}}
 SIDES = {"left", "center", "right"}
 CLASSES = {"div": {"table"}, "pre": {"plain"}, "span": {"address", "image", "language"}, "th": SIDES, "td": SIDES}
@@ -38,15 +42,17 @@ _CLEANER = nh3.Cleaner(
     url_schemes=SCHEMES,
     url_relative="deny",
     link_rel="noopener noreferrer nofollow",
-    set_tag_attribute_values={tag: {"dir": "auto"} for tag in BLOCKS} | {"a": {"target": "_blank"}},
+    tag_attribute_values={tag: {"dir": {"auto"}} for tag in BLOCKS},
+    set_tag_attribute_values={"a": {"target": "_blank"}},
     clean_content_tags={"script", "style"},
     strip_comments=True,
 )
 
 
 def to_html(text: str) -> str:
-    """Safe HTML for `text`, each block with its own direction of writing.
+    """Safe HTML for `text`, each outer block with its own direction of writing (`dir="auto"`).
 
+    Inner blocks have none: a browser that looks for the direction of a list passes over items that have their own.
     Line breaks in a paragraph are kept, headings start at h3 (the page has its own above), links open a new tab.
     Halves of surrogate pairs, which UTF-8 cannot hold, become U+FFFD.
     """
@@ -75,6 +81,8 @@ def _markdown(tokens: list[Token]) -> str:
     for token in tokens:
         if token.type.startswith("heading"):
             token.tag = f"h{min(int(token.tag[1]) + 2, 6)}"
+        if token.level == 0 and token.nesting >= 0 and token.tag != "hr":
+            token.attrSet("dir", "auto")
         side = str(token.attrs.pop("style", "")).removeprefix("text-align:")
         if side:  # the page's policy forbids inline styles
             token.attrSet("class", side)
@@ -113,7 +121,7 @@ def _address(self: RendererHTML, tokens: Sequence[Token], at: int, options: Any,
 def _fence(self: RendererHTML, tokens: Sequence[Token], at: int, options: Any, env: MutableMapping[str, Any]) -> str:
     info = html.escape(tokens[at].info.strip())
     language = f'<span class="language">{info}</span>' if info else ""
-    return f"<pre>{language}<code>{html.escape(tokens[at].content)}</code></pre>\n"
+    return f'<pre dir="auto">{language}<code>{html.escape(tokens[at].content)}</code></pre>\n'
 
 
 def _reader() -> MarkdownIt:
@@ -122,7 +130,7 @@ def _reader() -> MarkdownIt:
     reader.validateLink = _may_be_linked  # type: ignore[assignment, method-assign]
     for name, rule in {"image": _image, "address": _address, "fence": _fence}.items():
         reader.add_render_rule(name, rule)
-    reader.add_render_rule("table_open", lambda *_: '<div class="table"><table>\n')
+    reader.add_render_rule("table_open", lambda *_: '<div class="table" dir="auto"><table>\n')
     reader.add_render_rule("table_close", lambda *_: "</table></div>\n")
     reader.add_render_rule("s_open", lambda *_: "<del>")
     reader.add_render_rule("s_close", lambda *_: "</del>")

@@ -12,10 +12,11 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** An element that holds HTML which the server has made safe. */
+/** An element that holds HTML which the server has made safe; where there is none, it says so. */
 export function safe(tag, attributes, html) {
   const made = element(tag, attributes);
-  made.innerHTML = html;
+  if (html.trim()) made.innerHTML = html;
+  else made.append(element("p", { class: "muted" }, "(empty)"));
   return made;
 }
 
