@@ -203,6 +203,9 @@ def verify(load: Load) -> dict[str, int]:
         for group in store.groups():
             for _, judgment in group:
                 raters[str(judgment.prompt)].append(judgment.rater)
+        hands = sa.select(sa.func.count()).where(turns.c.state.in_(("leased", "judged"))).group_by(turns.c.task)
+        crowded = sum(row[0] > load.overlap for row in store.read(hands))
+        short = len(store.read(sa.select(schema.tasks.c.id).where(schema.tasks.c.wants < 0)))
     stored = sum(map(len, raters.values()))
     return {
         "confirmed": len(load.accepted),
@@ -210,7 +213,8 @@ def verify(load: Load) -> dict[str, int]:
         "confirmed and lost": len(set(load.accepted) - kept),
         "confirmed twice": sum(n - 1 for n in Counter(load.accepted).values()),
         "stored twice by one rater": sum(len(names) - len(set(names)) for names in raters.values()),
-        "beyond the overlap": sum(max(0, len(names) - load.overlap) for names in raters.values()),
+        "judged beyond the overlap": sum(max(0, len(names) - load.overlap) for names in raters.values()),
+        "tasks in more hands than the overlap": crowded + short,
     }
 
 

@@ -43,7 +43,7 @@ LARGEST = 64 * 1024
 FAILURES, WINDOW = 10, 300.0
 """Wrong tokens from one address in so many seconds, after which it must wait."""
 FRESH = 5.0
-"""Seconds for which figures of the admin page are kept: agreement of many judgments takes a while."""
+"""Seconds for which figures of the admin page are kept at least."""
 GRADES = 5
 """Scores go from 1 to this."""
 
@@ -132,7 +132,7 @@ class Desk:
         self.guidelines = dict(rubric.dimensions)
         self.failures: dict[str, deque[float]] = defaultdict(deque)
         self.figures: tuple[float, dict[str, Any]] = (0.0, {})
-        self.lock = threading.Lock()
+        self.counting, self.lock = threading.Lock(), threading.Lock()
 
     # --- signing in
 
@@ -206,11 +206,15 @@ class Desk:
     # --- the admin page
 
     def overview(self) -> dict[str, Any]:
-        """Figures of the admin page, at most `FRESH` seconds old."""
-        with self.lock:
-            if time.monotonic() - self.figures[0] > FRESH or not self.figures[1]:
-                self.figures = (time.monotonic(), self._overview())
-            return self.figures[1]
+        """Figures of the admin page: `FRESH` seconds old at most, or ten times what it takes to count them."""
+        with self.counting:
+            until, found = self.figures
+            if time.monotonic() > until or not found:
+                began = time.monotonic()
+                found = self._overview()
+                took = time.monotonic() - began
+                self.figures = (began + max(FRESH, 10 * took), found)
+            return found
 
     def _overview(self) -> dict[str, Any]:
         agreed = survey.agreement(survey.said_in_store(self.store, "person"))
@@ -257,7 +261,7 @@ class Desk:
             raise RefusedError(f"give a verdict in some of: {', '.join(self.rubric.names)}")
         options = {"rubric": self.rubric.version, "comment": body.comment.strip()}
         self.queue.adjudicate(session.name, task, verdicts, **options)
-        with self.lock:
+        with self.counting:
             self.figures = (0.0, {})
 
 
