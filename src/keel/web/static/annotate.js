@@ -35,7 +35,7 @@ function tell(kind, text, action = null, words = "") {
   byId("notice-do").hidden = !action;
   byId("notice-do").replaceChildren(...[words].flat());
   byId("notice-do").onclick = action;
-  byId("notice-close").hidden = kind === "network" || kind === "signed-out";
+  byId("notice-close").hidden = ["network", "lease", "signed-out"].includes(kind);
 }
 
 function hush(...kinds) {
