@@ -373,12 +373,12 @@ def metrics_of() -> Callable[[Path], list[dict[str, float]]]:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """In CI a skip is a failure, except for a GPU that is not there."""
+    """In CI a skip is a failure, except for a GPU or a browser that is not there."""
     report = (yield).get_result()
     if (
         report.skipped
         and os.environ.get("CI") == "true"
-        and "gpu" not in item.keywords
+        and not {"gpu", "browser"} & set(item.keywords)
         and not hasattr(report, "wasxfail")
     ):
         report.outcome = "failed"

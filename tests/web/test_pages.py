@@ -13,6 +13,8 @@ from keel.data.tasks import NewTask
 from keel.raters.rubric import Rubric
 from keel.records import Answer, Preference, Ranking, Score
 
+pytestmark = pytest.mark.browser
+
 THREE = Rubric(
     (
         ("helpfulness", "Which answer helps more? Weigh what was asked."),

@@ -212,7 +212,7 @@ class Agreement:
     shared: int
     """What two raters or more judged."""
     agree: Estimate
-    """Share of equal verdicts among all pairs of raters on the same thing."""
+    """Share of equal verdicts among all pairs of raters on the same thing; the interval counts things."""
     alpha: Estimate
     fleiss: float
     """NaN unless every shared thing has the same number of raters."""
@@ -257,14 +257,13 @@ def _agreement(dimension: str, scored: bool, table: dict[bytes, dict[str, float]
     units = np.repeat(np.arange(len(shared)), [len(s) for s in shared])
     values = np.array([v for s in shared for v in s.values()])
     between: dict[tuple[str, str], tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
-    equal, thing = [], []
-    for i, verdicts in enumerate(shared):
+    equal: list[float] = []
+    for verdicts in shared:
         for a, b in combinations(sorted(verdicts), 2):
             left, right = between[a, b]
             left.append(verdicts[a])
             right.append(verdicts[b])
             equal.append(float(verdicts[a] == verdicts[b]))
-            thing.append(i)
     pairs = [
         (a, b, len(x), float(np.mean(np.equal(x, y))), stats.cohen_kappa(x, y)) for (a, b), (x, y) in between.items()
     ]
@@ -274,7 +273,7 @@ def _agreement(dimension: str, scored: bool, table: dict[bytes, dict[str, float]
         scored,
         len(table),
         len(shared),
-        stats.mean(equal, thing),
+        stats.wilson(float(np.mean(equal)) * len(shared), len(shared)) if shared else stats.wilson(0, 0),
         stats.krippendorff_alpha(units, values, interval=scored),
         _fleiss(shared),
         pairs[:most_pairs],

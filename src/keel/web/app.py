@@ -370,8 +370,9 @@ def _pages(app: FastAPI) -> None:
         session = visitor(request)
         if session is None:
             return templates.TemplateResponse(request, "sign_in.html", {}, status_code=401)
-        leader(request)
         parts = {"csrf": session.csrf, "name": session.name, "role": session.role}
+        if session.role == "rater":
+            return templates.TemplateResponse(request, "refused.html", parts, status_code=403)
         return templates.TemplateResponse(request, "admin.html", parts)
 
 
