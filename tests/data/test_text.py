@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keel.data.prepare import tokenise
 from keel.data.text import Text, prompt_key
 from keel.errors import InputError
 from keel.models.checkpoints import load_text
-from keel.records import Demonstration, Origin, Pair, PromptRow
+from keel.records import Demonstration, Origin, Pair, PromptRow, RowCounts
 
 KINDS = ("plain", "bare", "chat", "pad-eos", "no-pad")
 BOS, EOS = 0, 1
@@ -76,6 +77,24 @@ def test_a_bos_that_the_text_brings_is_not_doubled(text_of):
     assert text.prompt_ids("<s>what") == text.prompt_ids("what")
     with pytest.raises(InputError, match="two BOS"):
         text.prompt_ids("<s><s>what")
+
+
+def test_rows_that_cannot_be_tokens_are_told_apart(text_of):
+    rows = [
+        Pair("<s><s>what", "nap", "hop", origin=Origin("f", 1)),
+        Pair("what", "nap</s>hop", "hop", origin=Origin("f", 2)),
+        Pair("what " * 99, "nap", "hop", origin=Origin("f", 3)),
+        Pair("what", "nap", "hop", origin=Origin("f", 4)),
+    ]
+    counts = RowCounts(read=4, used=4)
+    done, first_error = tokenise(rows, counts, text_of(), 40)
+    assert [row for row, _ in done] == rows[3:]
+    assert "two BOS" in first_error
+    assert counts.dropped == {
+        "two BOS tokens before a prompt": (1, [1]),
+        "EOS inside a completion": (1, [2]),
+        "does not fit the model or its template": (1, [3]),
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -269,10 +269,13 @@ def test_a_verdict_and_what_it_means(check, stories):
 
 def test_tokens_and_rows_that_do_not_fit(check, stories):
     rows = rows_like(60)
-    rows[7]["prompt"] = sentence(random.Random(0), 400, 400)
+    rows[7]["prompt"] = sentence(random.Random(0), 900, 900)
     rows[9]["rejected"] = sentence(random.Random(1), 200, 200)
     code, findings, figures, _ = check(rows, model=stories, max_length=300, compare=1)
     assert code == 0
+    positions = check(rows, model=stories, max_length=100_000, compare=1)[1]  # the model has 512
+    assert titled(positions, "does not fit the model")["rows"] == [8]
+    code, findings, figures, _ = check(rows, model=stories, max_length=300, compare=1)
     assert titled(findings, "does not fit the model")["rows"] == [8]
     assert titled(findings, "cut at the length limit")["rows"] == [10]
     tokenizer = AutoTokenizer.from_pretrained(stories)

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from keel.config import Reading, Training
 from keel.data import checks, formats
-from keel.data.text import EosInsideError, Text, prompt_key
+from keel.data.text import DoubleBosError, EosInsideError, Text, prompt_key
 from keel.errors import InputError
 from keel.records import Bundle, Demonstration, Pair, PromptRow, RowCounts
 
@@ -123,6 +123,10 @@ def encode(
     return [bundle for _, bundle in done]
 
 
+MISFIT = "does not fit the model or its template"
+REASONS = {EosInsideError: "EOS inside a completion", DoubleBosError: "two BOS tokens before a prompt"}
+
+
 def tokenise(
     rows: Sequence[Record], counts: RowCounts, text: Text, max_length: int
 ) -> tuple[list[tuple[Record, Bundle]], str]:
@@ -134,8 +138,7 @@ def tokenise(
             bundle = text.encode(row, max_length)
         except InputError as error:
             first_error = first_error or str(error)
-            eos = isinstance(error, EosInsideError)
-            reason = "EOS inside a completion" if eos else "does not fit the model or its template"
+            reason = next((why for kind, why in REASONS.items() if isinstance(error, kind)), MISFIT)
             _drop(counts, reason, row.origin.row)
             continue
         if len(bundle.completions) == 2 and bundle.completions[0].ids == bundle.completions[1].ids:

@@ -19,6 +19,10 @@ class EosInsideError(InputError):
     """A completion that goes on after an EOS."""
 
 
+class DoubleBosError(InputError):
+    """A prompt that brings a BOS of its own before the one that the template or the tokenizer writes."""
+
+
 class Text:
     """A tokenizer with Keel's rules around it.
 
@@ -53,7 +57,7 @@ class Text:
         if not ids:
             ids = [self.bos_id if self.bos_id is not None else self.eos_id]
         if len(ids) > 1 and ids[0] == ids[1] == self.bos_id != self.eos_id:
-            raise InputError("the prompt begins with two BOS tokens; remove the one written in the text")
+            raise DoubleBosError("the prompt begins with two BOS tokens; remove the one written in the text")
         return ids
 
     def completion_ids(self, prompt: Prompt, completion: str) -> list[int]:

@@ -354,14 +354,16 @@ def _against_model(audit: Audit, rows: Sequence[Row], counts: RowCounts, config:
     from keel.models import checkpoints
 
     text = checkpoints.load_text(str(config.model))
-    done, first_error = prepare.tokenise(rows, counts, text, config.max_length)
+    model = checkpoints.load_policy(str(config.model), config)
+    limit = min(config.max_length, checkpoints.positions(model) or config.max_length)
+    done, first_error = prepare.tokenise(rows, counts, text, limit)
     audit.figures |= {"model": config.model, "tokens": _token_counts([bundle for _, bundle in done])}
     if first_error:
         audit.find("note", "the first row that does not fit the model", first_error)
     pairs = [(row, bundle) for row, bundle in done if isinstance(row, Pair)]
     if not pairs:
         return
-    found = distribution.compare(pairs, text, config)
+    found = distribution.compare(pairs, model, text, config)
     if found is None:
         few = f"Give {distribution.FEWEST} prompts or more, or raise --compare."
         audit.find("note", distribution.HEADLINES[distribution.FEW], few)

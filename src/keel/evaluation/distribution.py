@@ -32,7 +32,6 @@ from keel.engine.optimizer import Optimizer
 from keel.engine.progress import Bar
 from keel.engine.run import generator
 from keel.engine.sampler import sample
-from keel.models import checkpoints
 from keel.records import Bundle, Pair
 from keel.stats import Estimate
 
@@ -175,7 +174,9 @@ def examine(
     )
 
 
-def compare(rows: Sequence[tuple[Pair, Bundle]], text: Text, config: DataCheckConfig) -> dict[str, Any] | None:
+def compare(
+    rows: Sequence[tuple[Pair, Bundle]], model: nn.Module, text: Text, config: DataCheckConfig
+) -> dict[str, Any] | None:
     """`examine` for a random part of the pairs, with who wrote their answers (or their file) as sources, as figures.
 
     None where there are too few. `histogram` counts pairs and own pairs by log-ratio, in nats, between shared edges.
@@ -183,7 +184,6 @@ def compare(rows: Sequence[tuple[Pair, Bundle]], text: Text, config: DataCheckCo
     some = [rows[at] for at in _spread([prompt_key(pair.prompt) for pair, _ in rows], config.compare, config.seed)]
     if len({prompt_key(pair.prompt) for pair, _ in some}) < FEWEST:
         return None
-    model = checkpoints.load_policy(str(config.model), config)
     found = examine(
         model,
         text,
