@@ -385,7 +385,7 @@ class DataForgetConfig(StoreConfig):
 
 
 class DataMergeConfig(StoreConfig):
-    """Add everything of another store; what is in both is kept once."""
+    """Add prompts, answers and judgments of another store, each once; its tasks and accounts stay its own."""
 
     other: str
     """The store to read."""

@@ -315,7 +315,7 @@ class Store:
     # --- stores as a whole ------------------------------------------------------------------------
 
     def merge(self, other: Store) -> int:
-        """Add everything of another store; returns how many judgments were new."""
+        """Add prompts, answers and judgments of another store; returns how many judgments were new."""
         added = 0
         for table in (prompts, answers, raters, judgments, places):
             columns = [c for c in table.columns if c.name != "id"]
