@@ -407,3 +407,12 @@ def test_agreement_in_a_store_is_that_of_its_stream(store):
     (overall,) = [a for a in by_query if a.dimension == "overall" and not a.scored]
     assert overall.shared == 1
     assert overall.agree.mean == 1.0  # both prefer the second, which ann saw first
+
+
+def test_many_processes_make_one_new_store(tmp_path):
+    """A new file's first moments: turning its log on is where SQLite does not wait by itself."""
+    source = f"store:{tmp_path}/new.db"
+    made = [writer(source, i, 1) for i in range(6)]
+    assert [process.wait(timeout=300) for process in made] == [0] * 6
+    with Store(source) as store:
+        assert len(held(store)) == 6

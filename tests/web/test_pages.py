@@ -939,6 +939,7 @@ def test_a_disagreement_is_decided_by_keyboard(team, visit, shot):
     first = page.locator("details.disagreement").first
     first.locator("summary").focus()
     page.keyboard.press("Enter")
+    first.locator(".votes li").first.wait_for()
     votes = first.locator(".votes li").all_inner_texts()
     assert {line.split(":")[0] for line in votes} == {"ana", "ben"}
     left = first.locator(".answer.place-0 .body").inner_text().strip()

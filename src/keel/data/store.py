@@ -10,6 +10,8 @@ nothing: rows are named by what they say.
 from __future__ import annotations
 
 import json
+import random
+import sqlite3
 import threading
 import time
 import uuid
@@ -466,9 +468,24 @@ def _engine(url: sa.URL, name: str) -> sa.Engine:
 def _prepare_sqlite(connection: Any, record: Any) -> None:
     """Readers beside one writer, a writer that waits for another, and deleted text overwritten with zeros."""
     connection.isolation_level = None  # transactions begin where SQLAlchemy says
-    pragmas = "busy_timeout=60000", "journal_mode=WAL", "synchronous=NORMAL", "secure_delete=ON"
+    connection.execute(f"PRAGMA busy_timeout={1_000 * PATIENCE}")
+    _write_ahead(connection)
+    pragmas = "synchronous=NORMAL", "secure_delete=ON"
     for pragma in (*pragmas, f"cache_size=-{CACHE_KIB}", f"wal_autocheckpoint={CHECKPOINT}"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _write_ahead(connection: Any) -> None:
+    """Turn on the write-ahead log, of a new file beside others who do the same: SQLite itself does not wait here."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(random.uniform(0.01, 0.05))
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
@@ -478,6 +495,8 @@ def _begin_sqlite(connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
+PATIENCE = 60
+"""Seconds to wait for another who writes."""
 CACHE_KIB = 128 * 1024
 CHECKPOINT = 16_384
 """Pages of 4 KiB after which the log is written into the file: an import changes index pages again and again."""
