@@ -61,22 +61,11 @@ def show_stats(config: DataStatsConfig) -> Result | None:
 
 def _outcomes(found: survey.Survey) -> Table:
     """Judgments by dimension and outcome."""
-    outcomes = found.outcomes()
-    names = [n for n in OUTCOMES if any(n in row for row in outcomes.values())]
-    table = Table("dimension", *(OUTCOMES[n] for n in names), box=None, pad_edge=False)
-    for dimension, row in sorted(outcomes.items()):
-        table.add_row(dimension, *(f"{row.get(n, 0):,}" for n in names))
+    heads, lines = survey.outcome_table(found.outcomes())
+    table = Table("dimension", *heads, box=None, pad_edge=False)
+    for dimension, counts in lines:
+        table.add_row(dimension, *counts)
     return table
-
-
-OUTCOMES = {
-    "first": "first better",
-    "second": "second better",
-    "tie": "tie",
-    "both_bad": "both bad",
-    "score": "scores",
-    "ranking": "rankings",
-}
 
 
 def _most(title: str, rows: list[tuple[str, int]], what: str = "judgments", most: int = 10) -> Table:

@@ -118,6 +118,8 @@ def lengths_of(bundles: list[Bundle]) -> torch.Tensor:
 # --- what people, judges and rules say ------------------------------------------------------------
 
 Outcome = Literal["first", "second", "tie", "both_bad"]
+MIRROR: dict[Outcome, Outcome] = {"first": "second", "second": "first"}
+"""The outcome when the answers change places; ties and two bad answers stay what they are."""
 RaterKind = Literal["person", "adjudicator", "judge", "rule", "simulated", "unknown"]
 """An adjudicator decides where raters disagree: where he has spoken, his word makes the pair."""
 

@@ -14,22 +14,26 @@ import sqlalchemy as sa
 
 from keel import stats
 from keel.data.schema import accounts, prompts, tasks, turns
-from keel.data.store import ADJUDICATOR, Store, prompt_of
-from keel.data.tasks import FLAGGED, JUDGED, SKIPPED, answers_of, in_own_order
+from keel.data.store import Store, prompt_of
+from keel.data.tasks import (
+    BY_RATERS,
+    FLAGGED,
+    JUDGED,
+    PLAIN,
+    SKIPPED,
+    answers_of,
+    in_own_order,
+    judged_and_wanted,
+)
 from keel.records import Answer, Prompt
 from keel.stats import Estimate
-
-PLAIN = tasks.c.gold == ""
-BY_RATERS = ~turns.c.rater.endswith(ADJUDICATOR, autoescape=True)
 
 
 def totals(store: Store) -> dict[str, int]:
     """Turns judged and wanted (gold tasks left out), tasks, and what was skipped or flagged."""
     n = sa.func.count()
-    judged = sa.select(n).join(tasks).where(turns.c.state == JUDGED, PLAIN, BY_RATERS)
     columns: list[Any] = [
-        judged.scalar_subquery(),
-        sa.select(sa.func.coalesce(sa.func.sum(tasks.c.overlap), 0)).where(PLAIN).scalar_subquery(),
+        *judged_and_wanted(),
         sa.select(n).select_from(tasks).where(PLAIN).scalar_subquery(),
         *(sa.select(n).where(turns.c.state == state).scalar_subquery() for state in (SKIPPED, FLAGGED)),
     ]

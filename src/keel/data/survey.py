@@ -6,7 +6,7 @@ A store of millions is counted by its database; a file is counted as it is read.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -134,6 +134,24 @@ def count_store(store: Store) -> Survey:
 def _counter(store: Store, statement: sa.Select[Any]) -> Counter[Any]:
     """Rows whose last column is a count; a key of one column is that column."""
     return Counter({row[0] if len(row) == 2 else tuple(row[:-1]): row[-1] for row in store.read(statement)})
+
+
+OUTCOMES = {
+    "first": "first better",
+    "second": "second better",
+    "tie": "tie",
+    "both_bad": "both bad",
+    "score": "scores",
+    "ranking": "rankings",
+}
+"""What `Survey.outcomes` counts, in the words of a table's head."""
+
+
+def outcome_table(outcomes: Mapping[str, Mapping[str, int]]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Heads of those outcomes that occur, and a line of counts for each dimension, by name."""
+    names = [name for name in OUTCOMES if any(name in row for row in outcomes.values())]
+    lines = [(dimension, [f"{row.get(name, 0):,}" for name in names]) for dimension, row in sorted(outcomes.items())]
+    return [OUTCOMES[name] for name in names], lines
 
 
 # --- how far raters agree -------------------------------------------------------------------------

@@ -24,14 +24,29 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from keel.data.schema import answers, prompts, settings, shown, tasks, turns
-from keel.data.store import ADJUDICATOR, Rows, Store, answer_key, answer_of, prompt_key, prompt_of, rows_of, said_key
+from keel.data.store import ADJUDICATOR, Store, answer_key, answer_of, prompt_key, prompt_of, rows_of, said_key
 from keel.errors import InputError
-from keel.records import Answer, Judgment, Origin, Preference, Prompt, PromptRow, Ranking, RaterKind, Score, Verdict
+from keel.records import (
+    MIRROR,
+    Answer,
+    Judgment,
+    Origin,
+    Preference,
+    Prompt,
+    PromptRow,
+    Ranking,
+    RaterKind,
+    Score,
+    Verdict,
+)
 
 Kind = Literal["pair", "score", "ranking"]
 
 LEASED, EXPIRED, JUDGED, SKIPPED, FLAGGED = "leased", "expired", "judged", "skipped", "flagged"
-MIRROR = {"first": "second", "second": "first"}
+PLAIN = tasks.c.gold == ""
+"""Tasks whose verdict nobody knows yet."""
+BY_RATERS = ~turns.c.rater.endswith(ADJUDICATOR, autoescape=True)
+"""Turns of those who rate, not of those who decide."""
 CHUNK = 2_000
 """Tasks that are put in at once."""
 LOOK = 500
@@ -230,25 +245,27 @@ class Queue:
     def _change(self, connection: sa.Connection, task: int, rater: str, **values: Any) -> None:
         connection.execute(self._of(task, rater).values(**values))
 
+    def _row(self, connection: sa.Connection, *which: sa.ColumnElement[bool]) -> sa.Row[Any] | None:
+        """One turn with what its task and prompt say."""
+        columns = tasks.c.kind, tasks.c.dimension, tasks.c.gold, prompts.c.content, prompts.c.chat
+        joined = sa.select(turns, *columns).join(tasks, tasks.c.id == turns.c.task)
+        return connection.execute(joined.join(prompts, prompts.c.key == tasks.c.prompt).where(*which)).first()
+
     def _turn(self, connection: sa.Connection, task: int, rater: str, now: float) -> Turn:
         """A turn as the page needs it."""
-        row = connection.execute(
-            sa.select(turns, tasks.c.kind, tasks.c.dimension, prompts.c.content, prompts.c.chat)
-            .join(tasks, tasks.c.id == turns.c.task)
-            .join(prompts, prompts.c.key == tasks.c.prompt)
-            .where(turns.c.task == task, turns.c.rater == rater)
-        ).one()
-        given = answers_of(connection, task)
-        order = [int(place) for place in row.order.split(",")]
+        row = self._row(connection, turns.c.task == task, turns.c.rater == rater)
+        assert row is not None
+        return self._shown(connection, row, now)
+
+    def _shown(self, connection: sa.Connection, row: sa.Row[Any], now: float) -> Turn:
         said = json.loads(row.said) if row.said else None
-        left = row.expires - now
-        return Turn(row.key, task, row.kind, prompt_of(row), tuple(given[p] for p in order), row.dimension, left, said)
+        seen, left = _as_shown(connection, row), row.expires - now
+        return Turn(row.key, row.task, row.kind, prompt_of(row), seen, row.dimension, left, said)
 
     def held(self, rater: str, key: str) -> Turn:
         """A turn of a rater by its key, whatever its state; `GoneError` where there is none."""
         with self.store.reading() as connection:
-            row = self._mine(connection, rater, key)
-            return self._turn(connection, row.task, rater, time.time())
+            return self._shown(connection, self._mine(connection, rater, key), time.time())
 
     def kind_of(self, task: int) -> tuple[Kind, int]:
         """A task's kind, and how many answers it has; `GoneError` where there is none."""
@@ -285,12 +302,7 @@ class Queue:
             self._store(connection, row, rater, "person", verdicts, rubric, comment, seconds)
 
     def _mine(self, connection: sa.Connection, rater: str, key: str) -> sa.Row[Any]:
-        row = connection.execute(
-            sa.select(turns, tasks.c.kind, tasks.c.gold, prompts.c.content, prompts.c.chat)
-            .join(tasks, tasks.c.id == turns.c.task)
-            .join(prompts, prompts.c.key == tasks.c.prompt)
-            .where(turns.c.key == key, turns.c.rater == rater)
-        ).first()
+        row = self._row(connection, turns.c.key == key, turns.c.rater == rater)
         if row is None:
             raise GoneError("there is no such task in your hands; go on with the next one")
         return row
@@ -307,9 +319,7 @@ class Queue:
         seconds: float | None,
     ) -> None:
         """Append the judgments and close the turn, in one transaction."""
-        given = answers_of(connection, row.task)
-        order = [int(place) for place in row.order.split(",")]
-        seen = tuple(given[place] for place in order)
+        seen = _as_shown(connection, row)
         made = []
         for dimension, verdict in verdicts.items():
             judgment = Judgment(
@@ -324,10 +334,10 @@ class Queue:
                 comment=comment,
             )
             made.append((said_key(judgment), judgment))
-        rows: Iterator[Rows] = rows_of(made)
-        for some in rows:
+        for some in rows_of(made):
             self.store.add_in(connection, some)
-        settled = {dimension: in_order(verdict, order) for dimension, verdict in verdicts.items()}
+        said = {dimension: verdict_json(verdict) for dimension, verdict in verdicts.items()}
+        settled = {dimension: _without_strength(in_own_order(one, row.order)) for dimension, one in said.items()}
         gold = json.loads(row.gold) if row.gold else {}
         asked = [dimension for dimension in gold if dimension in settled]
         right = sum(settled[d] == gold[d] for d in asked) / len(asked) if asked else None
@@ -337,7 +347,7 @@ class Queue:
             rater,
             state=JUDGED,
             done=time.time(),
-            said=json.dumps({dimension: verdict_json(v) for dimension, v in verdicts.items()}),
+            said=json.dumps(said),
             settled=json.dumps(settled, sort_keys=True),
             judgments=",".join(key.hex() for key, _ in made),
             right=right,
@@ -417,11 +427,7 @@ class Queue:
         """How far a rater and all together are; the team's count is up to two seconds old."""
         now = time.time()
         if now - self._team[0] > 2.0:
-            plain = tasks.c.gold == ""
-            left = sa.select(sa.func.sum(tasks.c.overlap)).where(plain)
-            judged = sa.select(sa.func.count()).join(tasks, tasks.c.id == turns.c.task)
-            done = judged.where(turns.c.state == JUDGED, plain, ~turns.c.rater.endswith(ADJUDICATOR, autoescape=True))
-            self._team = (now, int(self.store.read(done)[0][0]), int(self.store.read(left)[0][0] or 0))
+            self._team = (now, *tuple(self.store.read(sa.select(*judged_and_wanted()))[0]))
         midnight = now - now % 86_400
         count = sa.func.count()
         judged_by = turns.c.rater == rater, turns.c.state == JUDGED
@@ -456,6 +462,13 @@ def _task_row(key: bytes, task: NewTask, overlap: int) -> dict[str, Any]:
     }
 
 
+def judged_and_wanted() -> tuple[sa.ScalarSelect[Any], sa.ScalarSelect[Any]]:
+    """Subqueries: turns that raters have judged, and turns that are wanted in all, gold tasks left out."""
+    judged = sa.select(sa.func.count()).select_from(turns).join(tasks).where(turns.c.state == JUDGED, PLAIN, BY_RATERS)
+    wanted = sa.select(sa.func.coalesce(sa.func.sum(tasks.c.overlap), 0)).where(PLAIN)
+    return judged.scalar_subquery(), wanted.scalar_subquery()
+
+
 def answers_of(connection: sa.Connection, task: int) -> list[Answer]:
     """A task's answers in its own order."""
     columns = (c.label(f"a_{c.name}") for c in answers.columns)
@@ -463,15 +476,14 @@ def answers_of(connection: sa.Connection, task: int) -> list[Answer]:
     return [answer_of(row, "a") for row in connection.execute(statement.order_by(shown.c.place))]
 
 
-def in_order(verdict: Verdict, order: Sequence[int]) -> str | list[int] | float:
-    """A verdict in the task's own order and without strength, so that those of two raters can be compared."""
-    match verdict:
-        case Preference(outcome, _):
-            return MIRROR.get(outcome, outcome) if list(order) == [1, 0] else outcome
-        case Score(value):
-            return value
-        case Ranking(ranks):
-            return [rank for _, rank in sorted(zip(order, ranks, strict=True))]
+def _as_shown(connection: sa.Connection, row: sa.Row[Any]) -> tuple[Answer, ...]:
+    """The answers of a turn in the order in which its rater sees them."""
+    given = answers_of(connection, row.task)
+    return tuple(given[place] for place in _places(row.order))
+
+
+def _places(order: str) -> list[int]:
+    return [int(place) for place in order.split(",")]
 
 
 def verdict_json(verdict: Verdict) -> dict[str, Any]:
@@ -487,12 +499,17 @@ def verdict_json(verdict: Verdict) -> dict[str, Any]:
 
 def in_own_order(said: Mapping[str, Any], order: str) -> dict[str, Any]:
     """A verdict as the page sent it, turned to the task's own order."""
-    places = [int(place) for place in order.split(",")]
+    places = _places(order)
     if "ranks" in said:
         return {"ranks": [rank for _, rank in sorted(zip(places, said["ranks"], strict=True))]}
     if "outcome" in said and places == [1, 0]:
         return {**said, "outcome": MIRROR.get(said["outcome"], said["outcome"])}
     return dict(said)
+
+
+def _without_strength(verdict: Mapping[str, Any]) -> Any:
+    """What of a verdict is compared with another rater's, and with gold."""
+    return next(verdict[name] for name in ("outcome", "value", "ranks") if name in verdict)
 
 
 def tasks_of_store(store: Store, kind: Kind = "pair") -> Iterator[NewTask]:

@@ -102,7 +102,7 @@ def examine(config: DataCheckConfig) -> Audit:
     audit.figures |= {"command": "data check", "data": config.data, "kind": kind, "format": name}
     audit.figures |= formats.identify(config.data)
     if config.eval_data is not None:
-        _leaks(audit, rows, kind, config)
+        _leaks(audit, rows, config)
     if kind == "pairs":
         pairs = [row for row in rows if isinstance(row, Pair)]
         _judged(audit, config)
@@ -163,7 +163,7 @@ def _fates(audit: Audit, counts: RowCounts, max_bad_share: float) -> None:
 # --- prompts --------------------------------------------------------------------------------------
 
 
-def _leaks(audit: Audit, rows: Sequence[Row], kind: str, config: DataCheckConfig) -> None:
+def _leaks(audit: Audit, rows: Sequence[Row], config: DataCheckConfig) -> None:
     """Held-out prompts that also are in the data, word for word or nearly."""
     other = str(config.eval_data)
     held, counts, name = _read(formats.kind_of(other), other, None, None)

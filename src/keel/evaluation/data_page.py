@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup
 
+from keel.data.survey import outcome_table
 from keel.evaluation.drawing import TOKENS, Value, bars, series, stack, twice, value_of
 from keel.evaluation.wording import DASH, PERCENT, PLAIN, THIN, Row, Unit, bar, bare, full, interval, number, page
 
@@ -150,23 +151,11 @@ def cue_line(cue: Row) -> Row:
     }
 
 
-OUTCOMES = {
-    "first": "first better",
-    "second": "second better",
-    "tie": "tie",
-    "both_bad": "both bad",
-    "score": "scores",
-    "ranking": "rankings",
-}
-
-
 def outcomes(survey: Row) -> Row:
     """Judgments by dimension and outcome, for a table."""
-    table: Mapping[str, Row] = survey.get("outcomes") or {}
-    names = [name for name in OUTCOMES if any(name in row for row in table.values())]
-    lines = [(dimension, [f"{row.get(name, 0):,}" for name in names]) for dimension, row in sorted(table.items())]
+    heads, lines = outcome_table(survey.get("outcomes") or {})
     return {
-        "columns": [OUTCOMES[name] for name in names],
+        "columns": heads,
         "lines": lines,
         "first_wins": full(value_of(survey.get("first_wins")), PERCENT),
         "ai": ai_feedback(value_of(survey.get("ai_feedback"))),

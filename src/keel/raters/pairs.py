@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 from keel import stats
 from keel.raters import Task
 from keel.raters.rubric import Rubric
-from keel.records import Answer, Judgment, Outcome, Preference, Prompt
+from keel.records import MIRROR, Answer, Judgment, Outcome, Preference, Prompt
 
-_MIRROR: dict[Outcome, Outcome] = {"first": "second", "second": "first"}
 _SIGN: dict[Outcome, int] = {"first": 1, "second": -1}
 
 
@@ -86,8 +85,8 @@ IDENTICAL = Settled(Preference("tie"), comment="identical answers: nobody was as
 
 def settle(shown: Heard, swapped: Heard) -> Settled:
     """One verdict, in the order of `shown`: that of both orders with their mean strength, or a tie (strength 0)."""
-    if shown.outcome == _MIRROR.get(swapped.outcome, swapped.outcome):
-        strength = (shown.strength + swapped.strength) / 2 if shown.outcome in _MIRROR else 0.0
+    if shown.outcome == MIRROR.get(swapped.outcome, swapped.outcome):
+        strength = (shown.strength + swapped.strength) / 2 if shown.outcome in MIRROR else 0.0
         return Settled(Preference(shown.outcome, strength), comment=shown.rationale)
     flipped = shown.outcome == swapped.outcome
     comment = f"{_DISAGREE} As shown: {shown.rationale} Swapped: {swapped.rationale}"
