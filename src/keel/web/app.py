@@ -21,6 +21,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
+from markupsafe import escape
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -361,7 +362,7 @@ def _pages(app: FastAPI) -> None:
         session = visitor(request)
         if session is None:
             return templates.TemplateResponse(request, "sign_in.html", {})
-        guidelines = "".join(f"<h3>{_escaped(name)}</h3>{html_of(text)}" for name, text in at.rubric.dimensions)
+        guidelines = "".join(f"<h3>{escape(name)}</h3>{html_of(text)}" for name, text in at.rubric.dimensions)
         parts = {"csrf": session.csrf, "name": session.name, "role": session.role, "guidelines_html": guidelines}
         return templates.TemplateResponse(request, "annotate.html", parts)
 
@@ -370,16 +371,10 @@ def _pages(app: FastAPI) -> None:
         session = visitor(request)
         if session is None:
             return templates.TemplateResponse(request, "sign_in.html", {}, status_code=401)
-        parts = {"csrf": session.csrf, "name": session.name, "role": session.role}
         if session.role == "rater":
-            return templates.TemplateResponse(request, "refused.html", parts, status_code=403)
+            return templates.TemplateResponse(request, "refused.html", {"name": session.name}, status_code=403)
+        parts = {"csrf": session.csrf, "name": session.name, "role": session.role}
         return templates.TemplateResponse(request, "admin.html", parts)
-
-
-def _escaped(text: str) -> str:
-    from markupsafe import escape
-
-    return str(escape(text))
 
 
 def _signing(app: FastAPI) -> None:
