@@ -165,11 +165,9 @@ def test_a_session_of_pairs_by_number_keys(serve, visit, shot):
     """Each key means what it says, of the sides as they are shown; Enter and the key again both submit."""
     server = serve(pairs(8))
     page = visit(server)
-    expected, slowest = {}, 0.0
+    expected = {}
     for at, (key, verdict) in enumerate(PAIR_KEYS.items()):
-        began = time.perf_counter()
         shown = submit(page, key, "Enter" if at % 2 else key)
-        slowest = max(slowest, time.perf_counter() - began)
         expected[tuple(shown)] = verdict
     page.wait_for_selector("#nothing:not([hidden])")
     shot(page, "nothing-left")
@@ -179,7 +177,6 @@ def test_a_session_of_pairs_by_number_keys(serve, visit, shot):
     page.wait_for_timeout(2100)  # the team's count may be two seconds old
     page.click("#again")
     until(page, "document.getElementById('team').value === 8")
-    assert slowest < 3  # about 0.1 s where nothing else runs
 
 
 def test_one_press_or_a_held_key_submits_nothing(serve, visit):
@@ -336,6 +333,56 @@ def test_a_comment_goes_with_the_verdict(serve, visit, shot):
     assert one.verdict == Preference("second", 2)
 
 
+# --- two at once
+
+
+def test_two_raters_share_the_work(serve, visit):
+    """Each presses keys while the other's verdict is on its way: no task is before both, none is judged twice."""
+    server = serve(pairs(9))
+    ana, ben = visit(server, "ana"), visit(server, "ben")
+    while ana.is_visible("#task") and ben.is_visible("#task"):
+        shown = [texts(page) for page in (ana, ben)]
+        assert not set(shown[0]) & set(shown[1])
+        for page, key in ((ana, "2"), (ben, "6")):
+            page.keyboard.press(key)
+        for page in (ana, ben):
+            page.keyboard.press("Enter")
+        for page, before in zip((ana, ben), shown, strict=True):
+            wait_for_other(page, before)
+    for page in (ana, ben):
+        if page.is_visible("#task"):
+            submit(page, "2" if page is ana else "6", "Enter")
+    said = {who: server.said(who) for who in ("ana", "ben")}
+    assert sorted(one.prompt for one in said["ana"] + said["ben"]) == sorted(f"prompt {i}" for i in range(9))
+    assert min(len(judged) for judged in said.values()) >= 4
+    assert {one.verdict.outcome for one in said["ana"]} == {"first"}
+    assert {one.verdict.outcome for one in said["ben"]} == {"second"}
+
+
+def test_two_raters_of_the_same_tasks_see_nothing_of_each_other(serve, visit):
+    """Overlap 2: both judge all, each on sides of their own, and neither page holds a word of the other's."""
+    server = serve(pairs(8), overlap=2)
+    ana, ben = visit(server, "ana"), visit(server, "ben")
+    sides = {"ana": {}, "ben": {}}
+    for _ in range(8):
+        for who, page in (("ana", ana), ("ben", ben)):
+            page.keyboard.press("c")
+            page.keyboard.type(f"a remark of {who}")
+            page.keyboard.press("Escape")
+            shown = submit(page, "1", "Enter")
+            sides[who][shown[0].split()[1]] = shown[0].split()[0]
+            assert f"a remark of {'ben' if who == 'ana' else 'ana'}" not in page.content()
+    assert not ana.is_visible("#task")
+    assert not ben.is_visible("#task")
+    assert sides["ana"] != sides["ben"]  # the left one is not the same answer for all
+    for who, left in sides.items():
+        said = server.said(who)
+        assert len(said) == 8
+        assert {one.comment for one in said} == {f"a remark of {who}"}
+        better = {one.prompt.split()[1]: one.answers[one.verdict.outcome == "second"].text for one in said}
+        assert better == {number: f"{side} {number}" for number, side in left.items()}
+
+
 # --- going back, leaving
 
 
@@ -345,8 +392,7 @@ def test_undo_shows_the_former_verdict_and_replaces_it(serve, visit, shot):
     first = submit(page, "1", "4", "0", "Enter")
     page.keyboard.press("2")  # begun on the next one
     page.keyboard.press("u")
-    wait_for_other(page, texts(page) if texts(page) != first else [])
-    until(page, "document.querySelectorAll(':checked').length >= 3")
+    until(page, "document.querySelectorAll('.row :checked').length === 3")
     assert texts(page) == first
     assert chosen(page) == ["1", "4", "0"]
     assert server.said() == []
@@ -404,7 +450,7 @@ def test_skip_and_flag(serve, visit, shot):
 
 
 def test_a_lease_that_ends_can_be_kept(serve, visit, shot):
-    server = serve(pairs(1), lease=4.0)
+    server = serve(pairs(1), lease=8.0)
     page = visit(server)
     assert not page.is_visible("#notice")
     page.wait_for_selector("#notice[data-kind=lease]")
@@ -413,7 +459,7 @@ def test_a_lease_that_ends_can_be_kept(serve, visit, shot):
     page.keyboard.press("6")
     page.keyboard.press("k")
     page.wait_for_selector("#notice", state="hidden")
-    page.wait_for_timeout(2500)
+    page.wait_for_timeout(3500)  # the former end has passed
     assert not page.is_visible("#notice")
     assert chosen(page) == ["6"]
     page.wait_for_selector("#notice[data-kind=lease]")
@@ -459,7 +505,7 @@ def test_time_is_counted_only_while_the_page_is_seen(serve, visit):
     page.wait_for_timeout(500)
     submit(page, "2", "Enter")
     (one,) = server.said()
-    assert 0.5 <= one.seconds < 2.5
+    assert 0.5 <= one.seconds < 3
 
 
 # --- a bad network
@@ -497,10 +543,11 @@ def test_a_verdict_outlives_a_lost_connection(serve, visit, shot):
     page.keyboard.press("s")
     assert texts(page) == shown
     assert chosen(page) == ["6"]
-    for _ in range(4):
-        if page.is_visible("#notice-do"):
-            page.click("#notice-do")
-            page.wait_for_timeout(200)
+    page.click("#notice-do")  # now instead of in some seconds
+    until(
+        page,
+        "document.querySelector('#notice:not([hidden]) #notice-do')?.click(), document.body.matches(':not(.busy)')",
+    )
     wait_for_other(page, shown)
     assert not page.is_visible("#notice")
     (one,) = server.said()
