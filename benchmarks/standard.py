@@ -20,7 +20,7 @@ from keel import world
 from keel.data import checks, formats
 from keel.data.files import write_lines
 from keel.data.text import Text
-from keel.engine.batches import batch_of
+from keel.engine.batches import Batches, prompt_of
 from keel.models import checkpoints
 from keel.records import Bundle, Pair
 
@@ -83,8 +83,9 @@ def write(folder: Path, kept: list[tuple[Pair, Bundle]], count: int) -> None:
     rows = ({"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p, _ in kept)
     write_lines(folder / "pairs.jsonl", rows)
     write_lines(folder / "prompts.jsonl", ({"prompt": p.prompt} for p, _ in kept))
-    order = [i for step in range(count // BATCH) for i in batch_of(range(count), BATCH, step, SEED)]
-    ids = ((kept[i][1].prompt_ids, *(c.ids for c in kept[i][1].completions)) for i in order)
+    batches = Batches([bundle for _, bundle in kept], BATCH, SEED, together=prompt_of)
+    order = [bundle for step in range(count // BATCH) for bundle in batches.of(step)]
+    ids = ((b.prompt_ids, *(c.ids for c in b.completions)) for b in order)
     write_lines(folder / "ids.jsonl", ({"prompt_ids": p, "chosen_ids": c, "rejected_ids": r} for p, c, r in ids))
 
 

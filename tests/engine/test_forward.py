@@ -334,6 +334,69 @@ def test_a_recurrent_model_is_computedrow_by_row():
     torch.testing.assert_close(forward.token_logps(model, bundles), plain_logps(model, bundles), rtol=0, atol=1e-4)
 
 
+# --- what bundles have in common
+
+
+def rounds(seed: int = 2) -> list[Bundle]:
+    """All pairs of three answers to two prompts, and of another prompt one, out of order."""
+    (a, one), (b, other), (c, _) = (
+        (x.prompt_ids, x.completions) for x in bundles_of(seed, (6, 3, 4), ((2, 5, 3),) * 3)
+    )
+    pairs = [(a, one[0], one[1]), (b, other[0], other[2]), (a, one[2], one[0]), (b, other[2], other[1])]
+    pairs += [(c, one[0], one[1]), (a, one[1], one[2]), (b, other[1], other[0])]
+    return [Bundle(prompt, [first, second]) for prompt, first, second in pairs]
+
+
+def test_common_prompts_and_answers_change_no_number(make_model, architecture):
+    folder = make_model(architecture)
+    ours, theirs, bundles = checkpoints.load_policy(str(folder), CPU), plain_causal(folder), rounds()
+    got, expected = forward.token_logps(ours, bundles, TAU), plain_logps(theirs, bundles, TAU)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+    weights = torch.randn(len(got), generator=torch.Generator().manual_seed(3))
+    assert_same_gradients(gradients(ours, got @ weights), gradients(theirs, expected @ weights))
+    once, twice = forward.token_scores(ours, bundles, TAU), forward.token_scores(ours, bundles[:1], TAU)
+    assert once.entropy[: len(twice.entropy)].tolist() == pytest.approx(twice.entropy.tolist(), abs=1e-4)
+    assert len(once.entropy) == len(once.top) == len(got)
+
+
+def test_common_answers_have_one_score(reward_folder):
+    """The plain model's, wherever an answer stands, with a gradient of all its places."""
+    ours, theirs, bundles = checkpoints.load_reward(str(reward_folder), CPU), plain_classifier(reward_folder), rounds()
+    got = forward.scalars_at_end(ours, bundles)
+    rows = [b.prompt_ids + c.ids for b in bundles for c in b.completions]
+    expected = torch.stack([theirs(input_ids=torch.tensor([row])).logits[0, 0] for row in rows])
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+    assert len({tuple(row) for row in rows}) == 8 < len(rows)
+    weights = torch.randn(len(got), generator=torch.Generator().manual_seed(4))
+    assert_same_gradients(gradients(ours, got @ weights), gradients(theirs, expected @ weights))
+
+
+def test_what_is_common_is_computed_once(base, monkeypatch):
+    """Two prompts with three answers each, and one with two: 13 + 27 tokens, where seven pairs alone are 75."""
+    policy, bundles = checkpoints.load_policy(str(base), CPU), rounds()
+    once = (6 + 2 + 5 + 3) + (3 + 2 + 5 + 3) + (4 + 2 + 5)
+    with computed(policy) as shapes:
+        forward.token_logps(policy, bundles)
+        assert shapes.pop() == (1, once)
+        monkeypatch.setattr(forward, "packing_to", lambda model, longest: False)
+        forward.token_logps(policy, bundles)
+        assert shapes.pop() == (8, 11)
+        monkeypatch.setattr(forward, "PACK", False)
+        forward.token_logps(policy, bundles)
+        assert shapes.pop() == (14, 11)
+
+
+def test_passes_keep_pairs_of_a_prompt_together(base):
+    """A budget for one prompt's pairs makes three passes, one for each prompt; the numbers are those of one pass."""
+    policy, bundles = checkpoints.load_policy(str(base), CPU), rounds()
+    micros = list(forward.micro_batches(policy, bundles, 16))
+    assert [len({tuple(b.prompt_ids) for b in m.bundles}) for m in micros] == [1, 1, 1]
+    assert [forward.computed_tokens(policy, m.bundles) for m in micros] == [16, 11, 13]
+    whole = forward.sequence_logps(policy, bundles).detach().split(2)
+    for got, expected in zip(forward.in_batches(forward.sequence_logps, policy, bundles, 16), whole, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
+
+
 # --- how much at once
 
 
@@ -351,10 +414,10 @@ def test_micro_batches_cover_every_bundle_once_within_the_budget(packs, shapes, 
     for micro in micros:
         assert micro.bundles
         assert all(bundles[i] is b for i, b in zip(micro.indices, micro.bundles, strict=True))
-        rows = sum(len(b.completions) for b in micro.bundles)
-        width = max(len(b.prompt_ids) + max(map(len, b.completions)) for b in micro.bundles)
-        once = sum(len(b.prompt_ids) + sum(map(len, b.completions)) for b in micro.bundles)
-        assert len(micro.bundles) == 1 or (once if packs else rows * width) <= budget
+        each = {(len(b.prompt_ids), len(c)) for b in micro.bundles for c in b.completions}  # all ids are alike
+        width = max(p + n for p, n in each)
+        once = sum({p for p, _ in each}) + sum(n for _, n in each)
+        assert len(micro.bundles) == 1 or (once if packs else len(each) * width) <= budget
 
 
 @contextmanager
@@ -367,7 +430,7 @@ def patched(packs):
 
 def test_micro_batches_use_the_budget():
     """Three completions of 2 tokens behind 4 are 10 tokens in one row, and 18 in three."""
-    bundles = [Bundle([0] * 4, [Completion([1] * 2)] * 3) for _ in range(10)]
+    bundles = [Bundle([i] * 4, [Completion([i, n]) for n in range(3)]) for i in range(10)]
     for packs, expected in ((True, [4, 4, 2]), (False, [2, 2, 2, 2, 2])):
         with patched(packs):
             assert [len(m.bundles) for m in forward.micro_batches(torch.nn.Module(), bundles, 40)] == expected

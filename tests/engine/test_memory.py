@@ -37,7 +37,7 @@ trained = [(model, token_logps)]
 working = memory.needed(trained, 0).per_token - memory.kept_per_token(*trained[0])
 if sys.argv[2] == "checkpointed":
     memory.checkpoint_layers(model)
-bundles = [Bundle([7] * 100, [Completion([8] * 50), Completion([9] * 50)]) for _ in range(int(sys.argv[3]))]
+bundles = [Bundle([i] * 100, [Completion([8] * 50), Completion([9] * 50)]) for i in range(int(sys.argv[3]))]
 need = memory.needed(trained, 200 * len(bundles), working=[working])
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 token_logps(model, bundles[:2]).sum().backward()
@@ -95,10 +95,12 @@ def test_computing_layers_twice_keeps_less_and_changes_nothing(make_model, archi
 
 
 def test_the_largest_pass(make_model):
-    """Of batches of two under a budget of 30: the two longest do not fit together, the longest alone has 25."""
+    """What others have in common with the longest makes no room: they may come without it."""
     model = checkpoints.load_policy(str(make_model("llama")), CPU)
-    bundles = [Bundle([5] * p, [Completion([6] * 5), Completion([7] * 5)]) for p in (3, 15, 8)]
-    assert memory.largest_pass(model, bundles, 2, 30) == 25
+    bundles = [Bundle([5] * p, [Completion([6] * 5), Completion([7] * 5)]) for p in (3, 15, 15, 8)]
+    assert memory.largest_pass(model, bundles, 2, 30) == 30
+    assert memory.largest_pass(model, bundles, 2, 100) == 25 + 25
+    bundles.pop(1)
     assert memory.largest_pass(model, bundles, 2, 100) == 25 + 18
     assert memory.largest_pass(model, bundles, 3, 100) == 25 + 18 + 13
     assert memory.largest_pass(model, bundles, 1, 1) == 25

@@ -9,6 +9,7 @@ import torch
 
 from keel.config import PPOConfig
 from keel.data import prepare
+from keel.engine.batches import Batches
 from keel.engine.run import Run
 from keel.errors import RunFailed
 from keel.methods import ppo
@@ -83,7 +84,7 @@ def judged(tree: Tree, config: PPOConfig, table: torch.Tensor | None = None) -> 
         run.step = 1
         with torch.no_grad():
             roles.policy.lm_head.weight.copy_(table.T)
-    rollout = ppo.roll_out(run, config, roles, text, data.train)
+    rollout = ppo.roll_out(run, config, roles, text, Batches(data.train, config.rollout_size, config.seed).of(run.step))
     ppo.judge(run, config, roles, rollout)
     drawn = torch.tensor([tree.index[tuple(c.ids)] for b in rollout.bundles for c in b.completions])
     return run, rollout, drawn

@@ -38,6 +38,25 @@ def test_how_it_is_computed_changes_no_loss(train, metrics_of, monkeypatch, meth
     assert got == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("method", ["reward", "dpo"])
+def test_three_answers_to_a_prompt_are_computed_once_and_learnt_from_alike(
+    train, metrics_of, monkeypatch, write_rows, tmp_path, method
+):
+    """Three pairs of each three answers, computed as six rows a prompt and as one prompt with three answers."""
+    words = [" Good rain.", " It is raining, bear.", " no idea"]
+    rows = [
+        {"prompt": f"Is it raining? {i}", "chosen": words[a], "rejected": words[b]}
+        for i in range(8)
+        for a, b in ((0, 2), (1, 2), (1, 0))
+    ]
+    data = str(write_rows(tmp_path / "rounds.jsonl", rows))
+    got = losses(train, metrics_of, method, data=data, batch_size=12)
+    monkeypatch.setattr(forward, "PACK", False)
+    expected = losses(train, metrics_of, method, data=data, batch_size=12)
+    assert min(expected) < 0.9 * expected[0]
+    assert got == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize("options", [{"pack": False}, {"micro_tokens": 40}])
 def test_ppo_on_recorded_rollouts(train, metrics_of, monkeypatch, options):
     """The second run gets the samples of the first, so that rounding cannot make it draw others."""

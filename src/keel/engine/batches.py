@@ -1,38 +1,74 @@
-"""Which bundles a step sees: a function of the seed and the step's number alone, so that nothing needs saving."""
+"""Which items a step sees: a function of the seed and the step's number alone, so that nothing needs saving."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from functools import lru_cache
+from typing import Generic, TypeVar
 
 import torch
 
 from keel.engine.run import generator
+from keel.records import Bundle
 
 T = TypeVar("T")
 
-
-def steps_of(count: int, batch_size: int, epochs: int, steps: int | None) -> int:
-    """Optimiser steps of a run: whole epochs (the last batch of each may be smaller), unless `steps` is given."""
-    return steps if steps is not None else epochs * math.ceil(count / batch_size)
+GROUPS = 4
+"""Groups of alike items that a batch is made of at least, where there are as many."""
 
 
-def batch_of(items: Sequence[T], batch_size: int, step: int, seed: int) -> list[T]:
-    """The step's batch; every epoch visits every item once, in an order of its own."""
-    per_epoch = math.ceil(len(items) / batch_size)
-    epoch, position = divmod(step, per_epoch)
-    order = epoch_order(len(items), seed, epoch)
-    return [items[i] for i in order[position * batch_size : (position + 1) * batch_size]]
+class Batches(Generic[T]):
+    """The batches of a run: every epoch visits every item once, in an order of its own.
+
+    `together` gives what items have in common: those that share it stand one after the other, so that a pass over their
+    batch computes it once for all (InstructGPT, Ouyang et al. 2022, section 3.5, has all comparisons of a prompt in one
+    batch, for the same reason). A group of more than a quarter of a batch is cut, lest a batch be about one thing.
+    """
+
+    def __init__(
+        self, items: Sequence[T], size: int, seed: int, together: Callable[[T], Hashable] | None = None
+    ) -> None:
+        self._items, self._size, self._seed = items, size, seed
+        self._shared = None if together is None else [together(item) for item in items]
+        self._order = lru_cache(maxsize=1)(self._draw)
+
+    def of(self, step: int) -> list[T]:
+        """The step's batch; the last one of an epoch may be smaller."""
+        epoch, position = divmod(step, self.per_epoch)
+        return [self._items[i] for i in self._order(epoch)[position * self._size : (position + 1) * self._size]]
+
+    @property
+    def per_epoch(self) -> int:
+        return math.ceil(len(self._items) / self._size)
+
+    def steps(self, epochs: int, steps: int | None) -> int:
+        """Optimiser steps of a run: whole epochs, unless `steps` is given."""
+        return steps if steps is not None else epochs * self.per_epoch
+
+    def seen(self, steps: int) -> int:
+        """Items in the batches of the first `steps` steps."""
+        epochs, rest = divmod(steps, self.per_epoch)
+        return epochs * len(self._items) + min(rest * self._size, len(self._items))
+
+    def _draw(self, epoch: int) -> list[int]:
+        rng = generator(self._seed, "order", epoch)
+        order: list[int] = torch.randperm(len(self._items), generator=rng).tolist()
+        if self._shared is None:
+            return order
+        most = max(1, self._size // GROUPS)
+        parts: list[list[int]] = []
+        open_parts: dict[Hashable, list[int]] = {}
+        for i in order:
+            part = open_parts.get(self._shared[i])
+            if part is None or len(part) == most:
+                part = open_parts[self._shared[i]] = []
+                parts.append(part)
+            part.append(i)
+        # Drawn anew: what has many items has met its first one early.
+        return [i for at in torch.randperm(len(parts), generator=rng).tolist() for i in parts[at]]
 
 
-def examples_seen(count: int, batch_size: int, steps: int) -> int:
-    """Items in the batches of the first `steps` steps."""
-    epochs, rest = divmod(steps, math.ceil(count / batch_size))
-    return epochs * count + min(rest * batch_size, count)
-
-
-def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
-    """The order in which an epoch visits its items."""
-    order: list[int] = torch.randperm(count, generator=generator(seed, "order", epoch)).tolist()
-    return order
+def prompt_of(bundle: Bundle) -> int:
+    """What pairs of one prompt have in common."""
+    return hash(tuple(bundle.prompt_ids))

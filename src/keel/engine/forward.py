@@ -4,6 +4,9 @@ Methods know three functions: `token_logps`, `scalars_at_states` and `scalars_at
 the bundles it is given, and `micro_batches` / `in_batches` to choose how many that is. How rows are packed, whether a
 prompt is shared between its completions and how the head is chunked stays in here.
 
+What bundles have in common is computed once: pairs of one prompt are that prompt with its different completions, so
+that three pairs of three answers cost three answers and not six.
+
 Where the model allows, bundles stand one after the other in one row, each prompt once (`models/attention.py`). Where
 not, each completion has a row: it sits to the right of its prompt and padding to the right of both, so a causal model's
 real positions never see a pad, whatever its id: no mask is needed, and pad == EOS is harmless.
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -28,7 +32,7 @@ from keel.objectives import sequence_sums
 from keel.records import Bundle, Completion, lengths_of
 
 PACK = True
-"""Whether bundles share one row, and completions their prompt, where the model can."""
+"""Whether bundles share one row, and completions their prompt, where the model can, and nothing is computed twice."""
 
 
 # --- the pass -------------------------------------------------------------------------------------
@@ -43,10 +47,14 @@ def token_scores(
     model: nn.Module, bundles: Sequence[Bundle], temperature: float = 1.0, details: bool = True
 ) -> TokenScores:
     """As `token_logps`, with entropy and top-1 hits beside them (empty without `details`)."""
-    hidden = _hidden_before(model, bundles)
-    ids = [i for b in bundles for c in b.completions for i in c.ids]
+    own, places = _each_once(bundles)
+    hidden = _hidden_before(model, own)
+    ids = [i for b in own for c in b.completions for i in c.ids]
     targets = torch.tensor(ids, dtype=torch.long, device=hidden.device)
-    return score_tokens(model, hidden, targets, temperature, details)
+    scores = score_tokens(model, hidden, targets, temperature, details)
+    if places is None:
+        return scores
+    return scores.take(_tokens_at(own, places).to(hidden.device))
 
 
 def scalars_at_states(model: nn.Module, bundles: Sequence[Bundle]) -> Tensor:
@@ -79,10 +87,34 @@ States = list[list[int]]
 
 def _hidden(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
     """All hidden states that the bundles need, [rows, D], and where each completion finds its own."""
-    longest = max(len(b.prompt_ids) + len(c) for b in bundles for c in b.completions)
-    if packing_to(model, longest):
-        return _packed(model, [b for b in bundles if b.completions])
-    return row_by_row(model, bundles)
+    own, places = _each_once(bundles)
+    longest = max(len(b.prompt_ids) + len(c) for b in own for c in b.completions)
+    packed = packing_to(model, longest)
+    hidden, states = _packed(model, [b for b in own if b.completions]) if packed else row_by_row(model, own)
+    return hidden, states if places is None else [states[at] for at in places]
+
+
+def _each_once(bundles: Sequence[Bundle]) -> tuple[Sequence[Bundle], list[int] | None]:
+    """Bundles in which no prompt stands twice, nor a completion of it, and where each completion is found among theirs.
+
+    None where nothing stands twice, and so no completion has another place.
+    """
+    keys = [(tuple(b.prompt_ids), tuple(c.ids)) for b in bundles for c in b.completions]
+    if not PACK or (len({prompt for prompt, _ in keys}) == len(bundles) and len(set(keys)) == len(keys)):
+        return bundles, None
+    found: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+    for prompt, ids in dict.fromkeys(keys):
+        found.setdefault(prompt, []).append(ids)
+    own = [Bundle(list(prompt), [Completion(list(ids)) for ids in all_ids]) for prompt, all_ids in found.items()]
+    place = {key: at for at, key in enumerate((prompt, ids) for prompt, all_ids in found.items() for ids in all_ids)}
+    return own, [place[key] for key in keys]
+
+
+def _tokens_at(bundles: Sequence[Bundle], places: list[int]) -> Tensor:
+    """Indices of all tokens of the completions at `places`, counted through the tokens of these bundles."""
+    lengths = [len(c) for b in bundles for c in b.completions]
+    starts = [0, *accumulate(lengths)]
+    return torch.tensor([i for at in places for i in range(starts[at], starts[at] + lengths[at])], dtype=torch.long)
 
 
 def packing_to(model: nn.Module, longest: int) -> bool:
@@ -196,25 +228,60 @@ class MicroBatch:
 def micro_batches(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int) -> Iterator[MicroBatch]:
     """Cut a batch into passes of at most `micro_tokens` computed tokens (at least one bundle each), longest first.
 
-    Where each completion needs a row, padding is computed, too, and bundles of similar length go together. Because
-    losses are divided by the count of the whole batch, the cut cannot change a gradient beyond rounding.
+    Bundles of one prompt go together. Where each completion needs a row, padding is computed, too, and bundles of
+    similar length go together. Because losses are divided by the count of the whole batch, the cut cannot change a
+    gradient beyond rounding.
     """
-    longest = [len(b.prompt_ids) + max((len(c) for c in b.completions), default=0) for b in bundles]
-    packs = packing_to(model, max(longest, default=0))
-    order = sorted(range(len(bundles)), key=lambda i: (-longest[i], i))
+    longest: dict[tuple[int, ...], int] = {}
+    for bundle in bundles:
+        prompt = tuple(bundle.prompt_ids)
+        longest[prompt] = max(longest.get(prompt, 0), width_of(bundle))
+    packs = packing_to(model, max(longest.values(), default=0))
+    rank = {prompt: at for at, prompt in enumerate(sorted(longest, key=lambda p: -longest[p]))}
+    order = sorted(range(len(bundles)), key=lambda i: rank[tuple(bundles[i].prompt_ids)])
     start = 0
     while start < len(order):
-        width, stop, rows, tokens = longest[order[start]], start, 0, 0
-        while stop < len(order):
-            bundle = bundles[order[stop]]
-            rows += len(bundle.completions)
-            tokens = tokens + _tokens(bundle) if packs else rows * width
-            if stop > start and tokens > micro_tokens:
-                break
+        load, stop = Load(packs), start
+        while stop < len(order) and (load.add(bundles[order[stop]]) <= micro_tokens or stop == start):
             stop += 1
         indices = order[start:stop]
         yield MicroBatch(indices, [bundles[i] for i in indices])
         start = stop
+
+
+class Load:
+    """Tokens that a pass over bundles computes: in one row, or in a row as wide as the widest for each completion."""
+
+    def __init__(self, packs: bool) -> None:
+        self._packs = packs
+        self._seen: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
+        self._tokens = self._rows = self._width = 0
+
+    def add(self, bundle: Bundle) -> int:
+        """One more; what all take now."""
+        prompt = tuple(bundle.prompt_ids)
+        if not PACK or prompt not in self._seen:
+            self._tokens += len(prompt)
+        seen = self._seen.setdefault(prompt, set())
+        for completion in bundle.completions:
+            ids = tuple(completion.ids)
+            if not PACK or ids not in seen:
+                self._rows += 1
+                self._tokens += len(ids)
+                seen.add(ids)
+        self._width = max(self._width, width_of(bundle))
+        return self._tokens if self._packs else self._rows * self._width
+
+
+def computed_tokens(model: nn.Module, bundles: Sequence[Bundle]) -> int:
+    """Tokens that one pass over the bundles computes, padding included where there is any."""
+    load = Load(packing_to(model, max(map(width_of, bundles))))
+    return max(load.add(bundle) for bundle in bundles)
+
+
+def width_of(bundle: Bundle) -> int:
+    """Tokens of the longest completion with its prompt."""
+    return len(bundle.prompt_ids) + max(map(len, bundle.completions), default=0)
 
 
 def in_batches(

@@ -37,6 +37,11 @@ class TokenScores:
     top: Tensor
     """1 where it is the likeliest token."""
 
+    def take(self, indices: Tensor) -> TokenScores:
+        """Of the tokens at `indices`, of which any may come again."""
+        kept = (x[indices] if len(x) else x for x in (self.logps, self.entropy, self.top))
+        return TokenScores(*kept)
+
 
 def score_tokens(model: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, details: bool) -> TokenScores:
     """Scores of `targets` [T] given the hidden states before them [T, D]; without `details` the log-probabilities only.

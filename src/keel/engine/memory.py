@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from keel.engine.forward import micro_batches, packing_to
+from keel.engine.forward import computed_tokens, packing_to, width_of
 from keel.engine.optimizer import AT_ONCE
 from keel.engine.progress import say
 from keel.errors import InputError
@@ -117,8 +117,7 @@ def kept_per_token(model: nn.Module, passing: Pass) -> float:
 
 def _kept(model: nn.Module, passing: Pass, scale: int) -> tuple[int, int]:
     """Bytes kept by a pass over bundles of one shape, and its tokens."""
-    token = [i % vocabulary_of(model) for i in range(8)]
-    bundle = Bundle(token, [Completion(token), Completion(token)])
+    bundles = [_some(first, vocabulary_of(model)) for first in range(scale)]
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     seen: dict[int, int] = {}
 
@@ -129,21 +128,24 @@ def _kept(model: nn.Module, passing: Pass, scale: int) -> tuple[int, int]:
         return x.detach()  # itself, it would hold the step that made it, and that the model, for ever
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        passing(model, [bundle] * scale)
-    return sum(seen.values()), _computed(model, [bundle] * scale)
+        passing(model, bundles)
+    return sum(seen.values()), computed_tokens(model, bundles)
+
+
+def _some(first: int, vocabulary: int) -> Bundle:
+    """Two different completions of a prompt that begins with token `first`, eight tokens each."""
+    ids = [(first + i) % vocabulary for i in range(8)]
+    return Bundle(ids, [Completion(ids), Completion(ids[::-1])])
 
 
 def largest_pass(model: nn.Module, bundles: Sequence[Bundle], batch_size: int, micro_tokens: int) -> int:
-    """Computed tokens of the largest pass that any batch of these bundles can need."""
-    longest = sorted(bundles, key=lambda b: len(b.prompt_ids) + sum(map(len, b.completions)))[-batch_size:]
-    return max(_computed(model, micro.bundles) for micro in micro_batches(model, longest, micro_tokens))
+    """Computed tokens of the largest pass that any batch of these bundles can need, were nothing common to them.
 
-
-def _computed(model: nn.Module, bundles: Sequence[Bundle]) -> int:
-    width = max(len(b.prompt_ids) + max(map(len, b.completions)) for b in bundles)
-    if packing_to(model, width):
-        return sum(len(b.prompt_ids) + sum(map(len, b.completions)) for b in bundles)
-    return width * sum(len(b.completions) for b in bundles)
+    A pass is one bundle, or keeps to `micro_tokens`.
+    """
+    alone = sorted(computed_tokens(model, [b]) for b in bundles)[-batch_size:]
+    packs = packing_to(model, max(map(width_of, bundles)))
+    return max(alone[-1], min(micro_tokens, sum(alone) if packs else len(alone) * alone[-1]))
 
 
 # --- checkpointing --------------------------------------------------------------------------------

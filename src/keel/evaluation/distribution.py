@@ -11,6 +11,7 @@ beside them.
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from torch import nn
 from keel import stats
 from keel.config import DataCheckConfig
 from keel.data.text import Text, prompt_key
-from keel.engine.batches import batch_of, steps_of
+from keel.engine.batches import Batches, prompt_of
 from keel.engine.forward import in_batches, micro_batches, sequence_logps, token_logps
 from keel.engine.optimizer import Optimizer
 from keel.engine.progress import Bar
@@ -255,7 +256,7 @@ def _learned(
     """Log-probabilities of the pairs' answers and of the own ones by copies that were fitted to the other half."""
     folds = _folds([prompt_key(b.prompt) for b in pairs], seed)
     best: tuple[float, Floats, Floats] | None = None
-    total = len(RATES) * sum(steps_of(int((folds != f).sum()), BATCH, EPOCHS, None) for f in range(FOLDS))
+    total = len(RATES) * EPOCHS * sum(math.ceil(int((folds != f).sum()) / BATCH) for f in range(FOLDS))
     with Bar("learning where the pairs come from", total) as bar:
         for rate in RATES:
             theirs, ours = np.zeros((len(pairs), 2)), np.zeros((len(pairs), 2))
@@ -291,9 +292,10 @@ def _fit(
     """A copy that imitates the answers, its learning rate falling to 0."""
     fitted = copy.deepcopy(model).requires_grad_(True)
     optimizer = Optimizer(fitted, weight_decay=0.0, eps=1e-8)
-    total = steps_of(len(bundles), BATCH, EPOCHS, None)
+    batches = Batches(bundles, BATCH, seed, together=prompt_of)
+    total = batches.steps(EPOCHS, None)
     for step in range(total):
-        batch = batch_of(bundles, BATCH, step, seed)
+        batch = batches.of(step)
         tokens = sum(len(c) for b in batch for c in b.completions)
         for micro in micro_batches(fitted, batch, micro_tokens):
             (-token_logps(fitted, micro.bundles, temperature).sum() / tokens).backward()

@@ -21,7 +21,7 @@ from keel import objectives, stats
 from keel.config import DPOConfig, refuse_existing
 from keel.data import prepare
 from keel.engine import memory
-from keel.engine.batches import batch_of, examples_seen, steps_of
+from keel.engine.batches import Batches, prompt_of
 from keel.engine.forward import in_batches, micro_batches, sequence_logps
 from keel.engine.identities import require_zero_margin_loss
 from keel.engine.progress import say
@@ -45,12 +45,14 @@ def train(config: DPOConfig) -> Result:
     memory.require(
         [(policy, sequence_logps)], memory.largest_pass(policy, data.train, config.batch_size, config.micro_tokens)
     )
+    numbered = range(len(data.train))
+    batches = Batches(numbered, config.batch_size, config.seed, together=lambda i: prompt_of(data.train[i]))
     run = Run(
         "dpo",
         config,
         {"policy": policy},
         text,
-        total_steps=steps_of(len(data.train), config.batch_size, config.epochs, config.steps),
+        total_steps=batches.steps(config.epochs, config.steps),
         manifest={
             "policy": policy_hash,
             "reference": reference_hash,
@@ -70,7 +72,7 @@ def train(config: DPOConfig) -> Result:
     expected = objectives.dpo_zero_margin_loss(config.loss, beta=config.beta, length_alpha=config.length_alpha)
     dtype = next(policy.parameters()).dtype
     for step in run.steps():
-        batch = batch_of(range(len(data.train)), config.batch_size, step, config.seed)
+        batch = batches.of(step)
         pairs = [data.train[i] for i in batch]
         for micro in micro_batches(policy, pairs, config.micro_tokens):
             logps = sequence_logps(policy, micro.bundles)
@@ -82,7 +84,7 @@ def train(config: DPOConfig) -> Result:
         run.update()
         if data.held_out and run.evaluation_due():
             run.record_evaluation(evaluate(config, policy, held, data.held_out), best="loss")
-    return run.finish(examples=examples_seen(len(data.train), config.batch_size, run.step))
+    return run.finish(examples=batches.seen(run.step))
 
 
 def pair_loss(config: DPOConfig, logps: Tensor, reference: Tensor, bundles: Sequence[Bundle]) -> tuple[Tensor, Metrics]:

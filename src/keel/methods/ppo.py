@@ -20,7 +20,7 @@ from keel.config import PPOConfig, refuse_existing
 from keel.data import prepare
 from keel.data.text import Text
 from keel.engine import memory
-from keel.engine.batches import batch_of, examples_seen
+from keel.engine.batches import Batches
 from keel.engine.forward import (
     in_batches,
     micro_batches,
@@ -76,14 +76,14 @@ def train(config: PPOConfig) -> Result:
     data = prepare.prompts(config, config.prompts, text, room(roles.policy, config.max_new_tokens))
     say(data.report)
     run = start(config, roles, text, data)
-    for _ in run.steps():
-        rollout = roll_out(run, config, roles, text, data.train)
+    batches = Batches(data.train, min(config.rollout_size, len(data.train)), config.seed)
+    for step in run.steps():
+        rollout = roll_out(run, config, roles, text, batches.of(step))
         judge(run, config, roles, rollout)
         improve(run, config, roles, rollout)
         if data.held_out and run.evaluation_due():
             run.record_evaluation(evaluate(run, config, roles, text, data.held_out), best="objective", higher=True)
-    prompts = examples_seen(len(data.train), min(config.rollout_size, len(data.train)), run.step)
-    return run.finish(examples=prompts * config.samples_per_prompt)
+    return run.finish(examples=batches.seen(run.step) * config.samples_per_prompt)
 
 
 # --- setting up -----------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def start(config: PPOConfig, roles: Roles, text: Text, data: prepare.Prepared) -
 
 def _require_memory(config: PPOConfig, roles: Roles, prompts: Sequence[Bundle]) -> None:
     """For answers of full length, and for the keys and values while they are written."""
-    answers = [Completion([0] * config.max_new_tokens) for _ in range(config.samples_per_prompt)]
+    answers = [Completion([at] * config.max_new_tokens) for at in range(config.samples_per_prompt)]
     full = [replace(b, completions=answers) for b in prompts]
     memory.require(
         [(roles.policy, token_logps), (roles.value, scalars_at_states)],
@@ -149,14 +149,13 @@ def _require_memory(config: PPOConfig, roles: Roles, prompts: Sequence[Bundle]) 
 
 def roll_out(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Sequence[Bundle]) -> Rollout:
     """Sample from the policy, and compute every role's view of the sampled tokens before anything changes."""
-    chosen = batch_of(prompts, min(config.rollout_size, len(prompts)), run.step, config.seed)
-    with run.evidence(chosen):
+    with run.evidence(prompts):
         bundles = sample(
             roles.policy,
             text,
-            [b.prompt for b in chosen],
+            [b.prompt for b in prompts],
             config.samples_per_prompt,
-            origins=[b.origin for b in chosen],
+            origins=[b.origin for b in prompts],
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             generator=run.generator("rollout"),

@@ -16,7 +16,7 @@ from keel import objectives, stats
 from keel.config import RewardConfig, refuse_existing
 from keel.data import prepare
 from keel.engine import memory
-from keel.engine.batches import batch_of, examples_seen, steps_of
+from keel.engine.batches import Batches, prompt_of
 from keel.engine.forward import in_batches, micro_batches, scalars_at_end
 from keel.engine.identities import require_zero_margin_loss
 from keel.engine.progress import say
@@ -41,19 +41,20 @@ def train(config: RewardConfig) -> Result:
     memory.require(
         [(model, scalars_at_end)], memory.largest_pass(model, data.train, config.batch_size, config.micro_tokens)
     )
+    batches = Batches(data.train, config.batch_size, config.seed, together=prompt_of)
     run = Run(
         "reward",
         config,
         {"reward": model},
         text,
-        total_steps=steps_of(len(data.train), config.batch_size, config.epochs, config.steps),
+        total_steps=batches.steps(config.epochs, config.steps),
         manifest={"reward": checkpoints.weights_hash(model), "tokenizer": text.fingerprint(), **data.facts},
         rows=data.counts,
         rows_eval=data.eval_counts,
         final_role="reward",
     )
     for step in run.steps():
-        batch = batch_of(data.train, config.batch_size, step, config.seed)
+        batch = batches.of(step)
         for micro in micro_batches(model, batch, config.micro_tokens):
             scores = scalars_at_end(model, micro.bundles)
             margin = torch.tensor([b.margin for b in micro.bundles], device=scores.device)
@@ -65,7 +66,7 @@ def train(config: RewardConfig) -> Result:
         run.update()
         if data.held_out and run.evaluation_due():
             run.record_evaluation(evaluate(model, data.held_out, config.micro_tokens), best="loss")
-    return run.finish(examples=examples_seen(len(data.train), config.batch_size, run.step))
+    return run.finish(examples=batches.seen(run.step))
 
 
 def evaluate(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from keel import stats
 from keel.config import SFTConfig, refuse_existing
 from keel.data import prepare
 from keel.engine import memory
-from keel.engine.batches import batch_of, examples_seen, steps_of
+from keel.engine.batches import Batches
 from keel.engine.forward import micro_batches, token_logps, token_scores
 from keel.engine.progress import say
 from keel.engine.run import Run
@@ -33,18 +33,19 @@ def train(config: SFTConfig) -> Result:
     memory.require(
         [(policy, token_logps)], memory.largest_pass(policy, data.train, config.batch_size, config.micro_tokens)
     )
+    batches = Batches(data.train, config.batch_size, config.seed)
     run = Run(
         "sft",
         config,
         {"policy": policy},
         text,
-        total_steps=steps_of(len(data.train), config.batch_size, config.epochs, config.steps),
+        total_steps=batches.steps(config.epochs, config.steps),
         manifest={"policy": checkpoints.weights_hash(policy), "tokenizer": text.fingerprint(), **data.facts},
         rows=data.counts,
         rows_eval=data.eval_counts,
     )
     for step in run.steps():
-        batch = batch_of(data.train, config.batch_size, step, config.seed)
+        batch = batches.of(step)
         tokens = sum(len(b.completions[0]) for b in batch)
         for micro in micro_batches(policy, batch, config.micro_tokens):
             scores = token_scores(policy, micro.bundles)
@@ -54,7 +55,7 @@ def train(config: SFTConfig) -> Result:
         run.update()
         if data.held_out and run.evaluation_due():
             run.record_evaluation(evaluate(policy, data.held_out, config.micro_tokens), best="loss")
-    return run.finish(examples=examples_seen(len(data.train), config.batch_size, run.step))
+    return run.finish(examples=batches.seen(run.step))
 
 
 @torch.no_grad()
