@@ -134,7 +134,7 @@ def test_a_step_that_is_missing_is_done_again_alone_and_comes_out_the_same(told)
 def test_the_answers_that_were_kept_are_to_held_out_prompts_and_say_whether_they_were_cut(told):
     _, folder = told
     story = demo.Story(DemoConfig(out=folder, seed=3), SMALL)
-    bundles = demo.drawn(story, "answers-of-16")
+    bundles = demo.verdicts.drawn(story, "answers-of-16")
     assert [str(b.prompt).strip() for b in bundles] == [p.text for p in story.prompts[1][:40]]
     answers = [c for b in bundles for c in b.completions]
     assert len(answers) == 40 * 16

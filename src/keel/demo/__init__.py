@@ -1,0 +1,190 @@
+"""The whole story on the embedded world, in one folder: from nothing to a report that compares DPO, PPO, best-of-N.
+
+Each step leaves its runs and its figures (`steps/NAME.json`) in the folder; a second call reuses the finished ones. The
+steps call the same `train` functions as the command line. Only the simulated people and the final evaluation know gold.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+
+from keel import world
+from keel.config import DemoConfig
+from keel.data.files import write_json
+from keel.demo import model, tuning, verdicts, votes
+from keel.demo.story import Sizes, Story
+from keel.engine import progress
+from keel.engine.progress import say
+from keel.errors import InputError
+from keel.records import Result
+
+Step = tuple[str, str, Callable[[Story], dict[str, Any]]]
+
+STAGES: list[list[list[Step]]] = [
+    [
+        [
+            ("world", "the world: prompts, a corpus, a tokenizer, a model that knows nothing", model.make_world),
+            ("recall", "pre-training on what was just said", model.pretrain_recall),
+            ("pretrain", "pre-training on right answers", model.pretrain),
+        ]
+    ],
+    [
+        [("sft", "supervised fine-tuning on answers of mixed quality", model.supervised)],
+        [("prefer", "pre-training of the reward model: which answer belongs to the question", tuning.prefer)],
+    ],
+    [
+        [
+            ("votes", "pairs from the SFT model, judged by simulated people", votes.collect_votes),
+            ("check", "the votes, checked before they train anything", votes.check_votes),
+        ],
+        [
+            ("many_answers", "the SFT model's 256 answers to each of 64 held-out prompts", verdicts.many_answers),
+            ("sixteen_answers", "the SFT model's sixteen answers to each held-out prompt", verdicts.sixteen_answers),
+        ],
+    ],
+    [
+        [
+            ("reward", "reward model on the votes", tuning.reward_model),
+            ("ppo", "PPO against the reward model", tuning.tune_ppo),
+        ],
+        [
+            ("dpo", "DPO on the votes", tuning.tune_dpo),
+            ("overoptimise", "a reward model on little data, hacked on purpose", tuning.overoptimise),
+        ],
+    ],
+    [
+        [
+            ("compare", "every method on held-out prompts", verdicts.compare),
+        ],
+        [
+            ("best_of_n_curve", "best-of-N up to N = 256", verdicts.best_of_n_curve),
+        ],
+    ],
+]
+"""One stage after the other; the lanes of a stage side by side, since matrices this small do not fill two cores."""
+STEPS = [step for stage in STAGES for lane in stage for step in lane]
+
+
+def demo(config: DemoConfig, sizes: Sizes | None = None) -> Result:
+    """Run every step that has not been done yet, then write `summary.json` and `report.html`."""
+    settings = config.out / "config.yaml"
+    if settings.exists() and settings.read_text() != config.to_yaml():
+        raise InputError(f"{settings}: this folder holds a demo with other settings; choose another --out or remove it")
+    if not settings.exists() and config.out.exists() and any(config.out.iterdir()):
+        raise InputError(f"{config.out} holds something that is not a demo; choose another --out")
+    config.out.mkdir(parents=True, exist_ok=True)
+    settings.write_text(config.to_yaml())
+    story = Story(config, sizes or Sizes())
+    if reused := records_of(story):
+        say(f"reusing the finished steps in {config.out}; to start afresh, remove that folder")
+    for record in reused.values():
+        say(f"{record['title']}: reused ({record['seconds']:.0f} s when it ran)")
+    unfinished = [name for name, *_ in STEPS if not story.record(name).exists()]
+    if unfinished:
+        tell(story, unfinished)
+    from keel.evaluation import report
+
+    summary = summarise(story)
+    write_json(config.out / "summary.json", summary)
+    report.write(summary, config.out / "report.html")
+    say(f"report: {config.out / 'report.html'}   figures: {config.out / 'summary.json'}")
+    return Result(config.out, summary)
+
+
+def tell(story: Story, unfinished: list[str]) -> None:
+    """Do the unfinished steps: the lanes of a stage side by side, each in a process with its share of the cores."""
+    lanes = max(map(len, STAGES))
+    threads = max(1, torch.get_num_threads() // lanes)
+    with ProcessPoolExecutor(lanes, get_context("spawn"), initializer=get_ready, initargs=(threads,)) as pool:
+        pool.submit(time.time)  # has the processes started now, so that they are ready when they are needed
+        for stage in STAGES:
+            waiting = [names for lane in stage if (names := [name for name, *_ in lane if name in unfinished])]
+            if len(stage) == 1:
+                run_steps(story, *waiting)
+            else:
+                running = [pool.submit(run_steps, story, names) for names in waiting]
+                for lane in running:
+                    lane.result()
+
+
+def records_of(story: Story) -> dict[str, dict[str, Any]]:
+    """What the finished steps left, by name."""
+    files = {name: story.record(name) for name, *_ in STEPS}
+    return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+
+
+def get_ready(threads: int) -> None:
+    """What a process does first."""
+    torch.set_num_threads(threads)
+    progress.plain = True  # two live bars would overwrite each other
+
+
+def run_steps(story: Story, names: Sequence[str] = ()) -> None:
+    """Steps one after the other."""
+    for name, title, step in STEPS:
+        if name in names:
+            story.run(name, title, step)
+
+
+def summarise(story: Story) -> dict[str, Any]:
+    """`summary.json`: every figure of the report."""
+    records = records_of(story)
+    f = {name: record["figures"] for name, record in records.items()}
+    seconds, peak = cost(records)
+    rows = f["compare"]["rows"]
+    for name, step in (
+        ("sft", "sft"),
+        ("dpo", "dpo"),
+        ("ppo", "ppo"),
+        ("best_of_n", None),
+        ("best_of_4", None),
+    ):
+        rows[name]["train_seconds"] = f[step]["train_seconds"] if step else 0.0
+    reward_seconds = f["prefer"]["train_seconds"] + f["reward"]["train_seconds"]
+    for name in ("ppo", "best_of_n", "best_of_4"):
+        rows[name]["reward_model_seconds"] = reward_seconds
+    return {
+        "seed": story.seed,
+        "seconds": seconds,
+        "peak_rss_gb": peak,
+        "steps": [{k: r[k] for k in ("name", "title", "seconds", "peak_rss_gb")} for r in records.values()],
+        "world": f["world"],
+        "weights": dict(world.WEIGHTS),
+        "votes": f["votes"],
+        "data": f["check"],
+        "sft": {
+            **{k: rows["sft"][k] for k in ("gold_mean", "parsed", "dimensions")},
+            "loss": f["sft"]["eval"].get("loss"),
+        },
+        "reward_model": {k: v for k, v in f["reward"].items() if k not in ("curve", "eval")},
+        "methods": rows,
+        "curves": {
+            "best_of_n": f["best_of_n_curve"]["points"],
+            "ppo": tuning.training_points(story, "ppo", every=2),
+            "overoptimisation": f["overoptimise"],
+        },
+        "learning": {
+            name: f[name]["curve"] for name in ("recall", "pretrain", "sft", "prefer", "reward", "dpo", "ppo")
+        },
+        "examples": f["compare"]["examples"],
+    }
+
+
+def cost(records: dict[str, dict[str, Any]]) -> tuple[float, float]:
+    """Seconds of the whole story, and its peak memory in GB: lanes side by side add their memory to the parent's."""
+    seconds, peak, parent = 0.0, 0.0, 0.0
+    for stage in STAGES:
+        lanes = [[records[name] for name, *_ in lane] for lane in stage]
+        seconds += max(sum(r["seconds"] for r in lane) for lane in lanes)
+        highest = [max(r["peak_rss_gb"] for r in lane) for lane in lanes]
+        if len(lanes) == 1:
+            parent = max(parent, *highest)
+        peak = max(peak, parent if len(lanes) == 1 else parent + sum(highest))
+    return round(seconds, 2), round(peak, 3)

@@ -1,0 +1,138 @@
+"""What people say of the SFT model's answers, kept in a store and checked; and pairs as gold itself prefers them."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+from keel import stats, world
+from keel.collect import collect
+from keel.config import CollectConfig, DataCheckConfig
+from keel.data import formats
+from keel.data.files import write_lines
+from keel.data.preferences import derive
+from keel.data.store import Store, said_key
+from keel.demo.story import MAX_ROWS, MICRO_TOKENS, TEMPERATURE, Story, draw, longer, pick
+from keel.errors import RunFailed
+from keel.evaluation import audit
+from keel.raters import Missing, Task
+from keel.raters.simulated import Simulated
+from keel.records import Bundle, Pair
+
+LOVE_OF_LENGTH = 40.0
+"""Of the people whose votes mislead on purpose: log-odds for ten words more."""
+
+
+def collect_votes(story: Story) -> dict[str, Any]:
+    """Training pairs with noisy votes, and held-out pairs with the gold's own, noiseless preference."""
+    sizes = story.sizes
+    fresh_store(story)
+    gathered = collect(
+        CollectConfig(
+            model=str(story.out / "sft"),
+            prompts=str(story.out / "data" / "prompts.jsonl"),
+            store=story.store,
+            rater=["simulated"],
+            n=sizes.vote_answers,
+            temperature=TEMPERATURE,
+            max_new_tokens=sizes.max_new_tokens,
+            max_rows=MAX_ROWS,
+            limit=sizes.vote_prompts,
+            seed=story.seed,
+            micro_tokens=MICRO_TOKENS,
+            out=story.out / "data" / "collected.json",
+        )
+    )
+    assert gathered is not None
+    few = few_pairs(story)
+    second_opinions(story)
+    pairs, counts, _ = formats.read_pairs(story.store)
+    policy = story.policy("sft")
+    held_out = story.prompts[1]
+    fresh = draw(story, policy, pick(story, held_out, sizes.held_out_pairs, "held-out pairs"), 2, "held-out pairs")
+    clean = [c for b in fresh if (c := noiseless(b)) is not None]
+    if not clean or not pairs:
+        raise RunFailed(
+            "no two answers of the SFT model differ in gold: it has not learned to answer; see steps/sft.json"
+        )
+    for name, rows in (("few-pairs", few), ("held-out-pairs", clean)):
+        lines = ({"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in rows)
+        write_lines(story.out / "data" / f"{name}.jsonl", lines)
+    return {
+        "shown": counts.read,
+        "pairs": len(pairs),
+        "ties": counts.read - len(pairs),
+        "engine_share": gathered.summary["sample_seconds"] / gathered.summary["seconds"],
+        "agreement_with_gold": stats.rate([agrees(p.prompt, p.chosen, p.rejected) for p in pairs]).as_dict(),
+        "longer_wins": stats.rate([longer(p.chosen, p.rejected) for p in pairs]).as_dict(),
+        "held_out_pairs": len(clean),
+        "gold_ties_left_out": len(fresh) - len(clean),
+    }
+
+
+def fresh_store(story: Story) -> None:
+    """No store, and none of what SQLite keeps beside it."""
+    for file in (story.out / "data").glob("votes.db*"):
+        file.unlink()
+
+
+def few_pairs(story: Story) -> list[Pair]:
+    """Pairs of the first answers that people saw, voted on by people who love length."""
+    groups, _, _ = formats.open_judgments(story.store)
+    shown = [Task(j.prompt, *j.answers) for group in groups for j in group][: 2 * story.sizes.few_votes]
+    misled = Simulated(story.seed, world.Population(length_bias=LOVE_OF_LENGTH)).rate(shown)
+    judgments = [j for _, said in misled if not isinstance(said, Missing) for j in said]
+    return [pair for j in judgments for pair in derive([j]).pairs][: story.sizes.few_votes]
+
+
+def second_opinions(story: Story) -> None:
+    """The first pairs judged by another person, so that agreement can be told."""
+    with Store(story.store) as store:
+        shown = (Task(j.prompt, *j.answers) for group in store.groups() for _, j in group)
+        others = Simulated(story.seed + 1).rate(list(islice(shown, story.sizes.second_opinions)))
+        store.append((said_key(j), j) for _, said in others if not isinstance(said, Missing) for j in said)
+
+
+def check_votes(story: Story) -> dict[str, Any]:
+    """The data's own page: agreement, what lengths tell, and whether the pairs look like what the SFT model says."""
+    config = DataCheckConfig(
+        data=story.store,
+        model=str(story.out / "sft"),
+        eval_data=story.file("held-out-pairs"),
+        temperature=TEMPERATURE,
+        compare=story.sizes.compared,
+        seed=story.seed,
+        micro_tokens=MICRO_TOKENS,
+        out=story.out / "data" / "check.json",
+        page=story.out / "data.html",
+    )
+    found = audit.check(config)
+    assert found is not None
+    figures = found.summary
+    distribution = figures.get("distribution") or {}
+    return {
+        "page": "data.html",
+        "rows": figures["rows"],
+        "prompts": figures["prompts"],
+        "warnings": [f["title"] for f in figures["findings"] if f["level"] == "warning"],
+        "agreement": figures["agreement"][0],
+        "length_only": figures["length"]["length_only"],
+        **{key: distribution.get(key) for key in ("verdict", "auc", "meaning")},
+    }
+
+
+def noiseless(bundle: Bundle) -> Pair | None:
+    """The pair as gold itself prefers it; None for a tie in gold."""
+    question = str(bundle.prompt).strip()
+    first, second = (c.text for c in bundle.completions)
+    a, b = world.utility(question, first).total, world.utility(question, second).total
+    if a == b:
+        return None
+    return Pair(str(bundle.prompt), *((first, second) if a > b else (second, first)))
+
+
+def agrees(prompt: Any, chosen: str, rejected: str) -> float:
+    """Whether gold agrees with a vote; 1/2 for a tie in gold."""
+    question = str(prompt).strip()
+    a, b = world.utility(question, chosen).total, world.utility(question, rejected).total
+    return 0.5 if a == b else float(a > b)
