@@ -151,6 +151,25 @@ def test_a_prompt_without_an_answer_is_counted_and_asked_again_alone(from_server
     assert len(stored(from_server(stub).store)) == 16
 
 
+def test_part_of_the_answers_is_kept_and_the_rest_asked_for_later(from_server, prompts_file, rules):
+    """One at a time: the second answer to one prompt fails, the first was paid for."""
+    bad = prompts_file.read_text().split('"')[3]
+
+    def script(call):
+        if call.body["prompt"] == bad and prompts_asked(stub)[bad] > 1:
+            return fail(400, "too rude")
+        return text(f"answer {call.body['seed']}")
+
+    with Stub(script) as stub:
+        first = collect(from_server(stub, rater=[rules])).summary
+        assert (first["drawn"], sum(first["judged"].values())) == (15, 7)
+        assert first["unanswered"] == {"the server refuses the request: 400: too rude": [1, [1]]}
+        stub.script = answers
+        last = collect(from_server(stub, rater=[rules])).summary
+    assert (last["found"], last["drawn"], last["unanswered"], sum(last["judged"].values())) == (15, 1, {}, 1)
+    assert Counter(row.draw for row in stored(from_server(stub).store)) == {0: 8, 1: 8}
+
+
 def test_no_answer_at_all_ends_the_call(from_server, many_prompts, capsys):
     with Stub(lambda call: fail(400, "no such luck")) as stub:
         config = from_server(stub, concurrency=1)

@@ -19,7 +19,7 @@ from keel.data import asking, checks, prepare
 from keel.data.files import write_json
 from keel.data.store import Store, answer_key, prompt_key, said_key
 from keel.engine.progress import Bar, peak_rss_gb, say
-from keel.engine.writers import LocalWriter, RemoteWriter, Writer
+from keel.engine.writers import LocalWriter, RemoteWriter, Writer, Written
 from keel.errors import InputError, RunFailed
 from keel.raters import Missing, Rater, Task
 from keel.raters.pairs import VerbosityBias, verbosity_biases
@@ -69,7 +69,7 @@ class Tally:
     """Answers that were in the store."""
     drawn: int = 0
     silent: RowCounts = field(default_factory=RowCounts)
-    """`dropped`: prompts that stay without the answers that were asked for, by reason."""
+    """`dropped`: prompts that stay without some of the answers that were asked for, by reason."""
     judged: Counter[str] = field(default_factory=Counter)
     """By rater: judgments that are new in the store."""
     missing: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -82,8 +82,8 @@ class Tally:
     rating: float = 0.0
 
     def note(self) -> str:
-        """`1,024 answers, 2 prompts without`."""
-        missing = f", {self.silent.dropped_total:,} prompts without" if self.silent.dropped else ""
+        """`1,024 answers, 2 prompts lack some`."""
+        missing = f", {self.silent.dropped_total:,} prompts lack some" if self.silent.dropped else ""
         return f"{self.found + self.drawn:,} answers{missing}"
 
 
@@ -125,7 +125,7 @@ def _answers(
         began = time.perf_counter()
         for written in writer.write([some[index] for index in lacking], number, have):
             tally.sampling += time.perf_counter() - began
-            _keep_answers(store, [(lacking[i], answers) for i, answers in written], some, found, tally)
+            _keep_answers(store, [(lacking[i], answers, why) for i, answers, why in written], some, found, tally)
             progress()
             began = time.perf_counter()
         tally.sampling += time.perf_counter() - began
@@ -134,20 +134,18 @@ def _answers(
 
 def _keep_answers(
     store: Store,
-    written: Sequence[tuple[int, list[Answer] | str]],
+    written: Sequence[Written],
     some: Sequence[PromptRow],
     found: list[list[Answer]],
     tally: Tally,
 ) -> None:
     """Store what came, in one transaction, and add it to what was `found`; count what did not come."""
-    new = {index: answers for index, answers in written if not isinstance(answers, str)}
-    store.add_answers((some[index], answers) for index, answers in new.items())
-    for index, answers in new.items():
+    store.add_answers((some[index], answers) for index, answers, _ in written if answers)
+    for index, answers, why in written:
         found[index] += answers
         tally.drawn += len(answers)
-    for index, reason in written:
-        if isinstance(reason, str):
-            tally.silent.drop(reason, some[index].origin.row)
+        if why:
+            tally.silent.drop(why, some[index].origin.row)
             if tally.silent.dropped_total == HOPELESS and not tally.found + tally.drawn:
                 raise RunFailed(f"no answer to the first {HOPELESS} prompts: {checks.reasons(tally.silent)}")
 
@@ -240,7 +238,7 @@ def _told(
     """One line for each thing that was done or not done, and the figures."""
     say(f"{config.store}: {tally.drawn:,} answers drawn, {tally.found:,} were there")
     for reason, (count, _) in tally.silent.dropped.items():
-        say(f"  {count:,} prompts without: {reason}; the same call asks again")
+        say(f"  {count:,} prompts lack answers: {reason}; the same call asks again")
     for rater in raters:
         _tell_of(rater, tally)
     if config.out is None:

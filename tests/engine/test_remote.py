@@ -125,10 +125,18 @@ def n_of(path, body, _):
     return plain(*(f"{body['prompt']} {i}" for i in range(body["n"])))
 
 
-def draw(server, prompts, n=1, **options):
-    """Results by index."""
+def draw_all(server, prompts, n=1, **options):
+    """Answers, and why they are fewer than n, by index."""
     url = server if isinstance(server, str) else server.url
-    return dict(sample_remote(url, "m", prompts, n, **{"max_new_tokens": 8, "deadline": 10.0} | options))
+    results = sample_remote(url, "m", prompts, n, **{"max_new_tokens": 8, "deadline": 10.0} | options)
+    return {index: (answers, why) for index, answers, why in results}
+
+
+def draw(server, prompts, n=1, **options):
+    """By index: all answers, or why there are none."""
+    found = draw_all(server, prompts, n, **options)
+    assert all(len(answers) == (0 if why else n) for answers, why in found.values())
+    return {index: why or answers for index, (answers, why) in found.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -346,6 +354,35 @@ def test_a_refusal_is_a_reason_at_once(bad, reason):
     assert len(server.calls) == 2
 
 
+def test_what_came_before_a_failure_is_kept():
+    """A server that gives one at once: two come, then one is refused, or hangs until the deadline."""
+    for end, reason in ((error(400, "enough"), "enough"), (Reply(manner="hang"), "no 4 completions within 1 s")):
+        script = lambda path, body, number, end=end: plain(f"answer {number}") if number < 3 else end  # noqa: E731
+        with Stub(script) as server:
+            ((answers, why),) = draw_all(server, ["p"], n=4, deadline=1.0).values()
+        assert [a.text for a in answers] == ["answer 1", "answer 2"]
+        assert reason in why
+
+
+@pytest.mark.parametrize(("finish", "why"), [("content_filter", "content_filter"), ("abort", "")])
+def test_one_bad_completion_among_good_ones(finish, why):
+    """What the server filters ends the prompt, what it did not finish is asked for again; the others are kept."""
+
+    def script(path, body, number):
+        reply = plain(*(f"answer {number} {i}" for i in range(body["n"])))
+        if number == 1:
+            reply.body["choices"][1]["finish_reason"] = finish
+        return reply
+
+    with Stub(script) as server:
+        ((answers, reason),) = draw_all(server, ["p"], n=3).values()
+    assert [a.text for a in answers[:2]] == ["answer 1 0", "answer 1 2"]
+    assert why in reason
+    assert bool(reason) == bool(why)
+    assert len(answers) == (2 if why else 3)
+    assert [body["n"] for _, body in server.calls] == ([3] if why else [3, 1])
+
+
 @pytest.mark.parametrize(
     ("status", "remedy"), [(401, "set OWN_KEY"), (403, "set OWN_KEY"), (402, "pay in"), (404, "address")]
 )
@@ -419,7 +456,7 @@ def test_a_caller_that_pauses_loses_nothing():
     with Stub(n_of) as server:
         found = {}
         options = {"max_new_tokens": 8, "concurrency": 3, "deadline": 0.4}
-        for index, answers in sample_remote(server.url, "m", ["p"] * 6, 1, **options):
+        for index, answers, _ in sample_remote(server.url, "m", ["p"] * 6, 1, **options):
             found[index] = answers
             time.sleep(0.5)
-    assert all(isinstance(answers, list) for answers in found.values())
+    assert all(len(answers) == 1 for answers in found.values())

@@ -2,8 +2,8 @@
 
 Plain prompts go through /v1/completions, chats through /v1/chat/completions. What fails for a while (no connection,
 408, 409, 429, 5xx, a reply that is cut off) is asked again after growing, jittered waits until the prompt's deadline;
-a prompt that stays without completions is a reason, not an exception. What cannot get better (a wrong key, model or
-address) is an `InputError`.
+a prompt that stays without some of its completions is a reason beside those that came, not an exception. What cannot
+get better (a wrong key, model or address) is an `InputError`.
 
 Servers have settings of their own, and models bring more: where a server takes them, top-k, min-p and the repetition
 penalty are switched off, so that what is drawn from is what is asked for. Log-probabilities are kept at temperature
@@ -57,8 +57,8 @@ def sample_remote(
     key_variable: str = "OPENAI_API_KEY",
     concurrency: int = 16,
     deadline: float = 300.0,
-) -> Iterator[tuple[int, list[Answer] | str]]:
-    """(index of a prompt, its n completions or why there are none), as they come and in any order.
+) -> Iterator[tuple[int, list[Answer], str]]:
+    """(index of a prompt, its completions, why they are fewer than n), as they come and in any order.
 
     `url` is the server's address, usually ending in /v1; the key is read from the environment variable `key_variable`,
     if it is set. `deadline` is seconds for one prompt, from its first request to its last completion, waits included.
@@ -69,7 +69,7 @@ def sample_remote(
     if temperature <= 0 or n < 1:
         raise InputError(f"temperature {temperature:g}, {n} completions: give a temperature above 0 and n >= 1")
     waiting = deque(enumerate(prompts))
-    running: dict[Future[list[Answer] | str], int] = {}
+    running: dict[Future[tuple[list[Answer], str]], int] = {}
     settings = {"temperature": temperature, "top_p": top_p, "max_new_tokens": float(max_new_tokens)}
     client = _client(url, key_variable)
     with in_thread(client, "keel-remote") as loop:
@@ -79,12 +79,12 @@ def sample_remote(
                 index, prompt = waiting.popleft()
                 running[asyncio.run_coroutine_threadsafe(server.complete(index, prompt), loop)] = index
             done = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
-            yield running.pop(done), done.result()
+            yield running.pop(done), *done.result()
             if server.unanswered >= max(8, concurrency):
                 break
         given_up = [index for index, _ in waiting] + list(running.values())
     for index in given_up:
-        yield index, f"{NOT_ASKED}: no reply to the last {server.unanswered} prompts"
+        yield index, [], f"{NOT_ASKED}: no reply to the last {server.unanswered} prompts"
 
 
 # --- the connection -------------------------------------------------------------------------------
@@ -108,7 +108,9 @@ def _client(url: str, key_variable: str) -> AsyncOpenAI:
 
 
 class _Failed(Exception):  # noqa: N818  (as `RunFailed`)
-    """Nothing will come of this prompt."""
+    """Nothing more will come of this prompt than the `answers` that came with it."""
+
+    answers: Sequence[Answer] = ()
 
 
 class _Refused(_Failed):
@@ -156,8 +158,8 @@ class _Server:
     def _address(self) -> str:
         return public_address(str(self.client.base_url))
 
-    async def complete(self, index: int, prompt: Prompt) -> list[Answer] | str:
-        """n completions before the deadline, or why not. A server may give fewer at once: it is asked for the rest."""
+    async def complete(self, index: int, prompt: Prompt) -> tuple[list[Answer], str]:
+        """What came before the deadline, and why not n. A server may give fewer at once: it is asked for the rest."""
         answers: list[Answer] = []
         trouble, attempt = "no reply", 0
         try:
@@ -172,11 +174,11 @@ class _Server:
                         attempt += 1
         except TimeoutError:
             self.unanswered += not answers
-            return f"no {self.n} completions within {self.deadline:g} s; the last trouble: {trouble}"
+            return answers, f"no {self.n} completions within {self.deadline:g} s; the last trouble: {trouble}"
         except _Failed as failure:
             self.unanswered = 0
-            return str(failure)
-        return answers
+            return [*answers, *failure.answers], str(failure)
+        return answers, ""
 
     def _seed(self, index: int, have: int) -> int:
         """31 bits that only this request has; the same when it is repeated."""
@@ -263,7 +265,19 @@ class _Server:
         if not isinstance(choices, list) or not choices:
             raise _Again("no completion in the server's answer")
         written = getattr(getattr(reply, "usage", None), "completion_tokens", None)
-        return [self._answer(choice, written if len(choices) == 1 else None) for choice in choices]
+        answers: list[Answer] = []
+        faults: list[_Again | _Failed] = []
+        for choice in choices:
+            try:
+                answers.append(self._answer(choice, written if len(choices) == 1 else None))
+            except (_Again, _Failed) as fault:
+                faults.append(fault)
+        if failed := next((fault for fault in faults if isinstance(fault, _Failed)), None):
+            failed.answers = answers
+            raise failed
+        if not answers:
+            raise faults[0]
+        return answers
 
     def _answer(self, choice: Any, written: int | None) -> Answer:
         """One completion; of `written` tokens where the server lists none."""

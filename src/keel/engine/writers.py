@@ -19,8 +19,8 @@ ROUNDS_OF_ROWS = 4
 ROUNDS_OF_REQUESTS = 32
 """The same of requests to a server."""
 
-Written = tuple[int, list[Answer] | str]
-"""The index of a prompt, and its answers or why there are none."""
+Written = tuple[int, list[Answer], str]
+"""The index of a prompt, its answers, and why they are fewer than were asked for."""
 
 
 class Writer(Protocol):
@@ -89,7 +89,7 @@ class LocalWriter:
                 answers.append(
                     replace(self.like, text=c.text, draw=draw, logp=logp, tokens=len(c), truncated=c.truncated)
                 )
-            written.append((index, answers))
+            written.append((index, answers, ""))
         yield written
 
 
@@ -106,7 +106,7 @@ class RemoteWriter:
     def write(self, rows: Sequence[PromptRow], number: int, have: int) -> Iterator[list[Written]]:
         """Prompt by prompt, as they come; nothing more is asked of a server that has fallen silent."""
         if self.given_up:
-            yield [(index, self.given_up) for index in range(len(rows))]
+            yield [(index, [], self.given_up) for index in range(len(rows))]
             return
         config = self.config
         found = sample_remote(
@@ -122,12 +122,9 @@ class RemoteWriter:
             concurrency=config.concurrency,
             deadline=config.deadline,
         )
-        for index, answers in found:
-            if isinstance(answers, str):
-                self.given_up = answers if answers.startswith(NOT_ASKED) else ""
-                yield [(index, answers)]
-            else:
-                yield [(index, [self._named(answer, draw) for draw, answer in enumerate(answers, have)])]
+        for index, answers, why in found:
+            self.given_up = why if why.startswith(NOT_ASKED) else ""
+            yield [(index, [self._named(answer, draw) for draw, answer in enumerate(answers, have)], why)]
 
     def _named(self, answer: Answer, draw: int) -> Answer:
         return replace(
