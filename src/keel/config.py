@@ -404,17 +404,19 @@ class AnnotateConfig(Config):
     store: str
     """Where tasks and judgments are kept: `store:FILE.db` or a database URL; made if it is not there."""
     tasks: str | None = None
-    """File whose answers are to be judged, in any format of preferences; by default those that the store holds."""
+    """File of answers to judge: prompt and completions as `keel generate` writes them, prompt, response_a and
+    response_b, or any format of preferences, whose verdicts are left aside; by default what the store holds."""
     gold: str | None = None
     """File of pairs with known verdicts: shown among the others, to tell how far each rater can be relied on."""
-    kind: Literal["pair", "score", "ranking"] = "pair"
-    """Every two answers side by side, each answer by itself, or all answers to a prompt in order."""
+    kind: Literal["pair", "score", "ranking"] | None = None
+    """Every two answers side by side, each answer by itself, or all answers to a prompt in order; pairs by default.
+    This and the next two are kept in the store: whoever starts again need not repeat them."""
     rubric: Path | None = None
-    """YAML file of dimensions and guidelines; overall quality by default."""
+    """YAML file: `dimensions:` and beneath it one `name: guideline` each; overall quality by default."""
     one_at_a_time: bool = False
     """Ask about one dimension of the rubric at a time, in place of all on one page."""
     overlap: Count = 1
-    """People who are to judge each task."""
+    """People who are to judge each task; tasks that are there already never get fewer than they had."""
     gold_every: Annotated[int, Field(ge=2)] = 10
     """One in so many tasks is one of --gold, as long as there are any."""
     lease: Positive = 15.0
@@ -427,6 +429,8 @@ class AnnotateConfig(Config):
     """The page is reached by HTTPS, through a proxy: cookies then travel by HTTPS only."""
     limit: Count | None = None
     """Only the first N rows of the files."""
+    max_bad_share: Share = 0.05
+    """Above this share of bad rows in a file the command refuses; below it they are counted, numbered and left out."""
 
 
 class RatersAddConfig(StoreConfig):

@@ -170,9 +170,21 @@ def test_judging_twice_with_one_key_is_judging_once(store):
     queue.add(pairs(1), overlap=2)
     turn = judge(queue, "ana")
     judge(queue, "ana", turn)
-    judge(queue, "ana", turn, Preference("tie"))
+    with pytest.raises(GoneError, match="judged this task already, and otherwise"):
+        judge(queue, "ana", turn, Preference("tie"))
     assert len(held(store)) == 1
+    assert queue.progress("ana").team == 1
     assert judge(queue, "ben").task == turn.task
+
+
+def test_the_team_s_count_keeps_up_with_this_server(store):
+    queue = Queue(store, gold_every=2)
+    queue.add(pairs(6, gold=(4, 5)))
+    assert queue.progress("ana").team == 0
+    turns = [judge(queue, "ana") for _ in range(6)]
+    assert len({turn.task for turn in turns}) == 6
+    assert queue.progress("ana").team == 4  # gold ones count for nobody
+    assert [queue.undo("ana") and queue.progress("ana").team for _ in range(6)][-1] == 0
 
 
 def test_a_key_of_somebody_else_is_refused(store):

@@ -474,7 +474,7 @@ def test_a_task_that_others_took_is_said_so_and_the_next_one_comes(serve, visit,
     server.queue.judge("ben", server.queue.next("ben").key, {"overall": Preference("tie")})
     page.keyboard.press("Enter")
     wait_for_other(page, shown)
-    assert "your time for this task was up and others have judged it" in page.inner_text("#notice").lower()
+    assert "your time for this task was up and others have taken it" in page.inner_text("#notice").lower()
     assert "Here is your next task." in page.inner_text("#notice")
     shot(page, "gone")
     assert texts(page) != shown

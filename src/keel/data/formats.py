@@ -29,13 +29,15 @@ from keel.data.prompted import PROMPTED
 from keel.data.rows import Neutral, Numbered, Row, RowError, shown
 from keel.data.store import Store, is_store
 from keel.data.text import prompt_key
+from keel.data.unjudged import UNJUDGED, Unjudged
 from keel.errors import InputError
-from keel.records import Demonstration, Judgment, Origin, Pair, PromptRow, RowCounts
+from keel.records import Answer, Demonstration, Judgment, Origin, Pair, Prompt, PromptRow, RowCounts
 
 __all__ = [
     "file_hash",
     "identify",
     "kind_of",
+    "open_answers",
     "open_demonstrations",
     "open_judgments",
     "read_demonstrations",
@@ -48,6 +50,8 @@ __all__ = [
 R = TypeVar("R")
 F = TypeVar("F", bound="Format")
 
+Asked = tuple[Prompt, list[Answer], Origin]
+"""A prompt and its answers."""
 STORE = "store"
 """What stands in place of a format's name."""
 HEAD = 100  # readable rows from which columns and format are recognised
@@ -129,6 +133,47 @@ def read_judgments(
     return [judgment for group in groups for judgment in group], counts, name
 
 
+def open_answers(
+    source: str, format: str | None = None, limit: int | None = None
+) -> tuple[Iterator[Asked], RowCounts, str]:
+    """Prompts with their distinct answers, whatever is said of them, as `open_judgments` streams and counts them."""
+    counts = RowCounts()
+    if is_store(source):
+        name = STORE
+        groups: Iterator[list[Asked]] = map(_asked, itertools.islice(_of_store(source), limit))
+    else:
+        rows, chosen = _open(ANSWERS, source, format, limit)
+        name = chosen.name
+
+        def convert(row: Row, origin: Origin) -> list[Asked]:
+            if isinstance(chosen, Unjudged):
+                prompt, answers = chosen.convert(row)
+                return [(prompt, list({answer.text: answer for answer in answers}.values()), origin)]
+            return _asked(chosen.read(row, origin))
+
+        groups = (found for _, found in _records(rows, convert, source, counts))
+
+    def stream() -> Iterator[Asked]:
+        for found in groups:
+            counts.read += 1
+            counts.used += 1
+            yield from found
+        _refuse_nothing(counts, source)
+
+    return stream(), counts, name
+
+
+def _asked(judgments: list[Judgment]) -> list[Asked]:
+    """The prompts of some judgments with all the answers that were judged."""
+    of_prompt: dict[str, list[Judgment]] = {}
+    for judgment in judgments:
+        of_prompt.setdefault(prompt_key(judgment.prompt), []).append(judgment)
+    return [
+        (group[0].prompt, list({a.text: a for j in group for a in j.answers}.values()), group[0].origin)
+        for group in of_prompt.values()
+    ]
+
+
 def read_demonstrations(
     source: str, *, format: str | None = None, limit: int | None = None
 ) -> tuple[list[Demonstration], RowCounts, str]:
@@ -206,6 +251,9 @@ def identify(source: str) -> dict[str, object]:
 
 PAIRS = Kind("preference pairs", "chosen and rejected, with a prompt or as transcripts", JUDGED)
 JUDGMENTS = Kind("judgments", "the columns of a format that holds them", JUDGED)
+ANSWERS: Kind[Judged | Unjudged] = Kind(
+    "answers", "prompt and completions (a list), prompt, response_a and response_b, or pairs", (*JUDGED, *UNJUDGED)
+)
 DEMONSTRATIONS = Kind(
     "demonstrations", "prompt and completion, messages, instruction and output, or text", DEMONSTRATED
 )

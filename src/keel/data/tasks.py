@@ -129,7 +129,8 @@ class Queue:
     def add(self, found: Iterable[NewTask], overlap: int = 1) -> int:
         """Put tasks in; returns how many are new. The same answers asked about again are the same task.
 
-        A task that is there already wants more people where `overlap` is higher than it was.
+        A task that is there already wants more people where `overlap` is higher than it was, and is a gold one from now
+        on (which counts as new) where its verdict is known.
         """
         added = 0
         source = iter(found)
@@ -146,9 +147,10 @@ class Queue:
         more = {"overlap": overlap, "wants": tasks.c.wants + (overlap - tasks.c.overlap)}
         wider = tasks.c.key.in_(there), tasks.c.overlap < overlap, tasks.c.gold == ""
         connection.execute(sa.update(tasks).where(*wider).values(**more))
+        known = sum(self._know(connection, key, new[key]) for key in there if new[key].gold)
         fresh = {key: task for key, task in new.items() if key not in there}
         if not fresh:
-            return 0
+            return known
         connection.execute(sa.insert(tasks), [_task_row(key, task, overlap) for key, task in fresh.items()])
         numbers = dict(
             tuple(row) for row in connection.execute(sa.select(tasks.c.key, tasks.c.id).where(tasks.c.key.in_(fresh)))
@@ -159,7 +161,23 @@ class Queue:
             for place, answer in enumerate(task.answers)
         ]
         connection.execute(sa.insert(shown), rows)
-        return len(fresh)
+        return known + len(fresh)
+
+    def _know(self, connection: sa.Connection, key: bytes, task: NewTask) -> bool:
+        """Make a gold task of one that is there, and tell of those who have judged it whether they were right."""
+        plain = sa.select(tasks.c.id).where(tasks.c.key == key, tasks.c.gold == "")
+        if (found := connection.scalar(plain)) is None:
+            return False
+        assert task.gold is not None
+        own = connection.scalar(sa.select(shown.c.answer).where(shown.c.task == found, shown.c.place == 0))
+        same = own == answer_key(prompt_key(task.prompt), task.answers[0])
+        gold = {d: outcome if same else MIRROR.get(outcome, outcome) for d, outcome in task.gold.items()}  # type: ignore[call-overload]
+        row = {"gold": json.dumps(gold), "wants": 0}
+        connection.execute(sa.update(tasks).where(tasks.c.id == found).values(**row))
+        judged = sa.select(turns.c.rater, turns.c.settled).where(turns.c.task == found, turns.c.state == JUDGED)
+        for rater, settled in connection.execute(judged).all():
+            self._change(connection, found, rater, right=_right(gold, json.loads(settled)))
+        return True
 
     # --- handing out ------------------------------------------------------------------------------
 
@@ -287,19 +305,29 @@ class Queue:
         comment: str = "",
         seconds: float | None = None,
     ) -> None:
-        """Store what a rater says of the answers as they were shown; by the same key again, nothing happens.
+        """Store what a rater says of the answers as they were shown; said again, nothing happens.
 
-        Raises `GoneError` where the turn is over: skipped, or expired and taken by others.
+        Raises `GoneError` where the turn is over: judged otherwise in another window, skipped, or expired and taken by
+        others.
         """
         with self.store.writing() as connection:
             row = self._mine(connection, rater, key)
             if row.state == JUDGED:
+                if json.loads(row.said) != _said(verdicts):
+                    raise GoneError("you have judged this task already, and otherwise; undo that to change it")
                 return
             if row.state in (SKIPPED, FLAGGED):
                 raise GoneError("you have skipped this task; undo that first")
             if row.state == EXPIRED and not self._take(connection, row.task):
-                raise GoneError("your time for this task was up and others have judged it; go on with the next one")
+                raise GoneError("your time for this task was up and others have taken it; go on with the next one")
             self._store(connection, row, rater, "person", verdicts, rubric, comment, seconds)
+        self._noted(row.gold, 1)
+
+    def _noted(self, gold: str, count: int) -> None:
+        """What this server does stands in the team's count at once; what others do, within seconds."""
+        if not gold:
+            at, judged, wanted = self._team
+            self._team = at, judged + count, wanted
 
     def _mine(self, connection: sa.Connection, rater: str, key: str) -> sa.Row[Any]:
         row = self._row(connection, turns.c.key == key, turns.c.rater == rater)
@@ -336,11 +364,8 @@ class Queue:
             made.append((said_key(judgment), judgment))
         for some in rows_of(made):
             self.store.add_in(connection, some)
-        said = {dimension: verdict_json(verdict) for dimension, verdict in verdicts.items()}
+        said = _said(verdicts)
         settled = {dimension: _without_strength(in_own_order(one, row.order)) for dimension, one in said.items()}
-        gold = json.loads(row.gold) if row.gold else {}
-        asked = [dimension for dimension in gold if dimension in settled]
-        right = sum(settled[d] == gold[d] for d in asked) / len(asked) if asked else None
         self._change(
             connection,
             row.task,
@@ -350,7 +375,7 @@ class Queue:
             said=json.dumps(said),
             settled=json.dumps(settled, sort_keys=True),
             judgments=",".join(key.hex() for key, _ in made),
-            right=right,
+            right=_right(json.loads(row.gold) if row.gold else {}, settled),
             seconds=seconds,
             note="",
         )
@@ -381,7 +406,8 @@ class Queue:
         now = time.time()
         with self.store.writing() as connection:
             mine = turns.c.rater == rater, turns.c.state.in_((JUDGED, SKIPPED, FLAGGED))
-            last = connection.execute(sa.select(turns).where(*mine).order_by(turns.c.done.desc()).limit(1)).first()
+            latest = sa.select(turns, tasks.c.gold).join(tasks).where(*mine).order_by(turns.c.done.desc()).limit(1)
+            last = connection.execute(latest).first()
             if last is None:
                 raise GoneError("there is nothing to undo")
             if last.state != JUDGED and not self._take(connection, last.task):
@@ -394,7 +420,10 @@ class Queue:
                 self.store.retract_in(connection, bytes.fromhex(key), "undone")
             again = {"state": LEASED, "expires": now + self.lease, "done": None, "right": None}
             self._change(connection, last.task, rater, **again, judgments="", settled="")
-            return self._turn(connection, last.task, rater, now)
+            turn = self._turn(connection, last.task, rater, now)
+        if last.state == JUDGED:
+            self._noted(last.gold, -1)
+        return turn
 
     def adjudicate(
         self, name: str, task: int, verdicts: Mapping[str, Verdict], *, rubric: str = "", comment: str = ""
@@ -486,6 +515,11 @@ def _places(order: str) -> list[int]:
     return [int(place) for place in order.split(",")]
 
 
+def _said(verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
+    """Verdicts as they are kept beside a turn, sides as they were shown."""
+    return {dimension: verdict_json(verdict) for dimension, verdict in verdicts.items()}
+
+
 def verdict_json(verdict: Verdict) -> dict[str, Any]:
     """A verdict as the page sends it."""
     match verdict:
@@ -505,6 +539,12 @@ def in_own_order(said: Mapping[str, Any], order: str) -> dict[str, Any]:
     if "outcome" in said and places == [1, 0]:
         return {**said, "outcome": MIRROR.get(said["outcome"], said["outcome"])}
     return dict(said)
+
+
+def _right(gold: Mapping[str, Any], settled: Mapping[str, Any]) -> float | None:
+    """The share of dimensions in which a verdict is the known one; None where none is known."""
+    asked = [dimension for dimension in gold if dimension in settled]
+    return sum(settled[d] == gold[d] for d in asked) / len(asked) if asked else None
 
 
 def _without_strength(verdict: Mapping[str, Any]) -> Any:

@@ -2,57 +2,149 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 import uvicorn
 from rich.console import Console
 from rich.table import Table
 
 from keel.config import AnnotateConfig, RatersAddConfig, RatersListConfig, RatersRevokeConfig
-from keel.data import formats, people
+from keel.data import checks, formats, people
 from keel.data.store import Store
-from keel.data.tasks import NewTask, Queue, tasks_of, tasks_of_store
-from keel.engine.progress import Bar, say
+from keel.data.tasks import Kind, NewTask, Queue, tasks_of, tasks_of_store
+from keel.engine.progress import Bar, counted, say
 from keel.errors import InputError
-from keel.raters.rubric import DEFAULT, Rubric, load_rubric
-from keel.records import Preference
+from keel.raters.rubric import load_rubric
+from keel.records import Judgment, Preference, RowCounts
 from keel.web.app import make_app
+from keel.web.campaign import Campaign, campaign_of, keep
+
+T = TypeVar("T")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def annotate(config: AnnotateConfig) -> None:
-    """Put tasks in, then serve until interrupted."""
-    rubric = DEFAULT if config.rubric is None else load_rubric(config.rubric)
-    with Store(config.store, create=True) as store:
+    """Put tasks in, then serve until interrupted. Nothing is written before files and address are seen to be good."""
+    if config.rubric is not None:
+        load_rubric(config.rubric)
+    found = None if config.tasks is None else answers_of_file(config)
+    gold = None if config.gold is None else verdicts_of_file(config)
+    with listening(config) as door, Store(config.store, create=True) as store:
+        campaign = campaign_of(config, store)
         queue = Queue(store, lease=60 * config.lease, gold_every=config.gold_every)
-        put_in(config, store, queue, rubric)
-        progress = queue.progress("")
-        if not progress.total:
-            raise InputError(f"{config.store}: nothing to judge; give --tasks FILE, or collect answers into it first")
-        say(f"{config.store}: {progress.team:,} of {progress.total:,} judgments are there")
-        if not any(account.revoked is None for account in people.everyone(store)):
-            say(f"nobody may sign in yet: keel raters add --store {config.store} --name NAME")
-        loopback = config.host in ("127.0.0.1", "localhost", "::1")
+        put_in(config, store, queue, campaign, found, gold)
+        keep(store, campaign)
+        tell(config, store, queue, door)
         app = make_app(
             store,
             queue,
-            rubric,
-            hosts=["127.0.0.1", "localhost", "[::1]"] if loopback else None,
+            campaign.rubric,
+            hosts=["127.0.0.1", "localhost", "[::1]"] if config.host in LOOPBACK else None,
             secure=config.https,
         )
-        say(f"http://{config.host}:{config.port}  (Ctrl-C ends it; nothing is lost)")
-        uvicorn.run(app, host=config.host, port=config.port, log_level="warning", server_header=False)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
+        with suppress(KeyboardInterrupt):
+            server.run(sockets=[door])
 
 
-def put_in(config: AnnotateConfig, store: Store, queue: Queue, rubric: Rubric) -> None:
-    """Tasks from the file or the store, and those with a known verdict."""
-    dimensions = rubric.names if config.one_at_a_time else ("",)
-    found = tasks_of_store(store, config.kind) if config.tasks is None else tasks_of_file(config)
+@contextmanager
+def listening(config: AnnotateConfig) -> Iterator[socket.socket]:
+    """The address, taken before anything is written."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        door = socket.create_server((config.host, config.port), family=family)
+    except OSError as error:
+        taken = f"port {config.port}: something listens there; give --port another number, or 0 for any that is free"
+        elsewhere = f"--host {config.host}: {error.strerror}; give an address of this machine, 127.0.0.1 or 0.0.0.0"
+        refused = f"port {config.port}: not allowed to listen there; give --port a number from 1024 on"
+        why = {errno.EADDRINUSE: taken, errno.EACCES: refused}.get(error.errno or 0, elsewhere)
+        raise InputError(why) from error
+    with door:
+        yield door
+
+
+def tell(config: AnnotateConfig, store: Store, queue: Queue, door: socket.socket) -> None:
+    """How far it is, who may come in, and where."""
+    progress = queue.progress("")
+    if not progress.total:
+        raise InputError(f"{config.store}: nothing to judge; {_remedy(config)}")
+    say(f"{config.store}: {progress.team:,} of {counted(progress.total, 'judgment')} are there")
+    if not any(account.revoked is None for account in people.everyone(store)):
+        say(f"nobody may sign in yet: keel raters add --store {config.store} --name NAME")
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    say(f"http://{host}:{door.getsockname()[1]}  (Ctrl-C ends it; nothing is lost)")
+    if config.host not in LOOPBACK and not config.https:
+        say("  other machines reach it without HTTPS: whoever listens on the way reads tokens and answers")
+
+
+def _remedy(config: AnnotateConfig) -> str:
+    if config.tasks is None:
+        return "give --tasks FILE, or collect answers into it first"
+    return f"no prompt of {config.tasks} has two answers that differ; give another --tasks"
+
+
+# --- tasks ----------------------------------------------------------------------------------------
+
+
+def answers_of_file(config: AnnotateConfig) -> list[formats.Asked]:
+    """Prompts with answers to judge; bad rows are counted, and refused past the share."""
+    assert config.tasks is not None
+    found, counts, name = formats.open_answers(config.tasks, limit=config.limit)
+    return _checked(config, config.tasks, list(found), counts, name)
+
+
+def verdicts_of_file(config: AnnotateConfig) -> list[Judgment]:
+    """Pairs whose verdict is known."""
+    assert config.gold is not None
+    if config.kind in ("score", "ranking"):
+        raise InputError(f"--gold holds pairs, which have no place among tasks of --kind {config.kind}; leave it out")
+    groups, counts, name = formats.open_judgments(config.gold, limit=config.limit)
+    found = [judgment for group in groups for judgment in group]
+    for judgment in found:
+        if not isinstance(judgment.verdict, Preference):
+            counts.note("no preference between two answers: not used as gold", judgment.origin.row)
+    return _checked(config, config.gold, [j for j in found if isinstance(j.verdict, Preference)], counts, name)
+
+
+def _checked(config: AnnotateConfig, source: str, found: list[T], counts: RowCounts, name: str) -> list[T]:
+    say(checks.summarise(counts, source, name))
+    checks.refuse_bad(counts, config.max_bad_share, source)
+    return found
+
+
+def put_in(
+    config: AnnotateConfig,
+    store: Store,
+    queue: Queue,
+    campaign: Campaign,
+    found: list[formats.Asked] | None,
+    gold: list[Judgment] | None,
+) -> None:
+    """Tasks of the file or of the store, and those with a known verdict; what is there already is not new."""
+    lone: list[int] = []
+    source = tasks_of_store(store, campaign.kind) if found is None else _tasks(found, campaign.kind, lone)
     with Bar("tasks", None) as bar:
-        added = queue.add(_each(found, dimensions, bar), config.overlap)
-    say(f"{added:,} tasks more")
-    if config.gold is not None:
-        say(f"{queue.add(known(config, dimensions, rubric)):,} gold tasks more")
+        added = queue.add(_each(source, campaign.dimensions, bar), config.overlap)
+    if lone:
+        rows = ", ".join(map(str, lone[:5])) + (", …" if len(lone) > 5 else "")
+        say(f"  {counted(len(lone), 'prompt')} without two answers that differ, nothing to compare: rows {rows}")
+    say(counted(added, "new task"))
+    if gold is not None:
+        say(counted(queue.add(known(gold, campaign)), "new gold task"))
+
+
+def _tasks(found: list[formats.Asked], kind: Kind, lone: list[int]) -> Iterator[NewTask]:
+    """What there is to ask; rows that give nothing go to `lone`."""
+    for prompt, answers, origin in found:
+        made = list(tasks_of(prompt, answers, kind, origin))
+        if not made:
+            lone.append(origin.row)
+        yield from made
 
 
 def _each(found: Iterable[NewTask], dimensions: Iterable[str], bar: Bar) -> Iterator[NewTask]:
@@ -62,26 +154,14 @@ def _each(found: Iterable[NewTask], dimensions: Iterable[str], bar: Bar) -> Iter
         yield from task.for_each(dimensions)
 
 
-def tasks_of_file(config: AnnotateConfig) -> Iterator[NewTask]:
-    """Answers to judge, of each prompt in a file; what the file says of them is left aside."""
-    assert config.tasks is not None
-    groups, counts, _ = formats.open_judgments(config.tasks, limit=config.limit)
-    for group in groups:
-        answers = list({answer.text: answer for judgment in group for answer in judgment.answers}.values())
-        yield from tasks_of(group[0].prompt, answers, config.kind, group[0].origin)
-    say(f"{config.tasks}: {counts.read:,} rows read, {counts.used:,} used, {counts.dropped_total:,} dropped")
-
-
-def known(config: AnnotateConfig, dimensions: Iterable[str], rubric: Rubric) -> Iterator[NewTask]:
+def known(gold: Iterable[Judgment], campaign: Campaign) -> Iterator[NewTask]:
     """Pairs whose verdict is known, in every dimension that is not told apart."""
-    assert config.gold is not None
-    groups, _, _ = formats.open_judgments(config.gold, limit=config.limit)
-    for judgment in (j for group in groups for j in group):
-        if isinstance(judgment.verdict, Preference):
-            asked = rubric.names if judgment.dimension == "overall" else (judgment.dimension,)
-            gold = dict.fromkeys(asked, judgment.verdict.outcome)
-            task = NewTask(judgment.prompt, judgment.answers, "pair", gold=gold, origin=judgment.origin)
-            yield from task.for_each(dimensions)
+    for judgment in gold:
+        assert isinstance(judgment.verdict, Preference)
+        asked = campaign.rubric.names if judgment.dimension == "overall" else (judgment.dimension,)
+        known_as = dict.fromkeys(asked, judgment.verdict.outcome)
+        task = NewTask(judgment.prompt, judgment.answers, "pair", gold=known_as, origin=judgment.origin)
+        yield from task.for_each(campaign.dimensions)
 
 
 # --- people ---------------------------------------------------------------------------------------
