@@ -533,3 +533,21 @@ def test_n_may_be_written_short():
     flags = ["--model", "m", "--prompts", "p", "--out", "o"]
     assert _parse("generate", GenerateConfig, [*flags, "-n", "4"]).n == 4
     assert _parse("generate", GenerateConfig, flags).n == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--overlap 0", "--overlap: must be greater than or equal to 1"),
+        ("--overlap 0 --lease -1", "--overlap: must be greater than or equal to 1; --lease: must be greater than 0"),
+        ("--overlap two", "--overlap: not a whole number: 'two'"),
+        ("--lease x", "--lease: not a number: 'x'"),
+        ("--kind stars", "invalid choice 'stars' for argument '--kind'. Expected one of ("),
+    ],
+)
+def test_a_wrong_value_is_said_by_its_option(words, said, capsys):
+    """Its name first, and neither a title, a frame, nor a class of the program."""
+    assert cli.main(["annotate", "--store", "store:none.db", *words.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"keel annotate: {said}")
+    assert not any(word in line for word in ("Config", "error", "None", "http", "--help", "type="))

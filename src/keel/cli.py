@@ -105,7 +105,7 @@ def _parse(command: str, kind: Any, flags: list[str]) -> Any:
         with redirect_stdout(out), redirect_stderr(err):
             return tyro.cli(kind, args=_with_file(flags, kind), prog=f"keel {command}")
     except SystemExit as error:
-        raise InputError(_essence(out.getvalue() + err.getvalue())) from error
+        raise InputError(_essence(out.getvalue() + err.getvalue(), kind)) from error
 
 
 def _with_file(flags: list[str], kind: Any) -> list[str]:
@@ -146,12 +146,32 @@ def _flags_of(file: Path, kind: Any) -> list[str]:
     return flags
 
 
-def _essence(message: str) -> str:
-    """The sentences of a framed error message, without frame, links and echoes of the input."""
-    lines = [line.strip("│╭╰─╮╯- ").strip() for line in message.splitlines()]
-    noise = ("For further information", "https://", "For full helptext", "Error parsing", "keel ")
-    kept = " ".join(line for line in lines if line and not line.startswith(noise))
-    return re.sub(r" ?\[type=.*?\](?= |$)", "", kept) or "the options could not be understood; see --help"
+PLAINER = (
+    (r"Error parsing (\w+: \d+ validation errors? for \w+)?", ""),
+    (r"\[type=[^\]]*\]", ""),
+    (r"For further information visit \S+", ""),
+    (r"For full helptext.*", ""),
+    (r"'None', |, 'None'(?=\))", ""),
+    (r"invalid literal for int\(\) with base 10", "not a whole number"),
+    (r"could not convert string to float", "not a number"),
+)
+"""What to say in place of a parser's words."""
+
+
+def _essence(message: str, kind: Any) -> str:
+    """The sentences of a framed error message, without title, frame, help, links and echoes of the input."""
+    lines = [line.strip("│╭╰─╮╯ ").strip() for line in message.splitlines()]
+    lines = [line for line in lines if line.strip("-")][1:]
+    whole = " ".join(_named(line, kind) for line in lines).partition(" Argument helptext:")[0]
+    for pattern, words in PLAINER:
+        whole = re.sub(pattern, words, whole)
+    said = " ".join(whole.split()).replace(" ;", ";").removeprefix("; ")
+    return said or "the options could not be understood; see --help"
+
+
+def _named(line: str, kind: Any) -> str:
+    """A line that is an option's name alone begins what is said of it."""
+    return f"; --{line.replace('_', '-')}:" if line in kind.model_fields else line.replace("Input should be", "must be")
 
 
 if __name__ == "__main__":
