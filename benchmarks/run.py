@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import standard
 from sides import Side, compare
 
 from keel.models.machine import multiplies_bf16
+from keel.records import Pair
 
 ROOT = Path(__file__).parent
 LEARNING_RATE = 1e-6
@@ -47,7 +49,8 @@ class Work:
     """Two sides in fp32, run once beside the clock: their numbers must agree to `exact_tolerance`."""
     exact_tolerance: float = 1e-4
     rounds: int = 2
-    long: bool = False
+    build: Callable[[Path, list[Pair], int], None] = standard.build_data
+    """What makes the data, from pairs and their number."""
     least: dict[str, bool] = field(default_factory=dict)
     """Where the least possible work is known: whether the head over the vocabulary is part of it."""
 
@@ -135,7 +138,21 @@ def works(keel: str, trl: str, trl_ppo: str) -> list[Work]:
                     "Keel in fp32, sharing off", keel, "side_keel.py", {"options": {"precision": "fp32"}, "pack": False}
                 ),
             ),
-            long=True,
+            build=standard.build_long,
+        ),
+        Work(
+            "four",
+            "Reward model, four answers to a prompt, all six pairs",
+            "pairs",
+            2 * standard.ROUNDS_BATCH,
+            {"method": "reward", "steps": 2, "batch": standard.ROUNDS_BATCH, "learning_rate": 1e-4},
+            (
+                mine,
+                Side("TRL 1.16, tuned", trl, "side_trl.py", tuned, 5e-3),
+                Side("TRL 1.16, defaults", trl, "side_trl.py", {"options": {}}, 5e-3),
+            ),
+            (in_fp32, Side("TRL 1.16 in fp32", trl, "side_trl.py", {"options": plain})),
+            build=standard.build_rounds,
         ),
     ]
 
@@ -168,7 +185,7 @@ def main() -> None:
             place.mkdir()
             for part in ("model", "reward"):
                 (place / part).symlink_to(folder / part)
-            (standard.build_long if work.long else standard.build_data)(place, pairs, max(work.count, 16))
+            work.build(place, pairs, max(work.count, 16))
             found = compare(work, place, log)
             if work.least and found["sides"]["Keel"]["agrees"]:
                 seconds = work.count / found["sides"]["Keel"]["per_second"]

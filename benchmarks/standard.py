@@ -25,6 +25,8 @@ from keel.models import checkpoints
 from keel.records import Bundle, Pair
 
 BATCH = 8
+ROUNDS_BATCH = 24
+"""Pairs in a batch where six stand on each prompt."""
 MAX_LENGTH = 512
 SEED = 0
 
@@ -76,15 +78,30 @@ def build_long(folder: Path, pairs: list[Pair], count: int) -> None:
     write(folder, [(p, text.encode(p, 1 << 20)) for p in long], count)
 
 
-def write(folder: Path, kept: list[tuple[Pair, Bundle]], count: int) -> None:
-    """The files of either."""
+def build_rounds(folder: Path, pairs: list[Pair], count: int) -> None:
+    """As `build_data`, with four answers to each prompt and all six pairs of them."""
+    text = checkpoints.load_text(f"{folder}/model")
+    kept: list[tuple[Pair, Bundle]] = []
+    for one, other in itertools.pairwise(pairs):
+        answers = (one.chosen, other.chosen, one.rejected, other.rejected)
+        six = [Pair(one.prompt, better, worse) for better, worse in itertools.combinations(answers, 2)]
+        bundles = [text.encode(pair, 1 << 20) for pair in six]
+        if max(len(b.prompt_ids) + max(map(len, b.completions)) for b in bundles) <= MAX_LENGTH:
+            kept += zip(six, bundles, strict=True)
+        if len(kept) >= count:
+            break
+    write(folder, kept[:count], count, ROUNDS_BATCH)
+
+
+def write(folder: Path, kept: list[tuple[Pair, Bundle]], count: int, batch: int = BATCH) -> None:
+    """The files of all of them."""
     if len(kept) < count:
         raise SystemExit(f"only {len(kept)} pairs of at most {MAX_LENGTH} tokens a side; {count} are needed")
     rows = ({"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p, _ in kept)
     write_lines(folder / "pairs.jsonl", rows)
     write_lines(folder / "prompts.jsonl", ({"prompt": p.prompt} for p, _ in kept))
-    batches = Batches([bundle for _, bundle in kept], BATCH, SEED, together=prompt_of)
-    order = [bundle for step in range(count // BATCH) for bundle in batches.of(step)]
+    batches = Batches([bundle for _, bundle in kept], batch, SEED, together=prompt_of)
+    order = [bundle for step in range(count // batch) for bundle in batches.of(step)]
     ids = ((b.prompt_ids, *(c.ids for c in b.completions)) for b in order)
     write_lines(folder / "ids.jsonl", ({"prompt_ids": p, "chosen_ids": c, "rejected_ids": r} for p, c, r in ids))
 
