@@ -271,12 +271,15 @@ def counted(source, prompts):
             "j.comment FROM judgments j JOIN answers a ON a.key = j.first JOIN answers b ON b.key = j.second "
             "JOIN prompts p ON p.key = j.prompt WHERE j.rater LIKE 'judge-1%'"
         ).fetchall()
-    rows = [(len(a) - len(b), said, comment) for prompt, a, b, said, comment in rows if prompt in prompts]
-    clear = [(lead > 0) == (said == "first") for lead, said, _ in rows if said != "tie" and lead]
-    agree = [1.0 if (lead > 0, lead < 0) == (said == "first", said == "second")
-             else 0.5 if not lead or said == "tie" else 0.0 for lead, said, _ in rows]  # fmt: skip
-    ties = [comment.startswith("The two orders disagree") for _, said, comment in rows if said == "tie"]
-    return [(sum(x), len(x)) for x in (clear, agree, ties)]
+    rows = [(len(a) - len(b), said, comment, prompt) for prompt, a, b, said, comment in rows if prompt in prompts]
+    clear = [((lead > 0) == (said == "first"), prompt) for lead, said, _, prompt in rows if said != "tie" and lead]
+    agree = [(1.0 if (lead > 0, lead < 0) == (said == "first", said == "second")
+              else 0.5 if not lead or said == "tie" else 0.0, prompt) for lead, said, _, prompt in rows]  # fmt: skip
+    ties = [
+        (comment.startswith("The two orders disagree"), prompt) for _, said, comment, prompt in rows if said == "tie"
+    ]
+    assert len(rows) == 6 * len(prompts)
+    return [(sum(x for x, _ in some) / len(some), len({prompt for _, prompt in some})) for some in (clear, agree, ties)]
 
 
 @pytest.mark.usefixtures("key")
@@ -292,15 +295,16 @@ def test_a_judges_leaning_to_length_is_counted_over_all_its_verdicts(configure_c
         part = collect(configure_collect(limit=5, **common)).summary["judges"]
     prompts = [json.loads(line)["prompt"] for line in Path(config.prompts).read_text().splitlines()]
     for figures, some in ((whole, prompts), (part, prompts[:5])):
-        ((longer, clear), (agree, of), (split, ties)) = counted(config.store, some)
+        expected = counted(config.store, some)
         (bias,) = figures
         assert bias["dimension"] == "overall"
-        assert (bias["prefers_longer"]["mean"], bias["prefers_longer"]["n"]) == (longer / clear, clear)
-        assert (bias["baseline_agreement"]["mean"], bias["baseline_agreement"]["n"]) == (agree / of, of)
-        assert (bias["orders_disagree"]["mean"], bias["orders_disagree"]["n"]) == (split / ties, ties)
-        assert of == 6 * len(some)
-        assert 0 < split < ties < of
-        assert bias["prefers_longer"]["low"] < longer / clear < bias["prefers_longer"]["high"]
+        for name, (share, asked) in zip(
+            ("prefers_longer", "baseline_agreement", "orders_disagree"), expected, strict=True
+        ):
+            assert (bias[name]["mean"], bias[name]["n"]) == (pytest.approx(share), asked)
+            assert 0 <= bias[name]["low"] < share < bias[name]["high"] <= 1
+        assert expected[1][1] == len(some)
+        assert 0 < expected[2][0] < 1
     assert whole == again != part
     assert f"prefers the longer answer {whole[0]['prefers_longer']['mean']:.3f} [" in capsys.readouterr().err
 

@@ -60,6 +60,40 @@ def test_rate_leaves_missing_out() -> None:
     assert rate([1, 0.5, math.nan, 0, 1]) == wilson(2.5, 4)
 
 
+def test_a_rate_over_copies_is_that_of_the_originals() -> None:
+    """Each outcome three times: as many independent ones as there were before."""
+    once = [1, 0, 0.5, 0, 0, 1, 1, 0, 1, 1]
+    found = rate([x for x in once for _ in range(3)], [f"prompt {i}" for i in range(10) for _ in range(3)])
+    # Halves vary less than a rate of whole outcomes would, which Wilson's interval leaves aside.
+    whole = rate([x for x in (1, 0, 0, 0, 1, 1) for _ in range(3)], [i for i in range(6) for _ in range(3)])
+    expected = wilson(3, 6)
+    assert (whole.mean, whole.low, whole.high, whole.n) == pytest.approx((0.5, expected.low, expected.high, 6))
+    assert (found.mean, found.n) == (0.55, 10)
+    assert rate([0.55] * 10).low == pytest.approx(wilson(5.5, 10).low)
+    assert wilson(5.5, 10).low < found.low < wilson(16.5, 30).low
+
+
+def test_clusters_of_one_are_plain_outcomes() -> None:
+    assert rate([1, 0, 0, 1, 1], "abcde") == wilson(3, 5)
+    assert rate([1, 1, 1, 1], "aabb") == wilson(2, 2)
+    assert rate([1, math.nan, 0], "aab") == rate([1, 0])
+    assert rate([], []) == wilson(0, 0) or math.isnan(rate([], []).mean)
+
+
+def test_a_clustered_rate_holds_what_it_promises() -> None:
+    """Four pairs of each prompt, alike by the prompt: 95 % of the intervals hold the true rate; plain ones do not."""
+    draw = np.random.default_rng(5)
+    held = {"clustered": 0, "plain": 0}
+    for _ in range(400):
+        share = draw.beta(2, 1, size=120)
+        outcomes = (draw.random((120, 4)) < share[:, None]).astype(float).ravel()
+        prompts = np.repeat(np.arange(120), 4).tolist()
+        for name, found in (("clustered", rate(outcomes, prompts)), ("plain", rate(outcomes))):
+            held[name] += found.low <= 2 / 3 <= found.high
+    assert 0.92 <= held["clustered"] / 400 <= 0.98
+    assert held["plain"] / 400 < 0.9
+
+
 def test_mean_is_students() -> None:
     x = np.random.default_rng(0).normal(3, 2, 9)
     found = mean([*x, math.nan])

@@ -34,18 +34,40 @@ def wilson(successes: float, n: int) -> Estimate:
     """Wilson score interval for a rate (Wilson 1927); `successes` may be a multiple of 1/2 (ties)."""
     if n == 0:
         return Estimate(math.nan, 0.0, 1.0, 0)
+    return Estimate(successes / n, *_wilson(successes / n, n), n)
+
+
+def _wilson(p: float, n: float) -> tuple[float, float]:
+    """The interval's ends for a rate of p among n, which need not be whole."""
     z = float(stats.norm.ppf(0.975))
-    p = successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Estimate(p, max(0.0, centre - half), min(1.0, centre + half), n)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def rate(outcomes: ArrayLike) -> Estimate:
-    """Interval of a rate from outcomes in [0, 1], ties as 1/2. Missing outcomes are NaN: left out, never 0."""
+def rate(outcomes: ArrayLike, clusters: Sequence[object] | None = None) -> Estimate:
+    """Interval of a rate from outcomes in [0, 1], ties as 1/2. Missing outcomes are NaN: left out, never 0.
+
+    With `clusters` (one label per outcome, e.g. the prompt) it is Wilson's for the number of independent outcomes that
+    would vary as much as the clusters do (Kish's effective sample size, at most that of the outcomes), and `n` counts
+    clusters. A rate of 0 or 1 shows no variation: then each cluster counts as one outcome.
+    """
     x = np.asarray(outcomes, dtype=np.float64)
-    x = x[~np.isnan(x)]
-    return wilson(float(x.sum()), len(x))
+    keep = ~np.isnan(x)
+    x = x[keep]
+    if clusters is None or not len(x):
+        return wilson(float(x.sum()), len(x))
+    index = _numbered(clusters, keep)
+    p, n = float(x.mean()), int(index.max()) + 1
+    variation = float((np.bincount(index, x - p) ** 2).sum())
+    effective = len(x) * min(1.0, len(x) * p * (1 - p) / variation) if variation else float(n)
+    return Estimate(p, *_wilson(p, effective), n)
+
+
+def _numbered(clusters: Sequence[object], keep: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Which cluster each kept value is in, counted from 0."""
+    _, index = np.unique([str(c) for c, k in zip(clusters, keep, strict=True) if k], return_inverse=True)
+    return index
 
 
 def mean(values: ArrayLike, clusters: Sequence[object] | None = None) -> Estimate:
@@ -57,7 +79,7 @@ def mean(values: ArrayLike, clusters: Sequence[object] | None = None) -> Estimat
     x = np.asarray(values, dtype=np.float64)
     keep = ~np.isnan(x)
     if clusters is not None:
-        _, index = np.unique([str(c) for c, k in zip(clusters, keep, strict=True) if k], return_inverse=True)
+        index = _numbered(clusters, keep)
         x = x[keep]
         sizes = np.bincount(index)
         centre = float(x.mean()) if len(x) else math.nan

@@ -52,7 +52,7 @@ def test_bias_by_hand():
         said("both_bad", 2, 2),
         Judgment("q", (Answer("x"),), Score(3.0)),
     ]
-    bias = verbosity_bias(given)
+    bias = verbosity_bias([replace(judgment, prompt=f"q {i}") for i, judgment in enumerate(given)])
     interval = binomtest(4, 5).proportion_ci(method="wilson")
     assert bias.prefers_longer.mean == pytest.approx(4 / 5)
     assert (bias.prefers_longer.low, bias.prefers_longer.high) == pytest.approx((interval.low, interval.high))
@@ -61,6 +61,7 @@ def test_bias_by_hand():
     assert bias.baseline_agreement.n == 8
     assert (bias.ties, bias.equal_length) == (2, 1)
     assert "0.800" in str(bias)
+    assert verbosity_bias([*given, *given]).prefers_longer.n == 1  # all of one prompt
 
 
 def test_white_space_is_no_length():
@@ -81,7 +82,7 @@ def test_ties_of_disagreement_are_told_apart():
     task = Task("q", Answer("long one"), Answer("short"))
     settled = [settle(Heard(a, 1.0, "so"), Heard(b, 1.0, "so")) for a, b in heard]
     found = [j for s in settled for j in judgments(task, {"overall": s}, "judge", DEFAULT)]
-    bias = verbosity_bias(found)
+    bias = verbosity_bias([replace(judgment, prompt=f"q {i}") for i, judgment in enumerate(found)])
     interval = binomtest(2, 4).proportion_ci(method="wilson")
     assert (bias.ties, bias.orders_disagree.mean, bias.orders_disagree.n) == (4, 0.5, 4)
     assert (bias.orders_disagree.low, bias.orders_disagree.high) == pytest.approx((interval.low, interval.high))
@@ -95,7 +96,7 @@ def test_bias_by_dimension():
     found = verbosity_biases([*polite, said("second", 9, 1)])
     assert {name: (b.prefers_longer.mean, b.prefers_longer.n) for name, b in found.items()} == {
         "overall": (0.0, 1),
-        "politeness": (1.0, 3),
+        "politeness": (1.0, 1),
     }
 
 

@@ -58,13 +58,14 @@ def collect_votes(story: Story) -> dict[str, Any]:
     for name, rows in (("few-pairs", few), ("held-out-pairs", clean)):
         lines = ({"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in rows)
         write_lines(story.out / "data" / f"{name}.jsonl", lines)
+    asked = [p.prompt for p in pairs]
     return {
         "shown": counts.read,
         "pairs": len(pairs),
         "ties": counts.read - len(pairs),
         "engine_share": gathered.summary["sample_seconds"] / gathered.summary["seconds"],
-        "agreement_with_gold": stats.rate([agrees(p.prompt, p.chosen, p.rejected) for p in pairs]).as_dict(),
-        "longer_wins": stats.rate([longer(p.chosen, p.rejected) for p in pairs]).as_dict(),
+        "agreement_with_gold": stats.rate([agrees(p.prompt, p.chosen, p.rejected) for p in pairs], asked).as_dict(),
+        "longer_wins": stats.rate([longer(p.chosen, p.rejected) for p in pairs], asked).as_dict(),
         "held_out_pairs": len(clean),
         "gold_ties_left_out": len(fresh) - len(clean),
     }

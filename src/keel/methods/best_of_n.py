@@ -125,6 +125,7 @@ def _result(
 ) -> Result:
     seconds = time.perf_counter() - began
     completions = [c for b in bundles for c in b.completions]
+    prompts = [b.prompt for b in bundles for _ in b.completions]
     summary = {
         "command": command,
         "seconds": round(seconds, 3),
@@ -134,10 +135,8 @@ def _result(
         "peak_rss_gb": peak_rss_gb(),
         "metrics": {
             **measured,
-            "length": stats.mean(
-                [len(c) for c in completions], [b.prompt for b in bundles for _ in b.completions]
-            ).as_dict(),
-            "truncated": stats.rate([c.truncated for c in completions]).as_dict(),
+            "length": stats.mean([len(c) for c in completions], prompts).as_dict(),
+            "truncated": stats.rate([c.truncated for c in completions], prompts).as_dict(),
         },
         "rows": counts.as_dict(),
     }

@@ -170,12 +170,13 @@ def _fingerprint(identity: str, dtype: torch.dtype, bundles: Sequence[Bundle]) -
 
 
 def evaluate(config: DPOConfig, policy: nn.Module, reference: Reference, bundles: list[Bundle]) -> dict[str, Any]:
-    """Held-out loss, implicit accuracy (ties count 1/2) and implicit margin, each with its interval over pairs."""
+    """Held-out loss, implicit accuracy (ties count 1/2) and margin; intervals treat the prompts as independent."""
     logps = torch.cat(in_batches(sequence_logps, policy, bundles, config.micro_tokens))
     loss, metrics = pair_loss(config, logps, reference.logps(range(len(bundles))), bundles)
+    prompts = [prompt_of(b) for b in bundles]
+    means = {name: metrics[name].cpu().numpy() for name in ("rewards/margins", "logps/chosen")}
     return {
-        "loss": stats.mean(loss.cpu().numpy()).as_dict(),
-        "rewards/accuracies": stats.rate(metrics["rewards/accuracies"].cpu().numpy()).as_dict(),
-        "rewards/margins": stats.mean(metrics["rewards/margins"].cpu().numpy()).as_dict(),
-        "logps/chosen": stats.mean(metrics["logps/chosen"].cpu().numpy()).as_dict(),
+        "loss": stats.mean(loss.cpu().numpy(), prompts).as_dict(),
+        "rewards/accuracies": stats.rate(metrics["rewards/accuracies"].cpu().numpy(), prompts).as_dict(),
+        **{name: stats.mean(values, prompts).as_dict() for name, values in means.items()},
     }

@@ -70,12 +70,13 @@ def train(config: RewardConfig) -> Result:
 
 
 def evaluate(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int) -> dict[str, Any]:
-    """Held-out accuracy (ties count 1/2), loss and margin, each with its interval over pairs."""
+    """Held-out accuracy (ties count 1/2), loss and margin; intervals treat the prompts as the independent examples."""
     scores = torch.stack(in_batches(scalars_at_end, model, bundles, micro_tokens)).cpu()
     margin = torch.tensor([b.margin for b in bundles])
     loss, metrics = objectives.bradley_terry_loss(scores[:, 0], scores[:, 1], margin)
+    prompts = [prompt_of(b) for b in bundles]
     return {
-        "accuracy": stats.rate(metrics["accuracy"].numpy()).as_dict(),
-        "loss": stats.mean(loss.numpy()).as_dict(),
-        "margin": stats.mean(metrics["margin"].numpy()).as_dict(),
+        "accuracy": stats.rate(metrics["accuracy"].numpy(), prompts).as_dict(),
+        "loss": stats.mean(loss.numpy(), prompts).as_dict(),
+        "margin": stats.mean(metrics["margin"].numpy(), prompts).as_dict(),
     }

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from keel import stats
+from keel.data.text import prompt_key
 from keel.raters import Task
 from keel.raters.rubric import Rubric
 from keel.records import MIRROR, Answer, Judgment, Outcome, Preference, Prompt
@@ -137,9 +138,9 @@ class VerbosityBias:
     def __str__(self) -> str:
         longer, baseline, ties = self.prefers_longer, self.baseline_agreement, self.orders_disagree
         parts = [
-            f"prefers the longer answer {longer} (n = {longer.n})" if longer.n else "",
-            f'"the longer wins" agrees with it {baseline} (n = {baseline.n})' if baseline.n else "no verdict yet",
-            f"its two orders disagree in {ties} of its ties (n = {ties.n})" if ties.n else "",
+            f"prefers the longer answer {longer} (prompts: {longer.n})" if longer.n else "",
+            f'"the longer wins" agrees with it {baseline} (prompts: {baseline.n})' if baseline.n else "no verdict yet",
+            f"its two orders disagree in {ties} of its ties (prompts: {ties.n})" if ties.n else "",
         ]
         return "; ".join(filter(None, parts))
 
@@ -151,17 +152,16 @@ class VerbosityBias:
         } | {"ties": self.ties, "equal_length": self.equal_length}
 
 
-_Sides = tuple[int, int, bool]
+_Sides = tuple[int, int, bool, str]
 """Of a verdict: 1 for the first answer, -1 for the second, 0 for neither; the same of the longer answer; whether the
-two orders disagree."""
+two orders disagree; the prompt's key."""
 
 
 def verbosity_bias(judgments: Iterable[Judgment]) -> VerbosityBias:
     """The bias of some judgments of pairs; other verdicts (scores, rankings) say nothing of it and are passed over.
 
-    Length is counted in characters without outer white space. Give one dimension at a time, or see
-    `verbosity_biases`: verdicts of one pair in several dimensions are not independent, as the intervals (Wilson, 95 %)
-    suppose.
+    Length is counted in characters without outer white space. Intervals treat the prompts as the independent examples.
+    Give one dimension at a time, or see `verbosity_biases`.
     """
     return _bias([sides for judgment in judgments if (sides := _sides(judgment)) is not None])
 
@@ -180,16 +180,22 @@ def _sides(judgment: Judgment) -> _Sides | None:
         return None
     first, second = (len(answer.text.strip()) for answer in judgment.answers)
     said = _SIGN.get(judgment.verdict.outcome, 0)
-    return said, (first > second) - (first < second), judgment.comment.startswith(_DISAGREE)
+    disagree = judgment.comment.startswith(_DISAGREE)
+    return said, (first > second) - (first < second), disagree, prompt_key(judgment.prompt)
 
 
 def _bias(verdicts: Sequence[_Sides]) -> VerbosityBias:
-    clear = [said * longer for said, longer, _ in verdicts if said and longer]
-    ties = [disagree for said, _, disagree in verdicts if not said]
+    clear = [((1 + said * longer) / 2, prompt) for said, longer, _, prompt in verdicts if said and longer]
+    alike = [(1 - abs(said - longer) / 2, prompt) for said, longer, _, prompt in verdicts]
+    ties = [(float(disagree), prompt) for said, _, disagree, prompt in verdicts if not said]
     return VerbosityBias(
-        prefers_longer=stats.rate([(1 + agrees) / 2 for agrees in clear]),
-        baseline_agreement=stats.rate([1 - abs(said - longer) / 2 for said, longer, _ in verdicts]),
+        prefers_longer=_rate(clear),
+        baseline_agreement=_rate(alike),
         ties=len(ties),
-        equal_length=sum(bool(said) and not longer for said, longer, _ in verdicts),
-        orders_disagree=stats.rate(ties),
+        equal_length=sum(bool(said) and not longer for said, longer, *_ in verdicts),
+        orders_disagree=_rate(ties),
     )
+
+
+def _rate(outcomes: Sequence[tuple[float, str]]) -> stats.Estimate:
+    return stats.rate([outcome for outcome, _ in outcomes], [prompt for _, prompt in outcomes])
