@@ -264,7 +264,7 @@ def moody(call):
 
 
 def counted(source, prompts):
-    """(longer, of) clear verdicts, (agreeing, of) with the longer answer, (disagreeing, of) ties: with SQL alone."""
+    """(share, prompts): of clear verdicts for the longer, of those that it explains, of ties that disagree; by SQL."""
     with sqlite3.connect(source.removeprefix("store:")) as connection:
         rows = connection.execute(
             "SELECT p.content, trim(a.text, char(9, 10, 13, 32)), trim(b.text, char(9, 10, 13, 32)), j.outcome, "
