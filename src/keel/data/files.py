@@ -1,17 +1,35 @@
-"""JSON and JSONL on disk. What is written is whole or absent: it is written beside and renamed."""
+"""JSON and JSONL on disk. What is written is whole or absent (it is written beside and renamed), and strict JSON."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 
+def as_json(content: Any, indent: int | None = None) -> str:
+    """JSON as every reader takes it: it has no word for what is not finite, which is missing (null) in it."""
+    try:
+        return json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(finite(content), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """The same with None in place of numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {name: finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """One object, indented."""
     partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_text(as_json(content, indent=2) + "\n", encoding="utf-8")
     partial.rename(file)
 
 
@@ -21,7 +39,7 @@ def write_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     partial = file.with_name(file.name + ".partial")
     with partial.open("w", encoding="utf-8") as out:
         for row in rows:
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            out.write(as_json(row) + "\n")
     partial.rename(file)
 
 

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from keel.config import Training, refuse_existing
-from keel.data.files import write_json
+from keel.data.files import as_json, write_json
 from keel.data.text import Text
 from keel.engine.optimizer import Optimizer
 from keel.engine.progress import Bar, peak_rss_gb, say
@@ -242,7 +242,7 @@ class Run:
                         "truncated": c.truncated,
                     }
                     row |= {name: column[at] for name, column in zip(figures, columns, strict=True)}
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    file.write(as_json(row) + "\n")
                     at += 1
 
     def finish(self, *, examples: int) -> Result:
@@ -326,7 +326,7 @@ class Run:
         row |= {name: total / count for name, (total, count) in self._sums.items() if count}
         self._sums = {}
         with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(as_json(row) + "\n")
         shown = ("loss", "accuracy", "rewards/accuracies", "objective/scores", "objective/kl")
         return "  ".join(f"{name} {row[name]:.3f}" for name in shown if name in row)
 
@@ -357,7 +357,7 @@ class Run:
             for b in self._bundles:
                 texts = [c.text or self.text.decode(c.ids) for c in b.completions]
                 row = {"file": b.origin.file, "row": b.origin.row, "prompt": b.prompt, "completions": texts}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(as_json(row) + "\n")
         rows = [b.origin.row for b in (self._bundles if suspects is None else suspects) if b.origin.row]
         named = f" (rows {', '.join(map(str, rows[:5]))}{', …' if len(rows) > 5 else ''})" if rows else ""
         return RunFailed(f"{why}{named}; no weight was changed by it; the batch is in {evidence}")

@@ -7,7 +7,6 @@ send. What a rater gets never holds a model's name, another's verdict, or a task
 
 from __future__ import annotations
 
-import math
 import secrets
 import threading
 import time
@@ -28,6 +27,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from keel.data import oversight, people, survey
+from keel.data.files import finite
 from keel.data.people import Session
 from keel.data.store import Store
 from keel.data.tasks import GoneError, Queue, Turn
@@ -240,7 +240,7 @@ class Desk:
                 for flag in oversight.flags(self.store)
             ],
         }
-        return _finite(found)  # type: ignore[no-any-return]
+        return finite(found)  # type: ignore[no-any-return]
 
     def _disagreement(self, one: oversight.Disagreement) -> dict[str, Any]:
         names = tuple(dict.fromkeys(verdict["dimension"] for verdict in one.verdicts))
@@ -271,15 +271,6 @@ def shown_prompt(prompt: Prompt) -> list[dict[str, str]]:
     if isinstance(prompt, str):
         return [{"role": "", "html": html_of(prompt)}]
     return [{"role": turn["role"], "html": html_of(turn["content"])} for turn in prompt]
-
-
-def _finite(value: Any) -> Any:
-    """The same with null in place of what is no number: JSON has none."""
-    if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(prompt: Prompt) -> str:
