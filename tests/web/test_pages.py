@@ -142,6 +142,85 @@ def test_a_wrong_token_in_the_fragment_leaves_the_address(serve, visit):
     assert page.url == server.url + "/"
 
 
+def follow(page, server, token, by):
+    """Put a personal link into the address bar of an open page, or load it."""
+    if by == "bar":
+        page.evaluate("hash => { location.hash = hash; }", f"token={token}")
+    else:
+        page.goto("about:blank")
+        page.goto(f"{server.url}/#token={token}")
+
+
+def words(page, selector):
+    """Until something is said there, in sight; what it is."""
+    page.wait_for_selector(f"{selector}:not([hidden]):not(:empty)")
+    return page.inner_text(selector).strip()
+
+
+@pytest.mark.parametrize("by", ["bar", "load"])
+def test_the_link_of_another_makes_the_page_theirs(serve, visit, shot, by):
+    server = serve(pairs(3))
+    page = visit(server, "ana")
+    submit(page, "2", "Enter")
+    page.keyboard.press("6")  # begun by ana: nothing of it is kept for ben
+    follow(page, server, server.tokens["ben"], by)
+    page.wait_for_selector("body[data-name=ben] #task:not([hidden])")
+    assert words(page, "#notice-text") == "You are signed in as ben."
+    shot(page, f"link-{by}")
+    assert page.url == server.url + "/"
+    assert chosen(page) == [""]
+    submit(page, "6", "Enter")
+    assert not page.is_visible("#notice")
+    assert [one.verdict for one in server.said("ana")] == [Preference("first", 2)]
+    assert [one.verdict for one in server.said("ben")] == [Preference("second", 2)]
+    kept = page.evaluate("JSON.stringify([location.href, {...localStorage}, {...sessionStorage}])")
+    assert server.tokens["ben"] not in kept
+    for _ in range(page.evaluate("history.length") - 1):
+        page.go_back()
+        assert "token" not in page.url
+
+
+@pytest.mark.parametrize("by", ["bar", "load"])
+def test_a_wrong_link_leaves_who_is_signed_in(serve, visit, by):
+    server = serve(pairs(2))
+    page = visit(server, "ana", failures=True)
+    shown = texts(page)
+    page.keyboard.press("2")
+    follow(page, server, "keel-wrong", by)
+    said = words(page, "#notice-text")
+    assert said == "This token opens nothing; ask for another (keel raters add). You are still ana."
+    assert page.url == server.url + "/"
+    assert (texts(page), chosen(page)) == (shown, ["2"])
+    submit(page, "Enter")
+    assert len(server.said()) == 1
+
+
+def test_a_link_put_into_the_bar_of_the_other_pages(serve, visit):
+    """On the page for signing in, and on the team's."""
+    server = serve(pairs(2))
+    page = visit(server, None, failures=True)
+    follow(page, server, "keel-wrong", "bar")
+    assert words(page, "#problem").startswith("this token opens nothing")
+    follow(page, server, server.tokens["eva"], "bar")
+    page.wait_for_selector("body[data-name=eva] #task:not([hidden])")
+    assert page.url == server.url + "/"
+    page.goto(server.url + "/admin")
+    page.wait_for_selector("#raters tr")
+    follow(page, server, "keel-wrong", "bar")
+    assert words(page, "#link-problem").endswith("You are still eva.")
+    assert page.url == server.url + "/admin"
+    follow(page, server, server.tokens["ana"], "bar")
+    page.wait_for_selector("body[data-name=ana] #task:not([hidden])")
+
+
+def test_the_whole_link_can_be_pasted(serve, visit):
+    server = serve(pairs(1))
+    page = visit(server, None)
+    page.fill("#token", f" {server.url}/#token={server.tokens['ana']} ")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("body[data-name=ana] #task:not([hidden])")
+
+
 def test_signing_out_leaves_nothing_behind(serve, visit):
     page = visit(serve(pairs(1)))
     page.keyboard.press("2")

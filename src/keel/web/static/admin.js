@@ -1,6 +1,7 @@
 // The page for those who lead a team: figures that keep up, and disagreements to decide.
 
 import { byId, conversation, element, keyOf, length, reachable, request, safe, say, signOut, whole } from "./common.js";
+import { become, onLink } from "./session.js";
 import { Verdicts, inWords, labels, sided } from "./verdict.js";
 
 const EVERY = 5_000; // milliseconds between two looks
@@ -219,6 +220,13 @@ async function keepUp() {
   setTimeout(keepUp, EVERY);
 }
 
+/** Somebody else's link, followed while this page is open. */
+async function follow(token) {
+  const problem = await become(token, document.body.dataset.name);
+  say(byId("link-problem"), problem.charAt(0).toUpperCase() + problem.slice(1));
+}
+
 byId("sign-out").addEventListener("click", signOut);
+onLink(follow);
 document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
 keepUp();

@@ -1,6 +1,7 @@
 // The page for raters: one task at a time, everything by keyboard, no verdict lost and none given twice.
 
 import { byId, conversation, element, keyOf, length, overflows, reachable, request, safe, say, signOut, sleep, whole } from "./common.js";
+import { arrived, become, onLink } from "./session.js";
 import { Verdicts, inWords, labels, sided } from "./verdict.js";
 
 const DRAFT = "keel-draft", SINGLE_KEYS = "keel-single-keys";
@@ -186,6 +187,32 @@ function extend() {
   });
 }
 
+// --- somebody else's link
+
+/** Whoever the link belongs to goes on here; what is under way is done first, as the one who has done it. */
+async function follow(token) {
+  while (busy) await sleep(50);
+  const me = document.body.dataset.name;
+  let problem = "";
+  await once(async () => {
+    problem = await become(token, me, (name) => {
+      if (name === me) return;
+      turn = null; // nothing of it is kept for the next one
+      forget();
+    });
+  });
+  if (!turn) await load();
+  tell("link", capital(problem));
+  announce(capital(problem));
+}
+
+function greet() {
+  const name = arrived();
+  if (!name) return;
+  tell("link", `You are signed in as ${name}.`);
+  announce(byId("notice-text").textContent);
+}
+
 // --- time
 
 function started(left) {
@@ -242,7 +269,7 @@ function draft() {
 
 function show(next, words = "") {
   turn = next;
-  hush("lease", "gone", "error", "network");
+  hush("lease", "gone", "error", "network", "link");
   showProgress(turn.progress);
   byId("loading").hidden = true;
   for (const id of ["task", "verdict"]) byId(id).hidden = !turn.task;
@@ -532,4 +559,4 @@ addEventListener("online", () => hurry?.());
 addEventListener("resize", fit);
 addEventListener("pagehide", keep);
 setInterval(tick, 500);
-load();
+if (!onLink(follow)) load().then(greet);
