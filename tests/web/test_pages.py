@@ -287,7 +287,7 @@ def test_enter_without_a_choice_asks_for_one(serve, visit):
 
 
 def test_several_dimensions_by_keyboard(serve, visit, shot):
-    """A number acts on the active row and goes on to the next open one; arrows go back; Enter waits for all."""
+    """A number acts on the active row and goes on to the next one; arrows go back; Enter waits for all."""
     server = serve(pairs(1), rubric=THREE)
     page = visit(server)
     page.keyboard.press("2")
@@ -299,13 +299,63 @@ def test_several_dimensions_by_keyboard(serve, visit, shot):
     page.keyboard.press("ArrowUp")  # back to truth
     page.keyboard.press("5")
     assert chosen(page) == ["2", "5", "7"]
-    page.keyboard.press("5")  # the same again does not submit where there are several rows
+    page.keyboard.press("7")  # the same again does not submit where there are several rows
     page.wait_for_timeout(200)
     assert server.said() == []
     submit(page, "Enter")
     assert {one.dimension: one.verdict for one in server.said()} == {
         "helpfulness": Preference("first", 2), "truth": Preference("second", 1), "style": Preference("second", 3),
     }  # fmt: skip
+
+
+def active(page):
+    """The number of the row on which keys act."""
+    return page.locator(".row").evaluate_all("rows => rows.findIndex(row => row.classList.contains('active'))")
+
+
+@pytest.mark.parametrize("kind", ["pair", "score", "ranking"])
+def test_up_and_down_go_between_rows_from_anywhere(serve, visit, kind):
+    """From where a task begins, from a button and from within the rows; in a text that scrolls they scroll it."""
+    server = serve([NewTask("p", tuple(Answer(LONG + c) for c in "ab"[: 1 + (kind != "score")]), kind)], rubric=THREE)
+    page = visit(server)
+    assert (focused(page), active(page)) == ("title", 0)
+    for key, row in (("ArrowDown", 1), ("ArrowDown", 2), ("ArrowDown", 2), ("ArrowUp", 1)):
+        page.keyboard.press(key)
+        assert active(page) == row
+    assert not any(chosen(page))
+    page.focus("#skip")
+    page.keyboard.press("ArrowUp")
+    assert active(page) == 0
+    page.focus(".answer .body")
+    page.keyboard.press("ArrowDown")
+    until(page, "document.querySelector('.answer .body').scrollTop > 20")
+    assert active(page) == 0
+
+
+def test_a_number_goes_on_wherever_the_row_is_not_the_last(serve, visit):
+    """So that all rows are answered anew by as many keys, after undo as well."""
+    server = serve(pairs(2), rubric=THREE)
+    page = visit(server)
+    submit(page, *"704", "Enter")
+    page.keyboard.press("u")
+    until(page, "document.querySelectorAll('.row :checked').length === 3")
+    for key in "777":
+        page.keyboard.press(key)
+    assert chosen(page) == ["7", "7", "7"]
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowUp")
+    for key, row in (("1", 1), ("4", 2), ("0", 2)):
+        page.keyboard.press(key)
+        assert active(page) == row
+    submit(page, "Enter")
+    assert [one.verdict.outcome for one in server.said()] == ["first", "tie", "both_bad"]
+
+
+def test_the_focus_stands_where_the_choice_is(serve, visit):
+    page = visit(serve(pairs(1)))
+    page.keyboard.press("Enter")  # choose first: the focus is on a choice
+    page.keyboard.press("4")
+    assert page.evaluate("document.activeElement.value") == "4"
 
 
 def test_a_verdict_by_tab_arrows_and_space_alone(serve, visit):

@@ -532,15 +532,12 @@ function enter(event, sends) {
 
 /** Up and down go between rows; left and right within one are the browser's own, and lead into it from outside. */
 function arrow(event) {
-  if (!panel) return;
-  const inside = byId("controls").contains(event.target);
-  if (inside && panel.many && ["ArrowUp", "ArrowDown"].includes(event.key)) {
-    panel.step(event.key === "ArrowUp" ? -1 : 1);
-    event.preventDefault();
-  } else if (!inside && [document.body, byId("title")].includes(event.target) && ["ArrowLeft", "ArrowRight"].includes(event.key)) {
-    panel.active.focus();
-    event.preventDefault();
-  }
+  if (!panel || busy || event.shiftKey || event.target.closest("[tabindex='0']")) return; // what scrolls is scrolled
+  const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+  if (by && panel.many) panel.step(by);
+  else if (!by && !byId("controls").contains(event.target)) panel.active.focus();
+  else return;
+  event.preventDefault();
 }
 
 const CLICKS = {

@@ -96,19 +96,12 @@ export class Verdicts {
     return element("div", { class: "pager" }, button("‹ Back", -1), element("span", {}), button("Next ›", 1));
   }
 
+  /** A row has its verdict; `onwards` goes to the next row, where there is one. */
   chosen(row, verdict, onwards) {
     this.said[row.name] = verdict;
-    this.activate(this.rows.indexOf(row));
+    this.activate(this.rows.indexOf(row) + (onwards ? 1 : 0));
     this.changed(row.name, verdict);
-    if (onwards && this.many) {
-      const next = this.rows.findIndex((other, at) => at > this.at && !this.said[other.name]);
-      const open = next >= 0 ? next : this.rows.findIndex((other) => !this.said[other.name]);
-      if (open >= 0) {
-        const within = this.box.contains(document.activeElement);
-        this.activate(open);
-        if (within) this.active.focus();
-      }
-    }
+    if (onwards && this.box.contains(document.activeElement)) this.active.focus();
   }
 
   /** A key for the active row: "chosen", "again" where it repeats what is chosen, "" where it is none of its keys. */
