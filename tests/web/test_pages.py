@@ -802,6 +802,50 @@ def test_answers_stand_side_by_side_and_scroll_on_their_own(serve, visit):
     submit(page, "2", "2")  # keys act from there, too
 
 
+def dimensions(count):
+    names = ("helpfulness", "truth", "style", "harmlessness", "completeness", "coherence", "verbosity")
+    return Rubric(tuple((name, f"Which answer is better in {name}? Say why where you doubt.") for name in names[:count]))
+
+
+@pytest.mark.parametrize("kind", ["pair", "score", "ranking"])
+@pytest.mark.parametrize("count", [1, 3, 5, 7])
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (1366, 650), (1920, 1080)])
+def test_answers_stay_in_sight_beside_a_long_prompt(serve, visit, shot, kind, count, width, height):
+    """220 pixels or a third of the window, however many dimensions, and something of the prompt."""
+    answers = tuple(Answer(LONG + c) for c in {"pair": "ab", "score": "a", "ranking": "abcd"}[kind])
+    server = serve([NewTask(LONG, answers, kind)], rubric=dimensions(count))
+    page = visit(server, width=width, height=height)
+    keys = {"pair": "17042", "score": "15", "ranking": "w"}[kind]
+    for at in range(count - 1):
+        page.keyboard.press(keys[at % len(keys)])
+    shot(page, f"dimensions-{kind}-{count}-{height}")
+    for body in page.locator(".answer .body").all():
+        assert body.evaluate("b => b.clientHeight") >= min(220, height / 3)
+    assert page.locator("#prompt").evaluate("p => p.clientHeight") >= 80
+    bar = page.locator("#verdict").bounding_box()
+    assert bar["y"] + bar["height"] == height
+    page.keyboard.press("c")
+    assert page.locator(".answer .body").first.evaluate("b => b.clientHeight") >= 150
+    assert page.evaluate("document.documentElement.scrollHeight <= innerHeight")
+
+
+def test_chips_stand_for_the_rows_for_which_there_is_no_room(serve, visit):
+    server = serve(pairs(1), rubric=THREE)
+    page = visit(server, width=1366, height=650)
+    page.keyboard.press("1")
+    assert page.locator(".chip").all_inner_texts() == ["helpfulness\nLeft much better", "truth", "style"]
+    assert page.locator(".row:visible").count() == 1
+    page.click(".chip >> nth=2")
+    assert active(page) == 2
+    page.keyboard.press("4")
+    page.keyboard.press("Enter")
+    assert (active(page), page.inner_text("#hint")) == (1, "Choose for truth first")
+    page.keyboard.press("7")
+    submit(page, "Enter")
+    said = {one.dimension: one.verdict.outcome for one in server.said()}
+    assert said == {"helpfulness": "first", "truth": "second", "style": "tie"}
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone(serve, visit, shot, scheme):
     """One below the other, the verdict within reach of the thumb, nothing wider than the screen."""
@@ -872,8 +916,7 @@ def test_guidelines_stay_open_beside_the_work(serve, visit, shot):
     page = visit(server)
     page.keyboard.press("g")
     shot(page, "guidelines")
-    assert "Look up what you doubt." in page.inner_text("#guidelines")
-    assert "Look up what you doubt." in page.inner_text("#dimension-guidelines")
+    assert page.inner_text("#guidelines").count("Look up what you doubt.") == 1
     panel, answers = page.locator("#guidelines").bounding_box(), page.locator("#answers").bounding_box()
     assert answers["x"] + answers["width"] <= panel["x"]
     submit(page, "2", "2", "2", "Enter")

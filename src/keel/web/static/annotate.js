@@ -303,7 +303,6 @@ function showTask(task, words) {
   byId("turns").replaceChildren(...conversation(task.prompt));
   byId("answers").replaceChildren(...task.answers.map((answer, at) => card(task, answer, names[at], at)));
   Object.assign(byId("answers").dataset, { kind: task.kind, count: task.answers.length });
-  showGuidelines(task.dimensions);
   panel = new Verdicts(byId("controls"), { kind: task.kind, count: task.answers.length, dimensions: task.dimensions, changed });
   panel.shown = badges;
   restore(task);
@@ -346,13 +345,9 @@ function badges() {
   document.querySelectorAll(".answer .badge").forEach((badge, at) => say(badge, ranks ? `rank ${ranks[at]}` : ""));
 }
 
-function showGuidelines(dimensions) {
-  byId("dimension-guidelines").replaceChildren(...dimensions.filter((one) => one.guideline_html).flatMap((one) => [
-    element("h3", {}, one.name), safe("div", {}, one.guideline_html)]));
-}
-
 /** Only what scrolls is a stop of the Tab key. */
 function fit() {
+  panel?.fit();
   for (const node of [byId("prompt"), ...document.querySelectorAll(".answer .body")]) {
     if (overflows(node)) node.tabIndex = 0;
     else node.removeAttribute("tabindex");
