@@ -804,7 +804,9 @@ def test_answers_stand_side_by_side_and_scroll_on_their_own(serve, visit):
 
 def dimensions(count):
     names = ("helpfulness", "truth", "style", "harmlessness", "completeness", "coherence", "verbosity")
-    return Rubric(tuple((name, f"Which answer is better in {name}? Say why where you doubt.") for name in names[:count]))
+    return Rubric(
+        tuple((name, f"Which answer is better in {name}? Say why where you doubt.") for name in names[:count])
+    )
 
 
 @pytest.mark.parametrize("kind", ["pair", "score", "ranking"])
@@ -1128,6 +1130,67 @@ def test_figures_are_those_of_the_server(team, visit, shot):
     assert row[:5] == ["ana", "4", "4", "4", "12 s"]
     assert page.locator("#tiles dd").all_inner_texts()[:2] == ["100 %", "8 of 8"]
     assert page.inner_text("#open-count") == "2"
+
+
+def test_a_rater_s_comment_stands_beside_the_verdict(team, visit, shot):
+    turn = team.queue.undo("ana")  # of prompt 3
+    team.queue.judge("ana", turn.key, {"overall": Preference("both_bad")}, comment="neither\n<b>cites</b> a source")
+    page = visit(team, "eva", at="/admin")
+    case = page.locator("details.disagreement", has_text="prompt 3")
+    case.locator("summary").click()
+    assert case.locator(".votes li").all_text_contents()[-1].startswith("ana: both bad")
+    assert case.locator(".votes li:last-child .comment").inner_text() == "neither\n<b>cites</b> a source"
+    assert case.locator(".votes .comment").count() == 1
+    shot(page, "team-comment")
+
+
+def test_a_flagged_task_shows_its_answers(serve, visit, shot):
+    server = serve(pairs(1))
+    server.queue.flag("ana", server.queue.next("ana").key, "cut off")
+    page = visit(server, "eva", at="/admin")
+    page.click("#flags summary")
+    assert sorted(texts(page)) == ["alpha 0", "beta 0"]
+    shot(page, "team-flag")
+    page.locator("#flags details").evaluate("node => { node.marked = true; }")
+    with page.expect_response("**/api/admin"):
+        pass
+    until(page, "document.querySelector('#flags details[open]').marked")  # stays open as the figures go on
+
+
+def test_nothing_is_less_than_zero_by_rounding(team, visit):
+    page = visit(team, "eva", at="/admin")
+
+    def change(route):
+        reply = route.fetch()
+        told = reply.json()
+        told["agreement"][0]["alpha"] = {"mean": -0.004, "low": -0.32, "high": 0.004, "n": 4}
+        route.fulfill(response=reply, json=told)
+
+    page.route("**/api/admin", change)
+    until(page, "document.querySelector('#agreement td:nth-child(4)')?.textContent === '0.00 [−0.32, 0.00]'")
+
+
+def test_figures_on_a_phone_say_that_they_scroll(team, visit, shot):
+    """A shade at the side, and a stop of the Tab key with a name; the first column hides what passes beneath."""
+    page = visit(team, "eva", at="/admin", width=390)
+    page.wait_for_selector("#raters tr[data-key=ana]")
+    page.click("#pairs-of-raters summary")
+    tables = page.locator(".figures").all()
+    assert len(tables) == 3
+    for table in tables:
+        assert table.evaluate("t => t.scrollWidth > t.clientWidth")
+        assert table.evaluate("t => getComputedStyle(t).backgroundImage").count("linear-gradient") == 2
+        assert table.get_attribute("role") == "region"
+        assert table.get_attribute("aria-label") or table.get_attribute("aria-labelledby")
+        own, first = (
+            table.evaluate(f"t => getComputedStyle({it}).backgroundColor") for it in ("t", "t.querySelector('th')")
+        )
+        assert own == first != "rgba(0, 0, 0, 0)"
+    tables[0].focus()
+    page.keyboard.press("ArrowRight")
+    until(page, "document.querySelector('.figures').scrollLeft > 5")
+    page.locator("#raters-title").scroll_into_view_if_needed()
+    shot(page, "team-phone")
 
 
 def test_figures_keep_up_without_a_flicker(team, visit):

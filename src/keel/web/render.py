@@ -54,15 +54,19 @@ def to_html(text: str) -> str:
 
     Inner blocks have none: a browser that looks for the direction of a list passes over items that have their own.
     Line breaks in a paragraph are kept, headings start at h3 (the page has its own above), links open a new tab.
-    Halves of surrogate pairs, which UTF-8 cannot hold, become U+FFFD.
     """
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    text = sound(text)
     if len(text) > LONGEST:
         return _plain(text)
     tokens = _MARKDOWN.parse(text)
     if any(token.level >= DEEPEST - 1 for token in tokens):
         return _plain(text)
     return only_allowed(_markdown(tokens))
+
+
+def sound(text: str) -> str:
+    """The text with U+FFFD in place of halves of surrogate pairs, which UTF-8 cannot hold."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def only_allowed(fragment: str) -> str:
