@@ -368,6 +368,7 @@ def test_a_verdict_by_tab_arrows_and_space_alone(serve, visit):
     page.keyboard.press("2")
     page.keyboard.press("s")
     assert chosen(page) == [""]
+    assert page.locator("kbd:visible").all_inner_texts() == ["Enter"]  # no key is shown that does nothing
     page.focus(".choice input")
     page.keyboard.press("Space")
     page.keyboard.press("ArrowRight")
@@ -444,6 +445,41 @@ def test_a_ranking_by_buttons(serve, visit):
     page.click("#submit")
     page.wait_for_selector("#nothing:not([hidden])")
     assert [one.verdict for one in server.said()] == [Ranking((3, 2, 1))]
+
+
+def test_enter_submits_from_a_button_of_the_ranking(serve, visit):
+    """Space presses the button on which the focus is, as often as it comes; Enter submits, as the legend says."""
+    server = serve([ranking(3)])
+    page = visit(server)
+    page.click("button[aria-label='Move Y up']")
+    page.focus("button[aria-label='Move Z down']")
+    page.keyboard.press("Space")
+    assert page.inner_text(".order") == "Y › X › Z"
+    page.keyboard.press("Space")
+    page.keyboard.press("Shift+X")
+    assert page.inner_text(".order") == "Y › X = Z"
+    submit(page, "Enter")
+    assert [one.verdict for one in server.said()] == [Ranking((2, 1, 2))]
+
+
+def test_a_ranking_is_typed_as_the_legend_says(serve, visit, shot):
+    server = serve([ranking(3)])
+    page = visit(server)
+    assert page.inner_text("#hint") == "Type the letters, best first; a letter again ties it with the one before"
+    page.keyboard.press("?")
+    shot(page, "keys-ranking")
+    legend = dict(
+        zip(page.locator("#legend dt").all_inner_texts(), page.locator("#legend dd").all_inner_texts(), strict=True)
+    )
+    legend = {re.sub(r"\s+", "", keys): said for keys, said in legend.items()}
+    assert legend["XYZ"] == "type them in your order, the best answer first; those left out share the last place"
+    assert legend["ZZ"].startswith("a letter once more ties it with the one before")
+    page.keyboard.press("Escape")
+    for keys, order in (("yx", "Y › X › Z"), ("x", "X = Y › Z"), ("=", "X = Y = Z"), ("z", "Z › X = Y")):
+        for key in keys:
+            page.keyboard.press(key)
+        assert page.inner_text(".order") == order
+    assert page.inner_text("#hint") == ""
 
 
 def test_a_comment_goes_with_the_verdict(serve, visit, shot):
@@ -877,6 +913,17 @@ def test_a_phone(serve, visit, shot, scheme):
     assert sorted(one.verdict.outcome for one in server.said()) == ["first", "second", "tie"]
 
 
+def test_a_phone_with_many_dimensions(serve, visit, shot):
+    """One row at a time, with its name and the way to the next; no chips, which would fill the screen."""
+    page = visit(serve([NewTask(LONG, (Answer(RICH), Answer(LONG)))], rubric=dimensions(7)), width=390, height=844)
+    page.locator(".choice[data-key='1']").first.tap()
+    page.locator(".pager button:last-child").tap()
+    shot(page, "phone-seven")
+    assert page.locator(".asked:visible").all_inner_texts() == ["truth\nWhich answer is better?"]
+    assert page.locator(".chip:visible").count() == 0
+    assert page.locator("#verdict").bounding_box()["height"] < 844 / 3
+
+
 def test_light_and_dark_follow_the_system(serve, visit):
     server = serve(pairs(1))
     shade = (
@@ -1029,13 +1076,95 @@ def test_no_word_leaves_its_button_at_any_width(serve, visit, width):
     assert page.evaluate(outside) == []
 
 
+def test_raw_texts_are_those_that_were_written(serve, visit, shot):
+    """By a key and by a button, for the tasks that follow, too; the focus and what is chosen stay."""
+    first, second = "  two\n\n\nlines &\t **bold** <b>tag</b>  ", "\n`x` \\(y\\) \\* end"
+    server = serve([NewTask([{"role": "user", "content": "# *why*"}], (Answer(first), Answer(second)))] + pairs(1))
+    page = visit(server)
+    page.keyboard.press("2")
+    assert page.locator(".answer .body strong, #turns em").count() == 2
+    page.keyboard.press("r")
+    shot(page, "raw")
+    assert page.get_attribute("#raw", "aria-pressed") == "true"
+    assert sorted(page.locator(".answer .body").evaluate_all("all => all.map(b => b.textContent)")) == sorted(
+        [first, second]
+    )
+    assert page.locator("#turns .prose").evaluate("turn => turn.textContent") == "# *why*"
+    assert page.locator(".answer pre").first.evaluate("pre => getComputedStyle(pre).whiteSpace") == "pre-wrap"
+    assert chosen(page) == ["2"]
+    submit(page, "Enter")
+    assert page.locator(".answer pre.raw").count() == 2
+    page.click("#raw")
+    assert page.locator("pre.raw").count() == 0
+    assert page.get_attribute("#raw", "aria-pressed") == "false"
+
+
+def test_raw_texts_do_not_run_either(serve, visit):
+    server = serve(hostile_everywhere())
+    page = visit(server)
+    page.keyboard.press("r")
+    for _ in HOSTILE:
+        assert page.locator("#task .prose").evaluate_all("all => all.every(p => p.querySelectorAll('*').length === 1)")
+        submit(page, "1", "Enter")
+
+
+def test_a_prompt_opens_where_it_asks(serve, visit, shot):
+    """A single turn at its start, a chat at its last question; either with a whole line on top."""
+    chat = [
+        {"role": "user", "content": LONG}, {"role": "assistant", "content": LONG},
+        {"role": "user", "content": "And now?\n\n" + LONG},
+    ]  # fmt: skip
+    page = visit(
+        serve([NewTask(prompt, (Answer(f"a{at}"), Answer(f"b{at}"))) for at, prompt in enumerate((LONG, chat))])
+    )
+    seen = set()
+    for _ in range(2):
+        at = page.locator(".turn").count() - 1
+        top = page.locator("#prompt").bounding_box()["y"]
+        assert abs(page.locator(".turn").nth(at).bounding_box()["y"] - top) <= 1.5
+        shot(page, f"prompt-{at}")
+        seen.add(at)
+        submit(page, "s")
+    assert seen == {0, 2}
+
+
+def test_what_is_chosen_changes_no_size(serve, visit):
+    page = visit(serve(pairs(1)))
+    own = "[one.offsetWidth, one.querySelector('.words').offsetWidth, one.querySelector('.words').offsetHeight]"
+    sizes = f"[...document.querySelectorAll('.choice')].map(one => {own})"
+    before = page.evaluate(sizes)
+    for key in "3570":
+        page.keyboard.press(key)
+        assert chosen(page) == [key]
+        assert page.evaluate(sizes) == before
+
+
+def test_a_dimension_is_named_once(serve, visit):
+    page = visit(serve(pairs(1), rubric=THREE))
+    assert page.locator(".asked").all_inner_texts()[0] == "helpfulness\nWhich answer is better?"
+    assert page.locator(".row").first.evaluate("row => row.innerText.match(/helpfulness/g).length") == 1
+    shown = page.locator(".question").evaluate_all("all => all.map(q => q.getBoundingClientRect().height > 5)")
+    assert shown == [True, False, False]
+    assert page.get_by_role("radiogroup", name="truth Which answer is better?").count() == 1
+
+
+def test_what_is_wrong_with_a_token_stands_clear_of_the_button(serve, visit):
+    page = visit(serve(pairs(1)), None)
+    page.keyboard.press("Enter")
+    words = "document.createRange(); range.selectNodeContents(problem)"
+    end = page.evaluate(f"(() => {{ const range = {words}; return range.getBoundingClientRect().bottom; }})()")
+    assert page.locator("#go").bounding_box()["y"] - end >= 8
+
+
 HEBREW = "# כותרת\n\nשלום עולם\n\n- אחת\n- שתיים\n\n> ציטוט\n\n| א | ב |\n|--|--|\n| 1 | 2 |\n\nhello"
 
 
 def test_each_block_has_its_own_direction(serve, visit, shot):
     """Those that hold others, too: a list's bullets and a table's columns follow what is written in them."""
-    page = visit(serve([NewTask("שאלה", (Answer(HEBREW), Answer("مرحبا\n\n- one\n- two")))]))
+    page = visit(serve([NewTask("שאלה", (Answer(HEBREW), Answer("مرحبا\n\n- one\n- two")))]), width=1920)
     shot(page, "right-to-left")
+    edge, inner = page.locator("#prompt .turn").bounding_box(), page.locator("#prompt .prose > p").bounding_box()
+    assert edge["x"] + edge["width"] - (inner["x"] + inner["width"]) < 20  # on its own side, not amid the prompt
     direction = (
         "all => Object.fromEntries(all.map(e => [e.innerText.trim().slice(0, 3), getComputedStyle(e).direction]))"
     )
@@ -1053,6 +1182,7 @@ def test_each_block_has_its_own_direction(serve, visit, shot):
 TASKS = {
     "pair": ([NewTask(CHAT, (Answer(RICH), Answer(LONG)))], None),
     "pair-three": ([NewTask(CHAT, (Answer(RICH), Answer(LONG)))], THREE),
+    "pair-seven": ([NewTask(CHAT, (Answer(RICH), Answer(LONG)))], dimensions(7)),
     "score": ([NewTask("p", (Answer(RICH),), kind="score")], None),
     "ranking": ([NewTask("p", (Answer(RICH), Answer(LONG), Answer("c"), Answer("d")), kind="ranking")], None),
     "ranking-three": ([NewTask("p", (Answer(RICH), Answer(LONG), Answer("c")), kind="ranking")], THREE),

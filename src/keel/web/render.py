@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import nh3
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
+from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
 LONGEST = 100_000
@@ -128,9 +129,21 @@ def _fence(self: RendererHTML, tokens: Sequence[Token], at: int, options: Any, e
     return f'<pre dir="auto">{language}<code>{html.escape(tokens[at].content)}</code></pre>\n'
 
 
+def _bracket(state: StateInline, silent: bool) -> bool:
+    """A backslash before a bracket stays: `\\(x\\)` is a formula more often than a bracket that means nothing."""
+    piece = state.src[state.pos : state.pos + 2]
+    if len(piece) < 2 or piece[0] != "\\" or piece[1] not in "()[]":
+        return False
+    if not silent:
+        state.pending += piece
+    state.pos += 2
+    return True
+
+
 def _reader() -> MarkdownIt:
     reader = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": DEEPEST})
     reader.enable(["table", "strikethrough"]).disable("reference")
+    reader.inline.ruler.before("escape", "bracket", _bracket)
     reader.validateLink = _may_be_linked  # type: ignore[assignment, method-assign]
     for name, rule in {"image": _image, "address": _address, "fence": _fence}.items():
         reader.add_render_rule(name, rule)

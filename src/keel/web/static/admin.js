@@ -1,6 +1,6 @@
 // The page for those who lead a team: figures that keep up, and disagreements to decide.
 
-import { byId, conversation, element, keyOf, length, reachable, request, safe, say, signOut, whole } from "./common.js";
+import { byId, conversation, element, keyOf, length, reachable, request, say, signOut, whole, write } from "./common.js";
 import { become, onLink } from "./session.js";
 import { Verdicts, inWords, labels, sided } from "./verdict.js";
 
@@ -118,7 +118,7 @@ function answersOf({ kind, answers }) {
   const names = labels(kind, answers.length);
   const cards = answers.map((answer, at) => element("section", { class: `answer place-${at}`, "aria-label": `${names[at][0]} answer` },
     element("header", {}, element("h3", {}, ...sided(names[at])), element("span", { class: "length muted" }, length(answer.characters))),
-    safe("div", { class: "prose body", tabindex: "0", role: "region", "aria-label": `Text of the ${names[at][0]} answer` }, answer.html)));
+    write(element("div", { class: "prose body", tabindex: "0", role: "region", "aria-label": `Text of the ${names[at][0]} answer` }), answer)));
   return element("div", { class: "answers", "data-kind": kind, "data-count": answers.length }, ...cards);
 }
 

@@ -16,7 +16,7 @@ const SCORES = ["very bad", "bad", "fair", "good", "very good"].map((words, at) 
   { key: String(at + 1), verdict: { value: at + 1 }, words }));
 
 const SIDES = { first: ["Left", "Upper"], second: ["Right", "Lower"] };
-const PLACES = "ABDEHIJLMNOPQRTVWXYZ"; // the letters that are no command
+const PLACES = "ABDEHIJLMNOPQTVWXYZ"; // the letters that are no command
 
 /** What the answers are called: Left and Right (Upper and Lower where narrow), or letters that are keys as well. */
 export function labels(kind, count) {
