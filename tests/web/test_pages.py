@@ -1079,7 +1079,7 @@ def test_no_word_leaves_its_button_at_any_width(serve, visit, width):
 def test_raw_texts_are_those_that_were_written(serve, visit, shot):
     """By a key and by a button, for the tasks that follow, too; the focus and what is chosen stay."""
     first, second = "  two\n\n\nlines &\t **bold** <b>tag</b>  ", "\n`x` \\(y\\) \\* end"
-    server = serve([NewTask([{"role": "user", "content": "# *why*"}], (Answer(first), Answer(second)))] + pairs(1))
+    server = serve([NewTask([{"role": "user", "content": "# *why*"}], (Answer(first), Answer(second))), *pairs(1)])
     page = visit(server)
     page.keyboard.press("2")
     assert page.locator(".answer .body strong, #turns em").count() == 2
