@@ -167,6 +167,7 @@ def test_the_link_of_another_makes_the_page_theirs(serve, visit, shot, by):
     page.wait_for_selector("body[data-name=ben] #task:not([hidden])")
     assert words(page, "#notice-text") == "You are signed in as ben."
     shot(page, f"link-{by}")
+    assert page.evaluate("sessionStorage.length") == 0
     assert page.url == server.url + "/"
     assert chosen(page) == [""]
     submit(page, "6", "Enter")
