@@ -45,6 +45,7 @@ def test_totals(store):
     assert oversight.totals(store) == {"judged": 2, "wanted": 10, "tasks": 5, "skipped": 1, "flagged": 1}
     (flag,) = oversight.flags(store)
     assert (flag["rater"], flag["note"]) == ("ben", "why?")
+    assert (flag["kind"], sorted(answer.text[:-2] for answer in flag["answers"])) == ("pair", ["left", "right"])
 
 
 def test_workers(store):
@@ -72,7 +73,7 @@ def test_disagreements_are_decided_by_an_adjudicator(store):
     queue = Queue(store)
     queue.add(tasks(3), overlap=2)
     for left, right in (("left", "left"), ("left", "right"), ("tie", "both_bad")):
-        say(queue, "ana", left, 3)
+        say(queue, "ana", left, 3, comment="sources!")
         say(queue, "ben", right, 1)
     found = {d.prompt: d for d in oversight.disagreements(store)}
     assert set(found) == {"p1", "p2"}
@@ -81,6 +82,7 @@ def test_disagreements_are_decided_by_an_adjudicator(store):
         ("ana", "first", 3),
         ("ben", "second", 1),
     ]
+    assert {v["rater"]: v["comment"] for v in found["p1"].verdicts} == {"ana": "sources!", "ben": ""}
     queue.adjudicate("zoe", found["p1"].task, {"overall": Preference("second", 2)}, comment="the left one is wrong")
     assert {d.prompt for d in oversight.disagreements(store)} == {"p2"}
     queue.adjudicate("zoe", found["p1"].task, {"overall": Preference("first", 2)})  # on second thoughts

@@ -142,6 +142,86 @@ def test_a_wrong_token_in_the_fragment_leaves_the_address(serve, visit):
     assert page.url == server.url + "/"
 
 
+def follow(page, server, token, by):
+    """Put a personal link into the address bar of an open page, or load it."""
+    if by == "bar":
+        page.evaluate("hash => { location.hash = hash; }", f"token={token}")
+    else:
+        page.goto("about:blank")
+        page.goto(f"{server.url}/#token={token}")
+
+
+def words(page, selector):
+    """Until something is said there, in sight; what it is."""
+    page.wait_for_selector(f"{selector}:not([hidden]):not(:empty)")
+    return page.inner_text(selector).strip()
+
+
+@pytest.mark.parametrize("by", ["bar", "load"])
+def test_the_link_of_another_makes_the_page_theirs(serve, visit, shot, by):
+    server = serve(pairs(3))
+    page = visit(server, "ana")
+    submit(page, "2", "Enter")
+    page.keyboard.press("6")  # begun by ana: nothing of it is kept for ben
+    follow(page, server, server.tokens["ben"], by)
+    page.wait_for_selector("body[data-name=ben] #task:not([hidden])")
+    assert words(page, "#notice-text") == "You are signed in as ben."
+    shot(page, f"link-{by}")
+    assert page.evaluate("sessionStorage.length") == 0
+    assert page.url == server.url + "/"
+    assert chosen(page) == [""]
+    submit(page, "6", "Enter")
+    assert not page.is_visible("#notice")
+    assert [one.verdict for one in server.said("ana")] == [Preference("first", 2)]
+    assert [one.verdict for one in server.said("ben")] == [Preference("second", 2)]
+    kept = page.evaluate("JSON.stringify([location.href, {...localStorage}, {...sessionStorage}])")
+    assert server.tokens["ben"] not in kept
+    for _ in range(page.evaluate("history.length") - 1):
+        page.go_back()
+        assert "token" not in page.url
+
+
+@pytest.mark.parametrize("by", ["bar", "load"])
+def test_a_wrong_link_leaves_who_is_signed_in(serve, visit, by):
+    server = serve(pairs(2))
+    page = visit(server, "ana", failures=True)
+    shown = texts(page)
+    page.keyboard.press("2")
+    follow(page, server, "keel-wrong", by)
+    said = words(page, "#notice-text")
+    assert said == "This token opens nothing; ask for another (keel raters add). You are still ana."
+    assert page.url == server.url + "/"
+    assert (texts(page), chosen(page)) == (shown, ["2"])
+    submit(page, "Enter")
+    assert len(server.said()) == 1
+
+
+def test_a_link_put_into_the_bar_of_the_other_pages(serve, visit):
+    """On the page for signing in, and on the team's."""
+    server = serve(pairs(2))
+    page = visit(server, None, failures=True)
+    follow(page, server, "keel-wrong", "bar")
+    assert words(page, "#problem").startswith("this token opens nothing")
+    follow(page, server, server.tokens["eva"], "bar")
+    page.wait_for_selector("body[data-name=eva] #task:not([hidden])")
+    assert page.url == server.url + "/"
+    page.goto(server.url + "/admin")
+    page.wait_for_selector("#raters tr")
+    follow(page, server, "keel-wrong", "bar")
+    assert words(page, "#link-problem").endswith("You are still eva.")
+    assert page.url == server.url + "/admin"
+    follow(page, server, server.tokens["ana"], "bar")
+    page.wait_for_selector("body[data-name=ana] #task:not([hidden])")
+
+
+def test_the_whole_link_can_be_pasted(serve, visit):
+    server = serve(pairs(1))
+    page = visit(server, None)
+    page.fill("#token", f" {server.url}/#token={server.tokens['ana']} ")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("body[data-name=ana] #task:not([hidden])")
+
+
 def test_signing_out_leaves_nothing_behind(serve, visit):
     page = visit(serve(pairs(1)))
     page.keyboard.press("2")
@@ -208,7 +288,7 @@ def test_enter_without_a_choice_asks_for_one(serve, visit):
 
 
 def test_several_dimensions_by_keyboard(serve, visit, shot):
-    """A number acts on the active row and goes on to the next open one; arrows go back; Enter waits for all."""
+    """A number acts on the active row and goes on to the next one; arrows go back; Enter waits for all."""
     server = serve(pairs(1), rubric=THREE)
     page = visit(server)
     page.keyboard.press("2")
@@ -220,13 +300,63 @@ def test_several_dimensions_by_keyboard(serve, visit, shot):
     page.keyboard.press("ArrowUp")  # back to truth
     page.keyboard.press("5")
     assert chosen(page) == ["2", "5", "7"]
-    page.keyboard.press("5")  # the same again does not submit where there are several rows
+    page.keyboard.press("7")  # the same again does not submit where there are several rows
     page.wait_for_timeout(200)
     assert server.said() == []
     submit(page, "Enter")
     assert {one.dimension: one.verdict for one in server.said()} == {
         "helpfulness": Preference("first", 2), "truth": Preference("second", 1), "style": Preference("second", 3),
     }  # fmt: skip
+
+
+def active(page):
+    """The number of the row on which keys act."""
+    return page.locator(".row").evaluate_all("rows => rows.findIndex(row => row.classList.contains('active'))")
+
+
+@pytest.mark.parametrize("kind", ["pair", "score", "ranking"])
+def test_up_and_down_go_between_rows_from_anywhere(serve, visit, kind):
+    """From where a task begins, from a button and from within the rows; in a text that scrolls they scroll it."""
+    server = serve([NewTask("p", tuple(Answer(LONG + c) for c in "ab"[: 1 + (kind != "score")]), kind)], rubric=THREE)
+    page = visit(server)
+    assert (focused(page), active(page)) == ("title", 0)
+    for key, row in (("ArrowDown", 1), ("ArrowDown", 2), ("ArrowDown", 2), ("ArrowUp", 1)):
+        page.keyboard.press(key)
+        assert active(page) == row
+    assert not any(chosen(page))
+    page.focus("#skip")
+    page.keyboard.press("ArrowUp")
+    assert active(page) == 0
+    page.focus(".answer .body")
+    page.keyboard.press("ArrowDown")
+    until(page, "document.querySelector('.answer .body').scrollTop > 20")
+    assert active(page) == 0
+
+
+def test_a_number_goes_on_wherever_the_row_is_not_the_last(serve, visit):
+    """So that all rows are answered anew by as many keys, after undo as well."""
+    server = serve(pairs(2), rubric=THREE)
+    page = visit(server)
+    submit(page, *"704", "Enter")
+    page.keyboard.press("u")
+    until(page, "document.querySelectorAll('.row :checked').length === 3")
+    for key in "777":
+        page.keyboard.press(key)
+    assert chosen(page) == ["7", "7", "7"]
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowUp")
+    for key, row in (("1", 1), ("4", 2), ("0", 2)):
+        page.keyboard.press(key)
+        assert active(page) == row
+    submit(page, "Enter")
+    assert [one.verdict.outcome for one in server.said()] == ["first", "tie", "both_bad"]
+
+
+def test_the_focus_stands_where_the_choice_is(serve, visit):
+    page = visit(serve(pairs(1)))
+    page.keyboard.press("Enter")  # choose first: the focus is on a choice
+    page.keyboard.press("4")
+    assert page.evaluate("document.activeElement.value") == "4"
 
 
 def test_a_verdict_by_tab_arrows_and_space_alone(serve, visit):
@@ -239,6 +369,7 @@ def test_a_verdict_by_tab_arrows_and_space_alone(serve, visit):
     page.keyboard.press("2")
     page.keyboard.press("s")
     assert chosen(page) == [""]
+    assert page.locator("kbd:visible").all_inner_texts() == ["Enter"]  # no key is shown that does nothing
     page.focus(".choice input")
     page.keyboard.press("Space")
     page.keyboard.press("ArrowRight")
@@ -315,6 +446,41 @@ def test_a_ranking_by_buttons(serve, visit):
     page.click("#submit")
     page.wait_for_selector("#nothing:not([hidden])")
     assert [one.verdict for one in server.said()] == [Ranking((3, 2, 1))]
+
+
+def test_enter_submits_from_a_button_of_the_ranking(serve, visit):
+    """Space presses the button on which the focus is, as often as it comes; Enter submits, as the legend says."""
+    server = serve([ranking(3)])
+    page = visit(server)
+    page.click("button[aria-label='Move Y up']")
+    page.focus("button[aria-label='Move Z down']")
+    page.keyboard.press("Space")
+    assert page.inner_text(".order") == "Y › X › Z"
+    page.keyboard.press("Space")
+    page.keyboard.press("Shift+X")
+    assert page.inner_text(".order") == "Y › X = Z"
+    submit(page, "Enter")
+    assert [one.verdict for one in server.said()] == [Ranking((2, 1, 2))]
+
+
+def test_a_ranking_is_typed_as_the_legend_says(serve, visit, shot):
+    server = serve([ranking(3)])
+    page = visit(server)
+    assert page.inner_text("#hint") == "Type the letters, best first; a letter again ties it with the one before"
+    page.keyboard.press("?")
+    shot(page, "keys-ranking")
+    legend = dict(
+        zip(page.locator("#legend dt").all_inner_texts(), page.locator("#legend dd").all_inner_texts(), strict=True)
+    )
+    legend = {re.sub(r"\s+", "", keys): said for keys, said in legend.items()}
+    assert legend["XYZ"] == "type them in your order, the best answer first; those left out share the last place"
+    assert legend["ZZ"].startswith("a letter once more ties it with the one before")
+    page.keyboard.press("Escape")
+    for keys, order in (("yx", "Y › X › Z"), ("x", "X = Y › Z"), ("=", "X = Y = Z"), ("z", "Z › X = Y")):
+        for key in keys:
+            page.keyboard.press(key)
+        assert page.inner_text(".order") == order
+    assert page.inner_text("#hint") == ""
 
 
 def test_a_comment_goes_with_the_verdict(serve, visit, shot):
@@ -673,6 +839,52 @@ def test_answers_stand_side_by_side_and_scroll_on_their_own(serve, visit):
     submit(page, "2", "2")  # keys act from there, too
 
 
+def dimensions(count):
+    names = ("helpfulness", "truth", "style", "harmlessness", "completeness", "coherence", "verbosity")
+    return Rubric(
+        tuple((name, f"Which answer is better in {name}? Say why where you doubt.") for name in names[:count])
+    )
+
+
+@pytest.mark.parametrize("kind", ["pair", "score", "ranking"])
+@pytest.mark.parametrize("count", [1, 3, 5, 7])
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (1366, 650), (1920, 1080)])
+def test_answers_stay_in_sight_beside_a_long_prompt(serve, visit, shot, kind, count, width, height):
+    """220 pixels or a third of the window, however many dimensions, and something of the prompt."""
+    answers = tuple(Answer(LONG + c) for c in {"pair": "ab", "score": "a", "ranking": "abcd"}[kind])
+    server = serve([NewTask(LONG, answers, kind)], rubric=dimensions(count))
+    page = visit(server, width=width, height=height)
+    keys = {"pair": "17042", "score": "15", "ranking": "w"}[kind]
+    for at in range(count - 1):
+        page.keyboard.press(keys[at % len(keys)])
+    shot(page, f"dimensions-{kind}-{count}-{height}")
+    for body in page.locator(".answer .body").all():
+        assert body.evaluate("b => b.clientHeight") >= min(220, height / 3)
+    assert page.locator("#prompt").evaluate("p => p.clientHeight") >= 80
+    bar = page.locator("#verdict").bounding_box()
+    assert bar["y"] + bar["height"] == height
+    page.keyboard.press("c")
+    assert page.locator(".answer .body").first.evaluate("b => b.clientHeight") >= 150
+    assert page.evaluate("document.documentElement.scrollHeight <= innerHeight")
+
+
+def test_chips_stand_for_the_rows_for_which_there_is_no_room(serve, visit):
+    server = serve(pairs(1), rubric=THREE)
+    page = visit(server, width=1366, height=650)
+    page.keyboard.press("1")
+    assert page.locator(".chip").all_inner_texts() == ["helpfulness\nLeft much better", "truth", "style"]
+    assert page.locator(".row:visible").count() == 1
+    page.click(".chip >> nth=2")
+    assert active(page) == 2
+    page.keyboard.press("4")
+    page.keyboard.press("Enter")
+    assert (active(page), page.inner_text("#hint")) == (1, "Choose for truth first")
+    page.keyboard.press("7")
+    submit(page, "Enter")
+    said = {one.dimension: one.verdict.outcome for one in server.said()}
+    assert said == {"helpfulness": "first", "truth": "second", "style": "tie"}
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone(serve, visit, shot, scheme):
     """One below the other, the verdict within reach of the thumb, nothing wider than the screen."""
@@ -700,6 +912,17 @@ def test_a_phone(serve, visit, shot, scheme):
     page.locator("#submit").tap()
     page.wait_for_selector("#nothing:not([hidden])")
     assert sorted(one.verdict.outcome for one in server.said()) == ["first", "second", "tie"]
+
+
+def test_a_phone_with_many_dimensions(serve, visit, shot):
+    """One row at a time, with its name and the way to the next; no chips, which would fill the screen."""
+    page = visit(serve([NewTask(LONG, (Answer(RICH), Answer(LONG)))], rubric=dimensions(7)), width=390, height=844)
+    page.locator(".choice[data-key='1']").first.tap()
+    page.locator(".pager button:last-child").tap()
+    shot(page, "phone-seven")
+    assert page.locator(".asked:visible").all_inner_texts() == ["truth\nWhich answer is better?"]
+    assert page.locator(".chip:visible").count() == 0
+    assert page.locator("#verdict").bounding_box()["height"] < 844 / 3
 
 
 def test_light_and_dark_follow_the_system(serve, visit):
@@ -743,8 +966,7 @@ def test_guidelines_stay_open_beside_the_work(serve, visit, shot):
     page = visit(server)
     page.keyboard.press("g")
     shot(page, "guidelines")
-    assert "Look up what you doubt." in page.inner_text("#guidelines")
-    assert "Look up what you doubt." in page.inner_text("#dimension-guidelines")
+    assert page.inner_text("#guidelines").count("Look up what you doubt.") == 1
     panel, answers = page.locator("#guidelines").bounding_box(), page.locator("#answers").bounding_box()
     assert answers["x"] + answers["width"] <= panel["x"]
     submit(page, "2", "2", "2", "Enter")
@@ -855,13 +1077,95 @@ def test_no_word_leaves_its_button_at_any_width(serve, visit, width):
     assert page.evaluate(outside) == []
 
 
+def test_raw_texts_are_those_that_were_written(serve, visit, shot):
+    """By a key and by a button, for the tasks that follow, too; the focus and what is chosen stay."""
+    first, second = "  two\n\n\nlines &\t **bold** <b>tag</b>  ", "\n`x` \\(y\\) \\* end"
+    server = serve([NewTask([{"role": "user", "content": "# *why*"}], (Answer(first), Answer(second))), *pairs(1)])
+    page = visit(server)
+    page.keyboard.press("2")
+    assert page.locator(".answer .body strong, #turns em").count() == 2
+    page.keyboard.press("r")
+    shot(page, "raw")
+    assert page.get_attribute("#raw", "aria-pressed") == "true"
+    assert sorted(page.locator(".answer .body").evaluate_all("all => all.map(b => b.textContent)")) == sorted(
+        [first, second]
+    )
+    assert page.locator("#turns .prose").evaluate("turn => turn.textContent") == "# *why*"
+    assert page.locator(".answer pre").first.evaluate("pre => getComputedStyle(pre).whiteSpace") == "pre-wrap"
+    assert chosen(page) == ["2"]
+    submit(page, "Enter")
+    assert page.locator(".answer pre.raw").count() == 2
+    page.click("#raw")
+    assert page.locator("pre.raw").count() == 0
+    assert page.get_attribute("#raw", "aria-pressed") == "false"
+
+
+def test_raw_texts_do_not_run_either(serve, visit):
+    server = serve(hostile_everywhere())
+    page = visit(server)
+    page.keyboard.press("r")
+    for _ in HOSTILE:
+        assert page.locator("#task .prose").evaluate_all("all => all.every(p => p.querySelectorAll('*').length === 1)")
+        submit(page, "1", "Enter")
+
+
+def test_a_prompt_opens_where_it_asks(serve, visit, shot):
+    """A single turn at its start, a chat at its last question; either with a whole line on top."""
+    chat = [
+        {"role": "user", "content": LONG}, {"role": "assistant", "content": LONG},
+        {"role": "user", "content": "And now?\n\n" + LONG},
+    ]  # fmt: skip
+    page = visit(
+        serve([NewTask(prompt, (Answer(f"a{at}"), Answer(f"b{at}"))) for at, prompt in enumerate((LONG, chat))])
+    )
+    seen = set()
+    for _ in range(2):
+        at = page.locator(".turn").count() - 1
+        top = page.locator("#prompt").bounding_box()["y"]
+        assert abs(page.locator(".turn").nth(at).bounding_box()["y"] - top) <= 1.5
+        shot(page, f"prompt-{at}")
+        seen.add(at)
+        submit(page, "s")
+    assert seen == {0, 2}
+
+
+def test_what_is_chosen_changes_no_size(serve, visit):
+    page = visit(serve(pairs(1)))
+    own = "[one.offsetWidth, one.querySelector('.words').offsetWidth, one.querySelector('.words').offsetHeight]"
+    sizes = f"[...document.querySelectorAll('.choice')].map(one => {own})"
+    before = page.evaluate(sizes)
+    for key in "3570":
+        page.keyboard.press(key)
+        assert chosen(page) == [key]
+        assert page.evaluate(sizes) == before
+
+
+def test_a_dimension_is_named_once(serve, visit):
+    page = visit(serve(pairs(1), rubric=THREE))
+    assert page.locator(".asked").all_inner_texts()[0] == "helpfulness\nWhich answer is better?"
+    assert page.locator(".row").first.evaluate("row => row.innerText.match(/helpfulness/g).length") == 1
+    shown = page.locator(".question").evaluate_all("all => all.map(q => q.getBoundingClientRect().height > 5)")
+    assert shown == [True, False, False]
+    assert page.get_by_role("radiogroup", name="truth Which answer is better?").count() == 1
+
+
+def test_what_is_wrong_with_a_token_stands_clear_of_the_button(serve, visit):
+    page = visit(serve(pairs(1)), None)
+    page.keyboard.press("Enter")
+    words = "document.createRange(); range.selectNodeContents(problem)"
+    end = page.evaluate(f"(() => {{ const range = {words}; return range.getBoundingClientRect().bottom; }})()")
+    assert page.locator("#go").bounding_box()["y"] - end >= 8
+
+
 HEBREW = "# כותרת\n\nשלום עולם\n\n- אחת\n- שתיים\n\n> ציטוט\n\n| א | ב |\n|--|--|\n| 1 | 2 |\n\nhello"
 
 
 def test_each_block_has_its_own_direction(serve, visit, shot):
     """Those that hold others, too: a list's bullets and a table's columns follow what is written in them."""
-    page = visit(serve([NewTask("שאלה", (Answer(HEBREW), Answer("مرحبا\n\n- one\n- two")))]))
+    page = visit(serve([NewTask("שאלה", (Answer(HEBREW), Answer("مرحبا\n\n- one\n- two")))]), width=1920)
     shot(page, "right-to-left")
+    edge, inner = page.locator("#prompt .turn").bounding_box(), page.locator("#prompt .prose > p").bounding_box()
+    assert edge["x"] + edge["width"] - (inner["x"] + inner["width"]) < 20  # on its own side, not amid the prompt
     direction = (
         "all => Object.fromEntries(all.map(e => [e.innerText.trim().slice(0, 3), getComputedStyle(e).direction]))"
     )
@@ -879,6 +1183,7 @@ def test_each_block_has_its_own_direction(serve, visit, shot):
 TASKS = {
     "pair": ([NewTask(CHAT, (Answer(RICH), Answer(LONG)))], None),
     "pair-three": ([NewTask(CHAT, (Answer(RICH), Answer(LONG)))], THREE),
+    "pair-seven": ([NewTask(CHAT, (Answer(RICH), Answer(LONG)))], dimensions(7)),
     "score": ([NewTask("p", (Answer(RICH),), kind="score")], None),
     "ranking": ([NewTask("p", (Answer(RICH), Answer(LONG), Answer("c"), Answer("d")), kind="ranking")], None),
     "ranking-three": ([NewTask("p", (Answer(RICH), Answer(LONG), Answer("c")), kind="ranking")], THREE),
@@ -956,6 +1261,67 @@ def test_figures_are_those_of_the_server(team, visit, shot):
     assert row[:5] == ["ana", "4", "4", "4", "12 s"]
     assert page.locator("#tiles dd").all_inner_texts()[:2] == ["100 %", "8 of 8"]
     assert page.inner_text("#open-count") == "2"
+
+
+def test_a_rater_s_comment_stands_beside_the_verdict(team, visit, shot):
+    turn = team.queue.undo("ana")  # of prompt 3
+    team.queue.judge("ana", turn.key, {"overall": Preference("both_bad")}, comment="neither\n<b>cites</b> a source")
+    page = visit(team, "eva", at="/admin")
+    case = page.locator("details.disagreement", has_text="prompt 3")
+    case.locator("summary").click()
+    assert case.locator(".votes li").all_text_contents()[-1].startswith("ana: both bad")
+    assert case.locator(".votes li:last-child .comment").inner_text() == "neither\n<b>cites</b> a source"
+    assert case.locator(".votes .comment").count() == 1
+    shot(page, "team-comment")
+
+
+def test_a_flagged_task_shows_its_answers(serve, visit, shot):
+    server = serve(pairs(1))
+    server.queue.flag("ana", server.queue.next("ana").key, "cut off")
+    page = visit(server, "eva", at="/admin")
+    page.click("#flags summary")
+    assert sorted(texts(page)) == ["alpha 0", "beta 0"]
+    shot(page, "team-flag")
+    page.locator("#flags details").evaluate("node => { node.marked = true; }")
+    with page.expect_response("**/api/admin"):
+        pass
+    until(page, "document.querySelector('#flags details[open]').marked")  # stays open as the figures go on
+
+
+def test_nothing_is_less_than_zero_by_rounding(team, visit):
+    page = visit(team, "eva", at="/admin")
+
+    def change(route):
+        reply = route.fetch()
+        told = reply.json()
+        told["agreement"][0]["alpha"] = {"mean": -0.004, "low": -0.32, "high": 0.004, "n": 4}
+        route.fulfill(response=reply, json=told)
+
+    page.route("**/api/admin", change)
+    until(page, "document.querySelector('#agreement td:nth-child(4)')?.textContent === '0.00 [−0.32, 0.00]'")
+
+
+def test_figures_on_a_phone_say_that_they_scroll(team, visit, shot):
+    """A shade at the side, and a stop of the Tab key with a name; the first column hides what passes beneath."""
+    page = visit(team, "eva", at="/admin", width=390)
+    page.wait_for_selector("#raters tr[data-key=ana]")
+    page.click("#pairs-of-raters summary")
+    tables = page.locator(".figures").all()
+    assert len(tables) == 3
+    for table in tables:
+        assert table.evaluate("t => t.scrollWidth > t.clientWidth")
+        assert table.evaluate("t => getComputedStyle(t).backgroundImage").count("linear-gradient") == 2
+        assert table.get_attribute("role") == "region"
+        assert table.get_attribute("aria-label") or table.get_attribute("aria-labelledby")
+        own, first = (
+            table.evaluate(f"t => getComputedStyle({it}).backgroundColor") for it in ("t", "t.querySelector('th')")
+        )
+        assert own == first != "rgba(0, 0, 0, 0)"
+    tables[0].focus()
+    page.keyboard.press("ArrowRight")
+    until(page, "document.querySelector('.figures').scrollLeft > 5")
+    page.locator("#raters-title").scroll_into_view_if_needed()
+    shot(page, "team-phone")
 
 
 def test_figures_keep_up_without_a_flicker(team, visit):

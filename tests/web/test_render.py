@@ -173,6 +173,29 @@ def test_a_table_has_its_cells_and_sides():
     assert cells == [("th", "right"), ("th", "center"), ("td", "right"), ("td", "center")]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"so \(y = 2\) holds",
+        r"\[ \frac{1}{x_i} \]",
+        r"\(",
+        r"a \] b \[",
+        r"\\(x)",
+        r"**\(y\)** \[no](https://a.example)",
+    ],
+)
+def test_a_backslash_before_a_bracket_stays(text):
+    shown = harmless(to_html(text))
+    assert shown.text.strip() == text.replace("**", "").replace(r"\\(", r"\(")
+    assert "a" not in [tag for tag, _ in shown.tags]
+
+
+def test_other_escapes_and_links_with_brackets_are_markdown_s():
+    assert harmless(to_html(r"\*a\* `\(b\)`")).text.strip() == r"*a* \(b\)"
+    read = harmless(to_html(r"[a\]b](https://a.example/x\(y\))"))
+    assert next(found["href"] for tag, found in read.tags if tag == "a") == "https://a.example/x(y)"
+
+
 def test_strikethrough_and_numbered_lists():
     assert "<del>a</del>" in to_html("~~a~~")
     assert 'start="7"' in to_html("7. a\n8. b")

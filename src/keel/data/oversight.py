@@ -13,7 +13,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from keel import stats
-from keel.data.schema import accounts, prompts, tasks, turns
+from keel.data.schema import accounts, judgments, prompts, tasks, turns
 from keel.data.store import Store, prompt_of
 from keel.data.tasks import (
     BY_RATERS,
@@ -102,7 +102,7 @@ class Disagreement:
     prompt: Prompt
     answers: list[Answer]
     verdicts: list[dict[str, Any]]
-    """`rater`, `dimension`, and the verdict as the page sends it."""
+    """`rater`, `dimension`, his `comment`, and the verdict as the page sends it."""
 
 
 def disagreements(store: Store, most: int = 50) -> Iterator[Disagreement]:
@@ -120,19 +120,39 @@ def disagreements(store: Store, most: int = 50) -> Iterator[Disagreement]:
     )
     with store.reading() as connection:
         for row in connection.execute(found).all():
-            said = sa.select(turns.c.rater, turns.c.said, turns.c.order).where(turns.c.task == row.id)
+            said = sa.select(turns).where(turns.c.task == row.id, turns.c.state == JUDGED, BY_RATERS)
             verdicts = [
-                {"rater": turn.rater, "dimension": dimension, **in_own_order(verdict, turn.order)}
-                for turn in connection.execute(said.where(turns.c.state == JUDGED, BY_RATERS).order_by(turns.c.done))
-                for dimension, verdict in json.loads(turn.said).items()
+                one
+                for turn in connection.execute(said.order_by(turns.c.done)).all()
+                for one in _verdicts(connection, turn)
             ]
             yield Disagreement(row.id, row.kind, prompt_of(row), answers_of(connection, row.id), verdicts)
 
 
+def _verdicts(connection: sa.Connection, turn: sa.Row[Any]) -> Iterator[dict[str, Any]]:
+    """What was said in a turn, by dimension; its judgments all carry the one comment."""
+    key = bytes.fromhex(turn.judgments.split(",")[0])
+    comment = connection.scalar(sa.select(judgments.c.comment).where(judgments.c.key == key)) or ""
+    for dimension, verdict in json.loads(turn.said).items():
+        yield {
+            "rater": turn.rater,
+            "dimension": dimension,
+            "comment": comment,
+            **in_own_order(verdict, turn.order),
+        }
+
+
 def flags(store: Store, most: int = 100) -> list[dict[str, Any]]:
-    """What raters say is wrong with a task, the latest first."""
-    columns: list[Any] = [turns.c.task, turns.c.rater, turns.c.note, prompts.c.content, prompts.c.chat]
+    """What raters say is wrong with a task, the latest first: `task`, `kind`, `rater`, `note`, `prompt`, `answers`."""
+    columns: list[Any] = [turns.c.task, tasks.c.kind, turns.c.rater, turns.c.note, prompts.c.content, prompts.c.chat]
     statement = sa.select(*columns).join(tasks, tasks.c.id == turns.c.task)
     statement = statement.join(prompts, prompts.c.key == tasks.c.prompt).where(turns.c.state == FLAGGED)
-    rows = store.read(statement.order_by(turns.c.done.desc()).limit(most))
-    return [{"task": row.task, "rater": row.rater, "note": row.note, "prompt": prompt_of(row)} for row in rows]
+    with store.reading() as connection:
+        return [
+            {
+                **{name: getattr(row, name) for name in ("task", "kind", "rater", "note")},
+                "prompt": prompt_of(row),
+                "answers": answers_of(connection, row.task),
+            }
+            for row in connection.execute(statement.order_by(turns.c.done.desc()).limit(most)).all()
+        ]

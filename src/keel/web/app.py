@@ -11,6 +11,7 @@ import secrets
 import threading
 import time
 from collections import defaultdict, deque
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,8 +35,8 @@ from keel.data.tasks import GoneError, Queue, Turn
 from keel.engine.progress import say
 from keel.errors import InputError
 from keel.raters.rubric import Rubric
-from keel.records import Preference, Prompt, Ranking, Score, Verdict
-from keel.web.render import to_html
+from keel.records import Answer, Preference, Prompt, Ranking, Score, Verdict
+from keel.web.render import sound, to_html
 
 HERE = Path(__file__).parent
 COOKIE = "keel_session"
@@ -174,7 +175,7 @@ class Desk:
             "key": turn.key,
             "kind": turn.kind,
             "prompt": shown_prompt(turn.prompt),
-            "answers": [{"html": html_of(answer.text), "characters": len(answer.text)} for answer in turn.answers],
+            "answers": shown_answers(turn.answers),
             "dimensions": self.dimensions(turn.kind, self.asked(turn)),
             "seconds_left": turn.seconds_left,
             "said": turn.said,
@@ -182,14 +183,13 @@ class Desk:
 
     def dimensions(self, kind: str, names: tuple[str, ...]) -> list[dict[str, str]]:
         """What is asked in each dimension."""
-        what = {"pair": "Which answer is better", "score": "How good is the answer", "ranking": "Best answer first"}[
+        what = {"pair": "Which answer is better?", "score": "How good is the answer?", "ranking": "Best answer first"}[
             kind
         ]
-        end = "" if kind == "ranking" else "?"
         return [
             {
                 "name": name,
-                "question": f"{what}{end}" if name == "overall" else f"{what}: {name}{end}",
+                "question": what,
                 "guideline_html": html_of(self.guidelines.get(name, "")),
             }
             for name in names
@@ -235,12 +235,13 @@ class Desk:
             ],
             "raters": [worker.as_dict() for worker in oversight.workers(self.store)],
             "disagreements": [self._disagreement(one) for one in oversight.disagreements(self.store)],
-            "flags": [
-                {**{k: flag[k] for k in ("task", "rater", "note")}, "prompt_text": _plain(flag["prompt"])}
-                for flag in oversight.flags(self.store)
-            ],
+            "flags": [self._flag(flag) for flag in oversight.flags(self.store)],
         }
         return finite(found)  # type: ignore[no-any-return]
+
+    def _flag(self, flag: dict[str, Any]) -> dict[str, Any]:
+        kept = {name: flag[name] for name in ("task", "kind", "rater", "note")}
+        return kept | {"prompt_text": _plain(flag["prompt"]), "answers": shown_answers(flag["answers"])}
 
     def _disagreement(self, one: oversight.Disagreement) -> dict[str, Any]:
         names = tuple(dict.fromkeys(verdict["dimension"] for verdict in one.verdicts))
@@ -248,7 +249,7 @@ class Desk:
             "task": one.task,
             "kind": one.kind,
             "prompt": shown_prompt(one.prompt),
-            "answers": [{"html": html_of(a.text), "characters": len(a.text)} for a in one.answers],
+            "answers": shown_answers(one.answers),
             "verdicts": one.verdicts,
             "adjudicated": False,
             "dimensions": self.dimensions(one.kind, names),
@@ -266,11 +267,15 @@ class Desk:
             self.figures = (0.0, {})
 
 
+def shown_answers(answers: Iterable[Answer]) -> list[dict[str, Any]]:
+    """Answers as the page gets them: safe HTML, the text itself, its length, and nothing of who wrote it."""
+    return [{"html": html_of(one.text), "text": sound(one.text), "characters": len(one.text)} for one in answers]
+
+
 def shown_prompt(prompt: Prompt) -> list[dict[str, str]]:
-    """A prompt's turns as safe HTML; plain text is one turn that nobody speaks."""
-    if isinstance(prompt, str):
-        return [{"role": "", "html": html_of(prompt)}]
-    return [{"role": turn["role"], "html": html_of(turn["content"])} for turn in prompt]
+    """A prompt's turns as safe HTML and as they are; plain text is one turn that nobody speaks."""
+    turns = [{"role": "", "content": prompt}] if isinstance(prompt, str) else prompt
+    return [{"role": turn["role"], "html": html_of(turn["content"]), "text": sound(turn["content"])} for turn in turns]
 
 
 def _plain(prompt: Prompt) -> str:
@@ -278,7 +283,7 @@ def _plain(prompt: Prompt) -> str:
     return text[:300]
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def html_of(text: str) -> str:
     """Markdown as safe HTML; the same text comes again with each rater."""
     return to_html(text)

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import nh3
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
+from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
 LONGEST = 100_000
@@ -54,15 +55,19 @@ def to_html(text: str) -> str:
 
     Inner blocks have none: a browser that looks for the direction of a list passes over items that have their own.
     Line breaks in a paragraph are kept, headings start at h3 (the page has its own above), links open a new tab.
-    Halves of surrogate pairs, which UTF-8 cannot hold, become U+FFFD.
     """
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    text = sound(text)
     if len(text) > LONGEST:
         return _plain(text)
     tokens = _MARKDOWN.parse(text)
     if any(token.level >= DEEPEST - 1 for token in tokens):
         return _plain(text)
     return only_allowed(_markdown(tokens))
+
+
+def sound(text: str) -> str:
+    """The text with U+FFFD in place of halves of surrogate pairs, which UTF-8 cannot hold."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def only_allowed(fragment: str) -> str:
@@ -124,9 +129,21 @@ def _fence(self: RendererHTML, tokens: Sequence[Token], at: int, options: Any, e
     return f'<pre dir="auto">{language}<code>{html.escape(tokens[at].content)}</code></pre>\n'
 
 
+def _bracket(state: StateInline, silent: bool) -> bool:
+    """A backslash before a bracket stays: `\\(x\\)` is a formula more often than a bracket that means nothing."""
+    piece = state.src[state.pos : state.pos + 2]
+    if len(piece) < 2 or piece[0] != "\\" or piece[1] not in "()[]":
+        return False
+    if not silent:
+        state.pending += piece
+    state.pos += 2
+    return True
+
+
 def _reader() -> MarkdownIt:
     reader = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": DEEPEST})
     reader.enable(["table", "strikethrough"]).disable("reference")
+    reader.inline.ruler.before("escape", "bracket", _bracket)
     reader.validateLink = _may_be_linked  # type: ignore[assignment, method-assign]
     for name, rule in {"image": _image, "address": _address, "fence": _fence}.items():
         reader.add_render_rule(name, rule)

@@ -1,6 +1,7 @@
 // The page for those who lead a team: figures that keep up, and disagreements to decide.
 
-import { byId, conversation, element, keyOf, length, reachable, request, safe, say, signOut, whole } from "./common.js";
+import { byId, conversation, element, keyOf, length, reachable, request, say, signOut, whole, write } from "./common.js";
+import { become, onLink } from "./session.js";
 import { Verdicts, inWords, labels, sided } from "./verdict.js";
 
 const EVERY = 5_000; // milliseconds between two looks
@@ -10,7 +11,7 @@ let latest = null; // when the figures came
 
 // --- figures as words
 
-const two = (value) => (value == null || Number.isNaN(value) ? DASH : value.toFixed(2).replace("-", "−"));
+const two = (value) => (value == null || Number.isNaN(value) ? DASH : value.toFixed(2).replace(/^-(?=0\.00$)/, "").replace("-", "−"));
 const interval = (e) => (e?.mean != null ? `${two(e.mean)} [${two(e.low)}, ${two(e.high)}]` : DASH);
 
 function span(seconds) {
@@ -113,12 +114,16 @@ function firstWords(prompt) {
   return text.length > 140 ? `${text.slice(0, 139)}…` : text || "(empty prompt)";
 }
 
+function answersOf({ kind, answers }) {
+  const names = labels(kind, answers.length);
+  const cards = answers.map((answer, at) => element("section", { class: `answer place-${at}`, "aria-label": `${names[at][0]} answer` },
+    element("header", {}, element("h3", {}, ...sided(names[at])), element("span", { class: "length muted" }, length(answer.characters))),
+    write(element("div", { class: "prose body", tabindex: "0", role: "region", "aria-label": `Text of the ${names[at][0]} answer` }), answer)));
+  return element("div", { class: "answers", "data-kind": kind, "data-count": answers.length }, ...cards);
+}
+
 /** What is inside is made when it is opened: fifty tasks with long answers are heavy. */
 function build(held, one) {
-  const names = labels(one.kind, one.answers.length);
-  const answers = one.answers.map((answer, at) => element("section", { class: `answer place-${at}`, "aria-label": `${names[at][0]} answer` },
-    element("header", {}, element("h3", {}, ...sided(names[at])), answer.characters == null ? null : element("span", { class: "length muted" }, length(answer.characters))),
-    safe("div", { class: "prose body", tabindex: "0", role: "region", "aria-label": `Text of the ${names[at][0]} answer` }, answer.html)));
   const controls = element("div", { class: "controls" });
   const comment = element("textarea", { rows: "2", maxlength: "4000", id: `reason-${one.task}`, dir: "auto" });
   const problem = element("p", { class: "problem", role: "alert" });
@@ -127,8 +132,7 @@ function build(held, one) {
   controls.addEventListener("keydown", (event) => onKey(event, held));
   decide.addEventListener("click", () => adjudicate(held, comment, problem, decide));
   held.body.append(element("div", { class: "turns", role: "region", tabindex: "0", "aria-label": "Prompt" }, ...conversation(one.prompt)),
-    element("div", { class: "answers", "data-kind": one.kind, "data-count": one.answers.length }, ...answers),
-    element("h3", {}, "What raters said"), held.votes, element("h3", {}, "Your decision"), controls,
+    answersOf(one), element("h3", {}, "What raters said"), held.votes, element("h3", {}, "Your decision"), controls,
     element("label", { for: comment.id }, "Reason (optional)"), comment, problem, decide);
   reachable(held.body);
 }
@@ -141,12 +145,15 @@ function onKey(event, { panel }) {
 
 function showVotes(held, one) {
   const names = labels(one.kind, one.answers.length);
-  const said = new Map();
-  for (const { rater, dimension, ...verdict } of one.verdicts) {
+  const said = new Map(), comments = new Map();
+  for (const { rater, dimension, comment, ...verdict } of one.verdicts) {
     said.set(rater, [...(said.get(rater) ?? []), `${one.dimensions.length > 1 ? `${dimension}: ` : ""}${inWords(one.kind, verdict, names)}`]);
+    comments.set(rater, comment);
   }
-  const lines = [...said].map(([rater, words]) => `${rater}: ${words.join("; ")}`);
-  if (lines.join() !== [...held.votes.children].map((line) => line.textContent).join()) held.votes.replaceChildren(...lines.map((line) => element("li", {}, line)));
+  const lines = [...said].map(([rater, words]) => element("li", {}, `${rater}: ${words.join("; ")}`,
+    comments.get(rater) ? element("p", { class: "comment", dir: "auto" }, comments.get(rater)) : null));
+  const texts = (nodes) => JSON.stringify(nodes.map((node) => node.textContent));
+  if (texts(lines) !== texts([...held.votes.children])) held.votes.replaceChildren(...lines);
   say(held.summary, `${said.size} raters`);
 }
 
@@ -180,15 +187,26 @@ async function adjudicate(held, comment, problem, decide) {
 
 function showFlags(admin) {
   say(byId("flag-count"), whole(admin.flags.length));
-  const lines = admin.flags.map(({ task, rater, note, prompt_text: prompt }) => ({ key: JSON.stringify([task, rater]), texts: [note || "(no note)", `${rater}, on: ${prompt}`] }));
+  const lines = admin.flags.map((flag) => ({ key: JSON.stringify([flag.task, flag.rater]), flag, texts: [flag.note || "(no note)", `${flag.rater}, on: ${flag.prompt_text}`] }));
   const old = new Map([...byId("flags").children].map((node) => [node.dataset.key, node]));
-  lines.forEach(({ key, texts }, at) => {
-    const node = old.get(key) ?? element("li", { "data-key": key }, element("p", { dir: "auto" }), element("p", { class: "muted small", dir: "auto" }));
+  lines.forEach(({ key, flag, texts }, at) => {
+    const node = old.get(key) ?? element("li", { "data-key": key }, element("p", { dir: "auto" }), element("p", { class: "muted small", dir: "auto" }), flagged(flag));
     old.delete(key);
     texts.forEach((text, place) => say(node.children[place], text));
     if (byId("flags").children[at] !== node) byId("flags").insertBefore(node, byId("flags").children[at] ?? null);
   });
   for (const node of old.values()) node.remove();
+}
+
+/** The answers of a flagged task, made when they are asked for. */
+function flagged(flag) {
+  const node = element("details", {}, element("summary", {}, flag.answers.length === 1 ? "The answer" : `The ${flag.answers.length} answers`));
+  node.addEventListener("toggle", () => {
+    if (!node.open || node.children.length > 1) return;
+    node.append(answersOf(flag));
+    reachable(node);
+  });
+  return node;
 }
 
 // --- keeping up
@@ -219,6 +237,13 @@ async function keepUp() {
   setTimeout(keepUp, EVERY);
 }
 
+/** Somebody else's link, followed while this page is open. */
+async function follow(token) {
+  const problem = await become(token, document.body.dataset.name);
+  say(byId("link-problem"), problem.charAt(0).toUpperCase() + problem.slice(1));
+}
+
 byId("sign-out").addEventListener("click", signOut);
+onLink(follow);
 document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
 keepUp();

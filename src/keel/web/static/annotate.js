@@ -1,6 +1,7 @@
 // The page for raters: one task at a time, everything by keyboard, no verdict lost and none given twice.
 
-import { byId, conversation, element, keyOf, length, overflows, reachable, request, safe, say, signOut, sleep, whole } from "./common.js";
+import { byId, conversation, element, keyOf, length, overflows, reachable, request, say, signOut, sleep, whole, write } from "./common.js";
+import { arrived, become, onLink } from "./session.js";
 import { Verdicts, inWords, labels, sided } from "./verdict.js";
 
 const DRAFT = "keel-draft", SINGLE_KEYS = "keel-single-keys";
@@ -12,6 +13,7 @@ let panel = null; // the controls of its task
 let busy = false; // a request is under way: no key may act twice
 let ends = 0; // Date.now() at which the lease ends
 let warned = ""; // how far the rater has been told of its end
+let raw = false; // texts are shown as they were written
 let seconds = 0, since = null; // time at this task while the page was to be seen
 let hurry = null; // ends a wait between two tries
 
@@ -186,6 +188,32 @@ function extend() {
   });
 }
 
+// --- somebody else's link
+
+/** Whoever the link belongs to goes on here; what is under way is done first, as the one who has done it. */
+async function follow(token) {
+  while (busy) await sleep(50);
+  const me = document.body.dataset.name;
+  let problem = "";
+  await once(async () => {
+    problem = await become(token, me, (name) => {
+      if (name === me) return;
+      turn = null; // nothing of it is kept for the next one
+      forget();
+    });
+  });
+  if (!turn) await load();
+  tell("link", capital(problem));
+  announce(capital(problem));
+}
+
+function greet() {
+  const name = arrived();
+  if (!name) return;
+  tell("link", `You are signed in as ${name}.`);
+  announce(byId("notice-text").textContent);
+}
+
 // --- time
 
 function started(left) {
@@ -242,7 +270,7 @@ function draft() {
 
 function show(next, words = "") {
   turn = next;
-  hush("lease", "gone", "error", "network");
+  hush("lease", "gone", "error", "network", "link");
   showProgress(turn.progress);
   byId("loading").hidden = true;
   for (const id of ["task", "verdict"]) byId(id).hidden = !turn.task;
@@ -273,10 +301,9 @@ function showTask(task, words) {
   started(task.seconds_left);
   [seconds, since] = [0, document.hidden ? null : performance.now()];
   const names = labels(task.kind, task.answers.length);
-  byId("turns").replaceChildren(...conversation(task.prompt));
+  byId("turns").replaceChildren(...conversation(task.prompt, raw));
   byId("answers").replaceChildren(...task.answers.map((answer, at) => card(task, answer, names[at], at)));
   Object.assign(byId("answers").dataset, { kind: task.kind, count: task.answers.length });
-  showGuidelines(task.dimensions);
   panel = new Verdicts(byId("controls"), { kind: task.kind, count: task.answers.length, dimensions: task.dimensions, changed });
   panel.shown = badges;
   restore(task);
@@ -286,8 +313,8 @@ function showTask(task, words) {
   byId("title").focus({ preventScroll: true });
   scrollTo(0, 0);
   byId("answers").scrollTo(0, 0);
-  byId("prompt").scrollTo(0, byId("prompt").scrollHeight); // the last turn is the one that is answered
   fit();
+  openPrompt();
   badges();
   refresh();
   announce(`${words} ${title}. ${task.said ? "You take back what you said; it is shown." : ""}`.trim());
@@ -309,7 +336,28 @@ function card(task, answer, name, at) {
   return element("section", { class: `answer place-${at}`, "aria-labelledby": id },
     element("header", {}, element("h2", { id }, ...title), element("span", { class: "badge" }),
       element("span", { class: "length muted" }, length(answer.characters))),
-    safe("div", { class: "prose body", tabindex: "0", role: "region", "aria-labelledby": id }, answer.html));
+    write(element("div", { class: "prose body", tabindex: "0", role: "region", "aria-labelledby": id }), answer, raw));
+}
+
+/** One turn opens at its start; a chat at its last question, which is the one that is answered. */
+function openPrompt() {
+  const turns = [...byId("turns").children];
+  const last = turns.findLast((one) => one.classList.contains("user")) ?? turns.at(-1);
+  byId("prompt").scrollTop = 0;
+  byId("prompt").scrollTop = last.getBoundingClientRect().top - turns[0].getBoundingClientRect().top;
+}
+
+/** Markdown as it is meant, or all texts as they were written. */
+function toggleRaw() {
+  raw = !raw;
+  byId("raw").setAttribute("aria-pressed", String(raw));
+  announce(raw ? "Texts are shown as they were written." : "Texts are shown as Markdown.");
+  if (!turn?.task) return;
+  const { prompt, answers } = turn.task;
+  for (const [where, texts] of [["#turns .prose", prompt], [".answer .body", answers]]) {
+    document.querySelectorAll(where).forEach((node, at) => write(node, texts[at], raw));
+  }
+  fit();
 }
 
 /** Where an answer stands in the dimension that is asked about. */
@@ -319,13 +367,9 @@ function badges() {
   document.querySelectorAll(".answer .badge").forEach((badge, at) => say(badge, ranks ? `rank ${ranks[at]}` : ""));
 }
 
-function showGuidelines(dimensions) {
-  byId("dimension-guidelines").replaceChildren(...dimensions.filter((one) => one.guideline_html).flatMap((one) => [
-    element("h3", {}, one.name), safe("div", {}, one.guideline_html)]));
-}
-
 /** Only what scrolls is a stop of the Tab key. */
 function fit() {
+  panel?.fit();
   for (const node of [byId("prompt"), ...document.querySelectorAll(".answer .body")]) {
     if (overflows(node)) node.tabIndex = 0;
     else node.removeAttribute("tabindex");
@@ -350,7 +394,8 @@ function hint() {
   if (document.body.classList.contains("sending")) return "Saving…";
   const open = panel.missing.length;
   if (panel.many && open) return `${open} of ${panel.rows.length} to go`;
-  if (open || (turn.task.kind === "ranking" && !panel.many)) return "";
+  if (turn.task.kind === "ranking" && !panel.many) return open && singleKeys() ? "Type the letters, best first; a letter again ties it with the one before" : "";
+  if (open) return "";
   if (panel.many) return turn.task.said ? "As you said before, unless you change it" : "All answered";
   return capital(inWords(turn.task.kind, panel.said[panel.active.name], panel.names));
 }
@@ -427,23 +472,33 @@ function writeLegend(task) {
   const verdicts = {
     pair: [["1 2 3", "left much better, better, slightly better"], ["4", "tie"], ["5 6 7", "right slightly better, better, much better"], ["0", "both bad"]],
     score: [["1 2 3 4 5", "very bad, bad, fair, good, very good"]],
-    ranking: [[letters.join(" "), "move that answer up: out of a tie, or into one with those above"], ["Shift", "with a letter: move it down"], ["=", "all equal"]],
+    ranking: [[letters.join(" "), "type them in your order, the best answer first; those left out share the last place"],
+      [`${letters.at(-1)} ${letters.at(-1)}`, "a letter once more ties it with the one before, and so on upwards"],
+      [`Shift ${letters.at(-1)}`, "moves it down again"], ["=", "all equal"]],
   }[task.kind];
-  const lines = [
-    ...verdicts, ...(panel.many ? [["↑ ↓", "the row above, the row below"]] : []),
-    ["Enter", panel.many || task.kind === "ranking" ? "submit" : "submit; pressing the number again does so, too"],
-    ["u", "undo my last"], ["s", "skip: leave it to others"], ["f", "flag, with a note"], ["c", "comment; Ctrl + Enter submits from there"], ["g", "guidelines"],
-    ["k", "keep the task when its time ends"], ["Tab", "to texts that scroll, and to every button"], ["?", "these keys"],
-  ];
+  const rows = panel.many ? [["↑ ↓", task.kind === "ranking" ? "the row above, the row below" : "the row above, the row below; a number goes on to the next by itself"]] : [];
+  const commands = [["u", "undo my last"], ["s", "skip: leave it to others"], ["f", "flag, with a note"], ["c", "comment; Ctrl + Enter submits from there"],
+    ["r", "texts as they were written, or as Markdown"], ["g", "guidelines"], ["k", "keep the task when its time ends"], ["?", "these keys"]];
+  const again = panel.many || task.kind === "ranking" || !singleKeys() ? "" : "; pressing the number again does so, too";
+  const lines = [...(singleKeys() ? verdicts : []), ...rows, ["Enter", `submit${again}`], ["Tab", "to texts that scroll, and to every button"], ...(singleKeys() ? commands : [])];
   byId("legend").replaceChildren(...lines.flatMap(([keys, words]) => [
     element("dt", {}, ...keys.split(" ").map((key) => element("kbd", {}, key))), element("dd", {}, words)]));
 }
 
 // --- keys and buttons
 
+const singleKeys = () => byId("single-keys").checked;
+
+/** Keys that do nothing are not shown. */
+function showKeys() {
+  document.body.classList.toggle("keys-off", !singleKeys());
+  refresh();
+  if (panel) writeLegend(turn.task);
+}
+
 const COMMANDS = {
   u: undo, s: () => leave("/skip", {}, "Skipped."), f: openFlag, c: comment, g: () => openDialog("guidelines"),
-  "?": () => openDialog("keys"), k: () => { if (warned) extend(); },
+  r: toggleRaw, "?": () => openDialog("keys"), k: () => { if (warned) extend(); },
 };
 
 function comment() {
@@ -463,7 +518,7 @@ function onKey(event) {
   if ((event.ctrlKey || event.metaKey) && !sends) return;
   if (event.key === "Enter") return enter(event, sends);
   if (event.key.startsWith("Arrow")) return arrow(event);
-  if (!byId("single-keys").checked || event.repeat) return;
+  if (!singleKeys() || event.repeat) return;
   const key = keyOf(event);
   const acts = act(key, event.shiftKey);
   if (acts) event.preventDefault();
@@ -482,7 +537,7 @@ function act(key, shift) {
 /** The key that opened a dialog closes it. */
 function closeByKey(event) {
   const own = { g: "guidelines", "?": "keys" }[keyOf(event)];
-  if (!own || !byId(own).open || !byId("single-keys").checked) return;
+  if (!own || !byId(own).open || !singleKeys()) return;
   event.preventDefault();
   byId(own).close();
 }
@@ -498,38 +553,39 @@ function escape(event) {
 
 function enter(event, sends) {
   if (event.repeat || busy) return event.preventDefault();
-  if (!sends && event.target.closest("button, a, summary, [type=checkbox]")) return;
+  if (!sends && event.target.closest("button, a, summary, [type=checkbox]") && !event.target.closest(".row")) return; // Space presses those of a row
   event.preventDefault();
   submit();
 }
 
 /** Up and down go between rows; left and right within one are the browser's own, and lead into it from outside. */
 function arrow(event) {
-  if (!panel) return;
-  const inside = byId("controls").contains(event.target);
-  if (inside && panel.many && ["ArrowUp", "ArrowDown"].includes(event.key)) {
-    panel.step(event.key === "ArrowUp" ? -1 : 1);
-    event.preventDefault();
-  } else if (!inside && [document.body, byId("title")].includes(event.target) && ["ArrowLeft", "ArrowRight"].includes(event.key)) {
-    panel.active.focus();
-    event.preventDefault();
-  }
+  if (!panel || busy || event.shiftKey || event.target.closest("[tabindex='0']")) return; // what scrolls is scrolled
+  const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+  if (by && panel.many) panel.step(by);
+  else if (!by && !byId("controls").contains(event.target)) panel.active.focus();
+  else return;
+  event.preventDefault();
 }
 
 const CLICKS = {
   undo, submit, flag: openFlag, again: load, "nothing-undo": undo, "sign-out": () => { turn = null; signOut(); }, skip: COMMANDS.s,
-  "open-guidelines": COMMANDS.g, "open-keys": COMMANDS["?"], "notice-close": () => hush(),
+  raw: toggleRaw, "open-guidelines": COMMANDS.g, "open-keys": COMMANDS["?"], "notice-close": () => hush(),
   "comment-toggle": () => { if (byId("comment-row").hidden) comment(); else openComment(false); },
 };
 for (const [id, act] of Object.entries(CLICKS)) byId(id).addEventListener("click", () => act());
 byId("flag-form").addEventListener("submit", flag);
 byId("comment").addEventListener("input", () => { keep(); refresh(); });
 byId("single-keys").checked = localStorage.getItem(SINGLE_KEYS) !== "off";
-byId("single-keys").addEventListener("change", ({ target }) => localStorage.setItem(SINGLE_KEYS, target.checked ? "on" : "off"));
+byId("single-keys").addEventListener("change", ({ target }) => {
+  localStorage.setItem(SINGLE_KEYS, target.checked ? "on" : "off");
+  showKeys();
+});
+showKeys();
 document.addEventListener("keydown", onKey);
 document.addEventListener("visibilitychange", watch);
 addEventListener("online", () => hurry?.());
 addEventListener("resize", fit);
 addEventListener("pagehide", keep);
 setInterval(tick, 500);
-load();
+if (!onLink(follow)) load().then(greet);

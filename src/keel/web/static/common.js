@@ -12,12 +12,12 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** An element that holds HTML which the server has made safe; where there is none, it says so. */
-export function safe(tag, attributes, html) {
-  const made = element(tag, attributes);
-  if (html.trim()) made.innerHTML = html;
-  else made.append(element("p", { class: "muted" }, "(empty)"));
-  return made;
+/** Puts a text into `node`: the HTML which the server has made safe, or `raw`, as it was written; where there is none, it says so. */
+export function write(node, { html, text }, raw = false) {
+  if (!(raw ? text : html).trim()) node.replaceChildren(element("p", { class: "muted" }, "(empty)"));
+  else if (raw) node.replaceChildren(element("pre", { class: "plain raw", dir: "auto" }, text));
+  else node.innerHTML = html;
+  return node;
 }
 
 /** Sets the text only where it differs, so that nothing flickers and no selection is lost. */
@@ -68,12 +68,12 @@ export function reachable(root) {
 }
 
 /** The turns of a prompt, and plain text as it is. */
-export function conversation(turns) {
+export function conversation(turns, raw = false) {
   const names = { user: "User", assistant: "Assistant", system: "System" };
-  return turns.map(({ role, html }) =>
+  return turns.map(({ role, ...text }) =>
     element("article", { class: `turn ${names[role] ? role : "plain"}`, "aria-label": names[role] ?? role ?? "" },
       role ? element("h3", { class: "role" }, names[role] ?? role) : null,
-      safe("div", { class: "prose" }, html)));
+      write(element("div", { class: "prose" }), text, raw)));
 }
 
 /** The character that a key stands for, whatever the layout of the keyboard. */

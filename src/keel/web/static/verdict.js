@@ -16,7 +16,7 @@ const SCORES = ["very bad", "bad", "fair", "good", "very good"].map((words, at) 
   { key: String(at + 1), verdict: { value: at + 1 }, words }));
 
 const SIDES = { first: ["Left", "Upper"], second: ["Right", "Lower"] };
-const PLACES = "ABDEHIJLMNOPQRTVWXYZ"; // the letters that are no command
+const PLACES = "ABDEHIJLMNOPQTVWXYZ"; // the letters that are no command
 
 /** What the answers are called: Left and Right (Upper and Lower where narrow), or letters that are keys as well. */
 export function labels(kind, count) {
@@ -46,6 +46,9 @@ function orderInWords(ranks, letters) {
   return [...tiers].sort(([a], [b]) => a - b).map(([, names]) => names.join(" = ")).join(" › ");
 }
 
+const ROW = 54; // pixels of a row
+const SHARE = 0.22; // of the window's height that rows may take
+
 let made = 0; // panels on this page, for names that are theirs alone
 
 /** Rows of controls in `box`; `changed(dimension, verdict)` is called after each choice. */
@@ -56,7 +59,9 @@ export class Verdicts {
     const Row = kind === "ranking" ? RankingRow : ChoiceRow;
     this.rows = dimensions.map((dimension, at) => new Row(this, dimension, `${id}-${at}`));
     this.pager = this.many ? this.makePager() : null;
-    box.replaceChildren(...this.rows.map((row) => row.node), ...(this.pager ? [this.pager] : []));
+    this.chips = this.many ? this.rows.map((row, at) => this.chip(row, at)) : [];
+    const chips = element("div", { class: "chips", role: "group", "aria-label": "Dimensions" }, ...this.chips);
+    box.replaceChildren(...(this.many ? [chips] : []), ...this.rows.map((row) => row.node), ...(this.many ? [this.pager] : []));
     box.dataset.kind = kind;
     box.dataset.rows = this.rows.length;
     this.activate(0);
@@ -72,12 +77,14 @@ export class Verdicts {
   /** Shows verdicts that were given before; dimensions that are unknown here are left out. */
   set(said) {
     for (const row of this.rows) if (said?.[row.name]) row.set(said[row.name]);
+    this.drawChips();
     this.activate(Math.max(0, this.rows.findIndex((row) => !this.said[row.name])));
   }
 
   activate(at) {
     this.at = Math.min(Math.max(at, 0), this.rows.length - 1);
     this.rows.forEach((row, place) => row.node.classList.toggle("active", place === this.at));
+    this.drawChips();
     if (this.pager) {
       const [back, where, on] = this.pager.children;
       where.textContent = `${this.at + 1} of ${this.rows.length}`;
@@ -86,6 +93,24 @@ export class Verdicts {
     }
     this.shown?.(this.active);
   }
+
+  /** Where there is no room for all rows: what each dimension has got so far, and the way to its row. */
+  chip(row, at) {
+    const one = element("button", { type: "button", class: "chip" }, element("span", {}, row.name), element("span", { class: "told" }));
+    one.addEventListener("click", () => { this.activate(at); this.active.focus(); });
+    return one;
+  }
+
+  drawChips() {
+    this.chips.forEach((chip, at) => {
+      const verdict = this.said[this.rows[at].name];
+      chip.setAttribute("aria-current", String(at === this.at));
+      chip.lastChild.textContent = verdict ? inWords(this.kind, verdict, this.names) : "";
+    });
+  }
+
+  /** Shows only the row that is active, and the others as chips, where all would take more than their share of the window. */
+  fit() { this.box.classList.toggle("compact", this.many && this.rows.length * ROW > SHARE * innerHeight); }
 
   makePager() {
     const button = (words, by) => {
@@ -96,19 +121,12 @@ export class Verdicts {
     return element("div", { class: "pager" }, button("‹ Back", -1), element("span", {}), button("Next ›", 1));
   }
 
+  /** A row has its verdict; `onwards` goes to the next row, where there is one. */
   chosen(row, verdict, onwards) {
     this.said[row.name] = verdict;
-    this.activate(this.rows.indexOf(row));
+    this.activate(this.rows.indexOf(row) + (onwards ? 1 : 0));
     this.changed(row.name, verdict);
-    if (onwards && this.many) {
-      const next = this.rows.findIndex((other, at) => at > this.at && !this.said[other.name]);
-      const open = next >= 0 ? next : this.rows.findIndex((other) => !this.said[other.name]);
-      if (open >= 0) {
-        const within = this.box.contains(document.activeElement);
-        this.activate(open);
-        if (within) this.active.focus();
-      }
-    }
+    if (onwards && this.box.contains(document.activeElement)) this.active.focus();
   }
 
   /** A key for the active row: "chosen", "again" where it repeats what is chosen, "" where it is none of its keys. */
