@@ -313,3 +313,36 @@ def test_refusals_name_file_and_remedy(check, tmp_path, write_rows, capfd):
     assert "odd.jsonl: no column" in capfd.readouterr().err
     assert cli.main(["data", "check", "--data", str(tmp_path / "none.jsonl")]) == 2
     assert "none.jsonl" in capfd.readouterr().err
+
+
+# --- several dimensions ---------------------------------------------------------------------------
+
+
+def test_dimensions_that_disagree_are_no_contradiction_but_one_vote(check, tmp_path):
+    """Of 40 contests the better tone always stands against the better facts, and facts weigh more."""
+    source = f"store:{tmp_path}/s.db"
+    with Store(source, create=True) as store:
+        for row in rows_like(40):
+            answers = Answer(row["chosen"]), Answer(row["rejected"])
+            for dimension, verdict in (("tone", Preference("second", 1)), ("facts", Preference("first", 3))):
+                judgment = Judgment(row["prompt"], answers, verdict, rater="ana", kind="person", dimension=dimension)
+                store.append([(said_key(judgment), judgment)])
+    code, findings, figures, _ = check(source)
+    assert (code, figures["rows"]["used"], figures["rows"]["dropped"]) == (0, 40, {})
+    assert titled(findings, "every row can be read")
+
+
+def test_contradictions_in_a_store_name_the_way_to_one_dimension(check, tmp_path):
+    source = f"store:{tmp_path}/s.db"
+    with Store(source, create=True) as store:
+        for outcome in ("first", "second"):
+            judgment = Judgment("p", (Answer("a"), Answer("b")), Preference(outcome), kind="person", dimension="tone")
+            store.append([(said_key(judgment), judgment)])
+        for row in rows_like(30):
+            judgment = Judgment(row["prompt"], (Answer(row["chosen"]), Answer(row["rejected"])), Preference("first"))
+            store.append([(said_key(judgment), judgment)])
+    code, findings, _, _ = check(source)
+    assert code == 2
+    assert f"take one dimension: {source}?dimension=NAME" in titled(findings, "contradictory pair")["text"]
+    _, findings, _, _ = check(f"{source}?dimension=overall")
+    assert titled(findings, "contradictory pair") is None

@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
+from keel.data.store import is_store
 from keel.data.text import prompt_key
 from keel.errors import InputError
 from keel.records import Demonstration, Pair, Prompt, PromptRow, RowCounts
@@ -25,6 +26,7 @@ __all__ = [
     "check_demonstrations",
     "check_pairs",
     "check_prompts",
+    "one_dimension",
     "reasons",
     "refuse_bad",
     "split_by_prompt",
@@ -32,6 +34,8 @@ __all__ = [
 ]
 
 Record = TypeVar("Record", Pair, Demonstration, PromptRow)
+
+CONTRADICTORY = "contradictory pair"
 
 
 # --- the three checks
@@ -49,7 +53,7 @@ def check_pairs(pairs: Sequence[Pair], counts: RowCounts, max_bad_share: float, 
     for pair in sound:
         orders[_contest(pair)].add((pair.chosen.strip(), pair.rejected.strip()))
     both = {contest for contest, seen in orders.items() if len(seen) > 1}
-    kept = _keep(sound, counts, lambda pair: "contradictory pair" if _contest(pair) in both else None)
+    kept = _keep(sound, counts, lambda pair: CONTRADICTORY if _contest(pair) in both else None)
     return _settle(kept, pairs, counts, max_bad_share, source)
 
 
@@ -140,7 +144,9 @@ def _settle(
     if counts.read == 0:
         raise InputError(f"{name}: no rows; give a file with at least one")
     if not kept:
-        raise InputError(f"{name}: none of {counts.read} rows can be used ({reasons(counts, neutral=True)}); mend them")
+        why = reasons(counts, neutral=True)
+        mend = f"mend them{one_dimension(counts, name)}"
+        raise InputError(f"{name}: none of {counts.read} rows can be used ({why}); {mend}")
     refuse_bad(counts, max_bad_share, name)
     _note_repeats(kept, counts)
     return kept
@@ -151,8 +157,15 @@ def refuse_bad(counts: RowCounts, max_bad_share: float, name: str) -> None:
     if counts.dropped_total > max_bad_share * counts.read:
         raise InputError(
             f"{name}: {counts.dropped_total} of {counts.read} rows are bad ({reasons(counts)}), above the limit of "
-            f"{100 * max_bad_share:g} %; mend them or raise --max-bad-share"
+            f"{100 * max_bad_share:g} %; mend them or raise --max-bad-share{one_dimension(counts, name)}"
         )
+
+
+def one_dimension(counts: RowCounts, source: str) -> str:
+    """Half a sentence on what else helps against contradictions in a store; empty where there are none."""
+    if CONTRADICTORY not in counts.dropped or not is_store(source) or "dimension=" in source:
+        return ""
+    return f", or take one dimension: {source}{'&' if '?' in source else '?'}dimension=NAME"
 
 
 def reasons(counts: RowCounts, first: int = 5, neutral: bool = False) -> str:

@@ -111,7 +111,7 @@ def examine(config: DataCheckConfig) -> Audit:
     _personal(audit, rows)
     if config.model is not None:
         _against_model(audit, rows, counts, config)
-    _fates(audit, counts, config.max_bad_share)
+    _fates(audit, counts, config.data, config.max_bad_share)
     audit.findings.sort(key=lambda finding: list(STYLES).index(finding.level))
     audit.figures |= {
         "prompts": len({prompt_key(row.prompt) for row in rows}),
@@ -136,13 +136,14 @@ def _read(kind: str, source: str, format: str | None, limit: int | None) -> tupl
     return checks.check_prompts(prompts, counts, 1.0, source), counts, name
 
 
-def _fates(audit: Audit, counts: RowCounts, max_bad_share: float) -> None:
+def _fates(audit: Audit, counts: RowCounts, source: str, max_bad_share: float) -> None:
     """Rows that are dropped, those that are neutral, and those that are used and remarkable."""
     share = counts.dropped_total / counts.read
     for reason, (count, rows) in sorted(counts.dropped.items(), key=lambda item: -item[1][0]):
         text = "Training leaves such rows out; mend them or take them away."
-        if reason == "contradictory pair":
-            text = "The same two answers stand both ways round. Training leaves out both; have them judged again."
+        if reason == checks.CONTRADICTORY:
+            text = "The same two answers stand both ways round. Training leaves out both; have them judged again"
+            text += f"{checks.one_dimension(counts, source)}."
         audit.find("warning", f"{_rows(count)}: {reason}", text, rows)
     if share > max_bad_share:
         audit.find(
