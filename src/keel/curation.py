@@ -133,11 +133,13 @@ def _rater_pairs(one: survey.Agreement) -> Table:
 def convert(config: DataConvertConfig) -> Result | None:
     """A file or store into a file, or into a store."""
     if is_store(config.out):
+        if config.pairs:
+            raise InputError(f"{config.out}: a store holds judgments as they are, and derives pairs; leave out --pairs")
         gather(config)
         return None
     if config.to is None:
         raise InputError(f"{config.out}: say in which format to write it, such as --to trl")
-    options: dict[str, Any] = {"format": config.format, "limit": config.limit, "max_bad_share": config.max_bad_share}
+    options: dict[str, Any] = config.model_dump(include={"format", "limit", "max_bad_share", "pairs"})
     counts = write(config.data, Path(config.out), config.to, **options)
     say(checks.summarise(counts, config.data, config.format or "recognised"))
     return Result(Path(config.out), {"command": "data convert", "rows": counts.as_dict()})
