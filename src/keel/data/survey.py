@@ -157,7 +157,7 @@ def outcome_table(outcomes: Mapping[str, Mapping[str, int]]) -> tuple[list[str],
 # --- how far raters agree -------------------------------------------------------------------------
 
 FIRST, SECOND, TIE, BOTH_BAD = 1.0, 2.0, 0.0, 3.0
-"""Codes of a preference between two answers, in the order in which they were shown."""
+"""Codes of a preference between two answers, as they stand in some order."""
 MIRROR = {FIRST: SECOND, SECOND: FIRST}
 
 
@@ -172,32 +172,42 @@ class Said:
     scored: bool
     swapped: bool = False
     """Of a contest: whether the answers were shown in the other order than that of their keys."""
+    own: bool | None = None
+    """The same of the contest's own order, where it has one that is not that of a file."""
 
 
-def said(judgment: Judgment) -> Iterator[Said]:
-    """What a judgment says of each contest, or of its one answer; nothing where an adjudicator has seen the others."""
+Orders = Mapping[bytes, bool]
+"""Of contests (two keys of answers, the lesser first) whether their own order is the other one."""
+
+
+def said(judgment: Judgment, orders: Orders | None = None) -> Iterator[Said]:
+    """What a judgment says of each contest, or of its one answer; nothing where an adjudicator has seen the others.
+
+    `orders` are those of the contests of a store, where the judgment was made.
+    """
     if judgment.kind == "adjudicator":
         return
     prompt = prompt_key(judgment.prompt)
     keys = [answer_key(prompt, answer) for answer in judgment.answers]
     match judgment.verdict:
         case Preference(outcome, _):
-            yield contest(judgment.dimension, judgment.rater, keys[0], keys[1], outcome)
+            yield contest(judgment.dimension, judgment.rater, keys[0], keys[1], outcome, orders)
         case Score(value):
             yield Said(judgment.dimension, judgment.rater, keys[0], value, True)
         case Ranking(ranks):
             for (a, rank), (b, other) in combinations(zip(keys, ranks, strict=True), 2):
                 outcome = "first" if rank < other else "second" if rank > other else "tie"
-                yield contest(judgment.dimension, judgment.rater, a, b, outcome)
+                yield contest(judgment.dimension, judgment.rater, a, b, outcome, orders)
 
 
 def said_in_store(store: Store, kind: RaterKind | None = None) -> Iterator[Said]:
     """The same by query, in the order in which judgments came; of one kind of raters, or of all.
 
-    Rankings, which are few, are read as they stand.
+    A judgment that came with a file is in the file's order; of one that was made here, sides are chance, and the
+    contest's order is that of its task, or else of its keys. Rankings, which are few, are read as they stand.
     """
-    j = schema.judgments
-    columns = (j.c.dimension, j.c.rater, j.c.first, j.c.second, j.c.outcome, j.c.value)
+    j, orders = schema.judgments, task_orders(store)
+    columns = (j.c.dimension, j.c.rater, j.c.first, j.c.second, j.c.outcome, j.c.value, j.c.file)
     their = schema.raters.c.kind == kind if kind else schema.raters.c.kind != "adjudicator"
     names = sa.select(schema.raters.c.name).where(their)
     wanted = *store.holding(), j.c.rater.in_(names)
@@ -206,16 +216,33 @@ def said_in_store(store: Store, kind: RaterKind | None = None) -> Iterator[Said]
         if row.second is None:
             yield Said(row.dimension, row.rater, row.first, row.value, True)
         else:
-            yield contest(row.dimension, row.rater, row.first, row.second, row.outcome)
+            known = None if row.file else orders
+            yield contest(row.dimension, row.rater, row.first, row.second, row.outcome, known)
     for group in store.groups(j.c.kind == "ranking", j.c.rater.in_(names)):
         for _, judgment in group:
-            yield from said(judgment)
+            yield from said(judgment, None if judgment.origin.file else orders)
 
 
-def contest(dimension: str, rater: str, first: bytes, second: bytes, outcome: str) -> Said:
+def task_orders(store: Store) -> Orders:
+    """The order of two answers in the first task that asks about both."""
+    left, right = schema.shown.alias("left"), schema.shown.alias("right")
+    both = sa.and_(left.c.task == right.c.task, left.c.place < right.c.place)
+    orders: dict[bytes, bool] = {}
+    statement = sa.select(left.c.answer, right.c.answer).join(right, both)
+    statement = statement.order_by(left.c.task, left.c.place, right.c.place)
+    for first, second in map(tuple, store.stream(statement)):
+        orders.setdefault(min(first, second) + max(first, second), first > second)
+    return orders
+
+
+def contest(
+    dimension: str, rater: str, first: bytes, second: bytes, outcome: str, orders: Orders | None = None
+) -> Said:
     """A preference between two answers: the same thing whichever was shown first."""
     code = {"first": FIRST, "second": SECOND, "tie": TIE, "both_bad": BOTH_BAD}[outcome]
-    return Said(dimension, rater, min(first, second) + max(first, second), code, False, first > second)
+    thing = min(first, second) + max(first, second)
+    own = None if orders is None else orders.get(thing, False)
+    return Said(dimension, rater, thing, code, False, first > second, own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,29 +282,48 @@ class Agreement:
 def agreement(everything: Iterable[Said], most_pairs: int = 20) -> list[Agreement]:
     """Agreement by dimension. What a rater was shown twice is two things: his second word is compared with seconds.
 
-    A contest is read in the order in which the first rater saw it: by chance-corrected figures, first and second are
-    two values, as they are to those who count what was clicked.
+    By chance-corrected figures, first and second are two values, as they are to those who count what was clicked. So a
+    contest is read in one order: that of the file's first row that has it, or else its own. Who judged first, and on
+    which side an answer was shown to whom, changes no figure.
     """
     tables: dict[tuple[str, bool], dict[bytes, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    orders: dict[tuple[str, bytes], bool] = {}
+    of_file: dict[tuple[str, bytes], bool] = {}
+    own: dict[tuple[str, bytes], bool] = {}
     for one in everything:
         table, thing, times = tables[one.dimension, one.scored], one.thing, 0
         while one.rater in table[thing]:
             times += 1
             thing = one.thing + times.to_bytes(4, "big")
-        same = orders.setdefault((one.dimension, thing), one.swapped) == one.swapped
-        table[thing][one.rater] = one.value if same else MIRROR.get(one.value, one.value)
-    return [_agreement(*key, table, most_pairs) for key, table in sorted(tables.items())]
+        table[thing][one.rater] = MIRROR.get(one.value, one.value) if one.swapped else one.value
+        if one.own is None:
+            of_file.setdefault((one.dimension, thing), one.swapped)
+        else:
+            own[one.dimension, thing] = one.own
+    return [_agreement(*key, _in_order(key, table, own | of_file), most_pairs) for key, table in sorted(tables.items())]
 
 
-def _agreement(dimension: str, scored: bool, table: dict[bytes, dict[str, float]], most_pairs: int) -> Agreement:
-    shared = [said for said in table.values() if len(said) > 1]
+def _in_order(
+    key: tuple[str, bool], table: dict[bytes, dict[str, float]], swapped: Mapping[tuple[str, bytes], bool]
+) -> list[dict[str, float]]:
+    """What was said of each thing, from the order of its keys into its own; things by key and raters by name."""
+    dimension, scored = key
+    found = []
+    for thing in sorted(table):
+        verdicts = {rater: table[thing][rater] for rater in sorted(table[thing])}
+        if not scored and swapped[dimension, thing]:
+            verdicts = {rater: MIRROR.get(value, value) for rater, value in verdicts.items()}
+        found.append(verdicts)
+    return found
+
+
+def _agreement(dimension: str, scored: bool, things: list[dict[str, float]], most_pairs: int) -> Agreement:
+    shared = [said for said in things if len(said) > 1]
     units = np.repeat(np.arange(len(shared)), [len(s) for s in shared])
     values = np.array([v for s in shared for v in s.values()])
     between: dict[tuple[str, str], tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
     equal: list[float] = []
     for verdicts in shared:
-        for a, b in combinations(sorted(verdicts), 2):
+        for a, b in combinations(verdicts, 2):
             left, right = between[a, b]
             left.append(verdicts[a])
             right.append(verdicts[b])
@@ -289,7 +335,7 @@ def _agreement(dimension: str, scored: bool, table: dict[bytes, dict[str, float]
     return Agreement(
         dimension,
         scored,
-        len(table),
+        len(things),
         len(shared),
         stats.wilson(float(np.mean(equal)) * len(shared), len(shared)) if shared else stats.wilson(0, 0),
         stats.krippendorff_alpha(units, values, interval=scored),
