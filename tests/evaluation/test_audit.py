@@ -125,8 +125,8 @@ def test_leaks_between_splits(check, tmp_path, write_rows):
     held[7]["prompt"] = data[60]["prompt"].upper() + " Indeed!"
     code, findings, figures, said = check(data, eval_data=write_rows(tmp_path / "leaky.jsonl", held))
     assert code == 2
-    assert titled(findings, "1 held-out rows .* leak$")["rows"] == [5]
-    assert titled(findings, "leak nearly")["rows"] == [8]
+    assert titled(findings, "^leak of 1 held-out row of")["rows"] == [5]
+    assert titled(findings, "near leak of 1 held-out row of")["rows"] == [8]
     assert (figures["leak"]["exact"]["count"], figures["leak"]["near"]["count"]) == (1, 1)
     assert "leak" in said
 
@@ -313,6 +313,13 @@ def test_refusals_name_file_and_remedy(check, tmp_path, write_rows, capfd):
     assert "odd.jsonl: no column" in capfd.readouterr().err
     assert cli.main(["data", "check", "--data", str(tmp_path / "none.jsonl")]) == 2
     assert "none.jsonl" in capfd.readouterr().err
+
+
+def test_a_few_pairs_say_nothing_of_sides(check, tmp_path):
+    _, findings, figures, _ = check(rows_like(12))
+    assert titled(findings, "sides") is None
+    assert figures["sides_recorded"] is None
+    assert "Too few preferences have a winner" in (tmp_path / "check.html").read_text(encoding="utf-8")
 
 
 # --- several dimensions ---------------------------------------------------------------------------

@@ -31,6 +31,7 @@ __all__ = [
     "refuse_bad",
     "split_by_prompt",
     "summarise",
+    "word",
 ]
 
 Record = TypeVar("Record", Pair, Demonstration, PromptRow)
@@ -199,13 +200,18 @@ def _note_repeats(rows: Iterable[Record], counts: RowCounts) -> None:
 
 def summarise(counts: RowCounts, source: str, format: str) -> str:
     """What a run prints at its start: the format recognised and every row's fate, one reason a line."""
-    fate = f"{counts.read} rows read, {counts.used} used, {counts.dropped_total} dropped"
+    fate = f"{counts.read} {word(counts.read, 'row')} read, {counts.used} used, {counts.dropped_total} dropped"
     fate += f", {counts.neutral_total} neutral" if counts.neutral else ""
     lines = [f"{source}: format {format}; {fate}"]
     for verb, table in (("dropped", counts.dropped), ("neutral", counts.neutral), ("note:", counts.notes)):
         for what, (count, rows) in sorted(table.items(), key=lambda item: -item[1][0]):
             lines.append(f"  {verb} {count} '{what}': {_rows(count, rows)}")
     return "\n".join(lines)
+
+
+def word(count: int, noun: str) -> str:
+    """The noun as it stands behind a count: "row" behind 1, "rows" behind others."""
+    return noun if count == 1 else f"{noun}s"
 
 
 # --- splitting
@@ -237,8 +243,9 @@ def split_by_prompt(rows: Sequence[Record], holdout: float, seed: int) -> tuple[
     if not kept or not out:
         name = rows[0].origin.file if rows else "the data"
         raise InputError(
-            f"{name}: a holdout of {holdout:g} leaves one side empty ({len(rows)} rows, {len(groups)} "
-            "distinct prompts); give more prompts, another --holdout, or --eval-data"
+            f"{name}: a holdout of {holdout:g} leaves one side empty ({len(rows)} {word(len(rows), 'row')}, "
+            f"{len(groups)} distinct {word(len(groups), 'prompt')}); give more prompts, another --holdout, "
+            "or --eval-data"
         )
     return kept, out
 

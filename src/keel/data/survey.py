@@ -22,6 +22,9 @@ from keel.stats import Estimate
 
 # --- what there is --------------------------------------------------------------------------------
 
+FEWEST_SIDES = 20
+"""Preferences with a winner, all for the same side, from which on that is no chance: 2 in a million at fair sides."""
+
 
 @dataclass(slots=True)
 class Survey:
@@ -38,6 +41,8 @@ class Survey:
     models: Counter[str] = field(default_factory=Counter)
     """Name of the model that wrote it: answers."""
     retracted: int = 0
+    placed: Counter[str] = field(default_factory=Counter)
+    """Outcome of a preference that was made here, on a page or by a judge, where sides are on record: judgments."""
 
     @property
     def judgments(self) -> int:
@@ -51,9 +56,32 @@ class Survey:
         return table
 
     def first_wins(self) -> Estimate:
-        """How often the answer shown first is preferred, of all preferences with a winner: 1/2 where sides are fair."""
-        wins, n = self._won("first"), self._won("first") + self._won("second")
-        return stats.wilson(wins, n)
+        """How often the answer shown first is preferred, of preferences with a winner: 1/2 where sides are fair.
+
+        Beside those whose sides are on record, those of files that always name the same side do not count.
+        """
+        first, second = self._sided()
+        return stats.wilson(first, first + second)
+
+    def sides_recorded(self) -> bool | None:
+        """Whether it is known which answer was shown first; None where too few preferences have a winner to tell.
+
+        A file whose better answer always stands on the same side says nothing of sides.
+        """
+        first, second = self._sided()
+        if (first and second) or self._placed().total():
+            return True
+        return None if first + second < FEWEST_SIDES else False
+
+    def _sided(self) -> tuple[int, int]:
+        """Wins of the first and of the second answer, as `first_wins` counts them."""
+        first, second, here = self._won("first"), self._won("second"), self._placed()
+        if here.total() and (first == here["first"] or second == here["second"]):
+            return here["first"], here["second"]
+        return first, second
+
+    def _placed(self) -> Counter[str]:
+        return Counter({side: self.placed[side] for side in ("first", "second")})
 
     def longer_wins(self) -> Estimate:
         """How often the longer answer (in characters) is preferred, of all with a winner and unequal lengths."""
@@ -106,6 +134,7 @@ def count(judgments: Iterable[Judgment]) -> Survey:
             longer = (first > second) - (first < second)
             if outcome in ("first", "second"):
                 survey.strengths[judgment.verdict.strength] += 1
+            survey.placed[outcome] += not judgment.origin.file
         survey.said[judgment.dimension, kind, outcome, longer] += 1
         survey.raters[judgment.rater, judgment.kind] += 1
     survey.prompts, survey.answers = len(prompts), len(answers)
@@ -115,19 +144,23 @@ def count(judgments: Iterable[Judgment]) -> Survey:
 def count_store(store: Store) -> Survey:
     """The same by queries, in seconds for a million judgments; prompts and answers are all that the store holds."""
     j, n, holding = schema.judgments, sa.func.count(), store.holding()
-    kinds = j.c.dimension, j.c.kind, j.c.outcome, j.c.longer
+    kinds = j.c.dimension, j.c.kind, j.c.outcome, j.c.longer, j.c.file == sa.literal_column("''")
     graded = (j.c.outcome.in_(("first", "second")), *holding)
     raters = sa.select(j.c.rater, schema.raters.c.kind, n).join(schema.raters).where(*holding)
-    said: list[Any] = store.read(sa.select(*kinds, n).where(*holding).group_by(*kinds))
+    said, placed = Counter[tuple[str, str, str, int]](), Counter[str]()
+    for row in map(tuple, store.stream(sa.select(*kinds, n).where(*holding).group_by(*kinds))):
+        said[row[0], row[1], row[2] or "", row[3] or 0] += row[5]
+        placed[row[2] or ""] += row[5] if row[4] else 0
     models = _counter(store, sa.select(schema.answers.c.model, n).group_by(schema.answers.c.model))
     return Survey(
         prompts=store.read(sa.select(n).select_from(schema.prompts))[0][0],
         answers=models.total(),
-        said=Counter({(row[0], row[1], row[2] or "", row[3] or 0): row[4] for row in said}),
+        said=said,
         strengths=_counter(store, sa.select(j.c.value, n).where(*graded).group_by(j.c.value)),
         raters=_counter(store, raters.group_by(j.c.rater, schema.raters.c.kind)),
         models=models,
         retracted=store.read(sa.select(n).where(j.c.retracts.is_not(None)))[0][0],
+        placed=placed,
     )
 
 
