@@ -42,7 +42,7 @@ class Survey:
     """Name of the model that wrote it: answers."""
     retracted: int = 0
     placed: Counter[str] = field(default_factory=Counter)
-    """Outcome of a preference that was made here, on a page or by a judge, where sides are on record: judgments."""
+    """Side preferred by what was judged here, on a page or by a model, so that sides are on record: judgments."""
 
     @property
     def judgments(self) -> int:
@@ -69,19 +69,16 @@ class Survey:
         A file whose better answer always stands on the same side says nothing of sides.
         """
         first, second = self._sided()
-        if (first and second) or self._placed().total():
+        if (first and second) or self.placed.total():
             return True
         return None if first + second < FEWEST_SIDES else False
 
     def _sided(self) -> tuple[int, int]:
         """Wins of the first and of the second answer, as `first_wins` counts them."""
-        first, second, here = self._won("first"), self._won("second"), self._placed()
+        first, second, here = self._won("first"), self._won("second"), self.placed
         if here.total() and (first == here["first"] or second == here["second"]):
             return here["first"], here["second"]
         return first, second
-
-    def _placed(self) -> Counter[str]:
-        return Counter({side: self.placed[side] for side in ("first", "second")})
 
     def longer_wins(self) -> Estimate:
         """How often the longer answer (in characters) is preferred, of all with a winner and unequal lengths."""
@@ -134,7 +131,7 @@ def count(judgments: Iterable[Judgment]) -> Survey:
             longer = (first > second) - (first < second)
             if outcome in ("first", "second"):
                 survey.strengths[judgment.verdict.strength] += 1
-            survey.placed[outcome] += not judgment.origin.file
+                survey.placed[outcome] += not judgment.origin.file
         survey.said[judgment.dimension, kind, outcome, longer] += 1
         survey.raters[judgment.rater, judgment.kind] += 1
     survey.prompts, survey.answers = len(prompts), len(answers)
@@ -150,7 +147,8 @@ def count_store(store: Store) -> Survey:
     said, placed = Counter[tuple[str, str, str, int]](), Counter[str]()
     for row in map(tuple, store.stream(sa.select(*kinds, n).where(*holding).group_by(*kinds))):
         said[row[0], row[1], row[2] or "", row[3] or 0] += row[5]
-        placed[row[2] or ""] += row[5] if row[4] else 0
+        if row[4] and row[2] in ("first", "second"):
+            placed[row[2]] += row[5]
     models = _counter(store, sa.select(schema.answers.c.model, n).group_by(schema.answers.c.model))
     return Survey(
         prompts=store.read(sa.select(n).select_from(schema.prompts))[0][0],
