@@ -16,7 +16,7 @@ import pytest
 
 from keel.data import schema, survey
 from keel.data.preferences import derive
-from keel.data.store import Store, answer_key, prompt_key, row_key, said_key
+from keel.data.store import Store, answer_key, prompt_key, row_key, rows_of, said_key
 from keel.errors import InputError
 from keel.records import Answer, Judgment, Origin, Preference, PromptRow, Ranking, Score
 
@@ -265,6 +265,36 @@ def test_two_stores_merge_into_the_union(store, tmp_path):
         assert store.merge(other) == 0
         assert sorted(j.origin.row for j in held(store) if j.origin.file == "f") == [i for i in range(32) if i != 12]
         assert sum(j in EVERY_KIND for j in held(store)) == len(EVERY_KIND)
+
+
+@pytest.mark.parametrize("out_of", [False, True])
+def test_what_others_write_during_a_merge_leaves_no_loose_ends(store, tmp_path, monkeypatch, out_of):
+    """Another process adds a judgment of a new prompt once the prompts have been read: it stays for the next merge."""
+    with Store(f"store:{tmp_path}/other.db", create=True) as second:
+        store, other = (second, store) if out_of else (store, second)
+        other.append(keyed(EVERY_KIND))
+        late = keyed([Judgment("late", (Answer("a"), Answer("b")), Preference("tie"), rater="late")])
+        insert, tables = store._insert, []
+
+        def meanwhile(connection, table, rows):
+            tables.append(table)
+            if len(tables) == 1:
+                other.append(late)
+            return insert(connection, table, rows)
+
+        monkeypatch.setattr(store, "_insert", meanwhile)
+        assert store.merge(other) == len(EVERY_KIND)
+        assert in_any_order(held(store)) == in_any_order(EVERY_KIND)
+        assert store.merge(other) == 1
+
+
+def test_a_judgment_of_what_is_not_there_is_refused(store):
+    """SQLite asks for what a row refers to only if told to; PostgreSQL always."""
+    ((asked, *rest),) = rows_of(keyed(EVERY_KIND))
+    with pytest.raises(InputError, match=r"(?i)foreign key"):
+        store.add(([], *rest))
+    assert store.read(schema.answers.select()) == []
+    assert store.add((asked, *rest)) == len(EVERY_KIND)
 
 
 def test_a_backup_is_the_whole_store(store, tmp_path):

@@ -326,12 +326,13 @@ class Store:
     # --- stores as a whole ------------------------------------------------------------------------
 
     def merge(self, other: Store) -> int:
-        """Add prompts, answers and judgments of another store; returns how many judgments were new."""
+        """Add prompts, answers and judgments of another store, as they are now; returns how many judgments were new."""
         added = 0
-        for table in (prompts, answers, raters, judgments, places):
-            columns = [c for c in table.columns if c.name != "id"]
-            order = [judgments.c.id] if table is judgments else list(table.primary_key.columns)
-            with other._errors(), other._engine.connect() as connection:
+        snapshot = {} if other.sqlite else {"isolation_level": "REPEATABLE READ"}
+        with other._errors(), other._engine.connect().execution_options(**snapshot) as connection:
+            for table in TABLES:
+                columns = [c for c in table.columns if c.name != "id"]
+                order = [judgments.c.id] if table is judgments else list(table.primary_key.columns)
                 found = connection.execution_options(yield_per=CHUNK).execute(sa.select(*columns).order_by(*order))
                 for some in found.partitions(CHUNK):
                     with self.writing() as mine:
@@ -506,11 +507,11 @@ def _prepare_reading(connection: Any, record: Any) -> None:
 
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:
-    """Readers beside one writer, a writer that waits for another, and deleted text overwritten with zeros."""
+    """Readers beside one writer, a writer that waits, deleted text overwritten with zeros, nothing left dangling."""
     connection.isolation_level = None  # transactions begin where SQLAlchemy says
     connection.execute(f"PRAGMA busy_timeout={1_000 * PATIENCE}")
     _write_ahead(connection)
-    pragmas = "synchronous=NORMAL", "secure_delete=ON"
+    pragmas = "synchronous=NORMAL", "secure_delete=ON", "foreign_keys=ON"
     for pragma in (*pragmas, f"cache_size=-{CACHE_KIB}", f"wal_autocheckpoint={CHECKPOINT}"):
         connection.execute(f"PRAGMA {pragma}")
 
