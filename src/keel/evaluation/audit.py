@@ -23,7 +23,7 @@ from keel.data.store import Store, is_store
 from keel.data.text import plain, prompt_key
 from keel.engine.progress import Bar, say
 from keel.errors import InputError
-from keel.records import Bundle, Demonstration, Pair, PromptRow, Result, RowCounts
+from keel.records import Bundle, Demonstration, Judgment, Pair, PromptRow, Result, RowCounts
 
 Level = Literal["refused", "warning", "note", "good"]
 Row = Pair | Demonstration | PromptRow
@@ -279,8 +279,9 @@ def _judged(audit: Audit, config: DataCheckConfig) -> None:
             found = survey.count_store(store)
             agreed = survey.agreement(survey.said_in_store(store))
     else:
-        found = survey.count(_stream(config))
-        agreed = survey.agreement(said for judgment in _stream(config) for said in survey.said(judgment))
+        said: list[survey.Said] = []
+        found = survey.count(_heard(config, said))
+        agreed = survey.agreement(said)
     audit.figures |= {"survey": found.as_dict(), "agreement": [one.as_dict() for one in agreed]}
     first = found.first_wins()
     recorded = found.sides_recorded()
@@ -311,9 +312,13 @@ def _agreed(audit: Audit, one: survey.Agreement) -> None:
         audit.find("note", f"raters' agreement ({one.dimension})", text)
 
 
-def _stream(config: DataCheckConfig) -> Iterator[Any]:
+def _heard(config: DataCheckConfig, said: list[survey.Said]) -> Iterator[Judgment]:
+    """A file's judgments; what each says is added to the list, so that one pass over the file is enough for both."""
     groups, _, _ = formats.open_judgments(config.data, config.format, config.limit)
-    return (judgment for group in groups for judgment in group)
+    for group in groups:
+        for judgment in group:
+            said.extend(survey.said(judgment))
+            yield judgment
 
 
 # --- what gives the better answer away ------------------------------------------------------------
