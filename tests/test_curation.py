@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 
 import krippendorff
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.metrics import cohen_kappa_score
 from keel import cli
 from keel.data.formats import read_pairs
 from keel.data.store import Store, said_key
+from keel.data.tasks import NewTask, Queue
 from keel.data.text import prompt_key
 from keel.records import Answer, Judgment, Preference
 
@@ -152,6 +154,78 @@ def test_stats_on_screen(keel, file):
     assert "Traceback" not in out
 
 
+def people(source, outcomes, raters=("ana",)):
+    """A store in which people prefer what they were shown left, right or neither: "first", "second", "tie"."""
+    with Store(source, create=True) as store:
+        queue = Queue(store)
+        queue.add((NewTask(f"{i}?", (Answer("a"), Answer("b"))) for i in range(len(outcomes))), overlap=len(raters))
+        for outcome in outcomes:
+            for rater in raters:
+                queue.judge(rater, queue.next(rater).key, {"overall": Preference(outcome)})
+    return source
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "says"),
+    [
+        (["tie"] * 6 + ["first"], "the answer shown first wins 1.000"),
+        (["first"] * 40, "the answer shown first wins 1.000"),  # raters who always take the left one
+        (["second"] * 40, "the answer shown first wins 0.000"),
+        (["tie"] * 6, ""),
+    ],
+)
+def test_of_what_people_judged_here_sides_are_on_record(keel, store_source, outcomes, says):
+    _, out, _ = keel("data", "stats", data=people(store_source, outcomes))
+    assert "on record" not in out
+    assert says in out
+
+
+def test_pairs_of_a_file_hide_no_side_of_what_people_judged_here(keel, file, store_source):
+    """40 pairs of a file that names the better one first, and 4 votes of which 1 was for the left one."""
+    keel("data", "convert", data=file, out=people(store_source, ["first", "second", "second", "second"]))
+    assert "the answer shown first wins 0.250" in keel("data", "stats", data=store_source)[1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([1] * 19, "19 preferences with a winner: too few to tell whether sides are on record"),
+        ([1], "1 preference with a winner: too few"),
+        ([1] * 20, "the answer shown first always wins: these data name the better one first, sides are not on record"),
+        ([2] * 20, "the answer shown second always wins"),
+        ([1] * 18 + [2], "the answer shown first wins 0.947"),
+        ([0] * 30, "overall"),
+    ],
+)
+@pytest.mark.parametrize("through_a_store", [False, True])
+def test_a_file_needs_some_preferences_to_say_that_sides_are_unknown(
+    keel, tmp_path, write_rows, rows, says, through_a_store
+):
+    data = [{"instruction": f"{i}?", "response1": "a", "response2": "b", "annotator1": r} for i, r in enumerate(rows)]
+    source = write_rows(tmp_path / "votes.jsonl", data)
+    if through_a_store:
+        keel("data", "convert", data=source, out=f"store:{tmp_path}/s.db")
+        source = f"store:{tmp_path}/s.db"
+    out = keel("data", "stats", data=source)[1]
+    assert says in out
+    if 1 not in rows and 2 not in rows:
+        assert "on record" not in out
+
+
+def test_one_is_told_in_the_singular_and_an_adjudicator_once(keel, store_source):
+    people(store_source, ["tie"])
+    with Store(store_source) as store:
+        queue = Queue(store)
+        queue.adjudicate("lead", 1, {"overall": Preference("first")})
+        queue.adjudicate("lead", 1, {"overall": Preference("second")})
+    _, out, _ = keel("data", "stats", data=store_source)
+    assert "1 prompt, 2 answers, 2 judgments" in out
+    assert "1 judgment retracted" in out
+    assert re.search(r"^lead \(adjudicator\) +1 *$", out, re.M)
+    assert re.search(r"^ana \(person\) +1 *$", out, re.M)
+    assert "overall: 1 contest, 0 by" in keel("data", "agreement", data=store_source)[1]
+
+
 def test_split_leaves_no_prompt_on_both_sides(keel, file, tmp_path):
     code, out, _ = keel("data", "split", data=file, out=tmp_path / "parts", holdout=0.25)
     assert (code, out.strip()) == (0, str(tmp_path / "parts"))
@@ -180,7 +254,7 @@ def test_a_person_is_forgotten_and_named_stores_join(keel, tmp_path, write_rows)
     assert "2 judgments more" in keel("data", "merge", store=one, other=two)[2]
     code, _, err = keel("data", "forget", store=one, rater="person-2")
     assert code == 0
-    assert "'person-2' and 1 judgments erased" in err
+    assert "'person-2' and 1 judgment erased" in err
     code, _, err = keel("data", "forget", store=one, rater="person-2")
     assert code == 2
     assert "no rater 'person-2'" in err

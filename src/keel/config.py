@@ -357,6 +357,8 @@ class DataConvertConfig(Reading):
     """File to write (.jsonl, .json, .csv, .parquet; text ones also .gz), or a store to add to."""
     to: str | None = None
     """Format to write, such as trl, kto, hh or alpacaeval; a store needs none."""
+    pairs: bool = False
+    """Write the pairs that training derives: what most raters say; ties and splits make none, and are counted."""
 
 
 class DataSplitConfig(DataConfig):

@@ -46,17 +46,25 @@ def show_stats(config: DataStatsConfig) -> Result | None:
         with _judgments(config) as judgments:
             found = survey.count(judgments)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{config.data}: {found.prompts:,} prompts, {found.answers:,} answers, {found.judgments:,} judgments")
+    counts = _many(found.prompts, "prompt"), _many(found.answers, "answer"), _many(found.judgments, "judgment")
+    console.print(f"{config.data}: {', '.join(counts)}")
     if found.retracted:
-        console.print(f"{found.retracted:,} judgments retracted: they count nowhere")
+        console.print(f"{_many(found.retracted, 'judgment')} retracted: what is taken back counts nowhere")
     console.print(_outcomes(found))
-    console.print(
-        _most("rater", [(f"{name or '(not named)'} ({kind})", n) for (name, kind), n in found.raters.items()])
-    )
+    console.print(_most("rater", [(_rater(name, kind), n) for (name, kind), n in found.raters.items()]))
     console.print(_most("model", [(name or "(not named)", n) for name, n in found.models.items()], "answers"))
     for line in _leanings(found):
         console.print(line)
     return _written(config, found.as_dict())
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {checks.word(count, noun)}"
+
+
+def _rater(name: str, kind: str) -> str:
+    """Name and kind; in a store an adjudicator's name says it already."""
+    return name if name.endswith(f" ({kind})") else f"{name or '(not named)'} ({kind})"
 
 
 def _outcomes(found: survey.Survey) -> Table:
@@ -75,17 +83,20 @@ def _most(title: str, rows: list[tuple[str, int]], what: str = "judgments", most
     for name, n in rows[:most]:
         table.add_row(name, f"{n:,}")
     if others := rows[most:]:
-        table.add_row(f"{len(others):,} others", f"{sum(n for _, n in others):,}")
+        table.add_row(_many(len(others), "other"), f"{sum(n for _, n in others):,}")
     return table
 
 
 def _leanings(found: survey.Survey) -> Iterator[str]:
     """What a reader should know before training on it."""
     first, longer, ai = found.first_wins(), found.longer_wins(), found.ai_share()
-    if first.n and first.mean == 1.0:
-        yield "the answer shown first always wins: these data name the better one first, sides are not on record"
-    elif first.n:
+    if found.sides_recorded() is False:
+        which = "first" if first.mean else "second"
+        yield f"the answer shown {which} always wins: these data name the better one {which}, sides are not on record"
+    elif found.sides_recorded():
         yield f"the answer shown first wins {first} of {first.n:,}"
+    elif first.n:
+        yield f"{_many(first.n, 'preference')} with a winner: too few to tell whether sides are on record"
     if longer.n:
         yield f"the longer answer wins {longer} of {longer.n:,}"
     if ai.n and ai.mean > 0:
@@ -112,8 +123,8 @@ def show_agreement(config: DataAgreementConfig) -> Result | None:
 
 
 def _agreement(one: survey.Agreement) -> str:
-    what = "answers scored" if one.scored else "contests"
-    head = f"{one.dimension}: {one.things:,} {what}, {one.shared:,} by two raters or more"
+    what = f"{_many(one.things, 'answer')} scored" if one.scored else _many(one.things, "contest")
+    head = f"{one.dimension}: {what}, {one.shared:,} by two raters or more"
     if not one.shared:
         return f"{head}: agreement cannot be told; let raters overlap"
     fleiss = "" if one.fleiss != one.fleiss else f", Fleiss' kappa {one.fleiss:.3f}"
@@ -133,11 +144,13 @@ def _rater_pairs(one: survey.Agreement) -> Table:
 def convert(config: DataConvertConfig) -> Result | None:
     """A file or store into a file, or into a store."""
     if is_store(config.out):
+        if config.pairs:
+            raise InputError(f"{config.out}: a store holds judgments as they are, and derives pairs; leave out --pairs")
         gather(config)
         return None
     if config.to is None:
         raise InputError(f"{config.out}: say in which format to write it, such as --to trl")
-    options: dict[str, Any] = {"format": config.format, "limit": config.limit, "max_bad_share": config.max_bad_share}
+    options: dict[str, Any] = config.model_dump(include={"format", "limit", "max_bad_share", "pairs"})
     counts = write(config.data, Path(config.out), config.to, **options)
     say(checks.summarise(counts, config.data, config.format or "recognised"))
     return Result(Path(config.out), {"command": "data convert", "rows": counts.as_dict()})
@@ -155,7 +168,7 @@ def gather(config: DataConvertConfig) -> None:
             added += store.add(rows)
             bar.advance(len(rows[TABLES.index(judgments)]))
     say(checks.summarise(counts, config.data, name))
-    say(f"{config.out}: {added:,} judgments more")
+    say(f"{config.out}: {_many(added, 'judgment')} more")
     checks.refuse_bad(counts, config.max_bad_share, config.data)
 
 
@@ -181,7 +194,7 @@ def split(config: DataSplitConfig) -> Result:
     train, held_out = checks.split_by_prompt(pairs, config.holdout, config.seed)
     for file, rows in (("train", train), ("held-out", held_out)):
         write_lines(config.out / f"{file}.jsonl", map(_row, rows))
-        say(f"{config.out / file}.jsonl: {len(rows):,} pairs")
+        say(f"{config.out / file}.jsonl: {_many(len(rows), 'pair')}")
     return Result(config.out, {"command": "data split", "train": len(train), "held_out": len(held_out)})
 
 
@@ -202,13 +215,14 @@ def forget(config: DataForgetConfig) -> None:
     """Erase a person."""
     with Store(config.store) as store:
         count = store.forget(config.rater)
-    say(f"{config.store}: {config.rater!r} and {count:,} judgments erased; backups and exports made before keep them")
+    said = _many(count, "judgment")
+    say(f"{config.store}: {config.rater!r} and {said} erased; backups and exports made before keep them")
 
 
 def merge(config: DataMergeConfig) -> None:
     """Add another store."""
     with Store(config.other) as other, Store(config.store, create=True) as store:
-        say(f"{config.store}: {store.merge(other):,} judgments more")
+        say(f"{config.store}: {_many(store.merge(other), 'judgment')} more")
 
 
 def backup(config: DataBackupConfig) -> Result:

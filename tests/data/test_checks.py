@@ -127,6 +127,25 @@ def test_the_share_counts_what_the_reader_dropped_too():
     assert len(check_pairs([*rows, pair(95)], counts, 0.05)) == 95  # exactly the limit is not above it
 
 
+@pytest.mark.parametrize(
+    ("source", "remedy"),
+    [
+        ("store:s.db", ", or take one dimension: store:s.db?dimension=NAME"),
+        ("postgresql:///s?host=/tmp", ", or take one dimension: postgresql:///s?host=/tmp&dimension=NAME"),
+        ("store:s.db?dimension=tone", ""),
+        ("pairs.jsonl", ""),
+    ],
+)
+def test_contradictions_in_a_store_name_the_way_to_one_dimension(source, remedy):
+    rows = [pair(1), pair(2, chosen="b", rejected="a"), *(pair(row, rejected=f"b{row}") for row in range(3, 9))]
+    with pytest.raises(InputError) as caught:
+        check_pairs(rows, counted(rows), 0.05, source)
+    assert str(caught.value).endswith(f"mend them or raise --max-bad-share{remedy}")
+    with pytest.raises(InputError) as caught:
+        check_pairs(rows[:2], counted(rows[:2]), 1.0, source)
+    assert str(caught.value).endswith(f"; mend them{remedy}")
+
+
 def test_nothing_left_is_refused_at_any_share():
     for rows, words in (([], "no rows"), ([pair(1, chosen="")], "none of 1 rows can be used")):
         with pytest.raises(InputError, match=words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from keel.data import schema, survey
 from keel.data.preferences import derive
-from keel.data.store import Store, answer_key, prompt_key, row_key, said_key
+from keel.data.store import Store, answer_key, prompt_key, row_key, rows_of, said_key
 from keel.errors import InputError
 from keel.records import Answer, Judgment, Origin, Preference, PromptRow, Ranking, Score
 
@@ -266,6 +267,36 @@ def test_two_stores_merge_into_the_union(store, tmp_path):
         assert sum(j in EVERY_KIND for j in held(store)) == len(EVERY_KIND)
 
 
+@pytest.mark.parametrize("out_of", [False, True])
+def test_what_others_write_during_a_merge_leaves_no_loose_ends(store, tmp_path, monkeypatch, out_of):
+    """Another process adds a judgment of a new prompt once the prompts have been read: it stays for the next merge."""
+    with Store(f"store:{tmp_path}/other.db", create=True) as second:
+        store, other = (second, store) if out_of else (store, second)
+        other.append(keyed(EVERY_KIND))
+        late = keyed([Judgment("late", (Answer("a"), Answer("b")), Preference("tie"), rater="late")])
+        insert, tables = store._insert, []
+
+        def meanwhile(connection, table, rows):
+            tables.append(table)
+            if len(tables) == 1:
+                other.append(late)
+            return insert(connection, table, rows)
+
+        monkeypatch.setattr(store, "_insert", meanwhile)
+        assert store.merge(other) == len(EVERY_KIND)
+        assert in_any_order(held(store)) == in_any_order(EVERY_KIND)
+        assert store.merge(other) == 1
+
+
+def test_a_judgment_of_what_is_not_there_is_refused(store):
+    """SQLite asks for what a row refers to only if told to; PostgreSQL always."""
+    ((asked, *rest),) = rows_of(keyed(EVERY_KIND))
+    with pytest.raises(InputError, match=r"(?i)foreign key"):
+        store.add(([], *rest))
+    assert store.read(schema.answers.select()) == []
+    assert store.add((asked, *rest)) == len(EVERY_KIND)
+
+
 def test_a_backup_is_the_whole_store(store, tmp_path):
     store.append([*keyed_rows(0, 50), *keyed(EVERY_KIND)])
     store.backup(tmp_path / "copy.db")
@@ -357,6 +388,93 @@ def test_an_older_store_goes_through_the_steps_it_lacks(store_source, monkeypatc
 
 
 # --- keys -----------------------------------------------------------------------------------------
+
+
+# --- read only ------------------------------------------------------------------------------------
+
+WITHOUT_ROOTS_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+COUNT = """
+import sys
+from keel.data import survey
+from keel.data.store import Store
+from keel.errors import InputError
+try:
+    with Store(sys.argv[1]) as store:
+        print(survey.count_store(store).judgments, sum(len(group) for group in store.groups()))
+        if sys.argv[2:]:
+            store.forget(sys.argv[2])
+except InputError as error:
+    print(error)
+"""
+
+
+def as_one_who_must_obey(source, *more):
+    """What a process says that opens the store and counts its judgments; root, too, obeys the files' rights there."""
+    if os.getuid() == 0 and not shutil.which("setpriv"):
+        pytest.skip("root may write everything (Debian package util-linux)")
+    before = WITHOUT_ROOTS_RIGHTS if os.getuid() == 0 else []
+    done = subprocess.run([*before, sys.executable, "-c", COUNT, source, *more], capture_output=True, text=True)
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def barred(tmp_path):
+    """`barred(file's mode, folder's mode)`: a store of five judgments with these rights, its folder and its source."""
+    folder = tmp_path / "100%41 #1 & so"  # what a file's name may hold and an address must not
+    source = f"store:{folder}/s.db"
+
+    def made(file, above):
+        with Store(source, create=True) as store:
+            store.append(keyed(EVERY_KIND))
+        (folder / "s.db").chmod(file)
+        folder.chmod(above)
+        return folder, source
+
+    yield made
+    folder.chmod(0o755)
+
+
+@pytest.mark.parametrize(("file", "above"), [(0o444, 0o755), (0o444, 0o555), (0o644, 0o555)])
+def test_a_store_that_may_not_be_written_is_read_and_left_as_it_is(barred, file, above):
+    folder, source = barred(file, above)
+    before = (folder / "s.db").read_bytes()
+    assert as_one_who_must_obey(source) == "5 5"
+    said = as_one_who_must_obey(source, "person-1").splitlines()
+    assert said[0] == "5 5"
+    assert said[1].endswith("readonly database; get the right to write the file and its folder, or copy it")
+    assert [path.name for path in folder.iterdir()] == ["s.db"]
+    assert (folder / "s.db").read_bytes() == before
+
+
+def test_who_may_only_read_sees_what_another_has_just_written(barred):
+    """The newest judgments are in the log beside the file, whose writer is still there or was killed."""
+    folder, source = barred(0o644, 0o755)
+    with Store(source) as store:
+        store.append(keyed([Judgment("new", (PLAIN,), Score(1.0))]))
+        folder.chmod(0o555)
+        assert as_one_who_must_obey(source) == "6 6"
+        folder.chmod(0o755)
+        killed = folder.parent / "killed"
+        shutil.copytree(folder, killed)
+    killed.chmod(0o555)
+    assert as_one_who_must_obey(f"store:{killed}/s.db") == "6 6"
+    killed.chmod(0o755)
+
+
+def test_an_old_store_that_may_not_be_written_asks_for_a_copy(barred, monkeypatch):
+    with monkeypatch.context() as older:
+        older.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
+        _, source = barred(0o444, 0o555)
+    assert as_one_who_must_obey(source).endswith(
+        "s.db: store version 1, which this Keel must bring to 2, and it cannot be written to; copy it to where you may "
+        "write"
+    )
+
+
+def test_what_may_not_even_be_read_says_so(barred):
+    _, source = barred(0o000, 0o755)
+    assert "unable to open database file; get the right" in as_one_who_must_obey(source)
 
 
 def test_keys_tell_apart_what_differs():

@@ -125,8 +125,8 @@ def test_leaks_between_splits(check, tmp_path, write_rows):
     held[7]["prompt"] = data[60]["prompt"].upper() + " Indeed!"
     code, findings, figures, said = check(data, eval_data=write_rows(tmp_path / "leaky.jsonl", held))
     assert code == 2
-    assert titled(findings, "1 held-out rows .* leak$")["rows"] == [5]
-    assert titled(findings, "leak nearly")["rows"] == [8]
+    assert titled(findings, "^leak of 1 held-out row of")["rows"] == [5]
+    assert titled(findings, "near leak of 1 held-out row of")["rows"] == [8]
     assert (figures["leak"]["exact"]["count"], figures["leak"]["near"]["count"]) == (1, 1)
     assert "leak" in said
 
@@ -313,3 +313,43 @@ def test_refusals_name_file_and_remedy(check, tmp_path, write_rows, capfd):
     assert "odd.jsonl: no column" in capfd.readouterr().err
     assert cli.main(["data", "check", "--data", str(tmp_path / "none.jsonl")]) == 2
     assert "none.jsonl" in capfd.readouterr().err
+
+
+def test_a_few_pairs_say_nothing_of_sides(check, tmp_path):
+    _, findings, figures, _ = check(rows_like(12))
+    assert titled(findings, "sides") is None
+    assert figures["sides_recorded"] is None
+    assert "Too few preferences have a winner" in (tmp_path / "check.html").read_text(encoding="utf-8")
+
+
+# --- several dimensions ---------------------------------------------------------------------------
+
+
+def test_dimensions_that_disagree_are_no_contradiction_but_one_vote(check, tmp_path):
+    """Of 40 contests the better tone always stands against the better facts, and facts weigh more."""
+    source = f"store:{tmp_path}/s.db"
+    with Store(source, create=True) as store:
+        for row in rows_like(40):
+            answers = Answer(row["chosen"]), Answer(row["rejected"])
+            for dimension, verdict in (("tone", Preference("second", 1)), ("facts", Preference("first", 3))):
+                judgment = Judgment(row["prompt"], answers, verdict, rater="ana", kind="person", dimension=dimension)
+                store.append([(said_key(judgment), judgment)])
+    code, findings, figures, _ = check(source)
+    assert (code, figures["rows"]["used"], figures["rows"]["dropped"]) == (0, 40, {})
+    assert titled(findings, "every row can be read")
+
+
+def test_contradictions_in_a_store_name_the_way_to_one_dimension(check, tmp_path):
+    source = f"store:{tmp_path}/s.db"
+    with Store(source, create=True) as store:
+        for outcome in ("first", "second"):
+            judgment = Judgment("p", (Answer("a"), Answer("b")), Preference(outcome), kind="person", dimension="tone")
+            store.append([(said_key(judgment), judgment)])
+        for row in rows_like(30):
+            judgment = Judgment(row["prompt"], (Answer(row["chosen"]), Answer(row["rejected"])), Preference("first"))
+            store.append([(said_key(judgment), judgment)])
+    code, findings, _, _ = check(source)
+    assert code == 2
+    assert f"take one dimension: {source}?dimension=NAME" in titled(findings, "contradictory pair")["text"]
+    _, findings, _, _ = check(f"{source}?dimension=overall")
+    assert titled(findings, "contradictory pair") is None

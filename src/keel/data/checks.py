@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
+from keel.data.store import is_store
 from keel.data.text import prompt_key
 from keel.errors import InputError
 from keel.records import Demonstration, Pair, Prompt, PromptRow, RowCounts
@@ -25,13 +26,17 @@ __all__ = [
     "check_demonstrations",
     "check_pairs",
     "check_prompts",
+    "one_dimension",
     "reasons",
     "refuse_bad",
     "split_by_prompt",
     "summarise",
+    "word",
 ]
 
 Record = TypeVar("Record", Pair, Demonstration, PromptRow)
+
+CONTRADICTORY = "contradictory pair"
 
 
 # --- the three checks
@@ -49,7 +54,7 @@ def check_pairs(pairs: Sequence[Pair], counts: RowCounts, max_bad_share: float, 
     for pair in sound:
         orders[_contest(pair)].add((pair.chosen.strip(), pair.rejected.strip()))
     both = {contest for contest, seen in orders.items() if len(seen) > 1}
-    kept = _keep(sound, counts, lambda pair: "contradictory pair" if _contest(pair) in both else None)
+    kept = _keep(sound, counts, lambda pair: CONTRADICTORY if _contest(pair) in both else None)
     return _settle(kept, pairs, counts, max_bad_share, source)
 
 
@@ -140,7 +145,9 @@ def _settle(
     if counts.read == 0:
         raise InputError(f"{name}: no rows; give a file with at least one")
     if not kept:
-        raise InputError(f"{name}: none of {counts.read} rows can be used ({reasons(counts, neutral=True)}); mend them")
+        why = reasons(counts, neutral=True)
+        mend = f"mend them{one_dimension(counts, name)}"
+        raise InputError(f"{name}: none of {counts.read} rows can be used ({why}); {mend}")
     refuse_bad(counts, max_bad_share, name)
     _note_repeats(kept, counts)
     return kept
@@ -151,8 +158,15 @@ def refuse_bad(counts: RowCounts, max_bad_share: float, name: str) -> None:
     if counts.dropped_total > max_bad_share * counts.read:
         raise InputError(
             f"{name}: {counts.dropped_total} of {counts.read} rows are bad ({reasons(counts)}), above the limit of "
-            f"{100 * max_bad_share:g} %; mend them or raise --max-bad-share"
+            f"{100 * max_bad_share:g} %; mend them or raise --max-bad-share{one_dimension(counts, name)}"
         )
+
+
+def one_dimension(counts: RowCounts, source: str) -> str:
+    """Half a sentence on what else helps against contradictions in a store; empty where there are none."""
+    if CONTRADICTORY not in counts.dropped or not is_store(source) or "dimension=" in source:
+        return ""
+    return f", or take one dimension: {source}{'&' if '?' in source else '?'}dimension=NAME"
 
 
 def reasons(counts: RowCounts, first: int = 5, neutral: bool = False) -> str:
@@ -186,13 +200,18 @@ def _note_repeats(rows: Iterable[Record], counts: RowCounts) -> None:
 
 def summarise(counts: RowCounts, source: str, format: str) -> str:
     """What a run prints at its start: the format recognised and every row's fate, one reason a line."""
-    fate = f"{counts.read} rows read, {counts.used} used, {counts.dropped_total} dropped"
+    fate = f"{counts.read} {word(counts.read, 'row')} read, {counts.used} used, {counts.dropped_total} dropped"
     fate += f", {counts.neutral_total} neutral" if counts.neutral else ""
     lines = [f"{source}: format {format}; {fate}"]
     for verb, table in (("dropped", counts.dropped), ("neutral", counts.neutral), ("note:", counts.notes)):
         for what, (count, rows) in sorted(table.items(), key=lambda item: -item[1][0]):
             lines.append(f"  {verb} {count} '{what}': {_rows(count, rows)}")
     return "\n".join(lines)
+
+
+def word(count: int, noun: str) -> str:
+    """The noun as it stands behind a count: "row" behind 1, "rows" behind others."""
+    return noun if count == 1 else f"{noun}s"
 
 
 # --- splitting
@@ -224,8 +243,9 @@ def split_by_prompt(rows: Sequence[Record], holdout: float, seed: int) -> tuple[
     if not kept or not out:
         name = rows[0].origin.file if rows else "the data"
         raise InputError(
-            f"{name}: a holdout of {holdout:g} leaves one side empty ({len(rows)} rows, {len(groups)} "
-            "distinct prompts); give more prompts, another --holdout, or --eval-data"
+            f"{name}: a holdout of {holdout:g} leaves one side empty ({len(rows)} {word(len(rows), 'row')}, "
+            f"{len(groups)} distinct {word(len(groups), 'prompt')}); give more prompts, another --holdout, "
+            "or --eval-data"
         )
     return kept, out
 

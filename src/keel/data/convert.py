@@ -4,31 +4,49 @@ Every row that is written is read back before it counts. Prompt, answers, verdic
 went, up to the target's stated rule (`becomes`), or else the whole conversion is refused and no file is left. What
 else was known of a judgment and does not come back, such as a rater's name in a format without raters, is noted with
 the row's number.
+
+With `pairs` what is written are not the judgments but the pairs that training would derive from them.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from keel.data import formats
-from keel.data.checks import reasons, refuse_bad
+from keel.data.checks import check_pairs, reasons, refuse_bad
 from keel.data.containers import write_rows
 from keel.data.demonstrations import DEMONSTRATED, Demonstrated
 from keel.data.judged import JUDGED, Judged
+from keel.data.preferences import OVERALL
 from keel.data.rows import Row, RowError, shown
-from keel.data.text import prompt_key
+from keel.data.store import is_store
+from keel.data.text import plain, prompt_key
 from keel.errors import InputError
-from keel.records import Answer, Demonstration, Judgment, Origin, Preference, Ranking, RowCounts, Score
+from keel.records import (
+    Answer,
+    Demonstration,
+    Judgment,
+    Message,
+    Origin,
+    Pair,
+    Preference,
+    Ranking,
+    RaterKind,
+    RowCounts,
+    Score,
+)
 
 __all__ = ["convert", "write_judgments"]
 
 R = TypeVar("R")
 BACK = Origin("what was written")
 SHOWN = 5  # further columns named in one note
+NAMED = 3  # places in a store named for one reason
 
 
 def convert(
@@ -39,26 +57,46 @@ def convert(
     format: str | None = None,
     limit: int | None = None,
     max_bad_share: float = 0.05,
+    pairs: bool = False,
 ) -> RowCounts:
     """Read `source` (in `format`, or the one recognised) and write `target` in the format `to`; every row's fate.
 
-    The container follows from the target's ending. The file is there, whole, or not at all. Raises `InputError` where
-    the target exists, where a row cannot be held, or where more than `max_bad_share` of the source's rows are bad.
+    With `pairs` the contests are counted, and those that make none by reason. The container follows from the target's
+    ending. The file is there, whole, or not at all. Raises `InputError` where the target exists, where a row cannot be
+    held, or where more than `max_bad_share` of the source's rows are bad.
     """
-    if any(it.name == to for it in JUDGED):
-        groups, counts, name = formats.open_judgments(source, format, limit)
-        if any(it.name == name and it.spread for it in JUDGED):
-            groups = formats.together(groups, counts)
-        write_judgments(groups, target, to, counts, source, max_bad_share)
+    if any(it.name == to and (_holds_pairs(it) or not pairs) for it in JUDGED):
+        groups, counts = _groups(source, format, limit, max_bad_share if pairs else None)
+        write_judgments(groups, target, to, counts, source, max_bad_share, pairs=pairs)
         return counts
     it = next((it for it in DEMONSTRATED if it.name == to), None)
-    if it is None:
-        names = ", ".join([*(f.name for f in JUDGED), *(f.name for f in DEMONSTRATED)])
-        raise InputError(f"{target}: {shown(to)} is not a format that can be written; choose one of {names}")
+    if it is None or pairs:
+        known = [f.name for f in JUDGED if not pairs or _holds_pairs(f)] + [f.name for f in DEMONSTRATED if not pairs]
+        what = "a format of pairs" if pairs else "a format that can be written"
+        raise InputError(f"{target}: {shown(to)} is not {what}; choose one of {', '.join(known)}")
     records, counts, _ = formats.open_demonstrations(source, format, limit)
-    made = ((record.origin.row, _attempt(_demonstration_rows, record, it)) for record in records)
-    _write(made, target, to, counts, source, max_bad_share)
+    made = ((record.origin.row, None, _attempt(_demonstration_rows, record, it)) for record in records)
+    _write(made, target, counts, _Refusals(source, to, "rows", MEND), max_bad_share)
     return counts
+
+
+def _groups(
+    source: str, format: str | None, limit: int | None, bad_pairs: float | None
+) -> tuple[Iterable[Sequence[Judgment]], RowCounts]:
+    """Judgments that stand together or, where a share of bad pairs is given, each pair of them by itself."""
+    if bad_pairs is not None:
+        pairs, counts, _ = formats.read_pairs(source, format=format, limit=limit)
+        return map(_of_pair, check_pairs(pairs, counts, bad_pairs, source)), counts
+    groups, counts, name = formats.open_judgments(source, format, limit)
+    spread = any(it.name == name and it.spread for it in JUDGED)
+    return formats.together(groups, counts) if spread else groups, counts
+
+
+def _of_pair(pair: Pair) -> list[Judgment]:
+    """A pair as a group of one judgment."""
+    answers = Answer(pair.chosen, truncated=pair.cut[0]), Answer(pair.rejected, truncated=pair.cut[1])
+    kind: RaterKind = "judge" if pair.ai else "unknown"
+    return [Judgment(pair.prompt, answers, Preference("first", pair.margin), kind=kind, origin=pair.origin)]
 
 
 def write_judgments(
@@ -68,20 +106,40 @@ def write_judgments(
     counts: RowCounts,
     source: str,
     max_bad_share: float = 0.05,
+    *,
+    pairs: bool = False,
 ) -> None:
     """Write judgments, in groups that stood together (of one row, of one prompt), whatever they come from.
 
-    `counts` learns what was left out; `source` names where they come from in a refusal.
+    `counts` learns what was left out; `source` names where they come from in a refusal. `pairs`: each is one already.
     """
     it = next(it for it in JUDGED if it.name == to)
-    made = ((group[0].origin.row, _attempt(_judgment_rows, group, it)) for group in groups)
-    _write(made, target, to, counts, source, max_bad_share)
+    in_store = is_store(source)
+    mend = ["choose another format"] if in_store else MEND
+    if not pairs and _holds_pairs(it):
+        mend = ["add --pairs to write the pairs that training derives", *mend]
+    refused = _Refusals(source, to, "pairs" if pairs else "prompts" if in_store else "rows", mend)
+    make = _pair_rows if pairs else _judgment_rows
+    made = ((g[0].origin.row, partial(_place, g, it) if in_store else None, _attempt(make, g, it)) for g in groups)
+    _write(made, target, counts, refused, max_bad_share)
+
+
+def _holds_pairs(it: Judged) -> bool:
+    """Whether a format can hold which of two answers is better."""
+    asked, answers = [Message(role="user", content="p")], (Answer("a"), Answer("b"))
+    return not isinstance(_attempt(_judgment_rows, [Judgment(asked, answers, Preference("first"))], it), RowError)
 
 
 # --- writing and refusing
 
+MEND = ["choose another format", "remove them"]
+"""What to do where the rows of a file are refused."""
+
 Made = tuple[list[Row], list[str]]
 """Rows to write, and what is worth a note."""
+
+Place = Callable[[str], str]
+"""Where in a store something is that is refused for this reason, in a user's words."""
 
 F = TypeVar("F")
 
@@ -93,34 +151,70 @@ def _attempt(make: Callable[[R, F], Made], record: R, it: F) -> Made | RowError:
         return error
 
 
+@dataclass(slots=True)
+class _Refusals:
+    """What the target cannot hold, by reason: the rows of a file, or the places of a store in a user's words."""
+
+    source: str
+    to: str
+    what: str
+    mend: list[str]
+    counts: RowCounts = field(default_factory=RowCounts)
+    places: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, reason: str, number: int, place: Place | None) -> None:
+        """Count one; where there is a place, the first are named instead of the number."""
+        self.counts.drop(reason, number)
+        if place is not None and len(self.places[reason]) < NAMED:
+            self.places[reason].append(place(reason))
+
+    def error(self, read: int) -> InputError:
+        """What to say of them, of so many that were read."""
+        told = self._in_words() if self.places else reasons(self.counts)
+        count, mend = self.counts.dropped_total, ", or ".join(filter(None, [", ".join(self.mend[:-1]), self.mend[-1]]))
+        return InputError(f"{self.source}: {self.to} cannot hold {count} of {read} {self.what} ({told}); {mend}")
+
+    def _in_words(self) -> str:
+        ordered = sorted(self.counts.dropped.items(), key=lambda item: -item[1][0])
+        more = {reason: ", …" if count > NAMED else "" for reason, (count, _) in ordered}
+        return "; ".join(
+            f"{n} '{reason}': {', '.join(self.places[reason])}{more[reason]}" for reason, (n, _) in ordered
+        )
+
+
+def _place(group: Sequence[Judgment], it: Judged, reason: str) -> str:
+    """Of a store's judgments the first that is refused: the prompt's beginning, rater and dimension."""
+    name = f"“{shown(' '.join(plain(group[0].prompt).split()))}”"
+    for judgment in group:
+        if str(_attempt(_judgment_rows, [judgment], it)) == reason:
+            by = f" by {shown(judgment.rater)}" if judgment.rater else ""
+            return name + by + (f" in {shown(judgment.dimension)}" if judgment.dimension != OVERALL else "")
+    return name
+
+
 def _write(
-    made: Iterable[tuple[int, Made | RowError]],
+    made: Iterable[tuple[int, Place | None, Made | RowError]],
     target: Path,
-    to: str,
     counts: RowCounts,
-    source: str,
+    refused: _Refusals,
     max_bad_share: float,
 ) -> None:
     """Write all or nothing: after the first row that cannot be held, the rest is only counted."""
-    refused = RowCounts()
     with write_rows(target) as put:
-        for number, result in made:
+        for number, place, result in made:
             try:
                 if isinstance(result, RowError):
                     raise result
                 rows, notes = result
-                for row in rows if not refused.dropped else []:
+                for row in rows if not refused.counts.dropped else []:
                     put(row)
                 for what in notes:
                     counts.note(what, number)
             except RowError as error:
-                refused.drop(str(error), number)
-        if refused.dropped:
-            raise InputError(
-                f"{source}: {to} cannot hold {refused.dropped_total} of {counts.read} rows ({reasons(refused)}); "
-                "choose another format, or remove them"
-            )
-        refuse_bad(counts, max_bad_share, source)
+                refused.add(str(error), number, place)
+        if refused.counts.dropped:
+            raise refused.error(counts.used if refused.what == "pairs" else counts.read)
+        refuse_bad(counts, max_bad_share, refused.source)
 
 
 def _demonstration_rows(record: Demonstration, it: Demonstrated) -> Made:
@@ -145,6 +239,14 @@ def _judgment_rows(group: Sequence[Judgment], it: Judged) -> Made:
     if any(waiting.values()):
         raise RowError("more judgments would be read back than there are")
     return rows, [f"{it.name} does not hold {what}" for what in left]
+
+
+def _pair_rows(group: Sequence[Judgment], it: Judged) -> Made:
+    """The same of a pair, which says of a label's kind only whether a model gave it: that must come back, too."""
+    rows, notes = _judgment_rows(group, it)
+    if any(judgment.ai and not group[0].ai for row in rows for judgment in it.read(row, BACK)):
+        raise RowError("labels that are no model's would be read as a model's")
+    return rows, notes
 
 
 def _read_back(read: Callable[[Row, Origin], R], row: Row) -> R:
@@ -179,10 +281,10 @@ def _left_out(before: Judgment, after: Judgment) -> Iterator[str]:
     """What was known of a judgment and does not come back."""
     if "unknown" not in (before.kind, after.kind) and before.kind != after.kind:
         raise RowError(f"labels of the kind {before.kind!r} would be read as of the kind {after.kind!r}")
-    for field in ("rater", "kind", "rubric", "seconds", "comment", "raw"):
-        known = getattr(before, field)
-        if known not in ("", "unknown", None) and getattr(after, field) != known:
-            yield field
+    for name in ("rater", "kind", "rubric", "seconds", "comment", "raw"):
+        known = getattr(before, name)
+        if known not in ("", "unknown", None) and getattr(after, name) != known:
+            yield name
     if [answer.text for answer in before.answers] != [answer.text for answer in after.answers]:
         yield "the order in which answers were shown"
     if getattr(before.verdict, "strength", 0) != getattr(after.verdict, "strength", 0):
@@ -201,7 +303,7 @@ def _left_out_of_answers(before: Sequence[Answer], after: Sequence[Answer]) -> I
         found = {answer.text: answer for answer in after}
         partners = [found[answer.text] for answer in before]
     for answer, partner in zip(before, partners, strict=True):
-        for field in ("model", "model_hash", "sampling", "logp", "tokens", "truncated", "draw"):
-            known = getattr(answer, field)
-            if known not in ("", None, False) and getattr(partner, field) != known:
-                yield f"the answers' {field}"
+        for name in ("model", "model_hash", "sampling", "logp", "tokens", "truncated", "draw"):
+            known = getattr(answer, name)
+            if known not in ("", None, False) and getattr(partner, name) != known:
+                yield f"the answers' {name}"

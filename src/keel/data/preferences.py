@@ -5,21 +5,27 @@ The rules, for all judgments of one prompt:
 1. A `Preference` is a vote between two answers, with its strength as margin. A `Ranking` is a vote between every two
    answers of different rank, with margin 0: a rank is an order, not a distance. `Score`s of one rater are a vote
    between every two answers that he scored, with the difference as margin.
-2. Dimensions: where any judgment is "overall", only those count. Otherwise a rater's scores of an answer are averaged
-   over the dimensions in which he scored both answers, and votes in every dimension count alike.
+2. Dimensions: where any judgment is "overall", only those count. Otherwise what a rater said of the same two answers
+   in several dimensions is one vote: the mean of the signed strengths, whose sign names the better answer and whose
+   size is the margin. A tie and two bad answers count 0, a preference without a grade 1; where any has none, neither
+   has the vote. Where all are both bad, so is the vote; another mean of 0 is a tie. A rater's scores of an answer are
+   averaged over the dimensions in which he scored both answers. Who was asked twice in a dimension has two votes: his
+   first word in each dimension, and his second. So have judgments without a name: a row of a file says one thing in
+   each dimension, and the next row the next.
 3. Where several named raters voted on the same two answers, what most of them say makes one pair, with the mean margin
    of those who say it. Where as many prefer one as the other, or most prefer neither, there is none. Without names
    every vote is a pair of its own.
-4. Where an adjudicator has judged two answers, only his word counts, and of several the last.
+4. Where an adjudicator has judged two answers in a dimension, only his word counts there, and of several the last.
+   Where he has judged them in every dimension, his words are the only vote; in the others raters' words stand beside.
 5. An answer that was drawn up to a length limit stays marked as cut: training gives it no EOS.
 6. A tie and two bad answers make no pair. They are no faults either: they are told apart from rows that are wrong.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from statistics import fmean
 
@@ -49,6 +55,8 @@ class _Vote:
     margin: float
     why: str
     judgment: Judgment
+    dimension: str
+    """Empty: several, of scores."""
 
 
 def derive(judgments: Sequence[Judgment]) -> Derived:
@@ -59,10 +67,7 @@ def derive(judgments: Sequence[Judgment]) -> Derived:
     derived = Derived()
     for vote in _votes(judgments, derived):
         contests[frozenset((vote.first.text, vote.second.text))].append(vote)
-    for votes in contests.values():
-        if decided := [v for v in votes if v.judgment.kind == "adjudicator"]:
-            _each(decided[-1:], derived)
-            continue
+    for votes in map(_whole, contests.values()):
         named = {v.judgment.rater for v in votes if v.judgment.rater}
         _majority(votes, derived) if len(named) > 1 else _each(votes, derived)
     return derived
@@ -80,6 +85,38 @@ def derive_all(judgments: Iterable[Judgment]) -> Derived:
         for why, count in part.neutral.items():
             whole.neutral[why] += count
     return whole
+
+
+def _whole(votes: list[_Vote]) -> list[_Vote]:
+    """Votes on one contest with an adjudicator's word for others' (rule 4), and all dimensions as one (rule 2)."""
+    decided = {v.dimension: v for v in votes if v.judgment.kind == "adjudicator"}
+    if decided:
+        votes = [v for v in votes if v.dimension not in decided]
+        if not votes:
+            return [_mean(list(decided.values()))]
+    elif len({v.dimension for v in votes}) == 1:
+        return votes
+    times: Counter[tuple[str, str]] = Counter()
+    words: dict[tuple[str, int], list[_Vote]] = defaultdict(list)
+    for vote in votes:
+        said = vote.judgment.rater, vote.dimension
+        words[said[0], times[said]].append(vote)
+        times[said] += 1
+    return [_mean([*some, *decided.values()]) for some in words.values()]
+
+
+def _mean(votes: list[_Vote]) -> _Vote:
+    """One vote of those in several dimensions, in the order of the first."""
+    if len(votes) == 1:
+        return votes[0]
+    lead = votes[0]
+    signs = [v.sign if v.first.text == lead.first.text else -v.sign for v in votes]
+    mean = fmean(sign * (v.margin or 1.0) for v, sign in zip(votes, signs, strict=True))
+    graded = all(v.margin for v in votes if v.sign)
+    why = BOTH_BAD if all(v.why == BOTH_BAD and not v.sign for v in votes) else TIE
+    judgment = next((v.judgment for v in votes if v.judgment.ai), lead.judgment)
+    margin = abs(mean) if graded else 0.0
+    return replace(lead, sign=(mean > 0) - (mean < 0), margin=margin, why=why, judgment=judgment)
 
 
 def _each(votes: list[_Vote], derived: Derived) -> None:
@@ -124,10 +161,12 @@ def _votes(judgments: Sequence[Judgment], derived: Derived) -> Iterator[_Vote]:
             case Preference(outcome, strength):
                 first, second = judgment.answers
                 sign = {"first": 1, "second": -1}.get(outcome, 0)
-                yield _Vote(first, second, sign, strength, BOTH_BAD if outcome == "both_bad" else TIE, judgment)
+                why = BOTH_BAD if outcome == "both_bad" else TIE
+                yield _Vote(first, second, sign, strength, why, judgment, judgment.dimension)
             case Ranking(ranks):
                 for (a, rank), (b, other) in combinations(zip(judgment.answers, ranks, strict=True), 2):
-                    yield _Vote(a, b, (other > rank) - (other < rank), 0.0, TIE, judgment)
+                    sign = (other > rank) - (other < rank)
+                    yield _Vote(a, b, sign, 0.0, TIE, judgment, judgment.dimension)
             case Score():
                 scored[judgment.rater].append(judgment)
     for group in scored.values():
@@ -152,7 +191,8 @@ def _votes_of_scores(group: list[Judgment], derived: Derived) -> Iterator[_Vote]
             continue
         lead = fmean(table[a][d] - table[b][d] for d in shared)
         first, second = last[a].answers[0], last[b].answers[0]
-        yield _Vote(first, second, (lead > 0) - (lead < 0), abs(lead), TIE, last[a])
+        dimension = next(iter(shared)) if len(shared) == 1 else ""
+        yield _Vote(first, second, (lead > 0) - (lead < 0), abs(lead), TIE, last[a], dimension)
 
 
 # --- listwise -------------------------------------------------------------------------------------

@@ -4,12 +4,13 @@ A store is `store:FILE.db` (SQLite, made when first written to) or a database UR
 `postgresql://user@host/name`. Pairs, ranked bundles and splits are derived by query (`data/preferences.py`), never
 stored. A change of mind is a retraction and a new judgment; only `forget` deletes, on a person's request. Two
 processes may write at once. What a transaction has committed survives a killed process, and doing it again adds
-nothing: rows are named by what they say.
+nothing: rows are named by what they say. Who may only read a SQLite file, or its folder, reads it all the same.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import sqlite3
 import threading
@@ -24,7 +25,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -66,6 +67,8 @@ class Store:
         self.sqlite = url.get_backend_name() == "sqlite"
         if self.sqlite and not create and not Path(url.database or "").exists():
             raise InputError(f"{self.source}: no such store; check the path, or collect or convert into it first")
+        read_only = self.sqlite and not create and not _may_write(Path(url.database or ""))
+        url = _for_reading(url) if read_only else url
         self._engine = _engine(url, self.source)
         self._writing = self._engine.execution_options(writes=True)
         self._turn = threading.RLock()
@@ -78,6 +81,9 @@ class Store:
             raise InputError(f"{self.source}: a database, but no store of Keel's; check the name")
         if found > len(schema.MIGRATIONS):
             raise InputError(f"{self.source}: written by a newer Keel (store version {found}); update Keel")
+        if found < len(schema.MIGRATIONS) and read_only:
+            old = f"store version {found}, which this Keel must bring to {len(schema.MIGRATIONS)}"
+            raise InputError(f"{self.source}: {old}, and it cannot be written to; copy it to where you may write")
         if found < len(schema.MIGRATIONS):
             with self.writing() as connection:
                 schema.migrate(connection)
@@ -99,7 +105,10 @@ class Store:
             yield
         except SQLAlchemyError as error:
             cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-            raise InputError(f"{self.source}: {' '.join(str(cause).split())[:300]}; check the database") from error
+            said = " ".join(str(cause).split())[:300]
+            barred = self.sqlite and any(words in said for words in BARRED)
+            mend = "get the right to write the file and its folder, or copy it" if barred else "check the database"
+            raise InputError(f"{self.source}: {said}; {mend}") from error
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -317,12 +326,13 @@ class Store:
     # --- stores as a whole ------------------------------------------------------------------------
 
     def merge(self, other: Store) -> int:
-        """Add prompts, answers and judgments of another store; returns how many judgments were new."""
+        """Add prompts, answers and judgments of another store, as they are now; returns how many judgments were new."""
         added = 0
-        for table in (prompts, answers, raters, judgments, places):
-            columns = [c for c in table.columns if c.name != "id"]
-            order = [judgments.c.id] if table is judgments else list(table.primary_key.columns)
-            with other._errors(), other._engine.connect() as connection:
+        snapshot = {} if other.sqlite else {"isolation_level": "REPEATABLE READ"}
+        with other._errors(), other._engine.connect().execution_options(**snapshot) as connection:
+            for table in TABLES:
+                columns = [c for c in table.columns if c.name != "id"]
+                order = [judgments.c.id] if table is judgments else list(table.primary_key.columns)
                 found = connection.execution_options(yield_per=CHUNK).execute(sa.select(*columns).order_by(*order))
                 for some in found.partitions(CHUNK):
                     with self.writing() as mine:
@@ -458,19 +468,50 @@ def _engine(url: sa.URL, name: str) -> sa.Engine:
         raise InputError(f"{name}: {error}; for PostgreSQL: pip install 'keel-tune[postgres]'") from error
     if engine.dialect.name not in ("sqlite", "postgresql"):
         raise InputError(f"{name}: Keel keeps stores in SQLite and PostgreSQL only")
-    if engine.dialect.name == "sqlite":
+    if engine.dialect.name == "sqlite" and "mode" in url.query:
+        sa.event.listen(engine, "connect", _prepare_reading)
+    elif engine.dialect.name == "sqlite":
         Path(url.database or "").absolute().parent.mkdir(parents=True, exist_ok=True)
         sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
+def _may_write(file: Path) -> bool:
+    """Whether SQLite can write a file: it writes files beside it, too."""
+    return os.access(file, os.W_OK) and os.access(file.absolute().parent, os.W_OK)
+
+
+def _for_reading(url: sa.URL) -> sa.URL:
+    """A SQLite file that is only read.
+
+    Readers, too, leave files beside one with a write-ahead log, which may bar those who write. So where nobody has it
+    open, and none was killed, the file is taken as one that does not change.
+    """
+    file = Path(url.database or "").absolute()
+    log, index = (file.with_name(f"{file.name}-{part}") for part in ("wal", "shm"))
+    still = not index.exists() and not (log.exists() and log.stat().st_size)
+    query = {"uri": "true", "mode": "ro"} | ({"immutable": "1"} if still else {})
+    return url.set(database=f"file:{quote(str(file))}", query=query)
+
+
+BARRED = "readonly", "unable to open"
+"""In what SQLite says to those who may not write."""
+
+
+def _prepare_reading(connection: Any, record: Any) -> None:
+    """Of a file that cannot be written to: its settings are left as they are."""
+    connection.isolation_level = None
+    connection.execute(f"PRAGMA busy_timeout={1_000 * PATIENCE}")
+    connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
+
+
 def _prepare_sqlite(connection: Any, record: Any) -> None:
-    """Readers beside one writer, a writer that waits for another, and deleted text overwritten with zeros."""
+    """Readers beside one writer, a writer that waits, deleted text overwritten with zeros, nothing left dangling."""
     connection.isolation_level = None  # transactions begin where SQLAlchemy says
     connection.execute(f"PRAGMA busy_timeout={1_000 * PATIENCE}")
     _write_ahead(connection)
-    pragmas = "synchronous=NORMAL", "secure_delete=ON"
+    pragmas = "synchronous=NORMAL", "secure_delete=ON", "foreign_keys=ON"
     for pragma in (*pragmas, f"cache_size=-{CACHE_KIB}", f"wal_autocheckpoint={CHECKPOINT}"):
         connection.execute(f"PRAGMA {pragma}")
 

@@ -22,6 +22,9 @@ from keel.stats import Estimate
 
 # --- what there is --------------------------------------------------------------------------------
 
+FEWEST_SIDES = 20
+"""Preferences with a winner, all for the same side, from which on that is no chance: 2 in a million at fair sides."""
+
 
 @dataclass(slots=True)
 class Survey:
@@ -38,6 +41,8 @@ class Survey:
     models: Counter[str] = field(default_factory=Counter)
     """Name of the model that wrote it: answers."""
     retracted: int = 0
+    placed: Counter[str] = field(default_factory=Counter)
+    """Side preferred by what was judged here, on a page or by a model, so that sides are on record: judgments."""
 
     @property
     def judgments(self) -> int:
@@ -51,9 +56,29 @@ class Survey:
         return table
 
     def first_wins(self) -> Estimate:
-        """How often the answer shown first is preferred, of all preferences with a winner: 1/2 where sides are fair."""
-        wins, n = self._won("first"), self._won("first") + self._won("second")
-        return stats.wilson(wins, n)
+        """How often the answer shown first is preferred, of preferences with a winner: 1/2 where sides are fair.
+
+        Beside those whose sides are on record, those of files that always name the same side do not count.
+        """
+        first, second = self._sided()
+        return stats.wilson(first, first + second)
+
+    def sides_recorded(self) -> bool | None:
+        """Whether it is known which answer was shown first; None where too few preferences have a winner to tell.
+
+        A file whose better answer always stands on the same side says nothing of sides.
+        """
+        first, second = self._sided()
+        if (first and second) or self.placed.total():
+            return True
+        return None if first + second < FEWEST_SIDES else False
+
+    def _sided(self) -> tuple[int, int]:
+        """Wins of the first and of the second answer, as `first_wins` counts them."""
+        first, second, here = self._won("first"), self._won("second"), self.placed
+        if here.total() and (first == here["first"] or second == here["second"]):
+            return here["first"], here["second"]
+        return first, second
 
     def longer_wins(self) -> Estimate:
         """How often the longer answer (in characters) is preferred, of all with a winner and unequal lengths."""
@@ -106,6 +131,7 @@ def count(judgments: Iterable[Judgment]) -> Survey:
             longer = (first > second) - (first < second)
             if outcome in ("first", "second"):
                 survey.strengths[judgment.verdict.strength] += 1
+                survey.placed[outcome] += not judgment.origin.file
         survey.said[judgment.dimension, kind, outcome, longer] += 1
         survey.raters[judgment.rater, judgment.kind] += 1
     survey.prompts, survey.answers = len(prompts), len(answers)
@@ -115,19 +141,24 @@ def count(judgments: Iterable[Judgment]) -> Survey:
 def count_store(store: Store) -> Survey:
     """The same by queries, in seconds for a million judgments; prompts and answers are all that the store holds."""
     j, n, holding = schema.judgments, sa.func.count(), store.holding()
-    kinds = j.c.dimension, j.c.kind, j.c.outcome, j.c.longer
+    kinds = j.c.dimension, j.c.kind, j.c.outcome, j.c.longer, j.c.file == sa.literal_column("''")
     graded = (j.c.outcome.in_(("first", "second")), *holding)
     raters = sa.select(j.c.rater, schema.raters.c.kind, n).join(schema.raters).where(*holding)
-    said: list[Any] = store.read(sa.select(*kinds, n).where(*holding).group_by(*kinds))
+    said, placed = Counter[tuple[str, str, str, int]](), Counter[str]()
+    for row in map(tuple, store.stream(sa.select(*kinds, n).where(*holding).group_by(*kinds))):
+        said[row[0], row[1], row[2] or "", row[3] or 0] += row[5]
+        if row[4] and row[2] in ("first", "second"):
+            placed[row[2]] += row[5]
     models = _counter(store, sa.select(schema.answers.c.model, n).group_by(schema.answers.c.model))
     return Survey(
         prompts=store.read(sa.select(n).select_from(schema.prompts))[0][0],
         answers=models.total(),
-        said=Counter({(row[0], row[1], row[2] or "", row[3] or 0): row[4] for row in said}),
+        said=said,
         strengths=_counter(store, sa.select(j.c.value, n).where(*graded).group_by(j.c.value)),
         raters=_counter(store, raters.group_by(j.c.rater, schema.raters.c.kind)),
         models=models,
         retracted=store.read(sa.select(n).where(j.c.retracts.is_not(None)))[0][0],
+        placed=placed,
     )
 
 
@@ -157,7 +188,7 @@ def outcome_table(outcomes: Mapping[str, Mapping[str, int]]) -> tuple[list[str],
 # --- how far raters agree -------------------------------------------------------------------------
 
 FIRST, SECOND, TIE, BOTH_BAD = 1.0, 2.0, 0.0, 3.0
-"""Codes of a preference between two answers, in the order in which they were shown."""
+"""Codes of a preference between two answers, as they stand in some order."""
 MIRROR = {FIRST: SECOND, SECOND: FIRST}
 
 
@@ -172,32 +203,42 @@ class Said:
     scored: bool
     swapped: bool = False
     """Of a contest: whether the answers were shown in the other order than that of their keys."""
+    own: bool | None = None
+    """The same of the contest's own order, where it has one that is not that of a file."""
 
 
-def said(judgment: Judgment) -> Iterator[Said]:
-    """What a judgment says of each contest, or of its one answer; nothing where an adjudicator has seen the others."""
+Orders = Mapping[bytes, bool]
+"""Of contests (two keys of answers, the lesser first) whether their own order is the other one."""
+
+
+def said(judgment: Judgment, orders: Orders | None = None) -> Iterator[Said]:
+    """What a judgment says of each contest, or of its one answer; nothing where an adjudicator has seen the others.
+
+    `orders` are those of the contests of a store, where the judgment was made.
+    """
     if judgment.kind == "adjudicator":
         return
     prompt = prompt_key(judgment.prompt)
     keys = [answer_key(prompt, answer) for answer in judgment.answers]
     match judgment.verdict:
         case Preference(outcome, _):
-            yield contest(judgment.dimension, judgment.rater, keys[0], keys[1], outcome)
+            yield contest(judgment.dimension, judgment.rater, keys[0], keys[1], outcome, orders)
         case Score(value):
             yield Said(judgment.dimension, judgment.rater, keys[0], value, True)
         case Ranking(ranks):
             for (a, rank), (b, other) in combinations(zip(keys, ranks, strict=True), 2):
                 outcome = "first" if rank < other else "second" if rank > other else "tie"
-                yield contest(judgment.dimension, judgment.rater, a, b, outcome)
+                yield contest(judgment.dimension, judgment.rater, a, b, outcome, orders)
 
 
 def said_in_store(store: Store, kind: RaterKind | None = None) -> Iterator[Said]:
     """The same by query, in the order in which judgments came; of one kind of raters, or of all.
 
-    Rankings, which are few, are read as they stand.
+    A judgment that came with a file is in the file's order; of one that was made here, sides are chance, and the
+    contest's order is that of its task, or else of its keys. Rankings, which are few, are read as they stand.
     """
-    j = schema.judgments
-    columns = (j.c.dimension, j.c.rater, j.c.first, j.c.second, j.c.outcome, j.c.value)
+    j, orders = schema.judgments, task_orders(store)
+    columns = (j.c.dimension, j.c.rater, j.c.first, j.c.second, j.c.outcome, j.c.value, j.c.file)
     their = schema.raters.c.kind == kind if kind else schema.raters.c.kind != "adjudicator"
     names = sa.select(schema.raters.c.name).where(their)
     wanted = *store.holding(), j.c.rater.in_(names)
@@ -206,16 +247,33 @@ def said_in_store(store: Store, kind: RaterKind | None = None) -> Iterator[Said]
         if row.second is None:
             yield Said(row.dimension, row.rater, row.first, row.value, True)
         else:
-            yield contest(row.dimension, row.rater, row.first, row.second, row.outcome)
+            known = None if row.file else orders
+            yield contest(row.dimension, row.rater, row.first, row.second, row.outcome, known)
     for group in store.groups(j.c.kind == "ranking", j.c.rater.in_(names)):
         for _, judgment in group:
-            yield from said(judgment)
+            yield from said(judgment, None if judgment.origin.file else orders)
 
 
-def contest(dimension: str, rater: str, first: bytes, second: bytes, outcome: str) -> Said:
+def task_orders(store: Store) -> Orders:
+    """The order of two answers in the first task that asks about both."""
+    left, right = schema.shown.alias("left"), schema.shown.alias("right")
+    both = sa.and_(left.c.task == right.c.task, left.c.place < right.c.place)
+    orders: dict[bytes, bool] = {}
+    statement = sa.select(left.c.answer, right.c.answer).join(right, both)
+    statement = statement.order_by(left.c.task, left.c.place, right.c.place)
+    for first, second in map(tuple, store.stream(statement)):
+        orders.setdefault(min(first, second) + max(first, second), first > second)
+    return orders
+
+
+def contest(
+    dimension: str, rater: str, first: bytes, second: bytes, outcome: str, orders: Orders | None = None
+) -> Said:
     """A preference between two answers: the same thing whichever was shown first."""
     code = {"first": FIRST, "second": SECOND, "tie": TIE, "both_bad": BOTH_BAD}[outcome]
-    return Said(dimension, rater, min(first, second) + max(first, second), code, False, first > second)
+    thing = min(first, second) + max(first, second)
+    own = None if orders is None else orders.get(thing, False)
+    return Said(dimension, rater, thing, code, False, first > second, own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,29 +313,48 @@ class Agreement:
 def agreement(everything: Iterable[Said], most_pairs: int = 20) -> list[Agreement]:
     """Agreement by dimension. What a rater was shown twice is two things: his second word is compared with seconds.
 
-    A contest is read in the order in which the first rater saw it: by chance-corrected figures, first and second are
-    two values, as they are to those who count what was clicked.
+    By chance-corrected figures, first and second are two values, as they are to those who count what was clicked. So a
+    contest is read in one order: that of the file's first row that has it, or else its own. Who judged first, and on
+    which side an answer was shown to whom, changes no figure.
     """
     tables: dict[tuple[str, bool], dict[bytes, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    orders: dict[tuple[str, bytes], bool] = {}
+    of_file: dict[tuple[str, bytes], bool] = {}
+    own: dict[tuple[str, bytes], bool] = {}
     for one in everything:
         table, thing, times = tables[one.dimension, one.scored], one.thing, 0
         while one.rater in table[thing]:
             times += 1
             thing = one.thing + times.to_bytes(4, "big")
-        same = orders.setdefault((one.dimension, thing), one.swapped) == one.swapped
-        table[thing][one.rater] = one.value if same else MIRROR.get(one.value, one.value)
-    return [_agreement(*key, table, most_pairs) for key, table in sorted(tables.items())]
+        table[thing][one.rater] = MIRROR.get(one.value, one.value) if one.swapped else one.value
+        if one.own is None:
+            of_file.setdefault((one.dimension, thing), one.swapped)
+        else:
+            own[one.dimension, thing] = one.own
+    return [_agreement(*key, _in_order(key, table, own | of_file), most_pairs) for key, table in sorted(tables.items())]
 
 
-def _agreement(dimension: str, scored: bool, table: dict[bytes, dict[str, float]], most_pairs: int) -> Agreement:
-    shared = [said for said in table.values() if len(said) > 1]
+def _in_order(
+    key: tuple[str, bool], table: dict[bytes, dict[str, float]], swapped: Mapping[tuple[str, bytes], bool]
+) -> list[dict[str, float]]:
+    """What was said of each thing, from the order of its keys into its own; things by key and raters by name."""
+    dimension, scored = key
+    found = []
+    for thing in sorted(table):
+        verdicts = {rater: table[thing][rater] for rater in sorted(table[thing])}
+        if not scored and swapped[dimension, thing]:
+            verdicts = {rater: MIRROR.get(value, value) for rater, value in verdicts.items()}
+        found.append(verdicts)
+    return found
+
+
+def _agreement(dimension: str, scored: bool, things: list[dict[str, float]], most_pairs: int) -> Agreement:
+    shared = [said for said in things if len(said) > 1]
     units = np.repeat(np.arange(len(shared)), [len(s) for s in shared])
     values = np.array([v for s in shared for v in s.values()])
     between: dict[tuple[str, str], tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
     equal: list[float] = []
     for verdicts in shared:
-        for a, b in combinations(sorted(verdicts), 2):
+        for a, b in combinations(verdicts, 2):
             left, right = between[a, b]
             left.append(verdicts[a])
             right.append(verdicts[b])
@@ -289,7 +366,7 @@ def _agreement(dimension: str, scored: bool, table: dict[bytes, dict[str, float]
     return Agreement(
         dimension,
         scored,
-        len(table),
+        len(things),
         len(shared),
         stats.wilson(float(np.mean(equal)) * len(shared), len(shared)) if shared else stats.wilson(0, 0),
         stats.krippendorff_alpha(units, values, interval=scored),

@@ -23,7 +23,7 @@ from keel.data.store import Store, is_store
 from keel.data.text import plain, prompt_key
 from keel.engine.progress import Bar, say
 from keel.errors import InputError
-from keel.records import Bundle, Demonstration, Pair, PromptRow, Result, RowCounts
+from keel.records import Bundle, Demonstration, Judgment, Pair, PromptRow, Result, RowCounts
 
 Level = Literal["refused", "warning", "note", "good"]
 Row = Pair | Demonstration | PromptRow
@@ -111,7 +111,7 @@ def examine(config: DataCheckConfig) -> Audit:
     _personal(audit, rows)
     if config.model is not None:
         _against_model(audit, rows, counts, config)
-    _fates(audit, counts, config.max_bad_share)
+    _fates(audit, counts, config.data, config.max_bad_share)
     audit.findings.sort(key=lambda finding: list(STYLES).index(finding.level))
     audit.figures |= {
         "prompts": len({prompt_key(row.prompt) for row in rows}),
@@ -136,13 +136,14 @@ def _read(kind: str, source: str, format: str | None, limit: int | None) -> tupl
     return checks.check_prompts(prompts, counts, 1.0, source), counts, name
 
 
-def _fates(audit: Audit, counts: RowCounts, max_bad_share: float) -> None:
+def _fates(audit: Audit, counts: RowCounts, source: str, max_bad_share: float) -> None:
     """Rows that are dropped, those that are neutral, and those that are used and remarkable."""
     share = counts.dropped_total / counts.read
     for reason, (count, rows) in sorted(counts.dropped.items(), key=lambda item: -item[1][0]):
         text = "Training leaves such rows out; mend them or take them away."
-        if reason == "contradictory pair":
-            text = "The same two answers stand both ways round. Training leaves out both; have them judged again."
+        if reason == checks.CONTRADICTORY:
+            text = "The same two answers stand both ways round. Training leaves out both; have them judged again"
+            text += f"{checks.one_dimension(counts, source)}."
         audit.find("warning", f"{_rows(count)}: {reason}", text, rows)
     if share > max_bad_share:
         audit.find(
@@ -152,12 +153,15 @@ def _fates(audit: Audit, counts: RowCounts, max_bad_share: float) -> None:
         )
     for reason, (count, rows) in counts.neutral.items():
         audit.find(
-            "note", f"{count:,} contests make no pair: {reason}", "No fault; they teach pair methods nothing.", rows
+            "note",
+            f"no pair of {_many(count, 'contest')}: {reason}",
+            "No fault; they teach pair methods nothing.",
+            rows,
         )
     for what, (count, rows) in counts.notes.items():
         audit.find("note", f"{_rows(count)}: {what}", "Used all the same.", rows)
     if not counts.dropped:
-        audit.find("good", "every row can be read and used", f"{counts.read:,} rows read, {counts.used:,} used.")
+        audit.find("good", "every row can be read and used", f"{_rows(counts.read)} read, {counts.used:,} used.")
 
 
 # --- prompts --------------------------------------------------------------------------------------
@@ -174,14 +178,14 @@ def _leaks(audit: Audit, rows: Sequence[Row], config: DataCheckConfig) -> None:
     audit.figures["leak"] = {"eval_data": other, "rows": len(held), "exact": _some(exact), "near": _some(near)}
     if exact:
         text = f"Their prompts stand in {config.data}, too: what is measured on them is memory. Take one side away."
-        audit.find("refused", f"{len(exact):,} held-out rows of {other} leak", text, exact)
+        audit.find("refused", f"leak of {_many(len(exact), 'held-out row')} of {other}", text, exact)
     if near:
         text = (
             "Their prompts share most of their words with prompts of the data. Look at them, or split anew by prompt."
         )
-        audit.find("warning", f"{len(near):,} held-out rows of {other} leak nearly", text, near)
+        audit.find("warning", f"near leak of {_many(len(near), 'held-out row')} of {other}", text, near)
     if not exact and not near:
-        audit.find("good", "no held-out prompt stands in the data", f"Nor nearly: {len(held):,} rows of {other}.")
+        audit.find("good", "no held-out prompt stands in the data", f"Nor nearly: {_rows(len(held))} of {other}.")
 
 
 def _near_across(rows: Sequence[Row], held: Sequence[Row]) -> list[int]:
@@ -203,7 +207,7 @@ def _prompts(audit: Audit, rows: Sequence[Row]) -> None:
     shown = [{"rows": [distinct[i].origin.row for i in g], "text": plain(distinct[g[0]].prompt)[:200]} for g in groups]
     audit.figures["near_duplicates"] = {"groups": len(groups), "prompts": len(inside), "first": shown[:FIRST_ROWS]}
     if groups:
-        many = "1 group" if len(groups) == 1 else f"{len(groups):,} groups"
+        many = _many(len(groups), "group")
         text = f"They make {many} that share most of their words; a random split can put them on both sides."
         audit.find("note", f"{len(inside):,} of {len(distinct):,} prompts are nearly alike", text, inside)
 
@@ -254,7 +258,11 @@ def _texts(row: Row) -> Iterator[str]:
 
 
 def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count:,} rows"
+    return _many(count, "row")
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {checks.word(count, noun)}"
 
 
 def _some(rows: Sequence[int]) -> dict[str, Any]:
@@ -271,18 +279,19 @@ def _judged(audit: Audit, config: DataCheckConfig) -> None:
             found = survey.count_store(store)
             agreed = survey.agreement(survey.said_in_store(store))
     else:
-        found = survey.count(_stream(config))
-        agreed = survey.agreement(said for judgment in _stream(config) for said in survey.said(judgment))
+        said: list[survey.Said] = []
+        found = survey.count(_heard(config, said))
+        agreed = survey.agreement(said)
     audit.figures |= {"survey": found.as_dict(), "agreement": [one.as_dict() for one in agreed]}
     first = found.first_wins()
-    recorded = bool(first.n) and first.mean not in (0.0, 1.0)
+    recorded = found.sides_recorded()
     audit.figures["sides_recorded"] = recorded
     if recorded and first.n >= FEWEST and (first.low > 0.5 + LEANS or first.high < 0.5 - LEANS):
         text = "Raters prefer a side, or one model always stands on it. Show each pair in a random order, or in both."
         audit.find("warning", f"the answer shown first wins {first.mean:.0%} of {first.n:,}", text)
-    elif recorded:
+    elif recorded and first.n >= FEWEST:
         audit.find("good", "sides are balanced", f"The answer shown first wins {first} of {first.n:,}.")
-    elif first.n:
+    elif recorded is False:
         text = "The better answer always stands on the same side, so whether raters prefer a side cannot be told."
         audit.find("note", "sides are not on record", text)
     if found.ai_share().mean > 0:
@@ -303,9 +312,13 @@ def _agreed(audit: Audit, one: survey.Agreement) -> None:
         audit.find("note", f"raters' agreement ({one.dimension})", text)
 
 
-def _stream(config: DataCheckConfig) -> Iterator[Any]:
+def _heard(config: DataCheckConfig, said: list[survey.Said]) -> Iterator[Judgment]:
+    """A file's judgments; what each says is added to the list, so that one pass over the file is enough for both."""
     groups, _, _ = formats.open_judgments(config.data, config.format, config.limit)
-    return (judgment for group in groups for judgment in group)
+    for group in groups:
+        for judgment in group:
+            said.extend(survey.said(judgment))
+            yield judgment
 
 
 # --- what gives the better answer away ------------------------------------------------------------
