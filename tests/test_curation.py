@@ -102,7 +102,7 @@ def test_too_many_bad_rows(keel, file, store_source):
 def test_real_files_go_into_a_store(keel, shared, tmp_path, name, rows, used, judgments):
     source = f"store:{tmp_path}/s.db"
     _, _, err = keel("data", "convert", data=shared / "data" / name, out=source)
-    assert f"{rows} rows read, {used} used, {rows - used} dropped" in err
+    assert f"{rows:,} rows read, {used:,} used, {rows - used} dropped" in err
     keel("data", "stats", data=source, out=tmp_path / "store.json")
     keel("data", "stats", data=shared / "data" / name, out=tmp_path / "file.json")
     in_store, in_file = (json.loads((tmp_path / f"{kind}.json").read_text()) for kind in ("store", "file"))

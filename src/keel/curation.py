@@ -46,20 +46,20 @@ def show_stats(config: DataStatsConfig) -> Result | None:
         with _judgments(config) as judgments:
             found = survey.count(judgments)
     console = Console(highlight=False, soft_wrap=True)
-    counts = _many(found.prompts, "prompt"), _many(found.answers, "answer"), _many(found.judgments, "judgment")
+    counts = (
+        checks.counted(found.prompts, "prompt"),
+        checks.counted(found.answers, "answer"),
+        checks.counted(found.judgments, "judgment"),
+    )
     console.print(f"{config.data}: {', '.join(counts)}")
     if found.retracted:
-        console.print(f"{_many(found.retracted, 'judgment')} retracted: what is taken back counts nowhere")
+        console.print(f"{checks.counted(found.retracted, 'judgment')} retracted: what is taken back counts nowhere")
     console.print(_outcomes(found))
     console.print(_most("rater", [(_rater(name, kind), n) for (name, kind), n in found.raters.items()]))
     console.print(_most("model", [(name or "(not named)", n) for name, n in found.models.items()], "answers"))
     for line in _leanings(found):
         console.print(line)
     return _written(config, found.as_dict())
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count:,} {checks.word(count, noun)}"
 
 
 def _rater(name: str, kind: str) -> str:
@@ -83,7 +83,7 @@ def _most(title: str, rows: list[tuple[str, int]], what: str = "judgments", most
     for name, n in rows[:most]:
         table.add_row(name, f"{n:,}")
     if others := rows[most:]:
-        table.add_row(_many(len(others), "other"), f"{sum(n for _, n in others):,}")
+        table.add_row(checks.counted(len(others), "other"), f"{sum(n for _, n in others):,}")
     return table
 
 
@@ -96,7 +96,7 @@ def _leanings(found: survey.Survey) -> Iterator[str]:
     elif found.sides_recorded():
         yield f"the answer shown first wins {first} of {first.n:,}"
     elif first.n:
-        yield f"{_many(first.n, 'preference')} with a winner: too few to tell whether sides are on record"
+        yield f"{checks.counted(first.n, 'preference')} with a winner: too few to tell whether sides are on record"
     if longer.n:
         yield f"the longer answer wins {longer} of {longer.n:,}"
     if ai.n and ai.mean > 0:
@@ -123,7 +123,7 @@ def show_agreement(config: DataAgreementConfig) -> Result | None:
 
 
 def _agreement(one: survey.Agreement) -> str:
-    what = f"{_many(one.things, 'answer')} scored" if one.scored else _many(one.things, "contest")
+    what = f"{checks.counted(one.things, 'answer')} scored" if one.scored else checks.counted(one.things, "contest")
     head = f"{one.dimension}: {what}, {one.shared:,} by two raters or more"
     if not one.shared:
         return f"{head}: agreement cannot be told; let raters overlap"
@@ -168,7 +168,7 @@ def gather(config: DataConvertConfig) -> None:
             added += store.add(rows)
             bar.advance(len(rows[TABLES.index(judgments)]))
     say(checks.summarise(counts, config.data, name))
-    say(f"{config.out}: {_many(added, 'judgment')} more")
+    say(f"{config.out}: {checks.counted(added, 'judgment')} more")
     checks.refuse_bad(counts, config.max_bad_share, config.data)
 
 
@@ -194,7 +194,7 @@ def split(config: DataSplitConfig) -> Result:
     train, held_out = checks.split_by_prompt(pairs, config.holdout, config.seed)
     for file, rows in (("train", train), ("held-out", held_out)):
         write_lines(config.out / f"{file}.jsonl", map(_row, rows))
-        say(f"{config.out / file}.jsonl: {_many(len(rows), 'pair')}")
+        say(f"{config.out / file}.jsonl: {checks.counted(len(rows), 'pair')}")
     return Result(config.out, {"command": "data split", "train": len(train), "held_out": len(held_out)})
 
 
@@ -215,14 +215,14 @@ def forget(config: DataForgetConfig) -> None:
     """Erase a person."""
     with Store(config.store) as store:
         count = store.forget(config.rater)
-    said = _many(count, "judgment")
+    said = checks.counted(count, "judgment")
     say(f"{config.store}: {config.rater!r} and {said} erased; backups and exports made before keep them")
 
 
 def merge(config: DataMergeConfig) -> None:
     """Add another store."""
     with Store(config.other) as other, Store(config.store, create=True) as store:
-        say(f"{config.store}: {_many(store.merge(other), 'judgment')} more")
+        say(f"{config.store}: {checks.counted(store.merge(other), 'judgment')} more")
 
 
 def backup(config: DataBackupConfig) -> Result:

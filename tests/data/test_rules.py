@@ -219,5 +219,7 @@ def test_the_readme_s_example_is_a_rubric(tmp_path, module):
     readme = Path(__file__).parents[2] / "README.md"
     module("my_rules", "def politeness(prompt, completion):\n    return 'please' in completion\n")
     file = tmp_path / "example.yaml"
-    file.write_text(textwrap.dedent(readme.read_text().partition("```yaml\n")[2].partition("```")[0]))
+    blocks = [part.partition("```")[0] for part in readme.read_text().split("```yaml\n")[1:]]
+    (example,) = [textwrap.dedent(block) for block in blocks if "rules:" in block]
+    file.write_text(example)
     assert load_rubric(str(file)).score("", "As an AI, please go on.") == 0.5 - 1

@@ -7,6 +7,8 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import textwrap
+from pathlib import Path
 
 import httpx
 import pytest
@@ -250,3 +252,11 @@ def test_who_lets_others_in_without_https_is_told(begin, rows, capsys):
     said = capsys.readouterr().err
     assert "without HTTPS" not in said
     assert "http://[::1]:" in said
+
+
+def test_the_readme_s_rubric_is_one(begin, rows, tmp_path):
+    readme = Path(__file__).parents[2] / "README.md"
+    blocks = [part.partition("```")[0] for part in readme.read_text().split("```yaml\n")[1:]]
+    (example,) = [textwrap.dedent(block) for block in blocks if "dimensions:" in block]
+    (tmp_path / "rubric.yaml").write_text(example)
+    assert len(begin(tasks=rows(ROWS), rubric=tmp_path / "rubric.yaml", one_at_a_time=True)) == 8

@@ -26,12 +26,12 @@ __all__ = [
     "check_demonstrations",
     "check_pairs",
     "check_prompts",
+    "counted",
     "one_dimension",
     "reasons",
     "refuse_bad",
     "split_by_prompt",
     "summarise",
-    "word",
 ]
 
 Record = TypeVar("Record", Pair, Demonstration, PromptRow)
@@ -200,8 +200,8 @@ def _note_repeats(rows: Iterable[Record], counts: RowCounts) -> None:
 
 def summarise(counts: RowCounts, source: str, format: str) -> str:
     """What a run prints at its start: the format recognised and every row's fate, one reason a line."""
-    fate = f"{counts.read} {word(counts.read, 'row')} read, {counts.used} used, {counts.dropped_total} dropped"
-    fate += f", {counts.neutral_total} neutral" if counts.neutral else ""
+    fate = f"{counted(counts.read, 'row')} read, {counts.used:,} used, {counts.dropped_total:,} dropped"
+    fate += f", {counts.neutral_total:,} neutral" if counts.neutral else ""
     lines = [f"{source}: format {format}; {fate}"]
     for verb, table in (("dropped", counts.dropped), ("neutral", counts.neutral), ("note:", counts.notes)):
         for what, (count, rows) in sorted(table.items(), key=lambda item: -item[1][0]):
@@ -209,9 +209,9 @@ def summarise(counts: RowCounts, source: str, format: str) -> str:
     return "\n".join(lines)
 
 
-def word(count: int, noun: str) -> str:
-    """The noun as it stands behind a count: "row" behind 1, "rows" behind others."""
-    return noun if count == 1 else f"{noun}s"
+def counted(count: int, noun: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 # --- splitting
@@ -243,8 +243,8 @@ def split_by_prompt(rows: Sequence[Record], holdout: float, seed: int) -> tuple[
     if not kept or not out:
         name = rows[0].origin.file if rows else "the data"
         raise InputError(
-            f"{name}: a holdout of {holdout:g} leaves one side empty ({len(rows)} {word(len(rows), 'row')}, "
-            f"{len(groups)} distinct {word(len(groups), 'prompt')}); give more prompts, another --holdout, "
+            f"{name}: a holdout of {holdout:g} leaves one side empty ({counted(len(rows), 'row')}, "
+            f"{counted(len(groups), 'distinct prompt')}); give more prompts, another --holdout, "
             "or --eval-data"
         )
     return kept, out

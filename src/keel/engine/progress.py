@@ -33,11 +33,6 @@ def say(message: str) -> None:
     console().print(message, markup=False)
 
 
-def counted(count: int, noun: str) -> str:
-    """`1 task`, `2,000 tasks`."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
-
-
 def peak_rss_gb() -> float:
     """Largest resident memory of this process so far, in GB."""
     unit = 1 if sys.platform == "darwin" else 1024

@@ -144,7 +144,7 @@ def _fates(audit: Audit, counts: RowCounts, source: str, max_bad_share: float) -
         if reason == checks.CONTRADICTORY:
             text = "The same two answers stand both ways round. Training leaves out both; have them judged again"
             text += f"{checks.one_dimension(counts, source)}."
-        audit.find("warning", f"{_rows(count)}: {reason}", text, rows)
+        audit.find("warning", f"{checks.counted(count, 'row')}: {reason}", text, rows)
     if share > max_bad_share:
         audit.find(
             "refused",
@@ -154,14 +154,18 @@ def _fates(audit: Audit, counts: RowCounts, source: str, max_bad_share: float) -
     for reason, (count, rows) in counts.neutral.items():
         audit.find(
             "note",
-            f"no pair of {_many(count, 'contest')}: {reason}",
+            f"no pair of {checks.counted(count, 'contest')}: {reason}",
             "No fault; they teach pair methods nothing.",
             rows,
         )
     for what, (count, rows) in counts.notes.items():
-        audit.find("note", f"{_rows(count)}: {what}", "Used all the same.", rows)
+        audit.find("note", f"{checks.counted(count, 'row')}: {what}", "Used all the same.", rows)
     if not counts.dropped:
-        audit.find("good", "every row can be read and used", f"{_rows(counts.read)} read, {counts.used:,} used.")
+        audit.find(
+            "good",
+            "every row can be read and used",
+            f"{checks.counted(counts.read, 'row')} read, {counts.used:,} used.",
+        )
 
 
 # --- prompts --------------------------------------------------------------------------------------
@@ -178,14 +182,18 @@ def _leaks(audit: Audit, rows: Sequence[Row], config: DataCheckConfig) -> None:
     audit.figures["leak"] = {"eval_data": other, "rows": len(held), "exact": _some(exact), "near": _some(near)}
     if exact:
         text = f"Their prompts stand in {config.data}, too: what is measured on them is memory. Take one side away."
-        audit.find("refused", f"leak of {_many(len(exact), 'held-out row')} of {other}", text, exact)
+        audit.find("refused", f"leak of {checks.counted(len(exact), 'held-out row')} of {other}", text, exact)
     if near:
         text = (
             "Their prompts share most of their words with prompts of the data. Look at them, or split anew by prompt."
         )
-        audit.find("warning", f"near leak of {_many(len(near), 'held-out row')} of {other}", text, near)
+        audit.find("warning", f"near leak of {checks.counted(len(near), 'held-out row')} of {other}", text, near)
     if not exact and not near:
-        audit.find("good", "no held-out prompt stands in the data", f"Nor nearly: {_rows(len(held))} of {other}.")
+        audit.find(
+            "good",
+            "no held-out prompt stands in the data",
+            f"Nor nearly: {checks.counted(len(held), 'row')} of {other}.",
+        )
 
 
 def _near_across(rows: Sequence[Row], held: Sequence[Row]) -> list[int]:
@@ -207,7 +215,7 @@ def _prompts(audit: Audit, rows: Sequence[Row]) -> None:
     shown = [{"rows": [distinct[i].origin.row for i in g], "text": plain(distinct[g[0]].prompt)[:200]} for g in groups]
     audit.figures["near_duplicates"] = {"groups": len(groups), "prompts": len(inside), "first": shown[:FIRST_ROWS]}
     if groups:
-        many = _many(len(groups), "group")
+        many = checks.counted(len(groups), "group")
         text = f"They make {many} that share most of their words; a random split can put them on both sides."
         audit.find("note", f"{len(inside):,} of {len(distinct):,} prompts are nearly alike", text, inside)
 
@@ -231,7 +239,7 @@ def _personal(audit: Audit, rows: Sequence[Row]) -> None:
         counted = ", ".join(f"{len(numbers):,} with {_KINDS[kind]}" for kind, numbers in sorted(found.items()))
         every = sorted({number for numbers in found.values() for number in numbers})
         text = f"{counted}. A model can learn them by heart; keel collect --personal mask masks prompts."
-        audit.find("warning", f"personal data in {_rows(len(every))}", text, every)
+        audit.find("warning", f"personal data in {checks.counted(len(every), 'row')}", text, every)
     else:
         audit.find("good", "no personal data found", "Addresses, phone, card and account numbers were looked for.")
 
@@ -255,14 +263,6 @@ def _texts(row: Row) -> Iterator[str]:
             yield from (row.chosen, row.rejected)
         case Demonstration():
             yield row.completion
-
-
-def _rows(count: int) -> str:
-    return _many(count, "row")
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count:,} {checks.word(count, noun)}"
 
 
 def _some(rows: Sequence[int]) -> dict[str, Any]:

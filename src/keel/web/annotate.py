@@ -17,7 +17,7 @@ from keel.config import AnnotateConfig, RatersAddConfig, RatersListConfig, Rater
 from keel.data import checks, formats, people
 from keel.data.store import Store
 from keel.data.tasks import Kind, NewTask, Queue, tasks_of, tasks_of_store
-from keel.engine.progress import Bar, counted, say
+from keel.engine.progress import Bar, say
 from keel.errors import InputError
 from keel.raters.rubric import load_rubric
 from keel.records import Judgment, Preference, RowCounts
@@ -73,7 +73,7 @@ def tell(config: AnnotateConfig, store: Store, queue: Queue, door: socket.socket
     progress = queue.progress("")
     if not progress.total:
         raise InputError(f"{config.store}: nothing to judge; {_remedy(config)}")
-    say(f"{config.store}: {progress.team:,} of {counted(progress.total, 'judgment')} are there")
+    say(f"{config.store}: {progress.team:,} of {checks.counted(progress.total, 'judgment')} are there")
     if not any(account.revoked is None for account in people.everyone(store)):
         say(f"nobody may sign in yet: keel raters add --store {config.store} --name NAME")
     host = f"[{config.host}]" if ":" in config.host else config.host
@@ -132,10 +132,10 @@ def put_in(
         added = queue.add(_each(source, campaign.dimensions, bar), config.overlap)
     if lone:
         rows = ", ".join(map(str, lone[:5])) + (", …" if len(lone) > 5 else "")
-        say(f"  {counted(len(lone), 'prompt')} without two answers that differ, nothing to compare: rows {rows}")
-    say(counted(added, "new task"))
+        say(f"  {checks.counted(len(lone), 'prompt')} without two answers that differ, nothing to compare: rows {rows}")
+    say(checks.counted(added, "new task"))
     if gold is not None:
-        say(counted(queue.add(known(gold, campaign)), "new gold task"))
+        say(checks.counted(queue.add(known(gold, campaign)), "new gold task"))
 
 
 def _tasks(found: list[formats.Asked], kind: Kind, lone: list[int]) -> Iterator[NewTask]:
