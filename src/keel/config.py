@@ -69,7 +69,8 @@ class Training(Machine, Reading):
     learning_rate: Positive = 1e-5
     """Peak learning rate of AdamW."""
     batch_size: Count = 32
-    """Bundles (a demonstration, a pair) per optimiser step."""
+    """Bundles (a demonstration, a pair) per optimiser step. Pairs of one prompt stand together in a batch, a quarter of
+    it at most: where there are many of them, it holds fewer prompts than pairs."""
     epochs: Count = 1
     """Passes over the data."""
     steps: Count | None = None

@@ -79,7 +79,7 @@ def tune_dpo(story: Story) -> dict[str, Any]:
                 model=str(story.out / "sft"),
                 data=story.store,
                 out=story.fresh("dpo"),
-                learning_rate=1.5e-4,
+                learning_rate=1e-4,
                 beta=0.7,
                 batch_size=32,
                 epochs=1,
