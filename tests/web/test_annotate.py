@@ -260,3 +260,16 @@ def test_the_readme_s_rubric_is_one(begin, rows, tmp_path):
     (example,) = [textwrap.dedent(block) for block in blocks if "dimensions:" in block]
     (tmp_path / "rubric.yaml").write_text(example)
     assert len(begin(tasks=rows(ROWS), rubric=tmp_path / "rubric.yaml", one_at_a_time=True)) == 8
+
+
+def test_answers_leave_at_once(source, rows, monkeypatch):
+    """Every connection that comes in sends without waiting for more, as asyncio has it for sockets of its own."""
+    found = []
+
+    def accept(server, sockets):
+        with socket.create_connection(sockets[0].getsockname()), sockets[0].accept()[0] as inner:
+            found.append(inner.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr(command.uvicorn.Server, "run", accept)
+    command.annotate(AnnotateConfig(store=source, port=0, tasks=rows(ROWS)))
+    assert found == [1]
