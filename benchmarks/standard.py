@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from keel import world
 from keel.data import checks, formats
 from keel.data.files import write_lines
 from keel.data.text import Text
+from keel.demo.model import new_tokenizer
 from keel.engine.batches import Batches, prompt_of
 from keel.models import checkpoints
 from keel.records import Bundle, Pair
@@ -33,7 +33,7 @@ SEED = 0
 
 def build_models(folder: Path, pairs: list[Pair]) -> int:
     """Write `model/` and `reward/`, both with random weights; returns the model's parameter count."""
-    tokenizer = tokenizer_of([str(p.prompt) + side for p in pairs for side in (p.chosen, p.rejected)])
+    tokenizer = new_tokenizer([str(p.prompt) + side for p in pairs for side in (p.chosen, p.rejected)], 32_000)
     torch.manual_seed(SEED)
     shape: dict[str, Any] = {
         "vocab_size": 32_000,
@@ -122,14 +122,3 @@ def made(count: int) -> list[Pair]:
         asked = "\n".join(p.text for p, _, _ in rows) + "\n"
         pairs.append(Pair(asked, " ".join(a for _, a, _ in rows), " ".join(b for _, _, b in rows)))
     return pairs
-
-
-def tokenizer_of(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of 32,000 tokens, trained on the pairs themselves."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<bos>", "<eos>"]
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=32_000, special_tokens=special, show_progress=False))
-    bpe.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")

@@ -14,14 +14,14 @@ import json
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from keel import stats
 from keel.config import DPOConfig, RewardConfig, SFTConfig
 from keel.data import checks, formats
 from keel.data.files import write_lines
 from keel.data.text import Text, prompt_key
+from keel.demo.model import new_tokenizer
 from keel.methods import dpo, reward, sft
 from keel.models import checkpoints
 from keel.records import Pair
@@ -56,12 +56,7 @@ def pretrain(pairs: list[Pair], out: Path) -> None:
     """A byte-level BPE tokenizer and a Llama of 2.6 M parameters, trained on the transcripts as plain text."""
     texts = sorted({str(p.prompt) + answer for p in pairs for answer in (p.chosen, p.rejected)})
     write_lines(out / "transcripts.jsonl", [{"text": t} for t in texts])
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=4096, special_tokens=["<pad>", "<bos>", "<eos>"]))
-    bpe.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+    tokenizer = new_tokenizer(texts, 4096)
     torch.manual_seed(0)
     shape = {"hidden_size": 192, "num_hidden_layers": 4, "intermediate_size": 512, "num_attention_heads": 6}
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "tie_word_embeddings": True}

@@ -32,6 +32,7 @@ __all__ = [
     "refuse_bad",
     "split_by_prompt",
     "summarise",
+    "which",
 ]
 
 Record = TypeVar("Record", Pair, Demonstration, PromptRow)
@@ -176,10 +177,11 @@ def reasons(counts: RowCounts, first: int = 5, neutral: bool = False) -> str:
     """
     tables = (counts.dropped, counts.neutral) if neutral else (counts.dropped,)
     ordered = [item for table in tables for item in sorted(table.items(), key=lambda item: -item[1][0])]
-    return "; ".join(f"{count} '{reason}': {_rows(count, rows[:first])}" for reason, (count, rows) in ordered)
+    return "; ".join(f"{count} '{reason}': {which(count, rows[:first])}" for reason, (count, rows) in ordered)
 
 
-def _rows(count: int, rows: Sequence[int]) -> str:
+def which(count: int, rows: Sequence[int]) -> str:
+    """`row 3`, `rows 3, 9, …`: the first of so many, by number."""
     listed = ", ".join(str(row) for row in rows) + (", …" if count > len(rows) else "")
     return f"row {listed}" if count == 1 else f"rows {listed}"
 
@@ -205,7 +207,7 @@ def summarise(counts: RowCounts, source: str, format: str) -> str:
     lines = [f"{source}: format {format}; {fate}"]
     for verb, table in (("dropped", counts.dropped), ("neutral", counts.neutral), ("note:", counts.notes)):
         for what, (count, rows) in sorted(table.items(), key=lambda item: -item[1][0]):
-            lines.append(f"  {verb} {count} '{what}': {_rows(count, rows)}")
+            lines.append(f"  {verb} {count} '{what}': {which(count, rows)}")
     return "\n".join(lines)
 
 

@@ -136,7 +136,10 @@ def read_judgments(
 def open_answers(
     source: str, format: str | None = None, limit: int | None = None
 ) -> tuple[Iterator[Asked], RowCounts, str]:
-    """Prompts with their distinct answers, whatever is said of them, as `open_judgments` streams and counts them."""
+    """Prompts with their answers, whatever is said of them, as `open_judgments` streams and counts them.
+
+    An answer that was judged several times, or was drawn twice, stands there as often.
+    """
     counts = RowCounts()
     if is_store(source):
         name = STORE
@@ -147,8 +150,7 @@ def open_answers(
 
         def convert(row: Row, origin: Origin) -> list[Asked]:
             if isinstance(chosen, Unjudged):
-                prompt, answers = chosen.convert(row)
-                return [(prompt, list({answer.text: answer for answer in answers}.values()), origin)]
+                return [(*chosen.convert(row), origin)]
             return _asked(chosen.read(row, origin))
 
         groups = (found for _, found in _records(rows, convert, source, counts))
@@ -168,10 +170,7 @@ def _asked(judgments: list[Judgment]) -> list[Asked]:
     of_prompt: dict[str, list[Judgment]] = {}
     for judgment in judgments:
         of_prompt.setdefault(prompt_key(judgment.prompt), []).append(judgment)
-    return [
-        (group[0].prompt, list({a.text: a for j in group for a in j.answers}.values()), group[0].origin)
-        for group in of_prompt.values()
-    ]
+    return [(group[0].prompt, [a for j in group for a in j.answers], group[0].origin) for group in of_prompt.values()]
 
 
 def read_demonstrations(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +15,9 @@ from keel.data.text import Text
 from keel.demo.story import MICRO_TOKENS, Story, ask, figures_of
 from keel.methods import sft
 from keel.models import checkpoints
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 Row = dict[str, str]
 WIDE: dict[str, Any] = {"micro_tokens": 4 * MICRO_TOKENS}
@@ -49,18 +52,25 @@ def make_world(story: Story) -> dict[str, Any]:
     }
 
 
-def new_model(corpus: list[str], folder: Path, seed: int) -> int:
-    """A byte-pair tokenizer trained on the corpus, a small Llama with random weights; returns its parameter count."""
+def new_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of `size` tokens trained on the texts, which begins each with BOS; pad, BOS, EOS are 0, 1, 2."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     special = ["<pad>", "<bos>", "<eos>"]
-    bpe.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=768, special_tokens=special, show_progress=False))
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, special_tokens=special, show_progress=False))
     bpe.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
+
+
+def new_model(corpus: list[str], folder: Path, seed: int) -> int:
+    """A byte-pair tokenizer trained on the corpus, a small Llama with random weights; returns its parameter count."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = new_tokenizer(corpus, 768)
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(

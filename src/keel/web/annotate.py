@@ -133,8 +133,8 @@ def put_in(
     with Bar("tasks", None) as bar:
         added = queue.add(_each(source, campaign.dimensions, bar), config.overlap)
     if lone:
-        rows = ", ".join(map(str, lone[:5])) + (", …" if len(lone) > 5 else "")
-        say(f"  {checks.counted(len(lone), 'prompt')} without two answers that differ, nothing to compare: rows {rows}")
+        rows = checks.which(len(lone), lone[:5])
+        say(f"  {checks.counted(len(lone), 'prompt')} without two answers that differ, nothing to compare: {rows}")
     say(checks.counted(added, "new task"))
     if gold is not None:
         say(checks.counted(queue.add(known(gold, campaign)), "new gold task"))
