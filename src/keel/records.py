@@ -19,11 +19,32 @@ if TYPE_CHECKING:  # those who only read and keep records need no torch
     import torch
 
 
-class Message(TypedDict):
-    """One turn of a chat: `{"role": "user", "content": "What can teddy do today?"}`."""
-
+class _Turn(TypedDict):
     role: str
     content: str
+
+
+class Message(_Turn, total=False):
+    """One turn of a chat: `{"role": "user", "content": "What can teddy do today?"}`.
+
+    Further fields are named as chat templates read them: an assistant's `tool_calls` and `reasoning_content` (thinking
+    that stands apart from the text), a tool's `tool_call_id` and `name`. `tools`, what may be called in the
+    conversation, stands in its first turn and nowhere else.
+    """
+
+    reasoning_content: str
+    tool_calls: list[dict[str, Any]]
+    tool_call_id: str
+    name: str
+    tools: list[dict[str, Any]]
+
+
+TURN_FIELDS = "reasoning_content", "tool_calls", "tool_call_id", "name", "tools"
+"""What a turn may hold beside role and content, in the order in which it is written."""
+ANSWER_FIELDS = "reasoning_content", "tool_calls"
+"""Those of them that an answer may hold."""
+Fields = Mapping[str, Any]
+"""What an answer's turn holds beside its text: some of `ANSWER_FIELDS`."""
 
 
 Prompt = str | list[Message]
@@ -42,6 +63,18 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
+class Drawn:
+    """The token ids of an answer as they were drawn, its end included, and the fingerprint of what spells them.
+
+    A text can be spelt in several ways, so that only these are sure to be what the model said.
+    """
+
+    tokenizer: str
+    """`Text.fingerprint()` of the tokenizer, template and ends that they belong to."""
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PromptRow:
     """A prompt alone: `PromptRow("what can teddy do in the rain?")`."""
 
@@ -56,6 +89,7 @@ class Demonstration:
     prompt: Prompt
     completion: str
     origin: Origin = field(default_factory=Origin)
+    fields: Fields | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +99,7 @@ class Pair:
     `margin` >= 0 says by how much (graded labels; 0 = not graded): the reward model's logit must exceed it.
     `ai` says that a model gave the label (AI feedback: what is trained on it is RLAIF). `cut` says of each answer, the
     chosen one first, that it was drawn up to a length limit: it has no end. `writers` names the models that wrote them.
+    `fields` and `drawn` are those of each answer, the chosen one first.
     """
 
     prompt: Prompt
@@ -75,6 +110,8 @@ class Pair:
     ai: bool = False
     cut: tuple[bool, bool] = (False, False)
     writers: str = ""
+    fields: tuple[Fields | None, Fields | None] = (None, None)
+    drawn: tuple[Drawn | None, Drawn | None] = (None, None)
 
 
 @dataclass(slots=True)
@@ -130,7 +167,8 @@ class Answer:
 
     `model` is the writer's name and `model_hash` that of its weights; `sampling` says how it was drawn
     (`{"temperature": 0.8, "max_new_tokens": 64}`) and `draw` which of several drawn alike it is; `logp` is its summed
-    log-probability in nats, over `tokens` tokens, under the model and the distribution that drew it.
+    log-probability in nats, over `tokens` tokens, under the model and the distribution that drew it; `drawn` are these
+    tokens. `fields` is what its turn holds beside the text, such as calls of tools.
     """
 
     text: str
@@ -141,6 +179,8 @@ class Answer:
     tokens: int | None = None
     truncated: bool = False
     draw: int = 0
+    fields: Fields | None = None
+    drawn: Drawn | None = None
 
 
 @dataclass(frozen=True, slots=True)

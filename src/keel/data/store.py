@@ -33,6 +33,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 
 from keel.data import schema
 from keel.data.schema import answers, judgments, places, prompts, raters
+from keel.data.text import further
 from keel.errors import InputError
 from keel.records import Answer, Judgment, Origin, Preference, Prompt, PromptRow, Ranking, Score
 
@@ -608,7 +609,7 @@ def said_key(judgment: Judgment) -> bytes:
 def _content(prompt: Prompt) -> tuple[str, bool]:
     if isinstance(prompt, str):
         return prompt, False
-    turns = [{"role": turn["role"], "content": turn["content"]} for turn in prompt]
+    turns = [{"role": turn["role"], "content": turn["content"], **further(turn)} for turn in prompt]
     return json.dumps(turns, ensure_ascii=False, separators=(",", ":")), True
 
 

@@ -8,11 +8,12 @@ ends, so that a tokenizer whose pad *is* its EOS is harmless.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from typing import Any
 
 from keel.errors import InputError
-from keel.records import Bundle, Completion, Demonstration, Message, Pair, Prompt, PromptRow
+from keel.records import TURN_FIELDS, Bundle, Completion, Demonstration, Message, Pair, Prompt, PromptRow
 
 
 class EosInsideError(InputError):
@@ -159,7 +160,18 @@ def prompt_key(prompt: Prompt) -> str:
     """One string per distinct prompt, to split and cluster by."""
     if isinstance(prompt, str):
         return prompt
-    return "\0".join(f"{m['role']}\1{m['content']}" for m in prompt)
+    return "\0".join(map(_turn_key, prompt))
+
+
+def _turn_key(turn: Message) -> str:
+    more = further(turn)
+    key = f"{turn['role']}\1{turn['content']}"
+    return f"{key}\1{json.dumps(more, sort_keys=True, ensure_ascii=False)}" if more else key
+
+
+def further(turn: Message) -> dict[str, Any]:
+    """What a turn holds beside role and content, in the order of `TURN_FIELDS`."""
+    return {name: turn[name] for name in TURN_FIELDS if name in turn} if len(turn) > 2 else {}  # type: ignore[literal-required]
 
 
 def plain(prompt: Prompt) -> str:
