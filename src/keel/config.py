@@ -61,7 +61,17 @@ class Reading(Config):
     """Above this share of bad rows the command refuses; below it they are counted, numbered and left out."""
 
 
-class Training(Machine, Reading):
+class Spelling(Config):
+    """How conversations become tokens."""
+
+    chat_template: str | None = None
+    """A file, or a name (chatml, llama3, gemma, phi3, llama2, mistral, vicuna, zephyr, alpaca): in place of the model's
+    own template, and saved with what is trained."""
+    control_tokens: Literal["text", "refuse", "keep"] = "text"
+    """What data become that spell a control token such as </s>: plain text, a dropped row, or the token itself."""
+
+
+class Training(Machine, Reading, Spelling):
     """What all training commands share."""
 
     out: Path
@@ -161,7 +171,7 @@ class DPOConfig(Training):
         return self
 
 
-class Sampling(Machine, Reading):
+class Sampling(Machine, Reading, Spelling):
     """How completions are drawn."""
 
     max_new_tokens: Count = 256
@@ -327,7 +337,7 @@ class DataAgreementConfig(DataConfig):
     """How far raters agree on the same answers: per cent, Cohen's and Fleiss' kappa, Krippendorff's alpha."""
 
 
-class DataCheckConfig(DataConfig, Machine):
+class DataCheckConfig(DataConfig, Machine, Spelling):
     """Whether data are fit to train on: rows that are wrong, leaks, biases, personal data, and pairs against a model.
 
     Exit code 2 where a training command would refuse them.

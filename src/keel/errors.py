@@ -15,5 +15,13 @@ class InputError(KeelError):
     exit_code = 2
 
 
+class RowFault(InputError):  # noqa: N818  (the row's fault)
+    """Why one row cannot be used; `reason` is what it is counted under, the message itself if none is given."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
+
+
 class RunFailed(KeelError):  # noqa: N818  (a run fails; it is no error of the program)
     """A run that could not go on. The message says where its evidence lies."""

@@ -77,7 +77,7 @@ def test_minibatches_and_epochs_have_the_same_optimum(tree: Tree, folders: Folde
 def judged(tree: Tree, config: PPOConfig, table: torch.Tensor | None = None) -> tuple[Run, ppo.Rollout, torch.Tensor]:
     """The run, a rollout of its first step after `judge`, and which sequence each completion is."""
     text = checkpoints.load_text(config.model)
-    roles = ppo.load_roles(config, text)
+    roles = ppo.load_roles(config)
     data = prepare.prompts(config, config.prompts, text, None)
     run = ppo.start(config, roles, text, data)
     if table is not None:  # not the reference any more: as if some steps had been made

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from keel.config import Reading, Training
 from keel.data import checks, formats
-from keel.data.text import DoubleBosError, EosInsideError, Text, prompt_key
-from keel.errors import InputError
+from keel.data.text import Text, prompt_key
+from keel.errors import InputError, RowFault
 from keel.records import Bundle, Demonstration, Pair, PromptRow, RowCounts
 
 Row = TypeVar("Row", PromptRow, Demonstration, Pair)
@@ -85,7 +85,8 @@ def _prepare(
     report = checks.summarise(counts, source, name) + held_report
     if "ai_feedback" in facts:
         report += f"\n{facts['ai_feedback']} of its labels are a model's: what is trained on them is RLAIF"
-    return Prepared(train, held, counts, held_counts, facts, report)
+    report = "\n".join([report, *text.remarks_on(train)])
+    return Prepared(train, held, counts, held_counts, facts | text.facts(), report)
 
 
 def _ai(rows: Sequence[Row]) -> dict[str, object]:
@@ -123,10 +124,6 @@ def encode(
     return [bundle for _, bundle in done]
 
 
-MISFIT = "does not fit the model or its template"
-REASONS = {EosInsideError: "EOS inside a completion", DoubleBosError: "two BOS tokens before a prompt"}
-
-
 def tokenise(
     rows: Sequence[Record], counts: RowCounts, text: Text, max_length: int
 ) -> tuple[list[tuple[Record, Bundle]], str]:
@@ -134,13 +131,15 @@ def tokenise(
     done: list[tuple[Record, Bundle]] = []
     first_error = ""
     for row in rows:
+        notes: list[str] = []
         try:
-            bundle = text.encode(row, max_length)
-        except InputError as error:
-            first_error = first_error or str(error)
-            reason = next((why for kind, why in REASONS.items() if isinstance(error, kind)), MISFIT)
-            _drop(counts, reason, row.origin.row)
+            bundle = text.encode(row, max_length, notes.append)
+        except RowFault as fault:
+            first_error = first_error or str(fault)
+            _drop(counts, fault.reason, row.origin.row)
             continue
+        for what in dict.fromkeys(notes):
+            counts.note(what, row.origin.row)
         if len(bundle.completions) == 2 and bundle.completions[0].ids == bundle.completions[1].ids:
             _drop(counts, "both answers are the same tokens within the length limit", row.origin.row)
             continue

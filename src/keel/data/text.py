@@ -1,153 +1,531 @@
 """The one tokenisation path (law 2): text in, ids out, the same for training, scoring and serving.
 
-Prompt and completion are tokenised apart and joined as ids, so that no merge crosses the boundary. A completion that
-ended carries exactly one EOS; one cut by the length limit carries none. Lengths, never ids, say where something
-ends, so that a tokenizer whose pad *is* its EOS is harmless.
+A prompt's ids are what a server would send. A completion's ids are those that its text has behind that prompt: together
+they are the tokenised rendering wherever that begins with the prompt's ids. A completion that ended carries exactly one
+end; one cut by the length limit carries none. Lengths, never ids, say where something ends, so that a tokenizer whose
+pad *is* its EOS is harmless.
+
+Text of the data is text: what spells a control token in it is encoded as text. It is marked before the template sees
+it, so that the template's own control tokens stay what they are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
 
-from keel.errors import InputError
-from keel.records import TURN_FIELDS, Bundle, Completion, Demonstration, Message, Pair, Prompt, PromptRow
+from keel.data.template import DAY, Template, answering
+from keel.errors import InputError, RowFault
+from keel.records import (
+    TURN_FIELDS,
+    Bundle,
+    Completion,
+    Demonstration,
+    Drawn,
+    Fields,
+    Message,
+    Pair,
+    Prompt,
+    PromptRow,
+)
+
+ControlTokens = Literal["text", "refuse", "keep"]
+"""What becomes of a control token that data spell: text, a dropped row, or the token itself."""
+PAD_TOKEN = "<|pad|>"
+"""What padding is called where Keel adds it; no text is read differently for it."""
+OPEN, CLOSE = "\ufdd0", "\ufdd1"
+"""Around what spells a control token in data. Unicode keeps both for uses inside a program."""
+CONTEXT = 8
+"""Tokens of a prompt behind which a completion is decoded: enough for the space that a decoder drops at its start."""
+Note = Callable[[str], None]
+"""Is told what is worth a remark about a row that is used."""
 
 
-class EosInsideError(InputError):
-    """A completion that goes on after an EOS."""
+class EosInsideError(RowFault):
+    """A completion that goes on after an end."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the completion goes on after an EOS token; remove it from the text, or cut there",
+            "EOS inside a completion",
+        )
 
 
-class DoubleBosError(InputError):
+class DoubleBosError(RowFault):
     """A prompt that brings a BOS of its own before the one that the template or the tokenizer writes."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the prompt begins with two BOS tokens; remove the one written in the text",
+            "two BOS tokens before a prompt",
+        )
+
+
+def _silent(what: str) -> None:
+    """Note nothing."""
 
 
 class Text:
     """A tokenizer with Keel's rules around it.
 
-    `eos_ids` are all ids that end a completion (a chat model may have several); `eos_id` is the one that Keel writes.
+    `eos_ids` are all ids that end a completion: those given, the tokenizer's, and what its template writes after an
+    answer. `eos_id` is the one that Keel writes behind plain text; a chat's is the template's.
     """
 
-    def __init__(self, tokenizer: Any, eos_ids: Iterable[int] = ()) -> None:
+    def __init__(self, tokenizer: Any, eos_ids: Iterable[int] = (), control_tokens: ControlTokens = "text") -> None:
         self.tokenizer = tokenizer
-        if tokenizer.eos_token_id is None and not list(eos_ids):
+        self.control_tokens = control_tokens
+        given = [int(i) for i in eos_ids]
+        if tokenizer.eos_token_id is None and not given:
             raise InputError("the tokenizer has no EOS token: set eos_token in its tokenizer_config.json")
-        self.eos_id = int(tokenizer.eos_token_id if tokenizer.eos_token_id is not None else next(iter(eos_ids)))
-        self.eos_ids = frozenset({self.eos_id, *(int(i) for i in eos_ids)})
+        self.eos_id = int(tokenizer.eos_token_id if tokenizer.eos_token_id is not None else given[0])
         self.bos_id: int | None = tokenizer.bos_token_id
         self._adds_bos = self.bos_id is not None and list(tokenizer("").input_ids)[:1] == [self.bos_id]
+        self._controls = _control_tokens(tokenizer)
+        self._lengths = sorted({len(token) for token in self._controls}, reverse=True)
+        first = "".join(sorted({token[0] for token in self._controls}))
+        self._first = re.compile(f"[{re.escape(first)}]" if first else r"(?!)")
+        self._given = frozenset({self.eos_id, *given})
+        self._leads: dict[tuple[int, ...], bool] = {}
+        self._learn_template()
+
+    def _learn_template(self) -> None:
+        """Find out what the tokenizer's template, as it is now, writes around an answer, and how that ends."""
+        self._learned = self.tokenizer.chat_template
+        self.template = Template(self.tokenizer, self._learned) if _has_template(self.tokenizer) else None
+        self.opening, self.closing, end = self._around_answers()
+        self.eos_ids = self._given | ({end} if end is not None else frozenset())
+
+    def _around_answers(self) -> tuple[str, str, int | None]:
+        """What the template writes before an answer and after it up to its end, and the id of that end."""
+        around = self.template.around_answers() if self.template is not None else None
+        if around is None:
+            return "", "", None
+        opening, after = around
+        end = self._spelt(after)
+        if end is None:
+            return opening, after, None
+        return opening, after[: end[0]], int(self.tokenizer.convert_tokens_to_ids(after[slice(*end)]))
+
+    # --- control tokens that data spell
+
+    def _spelt(self, text: str, at: int = 0) -> tuple[int, int] | None:
+        """Beginning and end of the first control token that is spelt from `at` on, the longest where several begin."""
+        for match in self._first.finditer(text, at):
+            begin = match.start()
+            for length in self._lengths:
+                if text[begin : begin + length] in self._controls:
+                    return begin, begin + length
+        return None
+
+    def _marked(self, text: str, spelt: set[str]) -> str:
+        """A text of the data with what spells a control token marked; what was found is added to `spelt`."""
+        if self.control_tokens == "keep":
+            return text
+        if OPEN in text or CLOSE in text:
+            raise RowFault("a text holds the characters U+FDD0 or U+FDD1, which are no text; remove them")
+        parts, at = [], 0
+        while (found := self._spelt(text, at)) is not None:
+            token = text[slice(*found)]
+            spelt.add(token)
+            parts += [text[at : found[0]], OPEN, token, CLOSE]
+            at = found[1]
+        return "".join([*parts, text[at:]]) if parts else text
+
+    def _marked_turn(self, turn: Message, spelt: set[str]) -> Message:
+        """A turn with all its texts marked."""
+        role = turn["role"]
+        if not role.isalpha() and any(role in token for token in self._controls):
+            raise RowFault(
+                f"the role {role[:40]!r} is part of a control token; name it user, assistant, system or tool"
+            )
+        return {**turn, **{key: self._marked_all(turn[key], spelt) for key in turn if key != "role"}}  # type: ignore
+
+    def _marked_all(self, value: Any, spelt: set[str]) -> Any:
+        if isinstance(value, str):
+            return self._marked(value, spelt)
+        if isinstance(value, dict):
+            return {key: self._marked_all(inner, spelt) for key, inner in value.items()}
+        return [self._marked_all(inner, spelt) for inner in value] if isinstance(value, list) else value
+
+    def _say_spelt(self, spelt: set[str], note: Note) -> None:
+        if spelt and self.control_tokens == "refuse":
+            raise RowFault(
+                f"a text spells the control token {min(spelt)}; remove it, or let --control-tokens take it as text",
+                f"a text spells a control token ({', '.join(sorted(spelt)[:3])})",
+            )
+        if spelt:
+            note(f"control tokens in texts ({', '.join(sorted(spelt)[:3])}) are encoded as text, see --control-tokens")
 
     # --- ids out of text
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        """Tokens of a text in which what is marked is text. Raises `RowFault` where it would become control tokens."""
+        whole, *pieces = _MARKS.split(text)
+        ids = self._plain_ids(whole)
+        for place, piece in enumerate(pieces):
+            marked = place % 2 == 0
+            if marked and piece is None:  # a template has torn the two marks apart
+                continue
+            ids += self._inner_ids(piece, as_text=marked) if piece else []
+        if self.control_tokens != "keep":
+            self._require_text(text, ids)
+        return ids
 
-    def prompt_ids(self, prompt: Prompt) -> list[int]:
+    def _plain_ids(self, text: str, as_text: bool = False) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=as_text).input_ids)
+
+    def _inner_ids(self, piece: str, as_text: bool = False) -> list[int]:
+        """Tokens of a piece that stands behind others: behind a line break no tokenizer puts a space of its own."""
+        before = self._plain_ids("\n")
+        ids = self._plain_ids("\n" + piece, as_text)
+        return ids[len(before) :] if ids[: len(before)] == before else self._plain_ids(piece, as_text)
+
+    def _require_text(self, text: str, ids: list[int]) -> None:
+        """Every control token is one that stands there outside the marks; a normaliser may have made others."""
+        found = sum(i in self._control_ids for i in ids)
+        if not found:
+            return
+        bare, at, written = _MARKS.sub("\0", text), 0, 0
+        while (place := self._spelt(bare, at)) is not None:
+            written, at = written + 1, place[1]
+        if found > written:
+            raise RowFault("a text becomes a control token in this tokenizer, which cannot encode it as text")
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        unknown = self.tokenizer.unk_token_id
+        ids = {self.tokenizer.convert_tokens_to_ids(token) for token in self._controls}
+        return frozenset(int(i) for i in ids if i is not None and i != unknown)
+
+    def prompt_ids(self, prompt: Prompt, note: Note = _silent) -> list[int]:
         """Tokens of a prompt, with the BOS that the tokenizer itself would add and never two.
 
         An empty prompt becomes BOS (or EOS where there is none), since a model needs a token to start from.
         """
+        return self._asked(prompt, note).ids
+
+    def _asked(self, prompt: Prompt, note: Note) -> _Asked:
+        spelt: set[str] = set()
         if isinstance(prompt, str):
-            ids = self._ids(prompt)
-            if self._adds_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
-                ids = [self.bos_id, *ids]
+            turns, text = [], self._marked(prompt, spelt)
         else:
-            ids = self._ids(self.render(prompt))
+            turns = [self._marked_turn(turn, spelt) for turn in prompt]
+            rendered = self._template().render(turns, generate=True)
+            text = rendered.text
+            _tell(rendered.notes, note)
+        self._say_spelt(spelt, note)
+        ids = self._ids(text)
+        ids = self._with_bos(ids) if isinstance(prompt, str) else ids
         if not ids:
             ids = [self.bos_id if self.bos_id is not None else self.eos_id]
         if len(ids) > 1 and ids[0] == ids[1] == self.bos_id != self.eos_id:
-            raise DoubleBosError("the prompt begins with two BOS tokens; remove the one written in the text")
-        return ids
+            raise DoubleBosError
+        return _Asked(prompt, turns, text, ids)
 
-    def completion_ids(self, prompt: Prompt, completion: str) -> list[int]:
-        """Tokens of a completion that ended: its text and exactly one EOS.
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        adds = self._adds_bos and self.bos_id is not None and ids[:1] != [self.bos_id]
+        return [self.bos_id, *ids] if adds and self.bos_id is not None else ids
 
-        Raises `EosInsideError` where plain text goes on after one; in a chat, what follows it is the template's.
+    def completion_ids(self, prompt: Prompt, completion: str, fields: Fields | None = None) -> list[int]:
+        """Tokens of a completion that ended, behind its prompt: its text and exactly one end.
+
+        `fields` is what its turn holds beside the text. Raises `EosInsideError` where it goes on after an end, which
+        only `control_tokens="keep"` can bring about, and `RowFault` where the template does not render it whole.
         """
-        if isinstance(prompt, str):
-            ids = self._ids(completion)
-            while ids and ids[-1] in self.eos_ids:
-                ids.pop()
-            if not self.eos_ids.isdisjoint(ids):
-                raise EosInsideError("the completion goes on after an EOS token; remove it from the text, or cut there")
-            return [*ids, self.eos_id]
-        return self._chat_completion_ids(prompt, completion)
+        return self._completion_ids(self._asked(prompt, _silent), completion, fields, True, _silent)
 
-    def _chat_completion_ids(self, prompt: list[Message], completion: str) -> list[int]:
-        before = self.render(prompt)
-        whole = self.render([*prompt, {"role": "assistant", "content": completion}], generate=False)
-        if not whole.startswith(before):
-            raise InputError(
+    def _completion_ids(
+        self, asked: _Asked, completion: str, fields: Fields | None, ended: bool, note: Note
+    ) -> list[int]:
+        spelt: set[str] = set()
+        if self.control_tokens == "keep":
+            completion = self._without_ends(completion)
+        if not isinstance(asked.prompt, str):
+            answer = self._marked_turn(answering(completion, fields), spelt)
+            after, end = self._answer(asked, answer, ended, note)
+        elif fields:
+            raise RowFault(f"an answer with {', '.join(fields)} needs a chat as prompt, which a template can render")
+        else:
+            after, end = self._marked(completion, spelt), self.eos_id
+        self._say_spelt(spelt, note)
+        ids = self._behind(asked, after)
+        if not self.eos_ids.isdisjoint(ids):
+            raise EosInsideError
+        return [*ids, end] if ended else ids
+
+    def _answer(self, asked: _Asked, answer: Message, ended: bool, note: Note) -> tuple[str, int]:
+        """What the template writes from the prompt's end to that of the answer, but for its end, and that end's id."""
+        rendered = self._template().render([*asked.turns, answer], generate=False)
+        if not rendered.text.startswith(asked.text):
+            raise RowFault(
                 "the chat template is not a prefix of itself: adding the answer changes how the prompt is rendered; "
-                "use a template whose prompt does not depend on what follows"
+                "use a template whose prompt does not depend on what follows",
+                "the chat template is not a prefix of itself",
             )
-        ids = self._ids(whole[len(before) :])
-        end = next((i for i, token in enumerate(ids) if token in self.eos_ids), None)
-        return [*ids, self.eos_id] if end is None else ids[: end + 1]
+        _tell(rendered.notes, note)
+        start, stop = rendered.spans[-1]
+        opening = rendered.text[len(asked.text) : start]
+        if opening.strip():
+            note(f"the chat template writes {opening!r} before the answer")
+        written, after = rendered.text[len(asked.text) : stop], rendered.text[stop:]
+        closing, end = self._closing(after)
+        return written + (closing if ended else ""), end
+
+    def _closing(self, after: str) -> tuple[str, int]:
+        """What stands between an answer and its end, and that end's id; EOS where the template writes none."""
+        at = 0
+        while (place := self._spelt(after, at)) is not None:
+            token = int(self.tokenizer.convert_tokens_to_ids(after[slice(*place)]))
+            if token in self.eos_ids:
+                return after[: place[0]], token
+            at = place[1]
+        return after, self.eos_id
+
+    def _behind(self, asked: _Asked, after: str) -> list[int]:
+        """Tokens of a text behind a prompt: those of both together, if they begin with the prompt's.
+
+        Else, where a merge would cross the boundary, those that it has behind a line break, with which nothing merges.
+        """
+        if not after or not asked.text:
+            return self._ids(after)
+        at = self._last_control(asked.text)  # no merge crosses a control token: only what follows it is read again
+        known = self._ids(asked.text[at:]) if at else asked.ids
+        whole = self._ids(asked.text[at:] + after)
+        whole = self._with_bos(whole) if not at and isinstance(asked.prompt, str) else whole
+        if whole[: len(known)] == known and asked.ids[len(asked.ids) - len(known) :] == known:
+            return whole[len(known) :]
+        before, ids = self._ids("\n"), self._ids("\n" + after)
+        return ids[len(before) :] if ids[: len(before)] == before else self._ids(after)
+
+    def _last_control(self, text: str) -> int:
+        """Where the last control token of a rendering begins that is not marked; 0 where there is none."""
+        found, at = 0, text.rfind(CLOSE) + 1
+        while (place := self._spelt(text, at)) is not None:
+            found, at = place
+        return found
+
+    def _without_ends(self, completion: str) -> str:
+        """A text without ends that it brings itself, where these count as such."""
+        while end := next((end for end in self.ends() if completion.endswith(end)), None):
+            completion = completion.removesuffix(end)
+        return completion
+
+    def _template(self) -> Template:
+        if self.tokenizer.chat_template is not self._learned:  # whoever holds the tokenizer has given it another
+            self._learn_template()
+        if self.template is None:
+            raise InputError(
+                "the data holds chat messages but the tokenizer has no chat template; give one with --chat-template "
+                "(a file, or a name such as vicuna), or data whose prompts are plain text"
+            )
+        return self.template
 
     def render(self, messages: list[Message], generate: bool = True) -> str:
         """A chat as the model's own template writes it, up to where the assistant starts to speak."""
-        if not self.tokenizer.chat_template:
-            raise InputError(
-                "the data holds chat messages but the tokenizer has no chat template; "
-                "give a model with one, or data whose prompts are plain text"
-            )
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate))
+        return self._template().render(messages, generate=generate).text
 
     # --- text out of ids
 
-    def decode(self, ids: list[int]) -> str:
-        """Text of a completion, without the EOS that ended it."""
-        if ids and ids[-1] in self.eos_ids:
-            ids = ids[:-1]
+    def decode(self, ids: list[int], prompt: Prompt | None = None, prompt_ids: list[int] | None = None) -> str:
+        """Text of a completion behind its prompt, without its end, anything after that, and the template's own marks.
+
+        `prompt_ids` spare tokenising the prompt. Without a prompt it is read as behind some other text.
+        """
+        end = next((at for at, i in enumerate(ids) if i in self.eos_ids), None)
+        body = ids if end is None else ids[:end]
+        if prompt == "":
+            return self._decoded(body)
+        if prompt_ids is None:
+            prompt_ids = self._plain_ids("\n") if prompt is None else self.prompt_ids(prompt)
+        tail = prompt_ids[-CONTEXT:]
+        head, whole = self._decoded(tail), self._decoded([*tail, *body])
+        text = whole[len(head) :] if whole.startswith(head) else self._decoded(body)
+        if text.startswith(" ") and self._adds_space(head, tail):
+            text = text[1:]
+        if isinstance(prompt, str) or (prompt is None and not self.opening.strip()):
+            return text
+        text = text.removeprefix(self.opening)
+        return text.removesuffix(self.closing) if end is not None else text
+
+    def _decoded(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def _adds_space(self, head: str, tail: list[int]) -> bool:
+        """Whether the tokenizer puts a space of its own before a text behind these tokens."""
+        key = tuple(tail)
+        if key not in self._leads:
+            after = self._behind(_Asked([], [], head, tail), "a")
+            self._leads[key] = self._decoded([*tail, *after]) == head + " a"
+        return self._leads[key]
 
     # --- bundles
 
-    def encode(self, row: PromptRow | Demonstration | Pair, max_length: int) -> Bundle:
+    def encode(self, row: PromptRow | Demonstration | Pair, max_length: int, note: Note = _silent) -> Bundle:
         """A record of a file as tokens.
 
         A completion that does not fit into `max_length` beside its prompt is cut there and marked `truncated`; one that
-        was cut when it was drawn is marked, too.
-        Raises `InputError` where the prompt leaves no room for a single token, or a completion goes on after an EOS.
+        was cut when it was drawn is marked, too. One that was drawn by this tokenizer and template keeps the tokens
+        that it was drawn as. `note` is told what else became of the row.
+        Raises `RowFault` where the row cannot be tokens: the prompt leaves no room, a text is lost in rendering, …
         """
-        prompt = self.prompt_ids(row.prompt)
-        room = max_length - len(prompt)
+        asked = self._asked(row.prompt, note)
+        room = max_length - len(asked.ids)
         if room < 1:
-            raise InputError(
-                f"{row.origin}: the prompt has {len(prompt)} tokens, which leaves no room below the limit of "
-                f"{max_length}; shorten it, raise --max-length or lower --max-new-tokens"
+            raise RowFault(
+                f"{row.origin}: the prompt has {len(asked.ids)} tokens, which leaves no room below the limit of "
+                f"{max_length}; shorten it, raise --max-length or lower --max-new-tokens",
+                "the prompt leaves no room for an answer",
             )
-        match row:
-            case PromptRow():
-                texts = []
-            case Demonstration():
-                texts = [(row.completion, False)]
-            case Pair():
-                texts = list(zip((row.chosen, row.rejected), row.cut, strict=True))
-        completions = [self._cut(row.prompt, text, room, endless) for text, endless in texts]
+        completions = []
+        for text, cut, fields, drawn in _answers(row):
+            ids = self._as_drawn(asked, text, cut, drawn)
+            if ids is None:
+                ids = self._completion_ids(asked, text, fields, not cut, note)
+                self._compare_decoded(asked, ids, text, fields, note)
+            completions.append(Completion(ids[:room], truncated=cut or len(ids) > room, text=text))
         margin = row.margin if isinstance(row, Pair) else 0.0
-        return Bundle(prompt, completions, prompt=row.prompt, margin=margin, origin=row.origin)
+        return Bundle(asked.ids, completions, prompt=row.prompt, margin=margin, origin=row.origin)
 
-    def _cut(self, prompt: Prompt, text: str, room: int, endless: bool) -> Completion:
-        ids = self.completion_ids(prompt, text)
-        ids = ids[:-1] if endless else ids
-        return Completion(ids[:room], truncated=endless or len(ids) > room, text=text)
+    def _as_drawn(self, asked: _Asked, text: str, cut: bool, drawn: Drawn | None) -> list[int] | None:
+        """The tokens that an answer was drawn as; None if they are unknown, another tokenizer's, or not its text."""
+        if drawn is None or drawn.tokenizer != self.fingerprint():
+            return None
+        ids = list(drawn.ids)
+        ends = [at for at, i in enumerate(ids) if i in self.eos_ids]
+        whole = ends == ([] if cut else [len(ids) - 1]) and self.decode(ids, asked.prompt, asked.ids) == text
+        return ids if whole else None
 
-    def completion(self, ids: list[int], truncated: bool) -> Completion:
-        """A completion record from sampled ids."""
-        return Completion(ids, truncated, self.decode(ids))
+    def _compare_decoded(self, asked: _Asked, ids: list[int], text: str, fields: Fields | None, note: Note) -> None:
+        """Note an answer whose tokens do not give its text back; that a template trims was told already."""
+        if not fields and self.decode(ids, asked.prompt, asked.ids).strip() != text.strip():
+            note("decoding an answer's tokens does not give its text back")
+
+    def completion(self, bundle: Bundle, ids: list[int], truncated: bool) -> Completion:
+        """A completion record from ids sampled behind a bundle's prompt."""
+        return Completion(ids, truncated, self.decode(ids, bundle.prompt, bundle.prompt_ids))
 
     # --- identity
 
     def fingerprint(self) -> str:
-        """Hash of vocabulary, special tokens and template: what two runs must share to be comparable."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        body = backend.to_str() if backend is not None else str(sorted(self.tokenizer.get_vocab().items()))
-        parts = [body, str(self.tokenizer.chat_template), str(sorted(self.eos_ids))]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+        """Hash of all that decides how text becomes ids: what two models must share to read the same.
+
+        Vocabulary, template, the day that it gets where it reads the clock, and ends; not padding.
+        """
+        parts = [self._body, str(self.tokenizer.chat_template), str(sorted(self.eos_ids))]
+        parts += [DAY] if self.template is not None and self.template.reads_clock else []
+        return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    @cached_property
+    def _body(self) -> str:
+        """Hash of how the tokenizer reads a text."""
+        return hashlib.sha256(_spelling(self.tokenizer).encode("utf-8", "surrogatepass")).hexdigest()
+
+    def ends(self) -> list[str]:
+        """The tokens that end a completion."""
+        return [str(self.tokenizer.convert_ids_to_tokens(i)) for i in sorted(self.eos_ids)]
+
+    def difference(self, other: Text, prompts: Sequence[Prompt]) -> str:
+        """In what another reads these prompts differently: a noun phrase, or nothing. Padding is no difference.
+
+        Templates matter only where a prompt is a chat.
+        """
+        if self._body != other._body:
+            return "tokenizer"
+        chats = any(not isinstance(prompt, str) for prompt in prompts)
+        if chats and self.tokenizer.chat_template != other.tokenizer.chat_template:
+            return "chat template"
+        if self.eos_ids != other.eos_ids:
+            return f"end of an answer ({', '.join(other.ends())}, not {', '.join(self.ends())})"
+        return "way to read these prompts" if any(map(self._reads_differently(other), prompts)) else ""
+
+    def _reads_differently(self, other: Text) -> Callable[[Prompt], bool]:
+        def differs(prompt: Prompt) -> bool:
+            try:
+                return self.prompt_ids(prompt) != other.prompt_ids(prompt)
+            except RowFault:
+                return False  # it is counted where it is used
+
+        return differs
+
+    def facts(self) -> dict[str, object]:
+        """What a manifest says of it: its fingerprint, and the day that a template gets which asks for it."""
+        clock = self.template is not None and self.template.reads_clock
+        return {"tokenizer": self.fingerprint(), **({"template_day": DAY} if clock else {})}
+
+    def remarks_on(self, rows: Sequence[Bundle | PromptRow]) -> list[str]:
+        """What a user should know of the template, if any of these prompts is a chat."""
+        if self.template is None or all(isinstance(row.prompt, str) for row in rows):
+            return []
+        found = []
+        if self.template.reads_clock:
+            found.append(f"the chat template writes the day: it is always given {DAY}")
+        if opened := self.template.opened():
+            found.append(
+                f"the chat template's prompt ends in {opened!r}: texts begin behind that, for rules and raters, too"
+            )
+        return found
+
+
+_MARKS = re.compile(f"{OPEN}([^{OPEN}{CLOSE}]*){CLOSE}|[{OPEN}{CLOSE}]")
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A prompt: as it is, its turns and its rendering with what spells control tokens marked, and its tokens."""
+
+    prompt: Prompt
+    turns: list[Message]
+    text: str
+    ids: list[int]
+
+
+def _answers(
+    row: PromptRow | Demonstration | Pair,
+) -> list[tuple[str, bool, Fields | None, Drawn | None]]:
+    """Text of each answer, whether it was cut when it was drawn, its fields, its tokens."""
+    match row:
+        case Demonstration():
+            return [(row.completion, False, row.fields, None)]
+        case Pair():
+            return list(zip((row.chosen, row.rejected), row.cut, row.fields, row.drawn, strict=True))
+    return []
+
+
+def _tell(notes: Iterable[str], note: Note) -> None:
+    for what in notes:
+        note(what)
+
+
+def _has_template(tokenizer: Any) -> bool:
+    template = tokenizer.chat_template
+    if isinstance(template, dict) and "default" not in template:
+        names = ", ".join(sorted(template))
+        raise InputError(
+            f"the tokenizer has several chat templates, none of them 'default'; --chat-template one of {names}"
+        )
+    return bool(template)
+
+
+def _control_tokens(tokenizer: Any) -> frozenset[str]:
+    """What spells a control token: special added tokens, and those that are named as BOS, EOS and so on."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return frozenset(token for token in added | set(tokenizer.all_special_tokens) if token)
+
+
+def _spelling(tokenizer: Any) -> str:
+    """All that decides how a tokenizer reads a text, as one string; padding and Keel's own pad token are no part."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return str(sorted(tokenizer.get_vocab().items()))
+    body = json.loads(backend.to_str())
+    body["added_tokens"] = [token for token in body["added_tokens"] if token["content"] != PAD_TOKEN]
+    return json.dumps({k: v for k, v in body.items() if k not in ("padding", "truncation")}, sort_keys=True)
 
 
 def named(bundle: Bundle) -> str:

@@ -35,15 +35,14 @@ def answer_often(story: Story, name: str, prompts: int, n: int) -> dict[str, Any
 
 def drawn(story: Story, name: str) -> list[Bundle]:
     """The answers that `answer_often` kept."""
-    text = story.text
-    return [
-        Bundle(
-            text.prompt_ids(row["prompt"]),
-            [text.completion(ids, truncated=ids[-1] not in text.eos_ids) for ids in row["completions"]],
-            prompt=row["prompt"],
-        )
-        for row in read_lines(story.out / "data" / f"{name}.jsonl")
-    ]
+    text, found = story.text, []
+    for row in read_lines(story.out / "data" / f"{name}.jsonl"):
+        bundle = Bundle(text.prompt_ids(row["prompt"]), [], prompt=row["prompt"])
+        bundle.completions = [
+            text.completion(bundle, ids, truncated=ids[-1] not in text.eos_ids) for ids in row["completions"]
+        ]
+        found.append(bundle)
+    return found
 
 
 def compare(story: Story) -> dict[str, Any]:

@@ -202,7 +202,9 @@ class _Rows:
         text = self.drawing.text
         drawn = self.tokens[cells].tolist(), self.logps[cells].cpu(), self.count[cells].tolist()
         for cell, ids, logps, length in zip(cells.tolist(), *drawn, strict=True):
-            completion = text.completion(ids[:length], truncated=ids[length - 1] not in text.eos_ids)
+            owner = self.owners[cell]
+            assert owner is not None
+            completion = text.completion(owner, ids[:length], truncated=ids[length - 1] not in text.eos_ids)
             completion.logps = logps[:length].clone()
             self.finished[cell] = completion
         for slot in sorted({int(cell) // self.copies for cell in cells}):

@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from keel.config import Machine
+from keel.config import Machine, Spelling
 from keel.data.rules import Rubric, RuleFault, load_rubric
-from keel.data.text import named, plain
+from keel.data.text import Text, named, plain
 from keel.engine.forward import in_batches, scalars_at_end
 from keel.errors import InputError
 from keel.models import checkpoints
@@ -64,6 +64,13 @@ def load_scorer(name: str, machine: Machine) -> Scorer:
     if name.startswith("rule:"):
         return RuleScorer(load_rubric(name.removeprefix("rule:")))
     return RewardModelScorer(checkpoints.load_reward(name, machine), machine.micro_tokens)
+
+
+def require_same_reading(spelling: Spelling, name: str, text: Text, bundles: Sequence[Bundle]) -> None:
+    """Refuse a reward model that reads these prompts as other ids than the policy does; rules read text."""
+    if not name.startswith("rule:"):
+        other = checkpoints.load_text(name, Spelling(control_tokens=spelling.control_tokens))
+        checkpoints.require_same_tokens(text, other, bundles, name)
 
 
 def _finite(scores: Tensor, bundles: Sequence[Bundle]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -11,8 +12,8 @@ from keel.config import CollectConfig
 from keel.engine.endpoint import public_address
 from keel.engine.progress import say
 from keel.engine.remote import NOT_ASKED, sample_remote
-from keel.errors import InputError
-from keel.records import Answer, PromptRow
+from keel.errors import RowFault
+from keel.records import Answer, Bundle, Completion, Drawn, PromptRow
 
 ROUNDS_OF_ROWS = 4
 """A round fills the sampler so many times: its tail, where rows run out, is then a small part."""
@@ -48,28 +49,42 @@ class LocalWriter:
         from keel.models.machine import described
 
         self.config = config
-        self.text = checkpoints.load_text(config.model)
+        self.text = checkpoints.load_text(config.model, config)
         self.policy = checkpoints.load_policy(config.model, config)
+        for remark in self.text.remarks_on(rows):
+            say(remark)
         say(described(self.policy))
         limit = room(self.policy, config.max_new_tokens)
-        for row in rows:
-            if limit is not None and len(self.text.prompt_ids(row.prompt)) >= limit:
-                raise InputError(
-                    f"{row.origin}: with {config.max_new_tokens} new tokens the prompt does not fit the model; "
-                    "shorten it, leave it out, or lower --max-new-tokens"
-                )
+        self.room = sys.maxsize if limit is None else limit
         weights = checkpoints.weights_hash(self.policy)[:16]
         self.like = Answer("", model=config.model, model_hash=weights, sampling=_sampling(config))
         self.at_once = max(1, ROUNDS_OF_ROWS * config.max_rows // config.n)
 
     def write(self, rows: Sequence[PromptRow], number: int, have: int) -> Iterator[list[Written]]:
-        """All of the round at once."""
+        """All of the round at once; a prompt that the model cannot be asked gets its reason."""
+        faults = [self._fault(row) for row in rows]
+        asked = [index for index, fault in enumerate(faults) if not fault]
+        written: list[Written] = [(index, [], fault) for index, fault in enumerate(faults) if fault]
+        for index, bundle in zip(asked, self._draw([rows[i] for i in asked], number, have), strict=True):
+            answers = [self._answer(completion, draw) for draw, completion in enumerate(bundle.completions, have)]
+            written.append((index, answers, ""))
+        yield written
+
+    def _fault(self, row: PromptRow) -> str:
+        """Why a prompt cannot be asked, or nothing."""
+        try:
+            self.text.encode(row, self.room)
+        except RowFault as fault:
+            return fault.reason
+        return ""
+
+    def _draw(self, rows: Sequence[PromptRow], number: int, have: int) -> list[Bundle]:
         from keel.engine.run import generator
         from keel.engine.sampler import sample
 
         config = self.config
         purpose = ("collect", number, have) if have else ("collect", number)
-        bundles = sample(
+        return sample(
             self.policy,
             self.text,
             [row.prompt for row in rows],
@@ -80,17 +95,18 @@ class LocalWriter:
             generator=generator(config.seed, *purpose),
             max_rows=config.max_rows,
         )
-        written: list[Written] = []
-        for index, bundle in enumerate(bundles):
-            answers = []
-            for draw, c in enumerate(bundle.completions, have):
-                assert c.logps is not None
-                logp = float(c.logps.double().sum())
-                answers.append(
-                    replace(self.like, text=c.text, draw=draw, logp=logp, tokens=len(c), truncated=c.truncated)
-                )
-            written.append((index, answers, ""))
-        yield written
+
+    def _answer(self, completion: Completion, draw: int) -> Answer:
+        assert completion.logps is not None
+        return replace(
+            self.like,
+            text=completion.text,
+            draw=draw,
+            logp=float(completion.logps.double().sum()),
+            tokens=len(completion),
+            truncated=completion.truncated,
+            drawn=Drawn(self.text.fingerprint(), tuple(completion.ids)),
+        )
 
 
 class RemoteWriter:

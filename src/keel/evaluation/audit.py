@@ -366,7 +366,7 @@ def _against_model(audit: Audit, rows: Sequence[Row], counts: RowCounts, config:
     from keel.evaluation import distribution
     from keel.models import checkpoints
 
-    text = checkpoints.load_text(str(config.model))
+    text = checkpoints.load_text(str(config.model), config)
     model = checkpoints.load_policy(str(config.model), config)
     limit = min(config.max_length, checkpoints.positions(model) or config.max_length)
     done, first_error = prepare.tokenise(rows, counts, text, limit)

@@ -9,8 +9,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from keel import stats
 from keel.config import BestOfNConfig, GenerateConfig, refuse_existing
@@ -20,7 +23,7 @@ from keel.data.text import Text
 from keel.engine.progress import Bar, peak_rss_gb, say
 from keel.engine.run import generator
 from keel.engine.sampler import room, sample
-from keel.engine.scorers import load_scorer
+from keel.engine.scorers import load_scorer, require_same_reading
 from keel.errors import InputError
 from keel.models import checkpoints
 from keel.models.machine import described
@@ -30,9 +33,10 @@ from keel.records import Bundle, Result, RowCounts
 def generate(config: GenerateConfig) -> Result:
     """Draw `n` completions per prompt into `out`, one JSON line per prompt."""
     began = time.perf_counter()
-    bundles, counts, _, sampling = _draw(config)
-    write_lines(config.out, ({"prompt": b.prompt, "completions": _completions(b)} for b in bundles))
-    return _result("generate", config, bundles, counts, began, {"sample_seconds": sampling}, {})
+    asked = _ask(config)
+    bundles, seconds = _draw(config, asked)
+    write_lines(config.out, ({**_head(b, asked.text), "completions": _completions(b)} for b in bundles))
+    return _result("generate", config, bundles, asked.counts, began, {"sample_seconds": seconds}, {})
 
 
 def best_of_n(config: BestOfNConfig) -> Result:
@@ -40,44 +44,60 @@ def best_of_n(config: BestOfNConfig) -> Result:
     began = time.perf_counter()
     _refuse_output(config.out)
     scorer = load_scorer(config.reward, config)
-    bundles, counts, text, sampling = _draw(config)
-    if not config.reward.startswith("rule:"):
-        prompts = [b.prompt for b in bundles[:8]]
-        checkpoints.require_same_tokens(text, checkpoints.load_text(config.reward), prompts, config.reward)
+    asked = _ask(config)
+    require_same_reading(config, config.reward, asked.text, asked.prompts)
+    bundles, seconds = _draw(config, asked)
     drawn = time.perf_counter()
     scores = scorer.score(bundles).view(len(bundles), config.n)
-    spent = {"sample_seconds": sampling, "score_seconds": time.perf_counter() - drawn}
+    spent = {"sample_seconds": seconds, "score_seconds": time.perf_counter() - drawn}
     best = scores.argmax(1)
     rows = zip(bundles, scores.tolist(), best.tolist(), strict=True)
-    write_lines(config.out, (_chosen(bundle, row, at) for bundle, row, at in rows))
+    write_lines(config.out, ({**_head(b, asked.text), **_chosen(b, row, at)} for b, row, at in rows))
     measured = {
         "score_best": stats.mean(scores.max(1).values.numpy()).as_dict(),
         "score_mean": stats.mean(scores.mean(1).numpy()).as_dict(),
         "score_sd_within": float(scores.std(1).mean()) if config.n > 1 else 0.0,
         "kl_bound": stats.best_of_n_kl(config.n),
     }
-    return _result("best-of-n", config, bundles, counts, began, spent, measured)
+    return _result("best-of-n", config, bundles, asked.counts, began, spent, measured)
 
 
-def _draw(config: GenerateConfig) -> tuple[list[Bundle], RowCounts, Text, float]:
-    """The bundles, the rows read, the policy's text, and the seconds of drawing alone."""
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What is asked, and of whom."""
+
+    policy: nn.Module
+    text: Text
+    prompts: list[Bundle]
+    counts: RowCounts
+
+
+def _ask(config: GenerateConfig) -> _Asked:
+    """Read the prompts and load the model."""
     _refuse_output(config.out)
     rows, counts, name = prepare.read_prompt_rows(config, config.prompts)
-    text = checkpoints.load_text(config.model)
+    text = checkpoints.load_text(config.model, config)
     policy = checkpoints.load_policy(config.model, config)
     limit = room(policy, config.max_new_tokens)
     fits = sys.maxsize if limit is None else limit
     prompts = prepare.encode(rows, counts, text, fits, config.max_bad_share, config.prompts)
     say(checks.summarise(counts, config.prompts, name))
+    for remark in text.remarks_on(prompts):
+        say(remark)
     say(described(policy))
+    return _Asked(policy, text, prompts, counts)
+
+
+def _draw(config: GenerateConfig, asked: _Asked) -> tuple[list[Bundle], float]:
+    """The bundles, and the seconds of drawing alone."""
     began = time.perf_counter()
-    with Bar("completions", len(prompts) * config.n) as bar:
+    with Bar("completions", len(asked.prompts) * config.n) as bar:
         bundles = sample(
-            policy,
-            text,
-            [b.prompt for b in prompts],
+            asked.policy,
+            asked.text,
+            [b.prompt for b in asked.prompts],
             config.n,
-            origins=[b.origin for b in prompts],
+            origins=[b.origin for b in asked.prompts],
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
             top_p=config.top_p,
@@ -85,7 +105,12 @@ def _draw(config: GenerateConfig) -> tuple[list[Bundle], RowCounts, Text, float]
             max_rows=config.max_rows,
             progress=bar.advance,
         )
-    return bundles, counts, text, time.perf_counter() - began
+    return bundles, time.perf_counter() - began
+
+
+def _head(bundle: Bundle, text: Text) -> dict[str, Any]:
+    """The prompt, and what the ids of its answers belong to."""
+    return {"prompt": bundle.prompt, "tokenizer": text.fingerprint()}
 
 
 def _refuse_output(file: Path) -> None:
@@ -97,7 +122,7 @@ def _refuse_output(file: Path) -> None:
 
 def _completions(bundle: Bundle) -> list[dict[str, Any]]:
     return [
-        {"text": c.text, "truncated": c.truncated, "tokens": len(c), "logp": float(c.logps.sum())}
+        {"text": c.text, "truncated": c.truncated, "tokens": len(c), "logp": float(c.logps.sum()), "ids": c.ids}
         for c in bundle.completions
         if c.logps is not None
     ]
@@ -106,7 +131,6 @@ def _completions(bundle: Bundle) -> list[dict[str, Any]]:
 def _chosen(bundle: Bundle, scores: Sequence[float], best: int) -> dict[str, Any]:
     candidates = [{**c, "score": s} for c, s in zip(_completions(bundle), scores, strict=True)]
     return {
-        "prompt": bundle.prompt,
         "completion": bundle.completions[best].text,
         "score": scores[best],
         "best": best,

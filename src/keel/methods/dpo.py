@@ -35,10 +35,13 @@ from keel.records import Bundle, Result, lengths_of
 def train(config: DPOConfig) -> Result:
     """Minimise `objectives.dpo_loss` over the pairs, the reference frozen."""
     refuse_existing(config.out, config.resume)
-    text = checkpoints.load_text(config.model)
+    text = checkpoints.load_text(config.model, config)
     policy = checkpoints.load_policy(config.model, config)
     data = prepare.pairs(config, config.data, text, checkpoints.positions(policy))
     say(data.report)
+    if config.reference is not None:
+        other = checkpoints.load_text(config.reference, config)
+        checkpoints.require_same_tokens(text, other, data.train, config.reference)
     reference = checkpoints.load_policy(config.reference or config.model, config).requires_grad_(False)
     checkpoints.same_vocabulary(policy, reference, config.reference or config.model)
     policy_hash, reference_hash = checkpoints.weights_hash(policy), checkpoints.weights_hash(reference)
@@ -56,7 +59,6 @@ def train(config: DPOConfig) -> Result:
         manifest={
             "policy": policy_hash,
             "reference": reference_hash,
-            "tokenizer": text.fingerprint(),
             **data.facts,
         },
         rows=data.counts,

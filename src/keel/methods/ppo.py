@@ -33,7 +33,7 @@ from keel.engine.identities import require_unit_ratio, require_zero_kl
 from keel.engine.progress import say
 from keel.engine.run import Run, generator
 from keel.engine.sampler import cache_bytes, room, sample
-from keel.engine.scorers import Scorer, load_scorer
+from keel.engine.scorers import Scorer, load_scorer, require_same_reading
 from keel.models import checkpoints
 from keel.records import Bundle, Completion, Result, lengths_of
 
@@ -71,10 +71,11 @@ class Rollout:
 def train(config: PPOConfig) -> Result:
     """Maximise score - beta KL(policy || reference) over the prompts' distribution."""
     refuse_existing(config.out, config.resume)
-    text = checkpoints.load_text(config.model)
-    roles = load_roles(config, text)
+    text = checkpoints.load_text(config.model, config)
+    roles = load_roles(config)
     data = prepare.prompts(config, config.prompts, text, room(roles.policy, config.max_new_tokens))
     say(data.report)
+    require_same_reading(config, config.reward, text, data.train)
     run = start(config, roles, text, data)
     batches = Batches(data.train, min(config.rollout_size, len(data.train)), config.seed)
     for step in run.steps():
@@ -89,7 +90,7 @@ def train(config: PPOConfig) -> Result:
 # --- setting up -----------------------------------------------------------------------------------
 
 
-def load_roles(config: PPOConfig, text: Text) -> Roles:
+def load_roles(config: PPOConfig) -> Roles:
     """Policy and reference from `model`; the critic from the reward model, or from the policy where a rule scores."""
     policy = checkpoints.load_policy(config.model, config)
     reference = checkpoints.load_policy(config.model, config).requires_grad_(False)
@@ -100,7 +101,6 @@ def load_roles(config: PPOConfig, text: Text) -> Roles:
             config.model, config, checkpoints.ensure_pad(checkpoints.load_text(config.model))
         )
     else:
-        checkpoints.require_same_tokens(text, checkpoints.load_text(config.reward), ["a", "b c"], config.reward)
         value = checkpoints.load_reward(config.reward, config)
         checkpoints.same_vocabulary(policy, value, config.reward)
     return Roles(policy, reference, value, scorer, value_offset_by_centre=not by_rule)
@@ -121,7 +121,6 @@ def start(config: PPOConfig, roles: Roles, text: Text, data: prepare.Prepared) -
             "reference": checkpoints.weights_hash(roles.reference),
             "reward": roles.scorer.identity,
             "value": checkpoints.weights_hash(roles.value),
-            "tokenizer": text.fingerprint(),
             **data.facts,
         },
         rows=data.counts,

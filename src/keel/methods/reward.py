@@ -28,7 +28,7 @@ from keel.records import Bundle, Result
 def train(config: RewardConfig) -> Result:
     """Minimise -log sigmoid(r_chosen - r_rejected - margin), averaged over the pairs of each batch."""
     refuse_existing(config.out, config.resume)
-    text = checkpoints.load_text(config.model)
+    text = checkpoints.load_text(config.model, config)
     fresh = not checkpoints.is_reward_folder(config.model)
     pad = checkpoints.ensure_pad(text)
     if fresh:
@@ -48,7 +48,7 @@ def train(config: RewardConfig) -> Result:
         {"reward": model},
         text,
         total_steps=batches.steps(config.epochs, config.steps),
-        manifest={"reward": checkpoints.weights_hash(model), "tokenizer": text.fingerprint(), **data.facts},
+        manifest={"reward": checkpoints.weights_hash(model), **data.facts},
         rows=data.counts,
         rows_eval=data.eval_counts,
         final_role="reward",

@@ -26,7 +26,7 @@ from keel.records import Bundle, Result
 def train(config: SFTConfig) -> Result:
     """Minimise the mean negative log-probability per completion token of each batch."""
     refuse_existing(config.out, config.resume)
-    text = checkpoints.load_text(config.model)
+    text = checkpoints.load_text(config.model, config)
     policy = checkpoints.load_policy(config.model, config)
     data = prepare.demonstrations(config, config.data, text, checkpoints.positions(policy))
     say(data.report)
@@ -40,7 +40,7 @@ def train(config: SFTConfig) -> Result:
         {"policy": policy},
         text,
         total_steps=batches.steps(config.epochs, config.steps),
-        manifest={"policy": checkpoints.weights_hash(policy), "tokenizer": text.fingerprint(), **data.facts},
+        manifest={"policy": checkpoints.weights_hash(policy), **data.facts},
         rows=data.counts,
         rows_eval=data.eval_counts,
     )

@@ -13,20 +13,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from keel.config import Machine
-from keel.data.text import Text
+from keel.config import Machine, Spelling
+from keel.data.templates import chat_template
+from keel.data.text import PAD_TOKEN, Text
 from keel.errors import InputError, RunFailed
 from keel.models.fused import fuse
 from keel.models.heads import check_head, scalar_head
 from keel.models.machine import device_of, dtype_of, prepare
-from keel.records import Prompt
-
-PAD_TOKEN = "<|pad|>"
-
+from keel.records import Bundle
 
 # --- where a model is -----------------------------------------------------------------------------
 
@@ -52,10 +51,11 @@ def resolve(name: str) -> str:
 # --- loading --------------------------------------------------------------------------------------
 
 
-def load_text(name: str) -> Text:
-    """The tokenizer of a model folder, with every EOS id its generation config names."""
+def load_text(name: str, spelling: Spelling | None = None) -> Text:
+    """The tokenizer of a model folder, with every EOS id its generation config names, read as `spelling` says."""
     from transformers import AutoTokenizer, GenerationConfig
 
+    spelling = spelling or Spelling()
     folder = resolve(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -67,8 +67,10 @@ def load_text(name: str) -> Text:
         eos = GenerationConfig.from_pretrained(folder).eos_token_id
     except OSError:
         eos = None
-    extra = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    return Text(tokenizer, extra)
+    extra = eos if isinstance(eos, list) else [eos]
+    if spelling.chat_template is not None:
+        tokenizer.chat_template = chat_template(spelling.chat_template, tokenizer)
+    return Text(tokenizer, [i for i in extra if i is not None], spelling.control_tokens)
 
 
 def load_policy(name: str, machine: Machine) -> nn.Module:
@@ -195,13 +197,50 @@ def _first_line(error: BaseException) -> str:
 
 
 def save(model: Any, text: Text, folder: Path) -> None:
-    """Write a checkpoint that the ecosystem reads: config, safetensors, tokenizer with its template."""
+    """Write a checkpoint that the ecosystem reads: config, safetensors, tokenizer with its template, and all ends."""
+    from transformers import GenerationConfig
+
     folder.mkdir(parents=True, exist_ok=True)
+    ends = sorted(text.eos_ids)
+    eos = ends if len(ends) > 1 else ends[0]
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        generation.eos_token_id = eos
     use_cache, model.config.use_cache = model.config.use_cache, True
     with _quiet():
         model.save_pretrained(folder)
+        if not (folder / "generation_config.json").exists():  # a sequence classifier has none, and would lose the ends
+            GenerationConfig(eos_token_id=eos, bos_token_id=text.bos_id).save_pretrained(folder)
     model.config.use_cache = use_cache
+    _save_tokenizer(text, folder)
+
+
+_SAVED_AS_IS: WeakKeyDictionary[Text, bool] = WeakKeyDictionary()
+"""Whether the library writes a tokenizer so that it reads texts as before."""
+
+
+def _save_tokenizer(text: Text, folder: Path) -> None:
+    """Write a tokenizer that reads back as the one in memory.
+
+    The library's classes for single families leave out settings (`legacy` of Llama 2's, for one): where that changes
+    how texts are read, the tokenizer is written as one of the general class, which takes tokenizer.json as it is.
+    """
     text.tokenizer.save_pretrained(folder)
+    if text not in _SAVED_AS_IS:
+        _SAVED_AS_IS[text] = _reads_back(text, folder)
+    if _SAVED_AS_IS[text]:
+        return
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    file.write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
+    text.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    if not _reads_back(text, folder):
+        raise RunFailed(f"{folder}: the tokenizer reads texts differently once it is saved; save it by hand")
+
+
+def _reads_back(text: Text, folder: Path) -> bool:
+    with _quiet():
+        return not text.difference(load_text(str(folder)), [])
 
 
 def reload(model: Any, folder: Path) -> nn.Module:
@@ -234,12 +273,14 @@ def positions(model: Any) -> int | None:
     return int(value) if value is not None else None
 
 
-def require_same_tokens(text: Text, other: Text, prompts: Sequence[Prompt], name: str) -> None:
-    """Refuse a model that reads the same text as other ids: its scores would be about something else."""
-    if text.eos_id != other.eos_id or any(text.prompt_ids(p) != other.prompt_ids(p) for p in prompts):
-        raise InputError(
-            f"{name}: its tokenizer or template differs from the policy's; train it from the same base model"
-        )
+TRIED = 8
+"""Prompts of a run by which two models are compared, beside tokenizer, template and ends."""
+
+
+def require_same_tokens(text: Text, other: Text, bundles: Sequence[Bundle], name: str) -> None:
+    """Refuse a model that reads a run's prompts as other ids: its numbers would be about something else."""
+    if what := text.difference(other, [bundle.prompt for bundle in bundles[:TRIED]]):
+        raise InputError(f"{name}: its {what} differs from the policy's; train it from the same base model")
 
 
 def same_vocabulary(left: nn.Module, right: nn.Module, what: str) -> None:

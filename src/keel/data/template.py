@@ -1,0 +1,320 @@
+"""A chat template: what it makes of a conversation, and what it adds, moves, trims or leaves out on the way.
+
+A template is a program that somebody else wrote. It may drop a role that it does not know, cut thinking out of an
+answer, put marks around it, raise, or read the clock. So nothing is assumed of it: every rendering is compared with
+what went in. Markers of the same shape rendered once per sequence of roles say where each turn's text belongs; where a
+conversation does not come out like that, its texts are looked for one by one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from keel.errors import RowFault
+from keel.records import Fields, Message
+
+__all__ = ["DAY", "Lost", "Rendered", "Template", "TemplateFault"]
+
+DAY = "2024-07-26"
+"""The day that every template gets which asks for today's, so that a prompt is the same tomorrow. It is the one that
+Llama 3.1's own template falls back to."""
+_DATE = {
+    "%d": "26", "%-d": "26", "%e": "26", "%m": "07", "%-m": "7", "%b": "Jul", "%h": "Jul", "%B": "July", "%Y": "2024",
+    "%y": "24", "%a": "Fri", "%A": "Friday", "%j": "208", "%H": "12", "%I": "12", "%p": "PM", "%M": "00", "%S": "00",
+    "%F": DAY, "%D": "07/26/24", "%T": "12:00:00", "%Z": "", "%z": "",
+}  # fmt: skip
+_FIXED_CLOCK = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    + "".join(f" | replace({code!r}, {value!r})" for code, value in _DATE.items())
+    + " }}{%- endmacro %}{{- '' }}"
+)
+"""Put before a template, it takes the place of the library's clock."""
+_THOUGHT = "</think>"
+
+
+class TemplateFault(RowFault):
+    """A conversation that the template cannot render; the message ends with its own words."""
+
+
+class Lost(RowFault):
+    """Text of a conversation that its rendering does not hold."""
+
+
+@dataclass(slots=True)
+class Rendered:
+    """A conversation as text, where each turn stands in it, and what the template did to them."""
+
+    text: str
+    spans: list[tuple[int, int]]
+    """Beginning and end of each turn's own text; both the same where a turn is empty."""
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """The template's own text before, between and after the turns, and which white space around each it keeps."""
+
+    parts: list[str]
+    keeps: list[tuple[bool, bool]]
+
+    def fit(self, contents: Sequence[str]) -> tuple[str, list[tuple[int, int]], bool]:
+        """What the template should make of these turns, where each then stands, and whether any was trimmed."""
+        text, spans, trimmed = self.parts[0], [], False
+        for content, (left, right), after in zip(contents, self.keeps, self.parts[1:], strict=True):
+            kept = content if left else content.lstrip()
+            kept = kept if right else kept.rstrip()
+            trimmed = trimmed or kept != content
+            spans.append((len(text), len(text) + len(kept)))
+            text += kept + after
+        return text, spans, trimmed
+
+
+class Template:
+    """A chat template around a tokenizer's special tokens."""
+
+    def __init__(self, tokenizer: Any, source: str) -> None:
+        self.source = source
+        self.reads_clock = "strftime_now" in source
+        self._tokenizer = tokenizer
+        self._program = (_FIXED_CLOCK if self.reads_clock else "") + source
+        self._layouts: dict[tuple[tuple[str, ...], bool], _Layout | None] = {}
+
+    def write(self, turns: Sequence[Message], *, generate: bool) -> str:
+        """The rendering, unchecked. Arguments of calls are objects, as servers pass them on, or else their JSON text.
+
+        Raises `TemplateFault` with the template's own words, whatever it raised.
+        """
+        tools = turns[0].get("tools") if turns else None
+        plain = [{key: value for key, value in turn.items() if key != "tools"} for turn in turns]
+        try:
+            return self._apply([_with_parsed_calls(turn) for turn in plain], tools, generate)
+        except Exception as error:
+            if not any("tool_calls" in turn for turn in plain):
+                raise _fault(error) from error
+        try:
+            return self._apply([_with_written_calls(turn) for turn in plain], tools, generate)
+        except Exception as error:
+            raise _fault(error) from error
+
+    def _apply(self, turns: list[dict[str, Any]], tools: Any, generate: bool) -> str:
+        return str(
+            self._tokenizer.apply_chat_template(
+                turns,
+                tools=tools,
+                chat_template=self._program,
+                tokenize=False,
+                add_generation_prompt=generate,
+            )
+        )
+
+    def render(self, turns: Sequence[Message], *, generate: bool) -> Rendered:
+        """The rendering, once everything that went in was found in it.
+
+        Raises `TemplateFault` where the template raises, `Lost` where it leaves out a turn or a part of one.
+        """
+        text = self.write(turns, generate=generate)
+        if all(len(turn) == 2 and turn["content"].strip() for turn in turns):
+            layout = self._layout(tuple(turn["role"] for turn in turns), generate)
+            if layout is not None:
+                expected, spans, trimmed = layout.fit([turn["content"] for turn in turns])
+                if expected == text:
+                    return Rendered(text, spans, [TRIMMED] if trimmed else [])
+        return self._searched(turns, text, generate)
+
+    # --- what the template does to a sequence of roles
+
+    def _layout(self, roles: tuple[str, ...], generate: bool) -> _Layout | None:
+        """None where a turn's text does not come out once and in order."""
+        key = roles, generate
+        if key not in self._layouts:
+            self._layouts[key] = self._tried(roles, generate)
+        return self._layouts[key]
+
+    def _tried(self, roles: tuple[str, ...], generate: bool) -> _Layout | None:
+        marks = [_marker(at) for at in range(len(roles))]
+        turns: list[Message] = [
+            {"role": role, "content": f"{_LEFT}{mark}{_RIGHT}"} for role, mark in zip(roles, marks, strict=True)
+        ]
+        try:
+            text = self.write(turns, generate=generate)
+        except TemplateFault:
+            return None
+        parts, keeps, at = [], [], 0
+        for mark in marks:
+            found = text.find(mark, at)
+            if found < 0 or text.count(mark) > 1:
+                return None
+            left, right = text[:found].endswith(_LEFT), text.startswith(_RIGHT, found + len(mark))
+            parts.append(text[at : found - len(_LEFT) * left])
+            keeps.append((left, right))
+            at = found + len(mark) + len(_RIGHT) * right
+        return _Layout([*parts, text[at:]], keeps)
+
+    def around_answers(self) -> tuple[str, str] | None:
+        """What it writes before an answer, behind the generation prompt, and after it; None where that is not so plain.
+
+        Of one question of a user.
+        """
+        before, after = self._layout(("user",), True), self._layout(("user", "assistant"), False)
+        if before is None or after is None or before.parts[0] != after.parts[0]:
+            return None
+        if not after.parts[1].startswith(before.parts[1]):
+            return None
+        return after.parts[1][len(before.parts[1]) :], after.parts[2]
+
+    def opened(self) -> str:
+        """What the generation prompt writes that does not stand before a finished answer: `<think>` in some."""
+        before, after = self._layout(("user",), True), self._layout(("user", "assistant"), False)
+        if before is None or after is None or after.parts[1].startswith(before.parts[1]):
+            return ""
+        common = next(
+            (i for i, (a, b) in enumerate(zip(before.parts[1], after.parts[1], strict=False)) if a != b),
+            min(len(before.parts[1]), len(after.parts[1])),
+        )
+        return before.parts[1][common:]
+
+    # --- one conversation at a time
+
+    def _searched(self, turns: Sequence[Message], text: str, generate: bool) -> Rendered:
+        """Look for every piece of every turn, each behind the one before it."""
+        self._require_places(turns, generate)
+        rendered = Rendered(text, [])
+        at = 0
+        for number, turn in enumerate(turns):
+            start, end = len(text), at
+            for piece in pieces(turn):
+                begin, stop = _find(piece, turn, text, at, rendered.notes, last=number == len(turns) - 1)
+                start, end = min(start, begin), max(end, stop)
+            rendered.spans.append((min(start, end), end))
+            at = max(at, end)
+        rendered.notes = list(dict.fromkeys(rendered.notes))
+        return rendered
+
+    def _require_places(self, turns: Sequence[Message], generate: bool) -> None:
+        """Refuse where the text of a turn has no place, whatever it is: `a` would be found in `assistant`."""
+        marked: list[Message] = []
+        for at, turn in enumerate(turns):
+            copy: Any = {**turn}
+            if turn["content"].strip():
+                copy["content"] = _marker(at)
+            marked.append(copy)
+        try:
+            text = self.write(marked, generate=generate)
+        except TemplateFault:
+            return
+        for at, turn in enumerate(turns):
+            if turn["content"].strip() and _marker(at) not in text:
+                raise Lost(f"the chat template leaves out the {turn['role']} turn")
+
+
+_LEFT, _RIGHT = " \n\t", "\t\n "
+TRIMMED = "white space around a turn is trimmed by the chat template"
+
+
+def _marker(at: int) -> str:
+    return f"Zq{at}xKw"
+
+
+def _fault(error: Exception) -> TemplateFault:
+    words = " ".join(str(error).split())[:160] or type(error).__name__
+    return TemplateFault(f"the chat template cannot render it: {words}")
+
+
+def _find(piece: str, turn: Message, text: str, at: int, notes: list[str], last: bool) -> tuple[int, int]:
+    """Where a piece of a turn stands from `at` on, or else before it; what was done to it is noted."""
+    ways = ((piece, ""), (piece.strip(), TRIMMED), (_in_json(piece), "a turn is written as JSON by the chat template"))
+    for start in (at, 0):
+        for form, note in ways:
+            found = text.find(form, start)
+            if form and found >= 0:
+                notes += [note] if note else []
+                notes += [f"the chat template moves the {turn['role']} turn"] if start != at else []
+                return found, found + len(form)
+    rest = piece.rpartition(_THOUGHT)[2].strip()
+    if turn["role"] == "assistant" and _THOUGHT in piece and not last and rest and text.find(rest, at) >= 0:
+        notes.append("thinking in an earlier turn is left out by the chat template")
+        found = text.find(rest, at)
+        return found, found + len(rest)
+    what = "cuts" if turn["role"] == "assistant" and last else "leaves out or changes"
+    raise Lost(f"the chat template {what} {_described(turn, piece)}")
+
+
+def _described(turn: Message, piece: str) -> str:
+    if piece == turn["content"]:
+        return "the answer" if turn["role"] == "assistant" else f"the {turn['role']} turn"
+    field = "thinking" if piece == turn.get("reasoning_content") else "a tool or a call of one"
+    return f"the {turn['role']} turn's {field}" if field == "thinking" else field
+
+
+def _in_json(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+# --- what a turn says -----------------------------------------------------------------------------
+
+
+def pieces(turn: Message) -> Iterator[str]:
+    """Every text of a turn that its rendering must hold: thinking, content, names and values of calls, of tools."""
+    if turn.get("reasoning_content"):
+        yield turn["reasoning_content"]
+    if turn["content"].strip():
+        yield turn["content"]
+    for call in turn.get("tool_calls") or ():
+        function = call.get("function") or call
+        yield from _leaves([function.get("name"), _parsed(function.get("arguments"))])
+    for tool in turn.get("tools") or ():
+        name = (tool.get("function") or tool).get("name")
+        yield from _leaves(name)
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """The texts inside lists and objects, names of objects' members among them."""
+    if isinstance(value, str):
+        if value.strip():
+            yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(key)
+            yield from _leaves(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _leaves(inner)
+
+
+def answering(text: str, fields: Fields | None) -> Message:
+    """An answer as the assistant's turn."""
+    return {"role": "assistant", "content": text, **(fields or {})}  # type: ignore[typeddict-item]
+
+
+def _parsed(arguments: Any) -> Any:
+    """A call's arguments as an object, where they are the JSON text of one."""
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        found = json.loads(arguments)
+    except ValueError:
+        return arguments
+    return found if isinstance(found, dict) else arguments
+
+
+def _with_parsed_calls(turn: Mapping[str, Any]) -> dict[str, Any]:
+    return _with_calls(turn, _parsed)
+
+
+def _with_written_calls(turn: Mapping[str, Any]) -> dict[str, Any]:
+    return _with_calls(turn, lambda it: it if isinstance(it, str) else json.dumps(it, ensure_ascii=False))
+
+
+def _with_calls(turn: Mapping[str, Any], change: Any) -> dict[str, Any]:
+    if not turn.get("tool_calls"):
+        return dict(turn)
+    calls = []
+    for call in turn["tool_calls"]:
+        function = call.get("function")
+        if isinstance(function, Mapping) and "arguments" in function:
+            call = {**call, "function": {**function, "arguments": change(function["arguments"])}}
+        calls.append(call)
+    return {**turn, "tool_calls": calls}
