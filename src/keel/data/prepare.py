@@ -81,7 +81,7 @@ def _prepare(
     elif config.holdout:
         rows, held_rows = checks.split_by_prompt(rows, config.holdout, config.seed)
         held = encode(held_rows, counts, text, limit, config.max_bad_share, source)
-    train = encode(rows, counts, text, limit, config.max_bad_share, source)
+    train: list[Bundle] = encode(rows, counts, text, limit, config.max_bad_share, source)
     report = checks.summarise(counts, source, name) + held_report
     if "ai_feedback" in facts:
         report += f"\n{facts['ai_feedback']} of its labels are a model's: what is trained on them is RLAIF"

@@ -238,15 +238,16 @@ def _find(piece: str, turn: Message, text: str, at: int, notes: list[str], last:
         notes.append("thinking in an earlier turn is left out by the chat template")
         found = text.find(rest, at)
         return found, found + len(rest)
-    what = "cuts" if turn["role"] == "assistant" and last else "leaves out or changes"
-    raise Lost(f"the chat template {what} {_described(turn, piece)}")
+    if last and turn["role"] == "assistant" and piece == turn["content"]:
+        raise Lost("the chat template cuts the answer")
+    raise Lost(f"the chat template leaves out or changes {_described(turn, piece)}")
 
 
 def _described(turn: Message, piece: str) -> str:
     if piece == turn["content"]:
-        return "the answer" if turn["role"] == "assistant" else f"the {turn['role']} turn"
-    field = "thinking" if piece == turn.get("reasoning_content") else "a tool or a call of one"
-    return f"the {turn['role']} turn's {field}" if field == "thinking" else field
+        return f"the {turn['role']} turn"
+    thinking = piece == turn.get("reasoning_content")
+    return f"the {turn['role']} turn's thinking" if thinking else "a tool or a call of one"
 
 
 def _in_json(text: str) -> str:
