@@ -29,9 +29,9 @@ _DATE = {
 _FIXED_CLOCK = (
     "{%- macro strftime_now(format) -%}{{ format"
     + "".join(f" | replace({code!r}, {value!r})" for code, value in _DATE.items())
-    + " }}{%- endmacro %}{{- '' }}"
+    + " }}{%- endmacro %}\n"
 )
-"""Put before a template, it takes the place of the library's clock."""
+"""Put before a template, it takes the place of the library's clock. Jinja takes off the line break behind a block."""
 _THOUGHT = "</think>"
 
 
