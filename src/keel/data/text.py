@@ -199,9 +199,11 @@ class Text:
 
     @cached_property
     def _control_ids(self) -> frozenset[int]:
-        unknown = self.tokenizer.unk_token_id
-        ids = {self.tokenizer.convert_tokens_to_ids(token) for token in self._controls}
-        return frozenset(int(i) for i in ids if i is not None and i != unknown)
+        """Without the one that stands for unknown signs, which any text may become."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        unknown = {self.tokenizer.unk_token, getattr(getattr(backend, "model", None), "unk_token", None)}
+        ids = (self.tokenizer.convert_tokens_to_ids(token) for token in self._controls - unknown)
+        return frozenset(int(i) for i in ids if i is not None)
 
     def prompt_ids(self, prompt: Prompt, note: Note = _silent) -> list[int]:
         """Tokens of a prompt, with the BOS that the tokenizer itself would add and never two.
