@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-from keel.data.rows import Row, RowError, is_unicode, note, shown, text
+from keel.data.rows import Row, RowError, is_unicode, items, mapping, note, shown, text
 from keel.data.text import further
 from keel.records import ANSWER_FIELDS, Answer, Message, Prompt
 
@@ -24,6 +24,7 @@ __all__ = [
     "json_column",
     "last_turn",
     "messages",
+    "one_side",
     "prompt",
     "reply",
     "role_of",
@@ -86,6 +87,8 @@ def messages(row: Row, column: str, *, imitated: bool = False) -> list[Message]:
     value = row.get(column)
     if value is None:
         raise RowError(f"no {column}")
+    if isinstance(value, str) and value.startswith("["):  # a cell of a table
+        value = items(row, column)
     if not isinstance(value, list) or not value:
         raise RowError(f"{column} is not a list of messages")
     found: list[Message] = []
@@ -117,6 +120,13 @@ def side(row: Row, column: str) -> Prompt:
         if inner is not None:
             return messages({column: inner}, column)
     return prompt(row, column)
+
+
+def one_side(row: Row, column: str) -> Prompt:
+    """The same of a column that holds one message, which a CSV cell holds as JSON."""
+    value = row.get(column)
+    cell = isinstance(value, str) and value.startswith(('{"from"', '{"role"'))
+    return side({column: mapping(row, column)} if cell else row, column)
 
 
 def last_turn(turns: list[Message], column: str, goes_on: bool = False) -> tuple[list[Message], Answer]:

@@ -20,7 +20,7 @@ from keel.data.judged.base import (
 )
 from keel.data.judged.pairs import asked_in_columns
 from keel.data.messages import AROUND, around, messages, prompt, reply, says, without_fields
-from keel.data.rows import Row, RowError, items, number, others, text
+from keel.data.rows import Row, RowError, items, margin, number, others, text
 from keel.records import Answer, Judgment, Origin, Prompt, Ranking
 
 # --- LLMBar
@@ -87,6 +87,8 @@ def _read_lists(ask_row: Callable[[Row], Prompt]) -> Callable[[Row, Origin], lis
 
     def read(row: Row, origin: Origin) -> list[Judgment]:
         before = ask_row(row)
+        if margin(row):
+            raise RowError("a margin has no place beside a list of answers")
         right, wrong = _several(row, "chosen", before), _several(row, "rejected", before)
         verdict = Ranking((1,) * len(right) + (2,) * len(wrong))
         return [Judgment(before, (*right, *wrong), verdict, extra=others(row, LISTED), origin=origin)]
@@ -154,11 +156,13 @@ def _looks_like_lists(row: Row) -> bool:
 def _holds_several(value: object) -> bool:
     if isinstance(value, str):  # a CSV cell
         return value.startswith(('["', "[["))
-    return isinstance(value, list) and bool(value) and all(isinstance(item, (str, list)) for item in value)
+    return isinstance(value, list) and len(value) > 1 and all(isinstance(item, (str, list)) for item in value)
 
 
 def _looks_like_rm_bench(row: Row) -> bool:
-    return _holds_several(row.get("chosen")) and _holds_several(row.get("rejected"))
+    values = [row.get(name) for name in ("chosen", "rejected")]
+    texts = all(isinstance(value, str) or (isinstance(value, list) and isinstance(value[0], str)) for value in values)
+    return isinstance(row.get("prompt"), str) and all(map(_holds_several, values)) and texts
 
 
 LISTS = (

@@ -6,7 +6,18 @@ from collections.abc import Callable, Sequence
 
 from keel.data.judged.base import FIRST, Judged, asked, becomes_chat, overall, sides, turns_of, with_extra
 from keel.data.judged.pairs import APART, two_sides
-from keel.data.messages import AROUND, around, bare, last_turn, messages, says, side, texts_alone, without_fields
+from keel.data.messages import (
+    AROUND,
+    around,
+    bare,
+    last_turn,
+    messages,
+    one_side,
+    says,
+    side,
+    texts_alone,
+    without_fields,
+)
 from keel.data.rows import Row, RowError, margin, others, text
 from keel.records import Answer, Judgment, Message, Origin, Preference, Prompt
 
@@ -96,7 +107,7 @@ def _axolotl(row: Row) -> Sides:
     turns: list[Message] = messages(row, "messages")
     if turns[-1]["role"] == "assistant":
         raise RowError("messages end with an assistant turn, before chosen and rejected")
-    before, chosen, rejected = two_sides(turns, side(row, "chosen"), side(row, "rejected"))
+    before, chosen, rejected = two_sides(turns, one_side(row, "chosen"), one_side(row, "rejected"))
     return around(row, before), chosen, rejected
 
 

@@ -11,13 +11,14 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from keel.data.judged.argilla import OUTCOMES, USUAL, answers_in, prompt_in
+from keel.data.judged.argilla import NUMBER, OUTCOMES, PROMPTS, USUAL, answers_in, prompt_in
 from keel.data.judged.base import OVERALL, Judged, becomes_chat, name_in, one_text, preference, with_extra
 from keel.data.messages import without_fields
 from keel.data.rows import Neutral, Row, RowError, mapping, note, number, objects, others, shown, text
 from keel.records import Answer, Judgment, Origin, Outcome, Preference, Prompt
 
 SELECTED: dict[str, Outcome] = {"left": "first", "right": "second", **OUTCOMES}
+del SELECTED["none"]  # here: nothing is selected
 DEFAULT = "comparison"
 USUAL_NAMES = USUAL | {DEFAULT, "pairwise", "pw"}
 TASK = frozenset(("data", "annotations"))
@@ -64,7 +65,7 @@ def _two(data: Row, order: object = None) -> tuple[dict[str, str], Answer, Answe
 
 def _read_tasks(row: Row, origin: Origin) -> list[Judgment]:
     """A judgment of each comparison in each annotation that was not cancelled."""
-    data, found = mapping(row, "data"), []
+    data, found = mapping(row, "data"), list[Judgment]()
     rest = others(data, {_prompt_column(data), *_two(data)[0]})
     extra = (others(row, TASK) or {}) | ({"data": rest} if rest else {})
     for annotation in objects(row, "annotations") if row.get("annotations") else []:
@@ -138,8 +139,6 @@ def _rater(value: object) -> str:
 
 
 def _prompt_column(data: Row) -> str:
-    from keel.data.judged.argilla import PROMPTS
-
     return next((name for name in PROMPTS if data.get(name) is not None), "")
 
 
@@ -152,16 +151,20 @@ def _write_tasks(group: Sequence[Judgment]) -> list[Row]:
         shared = {name: value for name, value in extra.items() if name != "annotation"}
         here = judgment.prompt, [answer.text for answer in judgment.answers], shared
         if last != here:
-            data = _asked(judgment) | (shared.get("data") if isinstance(shared.get("data"), dict) else {})
+            data = _asked(judgment) | _object(shared.get("data"))
             rows.append({"data": data, "annotations": []} | {k: v for k, v in shared.items() if k != "data"})
             last = here
-        more = extra.get("annotation") if isinstance(extra.get("annotation"), dict) else {}
+        more = _object(extra.get("annotation"))
         annotation: Row = {"result": [_result(judgment)], "completed_by": judgment.rater or None}
         if judgment.comment:
             value = {"text": [judgment.comment]}
             annotation["result"].append({"from_name": "comment", "type": "textarea", "value": value})
         rows[-1]["annotations"].append(annotation | {"lead_time": judgment.seconds, "was_cancelled": False} | more)
     return rows
+
+
+def _object(value: object) -> Row:
+    return value if isinstance(value, dict) else {}
 
 
 def _asked(judgment: Judgment) -> Row:
@@ -190,9 +193,10 @@ def _result(judgment: Judgment) -> Row:
 
 
 def _questions(row: Row) -> dict[str, str]:
-    """What was selected, by question."""
+    """What was selected, by question; a column whose name ends in a number or letter is an answer's."""
     known = {*STAMPS, _prompt_column(row)}
-    found = {name: _selected(value) for name, value in row.items() if name not in known and isinstance(name, str)}
+    names = [name for name in row if isinstance(name, str) and name not in known and not NUMBER.search(name)]
+    found = {name: _selected(row[name]) for name in names}
     return {name: word for name, word in found.items() if word is not None}
 
 

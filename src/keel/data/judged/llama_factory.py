@@ -10,16 +10,16 @@ from keel.data.messages import (
     around,
     bare,
     messages,
+    one_side,
     reply,
     said,
     says,
-    side,
     spoken,
     texts_alone,
     turn_spoken,
     without_fields,
 )
-from keel.data.rows import Row, RowError, items, mapping, others, text
+from keel.data.rows import Row, RowError, items, others, text
 from keel.records import Answer, Judgment, Message, Origin, Prompt
 
 FACTORY = frozenset(("instruction", "input", "history", "chosen", "rejected", *AROUND))
@@ -69,9 +69,7 @@ def _sharegpt_prompt(row: Row) -> Prompt:
 
 
 def _sharegpt_answer(row: Row, column: str) -> Answer:
-    value = row.get(column)
-    cell = isinstance(value, str) and value.startswith(('{"from"', '{"role"'))
-    found = side({column: mapping(row, column)} if cell else row, column)
+    found = one_side(row, column)
     return Answer(found) if isinstance(found, str) else reply([], found, column)
 
 

@@ -59,13 +59,9 @@ def _steer_code(judgment: Judgment) -> int:
 def _write_steer(group: Sequence[Judgment]) -> list[Row]:
     rows = []
     for judgment in overall(group):
-        row = {
-            "prompt": one_text(judgment.prompt),
-            "response_1": without_fields(judgment.answers[0]),
-            "response_2": without_fields(judgment.answers[1]),
-            STRENGTH: _steer_code(judgment),
-        }
-        rows.append(with_extra(judgment, row))
+        code, (first, second) = _steer_code(judgment), judgment.answers
+        row = {"prompt": one_text(judgment.prompt), "response_1": without_fields(first)}
+        rows.append(with_extra(judgment, row | {"response_2": without_fields(second), STRENGTH: code}))
     return rows
 
 
