@@ -291,6 +291,13 @@ def test_a_verdict_beside_a_demonstration_drops_what_is_bad(tmp_path, column, go
     assert counts.dropped == {f"{column} says that the answer is bad": (1, [2])}
 
 
+def test_a_conversation_that_a_label_calls_bad_is_not_imitated(tmp_path):
+    talk = [{"from": "human", "value": "Sun?"}, {"from": "gpt", "value": "a"}]
+    rows = [{"conversations": talk, "label": good} for good in (True, False)]
+    found, counts, _ = read_demonstrations(write(tmp_path / "a.jsonl", *rows))
+    assert (len(found), counts.dropped) == (1, {"label says that the answer is bad": (1, [2])})
+
+
 @pytest.mark.parametrize("column", ["score", "rating", "reward", "label"])
 def test_a_number_beside_a_demonstration_is_noted(tmp_path, column):
     found, counts, _ = read_demonstrations(write(tmp_path / "a.jsonl", {"messages": [user("a"), says("b")], column: 0}))

@@ -198,7 +198,7 @@ def _chat(it: Demonstration) -> Demonstration:
 DEMONSTRATED: tuple[Demonstrated, ...] = (
     Demonstrated("prompt-completion", ("prompt", "completion"), _read_completion, _write_completion, fits=_unlabelled),
     Demonstrated("messages", ("messages",), _read_chat, _write_chat, fits=_unlabelled, becomes=_chat),
-    Demonstrated("sharegpt", ("conversations",), _read_sharegpt, _write_sharegpt, fits=_unlabelled, becomes=_chat),
+    Demonstrated("sharegpt", ("conversations",), _read_sharegpt, _write_sharegpt, becomes=_chat),
     Demonstrated(
         "alpaca",
         ("instruction", "output"),

@@ -113,6 +113,8 @@ def prompt(row: Row, column: str) -> Prompt:
 def side(row: Row, column: str) -> Prompt:
     """Text or messages; one message, or an object around the messages, is a list of them."""
     value = row.get(column)
+    if isinstance(value, str):
+        return text(row, column)
     if isinstance(value, dict):
         inner = next((value[name] for name in ("messages", "conversations") if isinstance(value.get(name), list)), None)
         if inner is None and not {"role", "from"}.isdisjoint(value):

@@ -67,7 +67,8 @@ def derive(judgments: Sequence[Judgment]) -> Derived:
     contests: dict[frozenset[str], list[_Vote]] = defaultdict(list)
     derived = Derived()
     for vote in _votes(judgments, derived):
-        contests[frozenset((answer_key(vote.first), answer_key(vote.second)))].append(vote)
+        answers = vote.first, vote.second
+        contests[frozenset([answer_key(a) if a.fields else a.text for a in answers])].append(vote)
     for votes in map(_whole, contests.values()):
         named = {v.judgment.rater for v in votes if v.judgment.rater}
         _majority(votes, derived) if len(named) > 1 else _each(votes, derived)

@@ -73,6 +73,7 @@ def _prompt_column(row: Row) -> str:
 
 
 def prompt_in(row: Row) -> Prompt:
+    """The prompt, in the first column that is named as one."""
     column = _prompt_column(row)
     return messages(row, column) if isinstance(row[column], list) else asked(text(row, column))
 
