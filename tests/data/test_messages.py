@@ -11,8 +11,9 @@ from keel.data import checks
 from keel.data.convert import convert
 from keel.data.formats import kind_of, open_answers, read_demonstrations, read_judgments, read_pairs, read_prompts
 from keel.data.messages import ROLES
+from keel.data.preferences import derive
 from keel.errors import InputError
-from keel.records import Answer, Drawn, RowCounts
+from keel.records import Answer, Drawn, Judgment, Preference, RowCounts
 
 from .examples import WEATHER, calls, says, system, user
 
@@ -349,6 +350,20 @@ def test_two_answers_that_differ_in_their_calls_alone_are_two(tmp_path):
     pairs, counts, _ = read_pairs(source)
     assert len(checks.check_pairs(pairs, counts, 1.0)) == 1
     assert counts.dropped == {"chosen equals rejected": (1, [3]), "contradictory pair": (2, [2, 4])}
+
+
+def test_votes_on_other_calls_are_other_contests(tmp_path):
+    """Four answers without text, told apart by what they call: nobody outvotes anybody."""
+    lima, oslo, rome, bern = (calls("weather", town=t) for t in ("Lima", "Oslo", "Rome", "Bern"))
+    sides = [("ann", lima, oslo), ("bo", rome, bern), ("cy", oslo, lima), ("dee", lima, oslo)]
+    judgments = [
+        Judgment([user("Warm?")], tuple(Answer("", fields={"tool_calls": it["tool_calls"]}) for it in two),
+                 Preference("first"), rater=rater)
+        for rater, *two in sides
+    ]  # fmt: skip
+    pairs = derive(judgments).pairs
+    towns = [[json.loads(f["tool_calls"][0]["function"]["arguments"])["town"] for f in pair.fields] for pair in pairs]
+    assert towns == [["Lima", "Oslo"], ["Rome", "Bern"]]
 
 
 def test_an_answer_that_calls_a_tool_is_not_empty(tmp_path):
