@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from keel.records import Answer, Judgment, Preference, Ranking, Score
@@ -20,6 +21,16 @@ def says(text: str) -> dict[str, str]:
 
 def system(text: str) -> dict[str, str]:
     return {"role": "system", "content": text}
+
+
+WEATHER = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+"""What may be called."""
+
+
+def calls(name: str, **arguments: str) -> dict[str, Any]:
+    """An assistant's turn that calls a tool and says nothing."""
+    call = {"id": "c1", "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
 FIRST, SECOND, TIE = Preference("first"), Preference("second"), Preference("tie")
@@ -71,6 +82,8 @@ TREE_EXTRA = {"message_tree_id": "t1", "tree_state": "ready_for_export"}
 POST = "SUBREDDIT: r/bears\n\nTITLE: Honey\n\nPOST: I ate it all.\nTwice.\n\nTL;DR:"
 INFO = {"id": "x1", "subreddit": "bears", "title": "Honey", "post": "I ate it all.\nTwice."}
 FIVE = {"helpfulness": 4, "correctness": 3, "coherence": 4, "complexity": 1, "verbosity": 2}
+STYLES = "{}.", "It is {}.", "It is **{}**."
+REASONED = {"score": -2, "reasoning": "Kind.", "feedback1": "Good.", "feedback2": "Dull."}
 
 EXAMPLES: dict[str, tuple[list[dict[str, Any]], list[Judgment]]] = {
     "hh": (
@@ -439,6 +452,258 @@ EXAMPLES: dict[str, tuple[list[dict[str, Any]], list[Judgment]]] = {
                 ),
                 Ranking((1, 1, 2, 2)),
                 extra={"id": "5", "subset": "Ties"},
+            )
+        ],
+    ),
+    "kto-messages": (
+        [
+            {"messages": [user("Sun?"), says("Picnic.")], "label": True},
+            {"messages": [user("Sun?"), says("Sleep.")], "label": False, "id": 3},
+            {
+                "messages": [user("Warm?"), calls("weather", town="Oslo")],
+                "tools": json.dumps(WEATHER),
+                "label": True,
+            },
+        ],
+        [
+            Judgment([user("Sun?")], (Answer("Picnic."),), Score(1)),
+            Judgment([user("Sun?")], (Answer("Sleep."),), Score(0), extra={"id": 3}),
+            Judgment(
+                [user("Warm?") | {"tools": WEATHER}],
+                (Answer("", fields={"tool_calls": calls("weather", town="Oslo")["tool_calls"]}),),
+                Score(1),
+            ),
+        ],
+    ),
+    "orca": (
+        [
+            {"system": "Bear.", "question": "Sun?", "chosen": "Picnic.", "rejected": "Sleep."},
+            {"system": "", "question": "Sun?", "chosen": "Picnic.", "rejected": "Sleep.", "margin": 2},
+        ],
+        [
+            vote([system("Bear."), user("Sun?")], "Picnic.", "Sleep."),
+            vote([user("Sun?")], "Picnic.", "Sleep.", Preference("first", 2)),
+        ],
+    ),
+    "ms-swift": (
+        [
+            {"messages": [system("Bear."), user("Sun?"), says("Picnic.")], "rejected_response": "Sleep.", "id": 4},
+        ],
+        [vote([system("Bear."), user("Sun?")], "Picnic.", "Sleep.", extra={"id": 4})],
+    ),
+    "ms-swift-messages": (
+        [
+            {
+                "messages": [user("Sun?"), says("Picnic.")],
+                "rejected_messages": [user("Sun?"), says("Sleep.") | {"reasoning_content": "It is late."}],
+            },
+        ],
+        [
+            Judgment(
+                [user("Sun?")],
+                (Answer("Picnic."), Answer("Sleep.", fields={"reasoning_content": "It is late."})),
+                FIRST,
+            )
+        ],
+    ),
+    "axolotl": (
+        [
+            {
+                "messages": [user("Sun?"), says("Maybe."), user("And now?")],
+                "chosen": says("Picnic."),
+                "rejected": says("Sleep."),
+                "lang": "en",
+            },
+        ],
+        [vote([user("Sun?"), says("Maybe."), user("And now?")], "Picnic.", "Sleep.", extra={"lang": "en"})],
+    ),
+    "lists": (
+        [
+            {"prompt": "Sun?", "chosen": " Picnic.", "rejected": [" Sleep.", " No."]},
+            {"prompt": "Rain?", "chosen": [" Read."], "rejected": [" No."], "id": 9},
+        ],
+        [
+            Judgment("Sun?", (Answer(" Picnic."), Answer(" Sleep."), Answer(" No.")), Ranking((1, 2, 2))),
+            Judgment("Rain?", (Answer(" Read."), Answer(" No.")), Ranking((1, 2)), extra={"id": 9}),
+        ],
+    ),
+    "rm-bench": (
+        [
+            {
+                "id": "chat/1",
+                "prompt": "Name a bear.",
+                "chosen": ["Teddy.", "It is Teddy.", "It is **Teddy**."],
+                "rejected": ["Tom.", "It is Tom.", "It is **Tom**."],
+                "domain": "chat",
+            },
+        ],
+        [
+            Judgment(
+                [user("Name a bear.")],
+                tuple(Answer(style.format(name)) for name in ("Teddy", "Tom") for style in STYLES),
+                Ranking((1, 1, 1, 2, 2, 2)),
+                extra={"id": "chat/1", "domain": "chat"},
+            )
+        ],
+    ),
+    "helpsteer3": (
+        [
+            {
+                "domain": "general",
+                "language": "english",
+                "context": [user("Sun?"), says("Yes."), user("What now?")],
+                "response1": "Picnic.",
+                "response2": "Sleep.",
+                "overall_preference": -2,
+                "individual_preference": [REASONED],
+            },
+            {"context": [user("Sun?")], "response1": "Nap.", "response2": "Sleep.", "overall_preference": 0},
+        ],
+        [
+            vote(
+                [user("Sun?"), says("Yes."), user("What now?")],
+                "Picnic.",
+                "Sleep.",
+                Preference("first", 2),
+                kind="person",
+                extra={
+                    "domain": "general",
+                    "language": "english",
+                    "individual_preference": [REASONED],
+                },
+            ),
+            vote([user("Sun?")], "Nap.", "Sleep.", TIE, kind="person"),
+        ],
+    ),
+    "llmbar": (
+        [
+            {"input": "Sun?", "output_1": "Picnic.", "output_2": "Sleep.", "label": 1},
+            {"input": "Sun?", "output_1": "Nap.", "output_2": "Picnic.", "label": 2},
+        ],
+        [vote([user("Sun?")], "Picnic.", "Sleep."), vote([user("Sun?")], "Nap.", "Picnic.", SECOND)],
+    ),
+    "judgebench": (
+        [
+            {
+                "pair_id": "81ec",
+                "original_id": "10",
+                "source": "mmlu",
+                "question": "Sun?",
+                "response_model": "bear",
+                "response_A": "Picnic.",
+                "response_B": "Sleep.",
+                "label": label,
+            }
+            for label in ("A>B", "B>A")
+        ],
+        [
+            Judgment(
+                [user("Sun?")],
+                (Answer("Picnic.", model="bear"), Answer("Sleep.", model="bear")),
+                verdict,
+                extra={"pair_id": "81ec", "original_id": "10", "source": "mmlu"},
+            )
+            for verdict in (FIRST, SECOND)
+        ],
+    ),
+    "label-studio": (
+        [
+            {
+                "id": 17,
+                "data": {"prompt": "Sun?", "answer1": "Picnic.", "answer2": "Sleep.", "batch": "b1"},
+                "annotations": [
+                    {
+                        "id": 40,
+                        "completed_by": 2,
+                        "was_cancelled": False,
+                        "lead_time": 12.5,
+                        "result": [
+                            {
+                                "id": "S",
+                                "from_name": "comparison",
+                                "to_name": "answer1,answer2",
+                                "type": "pairwise",
+                                "value": {"selected": "left"},
+                            },
+                            {
+                                "id": "T",
+                                "from_name": "why",
+                                "to_name": "prompt",
+                                "type": "textarea",
+                                "value": {"text": ["Kinder."]},
+                            },
+                        ],
+                    },
+                    {
+                        "completed_by": {"id": 3, "email": "ann@bears.org"},
+                        "was_cancelled": False,
+                        "lead_time": 3,
+                        "result": [
+                            {
+                                "from_name": "safety",
+                                "to_name": "answer1,answer2",
+                                "type": "pairwise",
+                                "value": {"selected": "equal"},
+                            },
+                        ],
+                    },
+                ],
+            },
+        ],
+        [
+            vote(
+                [user("Sun?")],
+                "Picnic.",
+                "Sleep.",
+                rater="2",
+                kind="person",
+                seconds=12.5,
+                comment="Kinder.",
+                extra={"id": 17, "data": {"batch": "b1"}, "annotation": {"id": 40}},
+            ),
+            vote(
+                [user("Sun?")],
+                "Picnic.",
+                "Sleep.",
+                TIE,
+                rater="ann@bears.org",
+                kind="person",
+                dimension="safety",
+                seconds=3,
+                extra={"id": 17, "data": {"batch": "b1"}},
+            ),
+        ],
+    ),
+    "label-studio-min": (
+        [
+            {
+                "prompt": "Sun?",
+                "answer1": "Picnic.",
+                "answer2": "Sleep.",
+                "pairwise": "right",
+                "id": 17,
+                "annotator": 2,
+                "annotation_id": 40,
+                "created_at": "2026-01-01T00:00:00Z",
+                "updated_at": "2026-01-01T00:00:00Z",
+                "lead_time": 3.25,
+            },
+        ],
+        [
+            vote(
+                [user("Sun?")],
+                "Picnic.",
+                "Sleep.",
+                SECOND,
+                rater="2",
+                kind="person",
+                seconds=3.25,
+                extra={
+                    "id": 17,
+                    "annotation_id": 40,
+                    "created_at": "2026-01-01T00:00:00Z",
+                    "updated_at": "2026-01-01T00:00:00Z",
+                },
             )
         ],
     ),

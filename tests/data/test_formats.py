@@ -443,7 +443,13 @@ def test_a_log_in_conversations_as_sharegpt_writes_them(tmp_path):
         [user("Sun?"), says("w()"), {"role": "tool", "content": "22 C"}, user("And?")],
         [USER],
     ]
-    assert (name, counts.notes) == ("conversations", {"turns after the last user turn left out": (3, [1, 3, 5])})
+    assert (name, counts.notes) == (
+        "conversations",
+        {
+            "turns after the last user turn left out": (3, [1, 3, 5]),
+            "a call of a tool that is no JSON stays as text": (1, [4]),
+        },
+    )
 
 
 def test_what_asks_nothing_in_a_log_is_counted(tmp_path):
@@ -456,11 +462,10 @@ def test_what_asks_nothing_in_a_log_is_counted(tmp_path):
         {"messages": None},
     ]
     found, counts, _ = read_prompts(write(tmp_path / "log.jsonl", rows))
-    assert [p.prompt for p in found] == [[USER], [USER, TOOL]]
+    assert [p.prompt for p in found] == [[USER], [USER, CALL | {"content": ""}, TOOL, says("Sun."), USER], [USER, TOOL]]
     assert counts.dropped == {
         "messages is not a list of messages": (1, [2]),
         "messages has no user turn": (1, [3]),
-        "messages has a message without role or text content": (1, [4]),
         "no messages": (1, [6]),
     }
     assert counts.notes == {}

@@ -18,7 +18,7 @@ from keel.data.rows import RowError
 from keel.errors import InputError
 from keel.records import Answer, Judgment, Origin, Preference, Ranking, Score
 
-from .examples import EXAMPLES, POST, TIE, says, user, vote
+from .examples import EXAMPLES, POST, STYLES, TIE, says, user, vote
 
 FORMATS = {it.name: it for it in JUDGED}
 
@@ -64,6 +64,7 @@ def test_prompts_of_judgments_are_read(tmp_path, name):
     assert prompts[0].prompt == expected[0].prompt
 
 
+DULL = [("Picnic.", "Sleep.", 0)]
 PAIRS = {  # (chosen, rejected, margin), and what makes none
     "hh": ([(" Picnic.", " Sleep.", 0)], {}),
     "trl": ([(" Picnic.", " Sleep.", 0), ("Picnic.", "Sleep.", 2)], {}),
@@ -85,6 +86,21 @@ PAIRS = {  # (chosen, rejected, margin), and what makes none
         [("Teddy.", "Tom.", 0), ("Teddy.", "Rex.", 0), ("Bruno.", "Tom.", 0), ("Bruno.", "Rex.", 0)],
         {"tie": (2, [1])},
     ),
+    "kto-messages": ([("Picnic.", "Sleep.", 1)], {"one answer alone": (1, [3])}),
+    "orca": ([*DULL, ("Picnic.", "Sleep.", 2)], {}),
+    "ms-swift": (DULL, {}),
+    "ms-swift-messages": (DULL, {}),
+    "axolotl": (DULL, {}),
+    "lists": ([(" Picnic.", " Sleep.", 0), (" Picnic.", " No.", 0), (" Read.", " No.", 0)], {"tie": (1, [1])}),
+    "rm-bench": (
+        [(style.format("Teddy"), other.format("Tom"), 0) for style in STYLES for other in STYLES],
+        {"tie": (6, [1])},
+    ),
+    "helpsteer3": ([("Picnic.", "Sleep.", 2)], {"tie": (1, [2])}),
+    "llmbar": ([*DULL, ("Picnic.", "Nap.", 0)], {}),
+    "judgebench": ([*DULL, ("Sleep.", "Picnic.", 0)], {}),
+    "label-studio": (DULL, {}),
+    "label-studio-min": ([("Sleep.", "Picnic.", 0)], {}),
 }
 
 
@@ -213,8 +229,8 @@ def test_judgments_are_streamed(tmp_path, monkeypatch):
         ("argilla", {"response-2": None, "response-1": None},
          "no columns of answers, such as response-1 and response-2"),
         ("llama-factory", {"history": [["only"]]}, "history is not a list of question and answer"),
-        ("llama-factory-sharegpt", {"conversations": [{"from": "tool", "value": "x"}]},
-         "conversations has a turn that is not from human, gpt or system"),
+        ("llama-factory-sharegpt", {"conversations": [{"from": "gpt", "value": "x"}]},
+         "conversations end with an assistant turn"),
         ("llama-factory-sharegpt", {"chosen": {"from": "human", "value": "x"}}, "chosen is not one assistant message"),
         ("rewardbench", {"chosen_model": {}}, "chosen_model is no name"),
         ("rewardbench-2", {"rejected": []}, "rejected is empty"),
@@ -301,7 +317,9 @@ def test_a_labelled_file_is_not_imitated(tmp_path):
     source = write(tmp_path / "kto.jsonl", EXAMPLES["kto"][0])
     with pytest.raises(InputError, match="format kto"):
         formats.read_demonstrations(source)
-    assert len(formats.read_demonstrations(source, format="prompt-completion")[0]) == 3
+    found, counts, _ = formats.read_demonstrations(source, format="prompt-completion")
+    assert [it.completion for it in found] == [" Picnic.", "Read."]
+    assert counts.dropped == {"label says that the answer is bad": (1, [2])}
 
 
 def test_ours_beside_trl_are_read_and_foreign_columns_of_these_names_are_kept(tmp_path):
@@ -398,7 +416,8 @@ def test_a_table_holds_a_format_but_for_the_types_of_further_columns(tmp_path, n
 
 
 def alone(prompt):
-    return prompt[0]["content"] if not isinstance(prompt, str) and [m["role"] for m in prompt] == ["user"] else prompt
+    one = not isinstance(prompt, str) and [m["role"] for m in prompt] == ["user"] and "tools" not in prompt[0]
+    return prompt[0]["content"] if one else prompt
 
 
 def the_same(judgment: Judgment) -> tuple:
@@ -408,7 +427,7 @@ def the_same(judgment: Judgment) -> tuple:
     if isinstance(prompt, str) and prompt.startswith("\n\nHuman:"):
         turns = prompt.removesuffix("\n\nAssistant:").replace("\n\nAssistant: ", "\n\nHuman: ").split("\n\nHuman: ")[1:]
         prompt = alone([{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)])
-    texts = [answer.text.strip() for answer in judgment.answers]
+    texts = [answer.text.strip() + str(answer.fields or "") for answer in judgment.answers]
     if isinstance(judgment.verdict, Preference):
         turned = {"first": texts, "second": texts[::-1]}
         texts = turned.get(judgment.verdict.outcome, sorted(texts))
@@ -420,28 +439,41 @@ def the_same(judgment: Judgment) -> tuple:
     return str(prompt), judgment.dimension, said
 
 
+CHAT = {"trl", "openai-preferences", "argilla", "llama-factory", "llama-factory-sharegpt", "ms-swift",
+        "ms-swift-messages", "axolotl"}  # fmt: skip
+ASKED = CHAT | {"orca", "shp", "pandalm", "llmbar", "judgebench", "label-studio", "label-studio-min"}
+VOTED = {"pandalm", "argilla", "judgebench", "label-studio", "label-studio-min"}
 CONVERTS = {
-    "hh": {"hh", "trl", "openai-preferences", "argilla", "alpacaeval", "llama-factory", "llama-factory-sharegpt",
-           "shp", "pandalm"},
+    "hh": ASKED | {"hh", "alpacaeval"},
     "trl": {"trl"},  # its second row has a dimension
-    "kto": {"kto", "argilla", "ultrafeedback"},
+    "kto": {"kto", "kto-messages", "argilla", "ultrafeedback"},
     "ultrafeedback": {"ultrafeedback"},
     "helpsteer2": {"helpsteer2", "argilla"},
-    "helpsteer2-pairs": {"helpsteer2-pairs", "pandalm", "argilla"},
-    "shp": {"shp", "hh", "trl", "openai-preferences", "argilla", "llama-factory", "llama-factory-sharegpt", "pandalm"},
-    "openai-summaries": {"openai-summaries", "trl", "openai-preferences", "argilla", "llama-factory",
-                         "llama-factory-sharegpt", "shp", "pandalm"},
-    "openai-preferences": {"openai-preferences", "trl", "argilla", "llama-factory-sharegpt"},
+    "helpsteer2-pairs": VOTED | {"helpsteer2-pairs", "helpsteer3"},
+    "shp": ASKED | {"hh"},
+    "openai-summaries": ASKED | {"openai-summaries"},
+    "openai-preferences": CHAT - {"llama-factory"} | {"orca"},  # its further column has a name of LLaMA-Factory's
     "oasst": {"oasst", "argilla"},
-    "pandalm": {"pandalm", "argilla"},
-    "alpacaeval": {"alpacaeval"},
+    "pandalm": VOTED,
+    "alpacaeval": {"alpacaeval", "judgebench"},
     "argilla": {"argilla"},
-    "llama-factory": {"llama-factory", "llama-factory-sharegpt", "trl", "openai-preferences", "argilla"},
-    "llama-factory-sharegpt": {"llama-factory", "llama-factory-sharegpt", "trl", "openai-preferences", "argilla", "hh"},
-    "rewardbench": {"rewardbench", "hh", "trl", "openai-preferences", "argilla", "llama-factory",
-                    "llama-factory-sharegpt", "shp", "pandalm", "alpacaeval"},
-    "rewardbench-2": {"rewardbench-2", "argilla", "oasst"},
-}  # fmt: skip
+    "llama-factory": CHAT,
+    "llama-factory-sharegpt": CHAT | {"hh"},
+    "rewardbench": ASKED | {"rewardbench", "hh", "alpacaeval"},
+    "rewardbench-2": {"rewardbench-2", "argilla", "oasst", "lists"},
+    "kto-messages": {"kto-messages", "kto"},  # its third answer is a call of a tool
+    "orca": CHAT | {"orca"},
+    "ms-swift": CHAT | {"orca"},
+    "ms-swift-messages": CHAT - {"llama-factory", "argilla", "ms-swift"},  # one of its answers thinks apart
+    "axolotl": CHAT | {"hh"},
+    "lists": {"lists", "argilla", "oasst"},
+    "rm-bench": {"rm-bench", "lists", "argilla", "oasst"},
+    "helpsteer3": {"helpsteer3", "argilla"},
+    "llmbar": ASKED | {"hh", "alpacaeval"},
+    "judgebench": ASKED | {"hh", "alpacaeval"},
+    "label-studio": {"label-studio", "label-studio-min", "argilla"},
+    "label-studio-min": ASKED | {"hh"},
+}
 """What can become what. Argilla's answers are people's, so that a judge's are refused; and so on."""
 
 
@@ -522,8 +554,8 @@ def test_every_format_becomes_another_or_is_refused(tmp_path, name, to):
         ),
         (
             "llama-factory-sharegpt",
-            vote([{"role": "tool", "content": "x"}], "a", "b"),
-            "a turn of the role 'tool' has no place",
+            vote([{"role": "developer", "content": "x"}], "a", "b"),
+            "a turn of the role 'developer' has no place",
         ),
         ("oasst", vote("p", "a", "b"), "a preference is no ranking"),
         (
@@ -599,6 +631,7 @@ SHOWN = {
         {"instruction": "Sort.", "input": "2 1", "output": "1 2"},
         {"instruction": "Go.", "input": "", "output": "no"},
     ],
+    "sharegpt": [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}],
     "text": [{"text": "Once."}],
 }  # fmt: skip
 SORT = (
@@ -610,6 +643,12 @@ GO = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\nGo.\n\n### Response:\n"
 )
+
+
+def spoken(question: str, answer: str) -> dict:
+    return {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]}
+
+
 SHOWN_AS = {
     ("prompt-completion", "prompt-completion"): SHOWN["prompt-completion"],
     ("prompt-completion", "messages"): [
@@ -622,6 +661,13 @@ SHOWN_AS = {
     ],
     ("messages", "prompt-completion"): SHOWN["prompt-completion"][1:],
     ("messages", "messages"): SHOWN["messages"],
+    ("messages", "sharegpt"): SHOWN["sharegpt"],
+    ("sharegpt", "sharegpt"): SHOWN["sharegpt"],
+    ("sharegpt", "messages"): SHOWN["messages"],
+    ("sharegpt", "prompt-completion"): SHOWN["prompt-completion"][1:],
+    ("sharegpt", "alpaca"): [{"instruction": "a", "input": "", "output": "b"}],
+    ("prompt-completion", "sharegpt"): [spoken("2 + 2 =", " 4"), spoken("a", "b")],
+    ("alpaca", "sharegpt"): [spoken(SORT, "1 2"), spoken(GO, "no")],
     ("messages", "alpaca"): [{"instruction": "a", "input": "", "output": "b"}],
     ("alpaca", "alpaca"): SHOWN["alpaca"],
     ("alpaca", "prompt-completion"): [{"prompt": SORT, "completion": "1 2"}, {"prompt": GO, "completion": "no"}],

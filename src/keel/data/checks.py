@@ -17,10 +17,11 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
+from keel.data.messages import answer_key
 from keel.data.store import is_store
 from keel.data.text import prompt_key
 from keel.errors import InputError
-from keel.records import Demonstration, Pair, Prompt, PromptRow, RowCounts
+from keel.records import Answer, Demonstration, Fields, Pair, Prompt, PromptRow, RowCounts
 
 __all__ = [
     "check_demonstrations",
@@ -53,7 +54,7 @@ def check_pairs(pairs: Sequence[Pair], counts: RowCounts, max_bad_share: float, 
     sound = _keep(pairs, counts, pair_fault)
     orders: dict[Hashable, set[tuple[str, str]]] = defaultdict(set)
     for pair in sound:
-        orders[_contest(pair)].add((pair.chosen.strip(), pair.rejected.strip()))
+        orders[_contest(pair)].add(_sides(pair))
     both = {contest for contest, seen in orders.items() if len(seen) > 1}
     kept = _keep(sound, counts, lambda pair: CONTRADICTORY if _contest(pair) in both else None)
     return _settle(kept, pairs, counts, max_bad_share, source)
@@ -78,11 +79,11 @@ def check_prompts(
 
 def pair_fault(pair: Pair) -> str | None:
     """Why a pair cannot be used, or None. Texts that differ in outer white space only count as equal."""
-    if fault := _prompt_fault(pair.prompt) or _answer_fault("chosen", pair.chosen):
+    if fault := _prompt_fault(pair.prompt) or _answer_fault("chosen", pair.chosen, pair.fields[0]):
         return fault
-    if fault := _answer_fault("rejected", pair.rejected):
+    if fault := _answer_fault("rejected", pair.rejected, pair.fields[1]):
         return fault
-    if pair.chosen.strip() == pair.rejected.strip():
+    if pair.chosen.strip() == pair.rejected.strip() and pair.fields[0] == pair.fields[1]:
         return "chosen equals rejected"
     if not math.isfinite(pair.margin):
         return "margin is not finite"
@@ -92,7 +93,7 @@ def pair_fault(pair: Pair) -> str | None:
 def demonstration_fault(row: Demonstration) -> str | None:
     """Why a demonstration cannot be used, or None."""
     plain = isinstance(row.prompt, str) and not row.prompt.strip()
-    return (None if plain else _prompt_fault(row.prompt)) or _answer_fault("completion", row.completion)
+    return (None if plain else _prompt_fault(row.prompt)) or _answer_fault("completion", row.completion, row.fields)
 
 
 def prompt_fault(row: PromptRow) -> str | None:
@@ -100,10 +101,11 @@ def prompt_fault(row: PromptRow) -> str | None:
     return _prompt_fault(row.prompt)
 
 
-def _answer_fault(side: str, text: object) -> str | None:
+def _answer_fault(side: str, text: object, fields: Fields | None) -> str | None:
+    """An answer says something, or calls a tool."""
     if not isinstance(text, str):
         return f"{side} is not text"
-    return None if text.strip() else f"empty {side}"
+    return None if text.strip() or (fields and fields.get("tool_calls")) else f"empty {side}"
 
 
 def _prompt_fault(prompt: Prompt | None) -> str | None:
@@ -118,7 +120,16 @@ def _prompt_fault(prompt: Prompt | None) -> str | None:
 
 def _contest(pair: Pair) -> Hashable:
     """The same for two pairs of one prompt and the same two texts, in whatever order."""
-    return prompt_key(pair.prompt), frozenset((pair.chosen.strip(), pair.rejected.strip()))
+    return prompt_key(pair.prompt), frozenset(_sides(pair))
+
+
+def _sides(pair: Pair) -> tuple[str, str]:
+    """(chosen, rejected), each as one string, whatever white space surrounds its text."""
+    chosen, rejected = (
+        answer_key(Answer(text.strip(), fields=fields)) if fields else text.strip()
+        for text, fields in zip((pair.chosen, pair.rejected), pair.fields, strict=True)
+    )
+    return chosen, rejected
 
 
 # --- counting and refusing
@@ -191,9 +202,9 @@ def _note_repeats(rows: Iterable[Record], counts: RowCounts) -> None:
     for row in rows:
         answers: tuple[str, ...] = ()
         if isinstance(row, Pair):
-            answers = (row.chosen, row.rejected)
+            answers = (row.chosen, row.rejected, str(row.fields) if any(row.fields) else "")
         elif isinstance(row, Demonstration):
-            answers = (row.completion,)
+            answers = (row.completion, str(row.fields or ""))
         record = (prompt_key(row.prompt), answers)
         if record in seen:
             counts.note("exact duplicate of an earlier row, kept", row.origin.row)

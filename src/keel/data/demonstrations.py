@@ -5,10 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from keel.data.rows import Row, RowError, last_turn, messages, prompt, reply, said, text, text_or
-from keel.records import Demonstration, Message, Origin
+from keel.data.messages import (
+    AROUND,
+    around,
+    bare,
+    last_turn,
+    messages,
+    prompt,
+    reply,
+    said,
+    says,
+    spoken,
+    texts_alone,
+    turn_spoken,
+    without_fields,
+)
+from keel.data.rows import Row, RowError, note, text, text_or
+from keel.records import Answer, Demonstration, Message, Origin, Prompt
 
-__all__ = ["DEMONSTRATED", "Demonstrated", "alpaca_prompt"]
+__all__ = ["DEMONSTRATED", "Demonstrated", "alpaca_question"]
+
+LABELS = "label", "kto_tag", "is_good", "preferred"
+"""Columns that may say whether the answer is good."""
+RATINGS = "score", "rating", "reward"
+BESIDE = (*sorted(AROUND), *LABELS, *RATINGS)
+"""What every format of demonstrations reads besides its own columns."""
 
 
 @dataclass(frozen=True)
@@ -26,34 +47,74 @@ class Demonstrated:
     write: Callable[[Demonstration], Row]
     fits: Callable[[Row], bool] = lambda row: True
     becomes: Callable[[Demonstration], Demonstration] = lambda demonstration: demonstration
-    may: tuple[str, ...] = ()
+    may: tuple[str, ...] = BESIDE
+
+
+def _shown(row: Row, before: Prompt, answer: Answer, origin: Origin) -> Demonstration:
+    """An answer to imitate; one that a column calls bad is dropped, and a rating beside it noted."""
+    for column in LABELS:
+        if (good := _verdict(row.get(column), numbers=column != "label")) is False:
+            raise RowError(f"{column} says that the answer is bad")
+        if good is None and row.get(column) not in (None, ""):
+            note(f"the column {column} is left out")
+    for column in RATINGS:
+        if row.get(column) not in (None, ""):
+            note(f"the column {column} is left out")
+    return Demonstration(around(row, before), answer.text, origin, answer.fields)
+
+
+def _verdict(value: object, numbers: bool) -> bool | None:
+    """Whether a label says that an answer is good or bad, in words or, where `numbers` mean that, as 1 or 0."""
+    word = str(value).strip().lower() if isinstance(value, (str, int, float)) else ""
+    words = {"true": True, "false": False} | ({"1": True, "0": False, "1.0": True, "0.0": False} if numbers else {})
+    return words.get(word)
+
+
+def _answer(it: Demonstration) -> Answer:
+    return Answer(it.completion, fields=it.fields)
 
 
 def _read_completion(row: Row, origin: Origin) -> Demonstration:
-    before, completion = prompt(row, "prompt"), prompt(row, "completion")
-    answer = completion if isinstance(completion, str) else reply(before, completion, "completion")
-    return Demonstration(before, answer, origin)
+    before, completion = prompt(row, "prompt"), row.get("completion")
+    if isinstance(completion, list):
+        return _shown(row, before, reply(before, messages(row, "completion", imitated=True), "completion"), origin)
+    return _shown(row, before, Answer(text(row, "completion")), origin)
 
 
 def _write_completion(it: Demonstration) -> Row:
-    answer = it.completion if isinstance(it.prompt, str) else [said("assistant", it.completion)]
-    return {"prompt": it.prompt, "completion": answer}
+    if isinstance(it.prompt, str):
+        return {"prompt": it.prompt, "completion": without_fields(_answer(it))}
+    turns, tools = bare(it.prompt)
+    return {"prompt": turns, **tools, "completion": [says(_answer(it))]}
 
 
 def _unlabelled(row: Row) -> bool:
     """Without a verdict: answers judged bad are not to be imitated."""
-    label = row.get("label")
-    return not isinstance(label, bool) and not (isinstance(label, str) and label.lower() in ("true", "false"))
+    return _verdict(row.get("label"), numbers=False) is None
 
 
 def _read_chat(row: Row, origin: Origin) -> Demonstration:
     """A chat whose last turn is the answer to imitate; earlier assistant turns are context."""
-    before, completion = last_turn(messages(row, "messages"), "messages")
-    return Demonstration(before, completion, origin)
+    return _read_turns(row, "messages", origin)
+
+
+def _read_sharegpt(row: Row, origin: Origin) -> Demonstration:
+    return _read_turns(row, "conversations", origin)
+
+
+def _read_turns(row: Row, column: str, origin: Origin) -> Demonstration:
+    before, answer = last_turn(messages(row, column, imitated=True), column)
+    return _shown(row, before, answer, origin)
 
 
 def _write_chat(it: Demonstration) -> Row:
-    return {"messages": [*_turns(it), said("assistant", it.completion)]}
+    turns, tools = bare(_turns(it))
+    return {"messages": [*turns, says(_answer(it))], **tools}
+
+
+def _write_sharegpt(it: Demonstration) -> Row:
+    row = spoken(_turns(it))
+    return row | {"conversations": [*row["conversations"], turn_spoken(says(_answer(it)))]}
 
 
 def _turns(it: Demonstration) -> list[Message]:
@@ -70,7 +131,17 @@ ALPACA_INPUT = (
 INSTRUCTION, INPUT, RESPONSE = "### Instruction:\n", "\n\n### Input:\n", "\n\n### Response:\n"
 
 
-def alpaca_prompt(row: Row) -> str:
+HISTORY = "history has no place in Alpaca's text; write the turns as messages"
+
+
+def alpaca_question(row: Row) -> Prompt:
+    """What Alpaca's row asks, with the system turn and tools that stand beside it."""
+    if row.get("history"):
+        raise RowError(HISTORY)
+    return around(row, _alpaca_text(row))
+
+
+def _alpaca_text(row: Row) -> str:
     """The text that Alpaca's authors wrote around an instruction and its optional input."""
     instruction, context = text(row, "instruction"), text_or(row, "input")
     if not instruction.strip():
@@ -85,7 +156,7 @@ def _alpaca_row(it: Demonstration) -> Row:
     if isinstance(it.prompt, str):
         whole = it.prompt
     elif len(it.prompt) == 1 and it.prompt[0]["role"] == "user":
-        whole = it.prompt[0]["content"]
+        whole = texts_alone(it.prompt)[0]["content"]
     else:
         raise RowError("the prompt has several turns or a system message, and there is place for one instruction")
     for head in (ALPACA + INSTRUCTION, ALPACA_INPUT + INSTRUCTION):
@@ -93,31 +164,48 @@ def _alpaca_row(it: Demonstration) -> Row:
             middle = whole.removeprefix(head).removesuffix(RESPONSE)
             instruction, _, context = middle.partition(INPUT) if head.startswith(ALPACA_INPUT) else (middle, "", "")
             row = {"instruction": instruction, "input": context}
-            if alpaca_prompt(row) == whole:
+            if _alpaca_text(row) == whole:
                 return row
     return {"instruction": whole, "input": ""}
 
 
 def _write_alpaca(it: Demonstration) -> Row:
-    return _alpaca_row(it) | {"output": it.completion}
+    return _alpaca_row(it) | {"output": without_fields(_answer(it))}
 
 
 def _write_text(it: Demonstration) -> Row:
     if it.prompt != "":
         raise RowError("a prompt has no place in plain text")
-    return {"text": it.completion}
+    return {"text": without_fields(_answer(it))}
+
+
+def _read_alpaca(row: Row, origin: Origin) -> Demonstration:
+    if row.get("history"):
+        raise RowError(HISTORY)
+    return _shown(row, _alpaca_text(row), Answer(text(row, "output")), origin)
+
+
+def _read_text(row: Row, origin: Origin) -> Demonstration:
+    if taken := next((name for name in AROUND if row.get(name)), None):
+        raise RowError(f"plain text has no place for the column {taken}")
+    return _shown(row, "", Answer(text(row, "text")), origin)
+
+
+def _chat(it: Demonstration) -> Demonstration:
+    return replace(it, prompt=_turns(it))
 
 
 DEMONSTRATED: tuple[Demonstrated, ...] = (
     Demonstrated("prompt-completion", ("prompt", "completion"), _read_completion, _write_completion, fits=_unlabelled),
-    Demonstrated("messages", ("messages",), _read_chat, _write_chat, becomes=lambda it: replace(it, prompt=_turns(it))),
+    Demonstrated("messages", ("messages",), _read_chat, _write_chat, fits=_unlabelled, becomes=_chat),
+    Demonstrated("sharegpt", ("conversations",), _read_sharegpt, _write_sharegpt, becomes=_chat),
     Demonstrated(
         "alpaca",
         ("instruction", "output"),
-        lambda row, origin: Demonstration(alpaca_prompt(row), text(row, "output"), origin),
+        _read_alpaca,
         _write_alpaca,
-        becomes=lambda it: replace(it, prompt=alpaca_prompt(_alpaca_row(it))),
-        may=("input",),
+        becomes=lambda it: replace(it, prompt=_alpaca_text(_alpaca_row(it))),
+        may=("input", "history", *BESIDE),
     ),
-    Demonstrated("text", ("text",), lambda row, origin: Demonstration("", text(row, "text"), origin), _write_text),
+    Demonstrated("text", ("text",), _read_text, _write_text),
 )

@@ -26,7 +26,7 @@ from keel.data.judged import JUDGED, Judged
 from keel.data.judged.base import no_remarks
 from keel.data.preferences import derive
 from keel.data.prompted import PROMPTED
-from keel.data.rows import Neutral, Numbered, Row, RowError, shown
+from keel.data.rows import Neutral, Numbered, Row, RowError, noted, shown
 from keel.data.store import Store, is_store
 from keel.data.text import prompt_key
 from keel.data.unjudged import UNJUDGED, Unjudged
@@ -312,7 +312,7 @@ def _records(
         try:
             if isinstance(row, RowError):
                 raise row
-            record = convert(row, Origin(source, number))
+            record = noted(convert, row, Origin(source, number), counts)
         except Neutral as why:
             counts.read += 1
             counts.skip(str(why), number)

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from statistics import fmean
 
+from keel.data.messages import answer_key
 from keel.data.text import prompt_key
 from keel.records import Answer, Judgment, Pair, Preference, Prompt, Ranking, Score
 
@@ -66,7 +67,8 @@ def derive(judgments: Sequence[Judgment]) -> Derived:
     contests: dict[frozenset[str], list[_Vote]] = defaultdict(list)
     derived = Derived()
     for vote in _votes(judgments, derived):
-        contests[frozenset((vote.first.text, vote.second.text))].append(vote)
+        answers = vote.first, vote.second
+        contests[frozenset([answer_key(a) if a.fields else a.text for a in answers])].append(vote)
     for votes in map(_whole, contests.values()):
         named = {v.judgment.rater for v in votes if v.judgment.rater}
         _majority(votes, derived) if len(named) > 1 else _each(votes, derived)
@@ -110,7 +112,7 @@ def _mean(votes: list[_Vote]) -> _Vote:
     if len(votes) == 1:
         return votes[0]
     lead = votes[0]
-    signs = [v.sign if v.first.text == lead.first.text else -v.sign for v in votes]
+    signs = [v.sign if answer_key(v.first) == answer_key(lead.first) else -v.sign for v in votes]
     mean = fmean(sign * (v.margin or 1.0) for v, sign in zip(votes, signs, strict=True))
     graded = all(v.margin for v in votes if v.sign)
     why = BOTH_BAD if all(v.why == BOTH_BAD and not v.sign for v in votes) else TIE
@@ -129,7 +131,7 @@ def _each(votes: list[_Vote], derived: Derived) -> None:
 
 def _majority(votes: list[_Vote], derived: Derived) -> None:
     """One pair of what most say, each vote read in the order of the first."""
-    signs = [v.sign if v.first.text == votes[0].first.text else -v.sign for v in votes]
+    signs = [v.sign if answer_key(v.first) == answer_key(votes[0].first) else -v.sign for v in votes]
     lead = sum(signs)
     neither = [v.why for v, sign in zip(votes, signs, strict=True) if not sign]
     if lead == 0 or len(neither) > sum(sign * lead > 0 for sign in signs):
@@ -151,6 +153,8 @@ def _pair(vote: _Vote, margin: float, ai: bool) -> Pair:
         ai,
         (chosen.truncated, rejected.truncated),
         " and ".join(sorted({chosen.model, rejected.model} - {""})),
+        (chosen.fields, rejected.fields),
+        (chosen.drawn, rejected.drawn),
     )
 
 
@@ -179,9 +183,9 @@ def _votes_of_scores(group: list[Judgment], derived: Derived) -> Iterator[_Vote]
     last: dict[str, Judgment] = {}
     for judgment in group:
         assert isinstance(judgment.verdict, Score)
-        text = judgment.answers[0].text
-        table[text][judgment.dimension] = judgment.verdict.value
-        last[text] = judgment
+        key = answer_key(judgment.answers[0])
+        table[key][judgment.dimension] = judgment.verdict.value
+        last[key] = judgment
     if len(table) == 1:
         derived.neutral[ALONE] += 1
     for a, b in combinations(table, 2):

@@ -10,23 +10,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from keel.data.demonstrations import alpaca_prompt
+from keel.data.demonstrations import alpaca_question
 from keel.data.judged import JUDGED, Judged
 from keel.data.judged.base import no_remarks
-from keel.data.rows import Row, RowError, messages, said, text, text_or
-from keel.records import Message, Origin, PromptRow
+from keel.data.messages import ROLES, around, messages
+from keel.data.rows import Row, RowError, text
+from keel.records import Origin, Prompt, PromptRow
 
 __all__ = ["PROMPTED", "Prompted"]
 
 LEFT_OUT = "turns after the last user turn left out"
-SPEAKERS = {
-    "human": "user",
-    "gpt": "assistant",
-    "function_call": "assistant",
-    "observation": "tool",
-    **{role: role for role in ("user", "assistant", "system", "tool")},
-}
-"""Who speaks in ShareGPT's conversations, and as which role."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +45,14 @@ def _is_log(turns: object) -> bool:
     return isinstance(turns, list) and bool(turns) and _role(turns[-1]) == "assistant"
 
 
-def _role(turn: object) -> object:
+def _role(turn: object) -> str | None:
     if not isinstance(turn, dict):
         return None
-    return turn["role"] if "role" in turn else SPEAKERS.get(str(turn.get("from")))
+    word = turn.get("from") if turn.get("role") is None else turn["role"]
+    return ROLES.get(word.strip().lower()) if isinstance(word, str) else None
 
 
-def _question(row: Row, column: str) -> list[Message]:
+def _question(row: Row, column: str) -> Prompt:
     """The chat in `column` up to what is to be answered.
 
     It is cut before it is checked: calls of tools, which have no text, may stand in what is left out.
@@ -69,7 +63,13 @@ def _question(row: Row, column: str) -> list[Message]:
         if not users:
             raise RowError(f"{column} has no user turn")
         turns = turns[: users[-1] + 1]
-    return messages({column: turns}, column)
+    return around(row, messages({column: turns}, column))
+
+
+def _of_chat(column: str) -> Prompted:
+    return Prompted(
+        column, (column,), lambda row, origin: PromptRow(_question(row, column), origin), remarks=_remarks(column)
+    )
 
 
 def _remarks(column: str) -> Callable[[Row], Iterable[str]]:
@@ -78,22 +78,7 @@ def _remarks(column: str) -> Callable[[Row], Iterable[str]]:
 
 def _of_prompt(row: Row, origin: Origin) -> PromptRow:
     chat = isinstance(row.get("prompt"), list)
-    return PromptRow(_question(row, "prompt") if chat else text(row, "prompt"), origin)
-
-
-def _of_conversations(row: Row, origin: Origin) -> PromptRow:
-    turns = row.get("conversations")
-    turns = [_spoken(turn) for turn in turns] if isinstance(turns, list) else turns
-    system = text_or(row, "system")
-    before = [said("system", system)] if system else []
-    return PromptRow(before + _question({"conversations": turns}, "conversations"), origin)
-
-
-def _spoken(turn: Any) -> Any:
-    """A turn of ShareGPT's as a message; one that is a message already, or nothing known, as it stands."""
-    if not isinstance(turn, dict) or "from" not in turn:
-        return turn
-    return {"role": SPEAKERS.get(str(turn["from"])), "content": turn.get("value")}
+    return PromptRow(_question(row, "prompt") if chat else around(row, text(row, "prompt")), origin)
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -108,13 +93,8 @@ def _prompts_of(judged: Judged) -> Prompted:
 PROMPTED: tuple[Prompted, ...] = (
     *(_prompts_of(judged) for judged in JUDGED),
     Prompted("prompt", ("prompt",), _of_prompt, remarks=_remarks("prompt")),
-    Prompted(
-        "messages",
-        ("messages",),
-        lambda row, origin: PromptRow(_question(row, "messages"), origin),
-        remarks=_remarks("messages"),
-    ),
-    Prompted("conversations", ("conversations",), _of_conversations, remarks=_remarks("conversations")),
-    Prompted("instruction", ("instruction",), lambda row, origin: PromptRow(alpaca_prompt(row), origin)),
-    Prompted("text", ("text",), lambda row, origin: PromptRow(text(row, "text"), origin)),
+    _of_chat("messages"),
+    _of_chat("conversations"),
+    Prompted("instruction", ("instruction",), lambda row, origin: PromptRow(alpaca_question(row), origin)),
+    Prompted("text", ("text",), lambda row, origin: PromptRow(around(row, text(row, "text")), origin)),
 )

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
-from keel.records import Message, Prompt
+from keel.records import Origin, RowCounts
 
+R = TypeVar("R")
 Row = dict[str, Any]
+_SAID: ContextVar[list[str] | None] = ContextVar("what was said of the row that is being read", default=None)
 DEPTH = 100  # levels of lists and objects in a column that is kept for export
 
 
@@ -129,53 +132,27 @@ def objects(row: Row, column: str) -> list[Row]:
     return found
 
 
-# --- messages
+# --- what is worth a note
 
 
-def messages(row: Row, column: str) -> list[Message]:
-    """A chat: at least one message with role and text; other keys of a message mean nothing to Keel."""
-    value = row.get(column)
-    if value is None:
-        raise RowError(f"no {column}")
-    if not isinstance(value, list) or not value:
-        raise RowError(f"{column} is not a list of messages")
-    found: list[Message] = []
-    for turn in value:
-        role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
-        if not isinstance(role, str) or not isinstance(content, str):
-            raise RowError(f"{column} has a message without role or text content")
-        if not is_unicode(role + content):
-            raise RowError(f"{column} is not valid Unicode")
-        found.append({"role": role, "content": content})
+def note(what: str) -> None:
+    """Say something of the row that is being read; whoever reads the file counts it with the row's number."""
+    said = _SAID.get()
+    if said is not None:
+        said.append(what)
+
+
+def noted(read: Callable[[Row, Origin], R], row: Row, origin: Origin, counts: RowCounts) -> R:
+    """Read a row, and count what was said of it; a row that is dropped has its reason and no notes."""
+    said: list[str] = []
+    token = _SAID.set(said)
+    try:
+        found = read(row, origin)
+    finally:
+        _SAID.reset(token)
+    for what in dict.fromkeys(said) if said else ():
+        counts.note(what, origin.row)
     return found
-
-
-def prompt(row: Row, column: str) -> Prompt:
-    """Text or messages, whichever the column holds."""
-    return messages(row, column) if isinstance(row.get(column), list) else text(row, column)
-
-
-def last_turn(turns: list[Message], column: str) -> tuple[list[Message], str]:
-    """A transcript as (prompt, text of its last assistant turn)."""
-    if turns[-1]["role"] != "assistant":
-        raise RowError(f"{column} does not end with an assistant turn")
-    if len(turns) == 1:
-        raise RowError("empty prompt")
-    return turns[:-1], turns[-1]["content"]
-
-
-def reply(before: Prompt, turns: list[Message], column: str) -> str:
-    """The text of an answer written as one assistant message, which only a prompt of messages can precede."""
-    if isinstance(before, str):
-        raise RowError(f"prompt is text but {column} is messages")
-    if len(turns) != 1 or turns[0]["role"] != "assistant":
-        raise RowError(f"{column} is not one assistant message")
-    return turns[0]["content"]
-
-
-def said(role: str, content: str) -> Message:
-    """One message."""
-    return {"role": role, "content": content}
 
 
 # --- what means nothing to Keel

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from keel.data.rows import Row, RowError, items, prompt, text
+from keel.data.judged.details import drawn_in
+from keel.data.messages import around, messages, prompt, reply, side
+from keel.data.rows import Row, RowError, items
 from keel.records import Answer, Prompt
 
 __all__ = ["UNJUDGED", "Unjudged"]
@@ -22,19 +24,25 @@ class Unjudged:
 
 
 def _listed(column: str) -> Callable[[Row], tuple[Prompt, list[Answer]]]:
-    """Answers in a list, as texts or as `{"text": …}`, which is how `keel generate` writes them."""
+    """Answers in a list: texts, messages, or `{"text": …}`, which is how `keel generate` writes them."""
 
     def convert(row: Row) -> tuple[Prompt, list[Answer]]:
-        answers = []
-        for at, value in enumerate(items(row, column), 1):
-            said = value.get("text") if isinstance(value, dict) else value
-            if not isinstance(said, str):
-                raise RowError(f"{column} {at} is neither a text nor has one")
-            cut = isinstance(value, dict) and value.get("truncated") is True
-            answers.append(Answer(said, truncated=cut))
-        return prompt(row, "prompt"), answers
+        given = enumerate(items(row, column), 1)
+        answers = [_answer(value, f"{column} {at}", row.get("tokenizer")) for at, value in given]
+        return around(row, prompt(row, "prompt")), answers
 
     return convert
+
+
+def _answer(value: object, name: str, tokenizer: object) -> Answer:
+    if isinstance(value, dict) and "text" not in value and not {"role", "from"}.isdisjoint(value):
+        return reply([], messages({name: [value]}, name), name)
+    said = value.get("text") if isinstance(value, dict) else value
+    if not isinstance(said, str):
+        raise RowError(f"{name} is neither a text nor has one")
+    if not isinstance(value, dict):
+        return Answer(said)
+    return Answer(said, truncated=value.get("truncated") is True, drawn=drawn_in(tokenizer, value.get("ids")))
 
 
 def _two(first: str, second: str) -> Unjudged:
@@ -42,8 +50,13 @@ def _two(first: str, second: str) -> Unjudged:
     return Unjudged(
         f"{first}, {second}",
         ("prompt", first, second),
-        lambda row: (prompt(row, "prompt"), [Answer(text(row, first)), Answer(text(row, second))]),
+        lambda row: (around(row, prompt(row, "prompt")), [_side(row, first), _side(row, second)]),
     )
+
+
+def _side(row: Row, column: str) -> Answer:
+    found = side(row, column)
+    return Answer(found) if isinstance(found, str) else reply([], found, column)
 
 
 UNJUDGED: tuple[Unjudged, ...] = (

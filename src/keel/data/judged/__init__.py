@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from keel.data.judged.argilla import ARGILLA
 from keel.data.judged.base import Judged
+from keel.data.judged.benches import BENCHES, LISTS
+from keel.data.judged.chats import CHATS
+from keel.data.judged.label_studio import LABEL_STUDIO
 from keel.data.judged.llama_factory import LLAMA_FACTORY
 from keel.data.judged.pairs import HH, PAIRS
 from keel.data.judged.ranks import RANKS
@@ -16,4 +19,16 @@ from keel.data.judged.votes import VOTES
 
 __all__ = ["JUDGED", "Judged"]
 
-JUDGED: tuple[Judged, ...] = (HH, *RANKS, *LLAMA_FACTORY, *PAIRS, *SCORES, *VOTES, ARGILLA)
+JUDGED: tuple[Judged, ...] = (
+    HH,
+    *RANKS,
+    *LLAMA_FACTORY,
+    *CHATS,
+    *LISTS,
+    *PAIRS,
+    *SCORES,
+    *VOTES,
+    *BENCHES,
+    *LABEL_STUDIO,
+    ARGILLA,
+)

@@ -22,14 +22,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from keel.data.judged.base import OVERALL, Judged, asked, becomes_chat, name_in, one_text, shape, with_extra
-from keel.data.rows import Neutral, Row, RowError, items, messages, number, others, shown, text
+from keel.data.messages import messages, without_fields
+from keel.data.rows import Neutral, Row, RowError, items, number, others, shown, text
 from keel.records import Answer, Judgment, Origin, Outcome, Preference, Prompt, Ranking, Score, Verdict
 
 PROMPTS = "prompt", "instruction", "question", "query"
 ALONE = "response", "completion", "answer", "output"
 NUMBER = re.compile(r"(?:[-_ ]?\d+|[-_ ][A-Za-z])$")
 USUAL = {OVERALL, "preference", "ranking", "rating", "score", "label", "choice", "better", "best", "quality"}
-WORDS: dict[str, Outcome] = {
+OUTCOMES: dict[str, Outcome] = {
     "tie": "tie", "equal": "tie", "same": "tie", "both_good": "tie",
     "both_bad": "both_bad", "neither": "both_bad", "none": "both_bad",
 }  # fmt: skip
@@ -71,12 +72,13 @@ def _prompt_column(row: Row) -> str:
     return found
 
 
-def _prompt(row: Row) -> Prompt:
+def prompt_in(row: Row) -> Prompt:
+    """The prompt, in the first column that is named as one."""
     column = _prompt_column(row)
     return messages(row, column) if isinstance(row[column], list) else asked(text(row, column))
 
 
-def _answers(row: Row) -> dict[str, str]:
+def answers_in(row: Row) -> dict[str, str]:
     """Answers by column; an empty cell is none."""
     fields = {
         column: value
@@ -96,7 +98,7 @@ def _answers(row: Row) -> dict[str, str]:
 
 
 def _read(row: Row, origin: Origin) -> list[Judgment]:
-    before, answers = _prompt(row), _answers(row)
+    before, answers = prompt_in(row), answers_in(row)
     known = {_prompt_column(row), *answers}
     known |= {f"{q}{RESPONSES}{more}" for q in _questions(row) for more in ("", ".users", ".status")}
     found, comments = [], defaultdict(list)
@@ -117,7 +119,7 @@ def _read(row: Row, origin: Origin) -> list[Judgment]:
 
 
 def _is_comment(value: object, answers: dict[str, str]) -> bool:
-    return isinstance(value, str) and value not in answers and value.lower() not in WORDS
+    return isinstance(value, str) and value not in answers and value.lower() not in OUTCOMES
 
 
 def _judgment(before: Prompt, response: _Response, answers: dict[str, str], origin: Origin) -> Judgment:
@@ -128,7 +130,7 @@ def _judgment(before: Prompt, response: _Response, answers: dict[str, str], orig
         if len(names) != 2:
             raise RowError(f"{shown(name)} prefers one of {len(names)} answers, and a preference is between two")
         value = response.value
-        verdict = Preference(WORDS[value.lower()] if value not in names else ("first", "second")[names.index(value)])
+        verdict = Preference(OUTCOMES[value.lower()] if value not in names else ("first", "second")[names.index(value)])
     elif isinstance(response.value, list):
         verdict = Ranking(_ranks(response, names))
     else:
@@ -168,7 +170,7 @@ def _rated(question: str, names: list[str]) -> tuple[str, str]:
 
 
 def _remarks(row: Row) -> Iterator[str]:
-    answers = _answers(row)
+    answers = answers_in(row)
     for question in _questions(row):
         for response, status in _responses(row, question):
             if status != "submitted":
@@ -187,7 +189,7 @@ def _write(group: Sequence[Judgment]) -> list[Row]:
     rows: list[Row] = []
     last: Judgment | None = None
     for judgment in group:
-        texts = [answer.text for answer in judgment.answers]
+        texts = [without_fields(answer) for answer in judgment.answers]
         columns = [f"response-{i}" for i in range(1, len(texts) + 1)] if len(texts) > 1 else ["response"]
         together = last and (last.prompt, [a.text for a in last.answers], last.extra)
         if together != (judgment.prompt, texts, judgment.extra):
@@ -234,5 +236,5 @@ def _looks_like_argilla(row: Row) -> bool:
 
 
 ARGILLA = Judged(
-    "argilla", (), _read, _write, _prompt, fits=_looks_like_argilla, becomes=becomes_chat, remarks=_remarks
+    "argilla", (), _read, _write, prompt_in, fits=_looks_like_argilla, becomes=becomes_chat, remarks=_remarks
 )

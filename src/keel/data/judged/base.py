@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from keel.data.rows import Row, RowError, is_unicode, said, text, text_or
+from keel.data.messages import said, texts_alone
+from keel.data.rows import Row, RowError, is_unicode, text, text_or
 from keel.records import Answer, Judgment, Message, Origin, Outcome, Preference, Prompt, Ranking, Score, Verdict
 
 FIRST, SECOND = Preference("first"), Preference("second")
@@ -67,7 +68,7 @@ def one_text(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1 and prompt[0]["role"] == "user":
-        return prompt[0]["content"]
+        return texts_alone(prompt)[0]["content"]
     raise RowError("the prompt has several turns or a system message, and there is place for one text")
 
 

@@ -2,21 +2,22 @@
 
 `rater`, `feedback` (whose: "ai", "human", "rule", "simulated"), `dimension`, `rubric`, `seconds`, `comment`, `raw`,
 `chosen_shown` ("second" where the rater saw the chosen answer on the right), and for each side what `Answer` knows:
-`chosen_model`, `rejected_logp`, …. Only what is known is written. A column with one of these names that holds
-something else is not ours: it is kept as a column that means nothing to Keel.
+`chosen_model`, `rejected_logp`, …; `chosen_ids`, the tokens as they were drawn, beside the fingerprint of what spells
+them in `tokenizer`, or `chosen_tokenizer` where the answers' differ. Only what is known is written. A column with one
+of these names that holds something else is not ours: it is kept as a column that means nothing to Keel.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from keel.data.judged.base import same_text, with_extra
 from keel.data.rows import Row, RowError, is_unicode, plain
-from keel.records import Answer, Judgment, Preference, RaterKind
+from keel.records import Answer, Drawn, Judgment, Preference, RaterKind
 
 FEEDBACK: dict[str, RaterKind] = {
     "ai": "judge",
@@ -69,6 +70,20 @@ def _numbers(value: Any) -> dict[str, float]:
     return {_text(key): inner for key, inner in found.items() if inner is not None and math.isfinite(_number(inner))}
 
 
+def drawn_in(tokenizer: object, ids: object) -> Drawn | None:
+    """The tokens of an answer, where both are there and well formed; a cell holds the list as JSON."""
+    if isinstance(ids, str):
+        try:
+            ids = json.loads(ids)
+        except (ValueError, RecursionError):
+            return None
+    if not isinstance(tokenizer, str) or not tokenizer or not is_unicode(tokenizer) or not isinstance(ids, list):
+        return None
+    if not ids or not all(type(token) is int and 0 <= token < 2**31 for token in ids):
+        return None
+    return Drawn(tokenizer, tuple(ids))
+
+
 def _second(value: Any) -> bool:
     if value != "second":
         raise ValueError
@@ -112,6 +127,7 @@ def read_details(row: Row, known: Iterable[str], sides: Sequence[str]) -> Detail
         return None
     found = Details({}, {side: {} for side in sides})
     extra: Row = {}
+    further -= _take_drawn(row, found)
     for column in (c for c in row if c in further and row[c] is not None):
         try:
             ours = _take(column, row[column], found)
@@ -121,6 +137,19 @@ def read_details(row: Row, known: Iterable[str], sides: Sequence[str]) -> Detail
             extra[plain(str(column))] = plain(row[column])
     found.extra = extra or None
     return found
+
+
+def _take_drawn(row: Row, found: Details) -> set[str]:
+    """The columns that hold tokens as drawn, and what spells them."""
+    taken: set[str] = set()
+    for side, known in found.answers.items():
+        if (column := f"{side}_ids") not in row:
+            continue
+        spelt = f"{side}_tokenizer" if row.get(f"{side}_tokenizer") else "tokenizer"
+        if drawn := drawn_in(row.get(spelt), row[column]):
+            known["drawn"] = drawn
+            taken |= {column, spelt}
+    return taken
 
 
 def _take(column: str, value: Any, found: Details) -> bool:
@@ -152,6 +181,14 @@ def write_details(judgment: Judgment, row: Row, sides: dict[str, Answer]) -> Row
             value = getattr(answer, field)
             if value not in ("", None, False) or (field in ("logp", "tokens") and value is not None):
                 row[f"{side}_{field}"] = dict(value) if field == "sampling" else value
+    _write_drawn({side: answer.drawn for side, answer in sides.items() if answer.drawn}, row)
     if isinstance(judgment.verdict, Preference) and judgment.verdict.outcome == "second":
         row["chosen_shown"] = "second"
     return with_extra(judgment, row)
+
+
+def _write_drawn(drawn: Mapping[str, Drawn], row: Row) -> None:
+    shared = len({it.tokenizer for it in drawn.values()}) == 1
+    for side, it in drawn.items():
+        row[f"{side}_ids"] = list(it.ids)
+        row["tokenizer" if shared else f"{side}_tokenizer"] = it.tokenizer

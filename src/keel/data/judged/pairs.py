@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from keel.data.judged.base import (
     FIRST,
@@ -18,51 +18,74 @@ from keel.data.judged.base import (
     with_extra,
 )
 from keel.data.judged.details import read_details, write_details
-from keel.data.rows import (
-    Row,
-    RowError,
+from keel.data.messages import (
+    AROUND,
+    TOOLS,
+    around,
+    bare,
     last_turn,
-    mapping,
-    margin,
     messages,
-    objects,
-    others,
     prompt,
     reply,
-    said,
-    text,
+    says,
+    side,
+    texts_alone,
+    tools_of,
+    without_fields,
 )
+from keel.data.rows import Row, RowError, mapping, margin, objects, others, text
 from keel.records import Answer, Judgment, Message, Origin, Preference, Prompt, Score
 
 # --- TRL pairs
 
-TRL = frozenset(("prompt", "chosen", "rejected", "margin"))
+TRL = frozenset(("prompt", "chosen", "rejected", "margin", *AROUND))
 SIDES = "chosen", "rejected"
+APART = "transcripts differ before the last assistant turn"
 
 
-def trl_sides(row: Row) -> tuple[Prompt, str, str]:
+def trl_sides(row: Row) -> tuple[Prompt, Answer, Answer]:
     """TRL: `chosen` and `rejected` as text, as one assistant message each, or as whole lists of messages.
 
     In the last case the prompt is what both share before the last assistant turn; a `prompt` column beside
-    them must be that, or, as text, one of its user turns.
+    them is the beginning of that, or what comes before it, or, as text, one of its user turns.
     """
     before = None if row.get("prompt") is None else prompt(row, "prompt")
-    chosen, rejected = prompt(row, "chosen"), prompt(row, "rejected")
+    before, chosen, rejected = two_sides(before, side(row, "chosen"), side(row, "rejected"))
+    return around(row, before), chosen, rejected
+
+
+def two_sides(before: Prompt | None, chosen: Prompt, rejected: Prompt) -> tuple[Prompt, Answer, Answer]:
+    """A prompt, which the sides may hold, and what stands on either side of it."""
     if isinstance(chosen, str) and isinstance(rejected, str):
         if before is None:
             raise RowError("no prompt, and the answers are plain text")
-        return before, chosen, rejected
+        return before, Answer(chosen), Answer(rejected)
     if isinstance(chosen, str) or isinstance(rejected, str):
         raise RowError("one answer is text and the other messages")
     if before is not None and len(chosen) == len(rejected) == 1:
         return before, reply(before, chosen, "chosen"), reply(before, rejected, "rejected")
-    (shared, better), (other, worse) = last_turn(chosen, "chosen"), last_turn(rejected, "rejected")
+    goes_on = before is not None
+    shared, better = last_turn(chosen, "chosen", goes_on)
+    other, worse = last_turn(rejected, "rejected", goes_on)
     if shared != other:
-        raise RowError("transcripts differ before the last assistant turn")
-    users = [message["content"] for message in shared if message["role"] == "user"]
-    if before is not None and before != shared and before not in users:
+        raise RowError(APART)
+    return _whole(before, shared), better, worse
+
+
+def _whole(before: Prompt | None, shared: list[Message]) -> list[Message]:
+    """The prompt of two sides that share these turns."""
+    if before is None:
+        return shared
+    if isinstance(before, str):
+        if before in [turn["content"] for turn in shared if turn["role"] == "user"]:
+            return shared
         raise RowError("prompt is not the one in the transcripts")
-    return shared, better, worse
+    lead = shared[0]["role"] == "system" and before[0] != shared[0]
+    if shared[lead : lead + len(before)] == before:
+        return shared
+    if shared[0]["role"] in ("assistant", "tool"):
+        return before + shared
+    raise RowError("prompt is not the one in the transcripts")
 
 
 def _read_trl(row: Row, origin: Origin) -> list[Judgment]:
@@ -71,8 +94,8 @@ def _read_trl(row: Row, origin: Origin) -> list[Judgment]:
     verdict = Preference("first", strength) if strength else FIRST
     found = read_details(row, TRL, SIDES)
     if found is None:
-        return [Judgment(before, (Answer(chosen), Answer(rejected)), verdict, origin=origin)]
-    better, worse = Answer(chosen, **found.answers["chosen"]), Answer(rejected, **found.answers["rejected"])
+        return [Judgment(before, (chosen, rejected), verdict, origin=origin)]
+    better, worse = replace(chosen, **found.answers["chosen"]), replace(rejected, **found.answers["rejected"])
     answers = better, worse
     if found.swapped:
         answers, verdict = (worse, better), Preference("second", strength)
@@ -83,9 +106,9 @@ def _write_trl(group: Sequence[Judgment]) -> list[Row]:
     rows = []
     for judgment in group:
         better, worse = sides(judgment)
-        row: Row = {"prompt": judgment.prompt}
-        for side, answer in zip(SIDES, (better, worse), strict=True):
-            row[side] = answer.text if isinstance(judgment.prompt, str) else [said("assistant", answer.text)]
+        row = asked_in_columns(judgment.prompt)
+        for name, answer in zip(SIDES, (better, worse), strict=True):
+            row[name] = _answered(judgment.prompt, answer)
         assert isinstance(judgment.verdict, Preference)
         if judgment.verdict.strength:
             row["margin"] = judgment.verdict.strength
@@ -93,9 +116,23 @@ def _write_trl(group: Sequence[Judgment]) -> list[Row]:
     return rows
 
 
+def asked_in_columns(before: Prompt) -> Row:
+    """The column of a prompt, and that of its tools where there are any."""
+    if isinstance(before, str):
+        return {"prompt": before}
+    turns, tools = bare(before)
+    return {"prompt": turns, **tools}
+
+
+def _answered(before: Prompt, answer: Answer) -> Prompt:
+    """An answer as TRL has it behind such a prompt: text, or one message."""
+    return without_fields(answer) if isinstance(before, str) else [says(answer)]
+
+
 # --- TRL's KTO
 
-KTO = frozenset(("prompt", "completion", "label"))
+KTO = frozenset(("prompt", "completion", "label", *AROUND))
+KTO_CHAT = frozenset(("messages", "label", *AROUND))
 LABELS = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
 
 
@@ -110,29 +147,68 @@ def _label(row: Row) -> float:
     return LABELS[word]
 
 
+def _kto_prompt(row: Row) -> Prompt:
+    return around(row, prompt(row, "prompt"))
+
+
 def _read_kto(row: Row, origin: Origin) -> list[Judgment]:
-    before, completion = prompt(row, "prompt"), prompt(row, "completion")
-    answer = completion if isinstance(completion, str) else reply(before, completion, "completion")
+    before, completion = prompt(row, "prompt"), side(row, "completion")
+    answer = Answer(completion) if isinstance(completion, str) else reply(before, completion, "completion")
+    return [_labelled(row, around(row, before), answer, KTO, origin)]
+
+
+def _chat_prompt(row: Row) -> Prompt:
+    return around(row, last_turn(messages(row, "messages"), "messages")[0])
+
+
+def _read_kto_chat(row: Row, origin: Origin) -> list[Judgment]:
+    """A chat whose last turn is what the label is about."""
+    before, answer = last_turn(messages(row, "messages"), "messages")
+    return [_labelled(row, around(row, before), answer, KTO_CHAT, origin)]
+
+
+def _labelled(row: Row, before: Prompt, answer: Answer, known: frozenset[str], origin: Origin) -> Judgment:
     label = _label(row)
-    found = read_details(row, KTO, ("completion",))
+    found = read_details(row, known, ("completion",))
     if found is None:
-        return [Judgment(before, (Answer(answer),), Score(label), origin=origin)]
-    answers = (Answer(answer, **found.answers["completion"]),)
-    return [Judgment(before, answers, Score(label), extra=found.extra, origin=origin, **found.judgment)]
+        return Judgment(before, (answer,), Score(label), origin=origin)
+    answers = (replace(answer, **found.answers["completion"]),)
+    return Judgment(before, answers, Score(label), extra=found.extra, origin=origin, **found.judgment)
 
 
 def _write_kto(group: Sequence[Judgment]) -> list[Row]:
     rows = []
     for judgment in group:
-        value = score(judgment)
-        if value not in (0, 1):
-            raise RowError(f"a score of {value:g} is neither 0 nor 1, and a label is true or false")
-        answer = judgment.answers[0]
-        plain = isinstance(judgment.prompt, str)
-        completion: Any = answer.text if plain else [said("assistant", answer.text)]
-        row = {"prompt": judgment.prompt, "completion": completion, "label": bool(value)}
+        answer, label = judgment.answers[0], _verdict(judgment)
+        row = asked_in_columns(judgment.prompt)
+        row |= {"completion": _answered(judgment.prompt, answer), "label": label}
         rows.append(write_details(judgment, row, {"completion": answer}))
     return rows
+
+
+def _write_kto_chat(group: Sequence[Judgment]) -> list[Row]:
+    rows = []
+    for judgment in group:
+        answer, label = judgment.answers[0], _verdict(judgment)
+        turns, tools = bare(turns_of(judgment.prompt))
+        row = {"messages": [*turns, says(answer)], **tools, "label": label}
+        rows.append(write_details(judgment, row, {"completion": answer}))
+    return rows
+
+
+def _verdict(judgment: Judgment) -> bool:
+    value = score(judgment)
+    if value not in (0, 1):
+        raise RowError(f"a score of {value:g} is neither 0 nor 1, and a label is true or false")
+    return bool(value)
+
+
+def _is_verdict(row: Row) -> bool:
+    """Whether a chat's label says that its last turn is good or bad; a number may be anything."""
+    label, turns = row.get("label"), row.get("messages")
+    if not isinstance(label, bool) and not (isinstance(label, str) and label.lower() in ("true", "false")):
+        return False
+    return isinstance(turns, list)
 
 
 # --- Anthropic HH
@@ -146,18 +222,20 @@ def hh_sides(row: Row) -> tuple[str, str, str]:
     The prompt ends with "\n\nAssistant:" and the completion keeps its leading space.
     """
     split = {}
-    for side in SIDES:
-        before, turn, answer = text(row, side).rpartition(ASSISTANT)
+    for name in SIDES:
+        before, turn, answer = text(row, name).rpartition(ASSISTANT)
         if not turn:
-            raise RowError(f"{side} has no Assistant turn")
+            raise RowError(f"{name} has no Assistant turn")
         if HUMAN in answer:
-            raise RowError(f"{side} ends with a Human turn")
-        split[side] = before, answer
+            raise RowError(f"{name} ends with a Human turn")
+        split[name] = before, answer
     (before, chosen), (other, rejected) = split["chosen"], split["rejected"]
     if before != other:
-        raise RowError("transcripts differ before the last assistant turn")
+        raise RowError(APART)
     if not before.strip():
         raise RowError("empty prompt")
+    if taken := next((name for name in AROUND if row.get(name)), None):
+        raise RowError(f"a transcript has no place for the column {taken}")
     return before + ASSISTANT, chosen, rejected
 
 
@@ -170,7 +248,7 @@ def _read_hh(row: Row, origin: Origin) -> list[Judgment]:
 def _transcript(turns: list[Message]) -> str:
     """Alternating user and assistant turns, the last a user's, up to where the assistant starts to speak."""
     names = {"user": HUMAN, "assistant": ASSISTANT}
-    for i, turn in enumerate(turns):
+    for i, turn in enumerate(texts_alone(turns)):
         if turn["role"] != ("user", "assistant")[i % 2]:
             raise RowError("a transcript alternates between user and assistant, the user first")
         if HUMAN in turn["content"] or ASSISTANT in turn["content"]:
@@ -184,7 +262,7 @@ def _becomes_hh(judgment: Judgment) -> Judgment:
     """A chat as a transcript, in which an answer begins with a space."""
     if isinstance(judgment.prompt, str):
         return judgment
-    answers = tuple(replace(answer, text=" " + answer.text) for answer in judgment.answers)
+    answers = tuple(replace(answer, text=" " + without_fields(answer)) for answer in judgment.answers)
     return replace(judgment, prompt=_transcript(judgment.prompt), answers=answers)
 
 
@@ -196,7 +274,7 @@ def _write_hh(group: Sequence[Judgment]) -> list[Row]:
             raise RowError("the prompt is plain text, not a transcript of Human and Assistant turns")
         if any(name in answer.text for name in (HUMAN, ASSISTANT) for answer in (better, worse)):
             raise RowError("an answer holds the start of another turn of a transcript")
-        row: Row = {"chosen": before + better.text, "rejected": before + worse.text}
+        row: Row = {"chosen": before + without_fields(better), "rejected": before + without_fields(worse)}
         assert isinstance(judgment.verdict, Preference)
         if judgment.verdict.strength:
             row["margin"] = judgment.verdict.strength
@@ -213,19 +291,20 @@ def _looks_like_hh(row: Row) -> bool:
 OPENAI = frozenset(("input", "preferred_output", "non_preferred_output"))
 
 
-def _openai_prompt(row: Row) -> list[Message]:
-    return messages(mapping(row, "input"), "messages")
+def _openai_prompt(row: Row) -> Prompt:
+    asked = mapping(row, "input")
+    return around({"tools": tools_of(asked)}, messages(asked, "messages"))
 
 
 def _openai_output(row: Row, column: str) -> Answer:
     turns = messages({column: objects(row, column)}, column)
-    return Answer(reply([], turns, column))
+    return reply([], turns, column)
 
 
 def _read_openai(row: Row, origin: Origin) -> list[Judgment]:
     before = _openai_prompt(row)
     answers = _openai_output(row, "preferred_output"), _openai_output(row, "non_preferred_output")
-    extra, rest = others(row, OPENAI), others(mapping(row, "input"), ("messages",))
+    extra, rest = others(row, OPENAI), others(mapping(row, "input"), ("messages", *TOOLS))
     if rest:
         extra = (extra or {}) | {"input": rest}
     return [Judgment(before, answers, FIRST, extra=extra, origin=origin)]
@@ -235,11 +314,12 @@ def _write_openai(group: Sequence[Judgment]) -> list[Row]:
     rows = []
     for judgment in overall(group):
         better, worse = sides(judgment)
-        rest = (judgment.extra or {}).get("input")
+        rest, (turns, tools) = (judgment.extra or {}).get("input"), bare(turns_of(judgment.prompt))
+        asked = {"messages": turns} | {name: json.loads(value) for name, value in tools.items()}
         row = {
-            "input": {"messages": turns_of(judgment.prompt)} | (rest if isinstance(rest, dict) else {}),
-            "preferred_output": [said("assistant", better.text)],
-            "non_preferred_output": [said("assistant", worse.text)],
+            "input": asked | (rest if isinstance(rest, dict) else {}),
+            "preferred_output": [says(better)],
+            "non_preferred_output": [says(worse)],
         }
         rows.append(with_extra(judgment, row, without=["input"] if isinstance(rest, dict) else []))
     return rows
@@ -256,8 +336,16 @@ HH = Judged(
 )
 PAIRS = (
     Judged("trl", ("chosen", "rejected"), _read_trl, _write_trl, lambda row: trl_sides(row)[0]),
+    Judged("kto", ("prompt", "completion", "label"), _read_kto, _write_kto, _kto_prompt, spread=True),
     Judged(
-        "kto", ("prompt", "completion", "label"), _read_kto, _write_kto, lambda row: prompt(row, "prompt"), spread=True
+        "kto-messages",
+        ("messages", "label"),
+        _read_kto_chat,
+        _write_kto_chat,
+        _chat_prompt,
+        fits=_is_verdict,
+        becomes=becomes_chat,
+        spread=True,
     ),
     Judged(
         "openai-preferences",

@@ -19,12 +19,12 @@ from keel.data.judged.base import (
     turns_of,
     with_extra,
 )
-from keel.data.rows import Neutral, Row, RowError, items, mapping, others, said, text
+from keel.data.messages import PROMPTER, role_of, said, texts_alone, without_fields
+from keel.data.rows import Neutral, Row, RowError, items, mapping, others, text
 from keel.records import Answer, Judgment, Message, Origin, Ranking
 
 # --- OpenAssistant trees
 
-ROLES = {"prompter": "user", "assistant": "assistant"}
 NAMES = {"user": "prompter", "assistant": "assistant"}
 
 
@@ -42,10 +42,10 @@ def _nodes(root: Row) -> Iterator[tuple[list[Message], list[Row]]]:
 
 
 def _message(node: Row) -> Message:
-    role = node.get("role", "prompter")
-    if not isinstance(role, str) or role not in ROLES:
+    role = role_of(node.get("role", "prompter"), PROMPTER)
+    if role not in NAMES:
         raise RowError("a message has a role that is neither prompter nor assistant")
-    return said(ROLES[role], text(node, "text"))
+    return said(role, text(node, "text"))
 
 
 def _rank(reply: Row) -> int | None:
@@ -97,7 +97,7 @@ def _write_tree(group: Sequence[Judgment]) -> list[Row]:
     """A tree for each first message, grown along the prompts; what is unranked on the way has no rank."""
     trees: dict[str, Row] = {}
     for judgment in sorted(overall(group), key=lambda j: len(turns_of(j.prompt))):
-        places, turns = ranks(judgment), turns_of(judgment.prompt)
+        places, turns = ranks(judgment), texts_alone(turns_of(judgment.prompt))
         if any(turn["role"] != ("user", "assistant")[i % 2] for i, turn in enumerate(turns)) or len(turns) % 2 == 0:
             raise RowError("a tree alternates between user and assistant, the user first and last in a prompt")
         if turns[0]["content"] not in trees:
@@ -107,7 +107,7 @@ def _write_tree(group: Sequence[Judgment]) -> list[Row]:
         for turn in turns[1:]:
             node = _reply(node, turn)
         for answer, place in zip(judgment.answers, places, strict=True):
-            reply = _reply(node, said("assistant", answer.text))
+            reply = _reply(node, said("assistant", without_fields(answer)))
             if "rank" in reply:
                 raise RowError("one answer is ranked twice, and a tree holds one ranking of each place")
             reply |= {"rank": place - 1} | ({"model_name": answer.model} if answer.model else {})
@@ -151,7 +151,8 @@ def _write_bench(group: Sequence[Judgment]) -> list[Row]:
         better, worse = sides(judgment)
         if not (judgment.extra or {}).get("subset"):
             raise RowError("no subset, by which RewardBench counts")
-        row: Row = {"prompt": one_text(judgment.prompt), "chosen": better.text, "rejected": worse.text}
+        row: Row = {"prompt": one_text(judgment.prompt), "chosen": without_fields(better)}
+        row |= {"rejected": without_fields(worse)}
         row |= {"chosen_model": better.model, "rejected_model": worse.model}
         rows.append(with_extra(judgment, row))
     return rows
@@ -195,8 +196,8 @@ def _write_bench2(group: Sequence[Judgment]) -> list[Row]:
         if not (judgment.extra or {}).get("subset"):
             raise RowError("no subset, by which RewardBench counts")
         placed = sorted(zip(places, judgment.answers, strict=True), key=lambda pair: pair[0])
-        right = [answer.text for place, answer in placed if place == 1]
-        wrong = [answer.text for place, answer in placed if place == 2]
+        right = [without_fields(answer) for place, answer in placed if place == 1]
+        wrong = [without_fields(answer) for place, answer in placed if place == 2]
         counts: dict[str, Any] = dict(zip(COUNTED, (len(right), len(wrong), len(placed)), strict=True))
         row = {"prompt": one_text(judgment.prompt), "chosen": right, "rejected": wrong} | counts
         if any(answer.model for _, answer in placed):

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from keel.data.judged.base import OVERALL, Judged, ask, asked, becomes_chat, name_in, one_text, score, shape, with_extra
+from keel.data.messages import without_fields
 from keel.data.rows import Row, RowError, number, objects, others, text, text_or
 from keel.records import Answer, Judgment, Origin, Score
 
@@ -72,7 +73,7 @@ def _write_ultra(group: Sequence[Judgment]) -> list[Row]:
         own = judgment.extra or {}
         rating, answer, rest = str(shape(score(judgment))), judgment.answers[0], _object(own.get("completion"))
         if last != (answer, rest) or judgment.dimension in completions[-1]["annotations"]:
-            completions.append(rest | {"model": answer.model, "response": answer.text, "annotations": {}})
+            completions.append(rest | {"model": answer.model, "response": without_fields(answer), "annotations": {}})
             last = answer, rest
         annotation = _object(own.get("annotation")) | {"Rating": rating, "Rationale": judgment.comment}
         completions[-1]["annotations"][judgment.dimension] = annotation
@@ -113,9 +114,8 @@ def _write_steer(group: Sequence[Judgment]) -> list[Row]:
             judgment.extra,
         )
         if not same or judgment.dimension in rows[-1]:
-            rows.append(
-                with_extra(judgment, {"prompt": one_text(judgment.prompt), "response": judgment.answers[0].text})
-            )
+            row = {"prompt": one_text(judgment.prompt), "response": without_fields(judgment.answers[0])}
+            rows.append(with_extra(judgment, row))
         rows[-1][judgment.dimension] = value
         last = judgment
     for row in rows:

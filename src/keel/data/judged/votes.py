@@ -1,4 +1,4 @@
-"""Votes between two answers: HelpSteer2's pairs, SHP, OpenAI's summaries, PandaLM, AlpacaEval."""
+"""Votes between two answers: HelpSteer2's pairs, HelpSteer3, SHP, OpenAI's summaries, PandaLM, AlpacaEval."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from keel.data.judged.base import (
     outcome_in,
     overall,
     preference,
+    turns_of,
     verdict_of,
     with_extra,
 )
+from keel.data.messages import AROUND, around, bare, messages, without_fields
 from keel.data.rows import Row, RowError, mapping, number, objects, others, text
-from keel.records import Answer, Judgment, Origin
+from keel.records import Answer, Judgment, Origin, Prompt, Verdict
 
 # --- HelpSteer2 pairs
 
@@ -34,28 +36,59 @@ STEER = frozenset(("prompt", "response_1", "response_2", STRENGTH))
 
 def _read_steer(row: Row, origin: Origin) -> list[Judgment]:
     """A whole number from -3 (the first is much better) over 0 (a tie) to 3."""
-    value = number(row, STRENGTH)
-    if value not in range(-3, 4):
-        raise RowError(f"{STRENGTH} is not a whole number from -3 to 3")
-    verdict = verdict_of((value > 0) - (value < 0), abs(value))
+    verdict = _steered(row, STRENGTH)
     answers = Answer(text(row, "response_1")), Answer(text(row, "response_2"))
     before, extra = asked(text(row, "prompt")), others(row, STEER)
     return [Judgment(before, answers, verdict, kind="person", extra=extra, origin=origin)]
 
 
+def _steered(row: Row, column: str) -> Verdict:
+    value = number(row, column)
+    if value not in range(-3, 4):
+        raise RowError(f"{column} is not a whole number from -3 to 3")
+    return verdict_of((value > 0) - (value < 0), abs(value))
+
+
+def _steer_code(judgment: Judgment) -> int:
+    sign, strength = outcome_in(judgment, {"first": -1, "tie": 0, "second": 1}), preference(judgment).strength
+    if sign and strength not in (1, 2, 3):
+        raise RowError("the preference has no strength of 1, 2 or 3")
+    return sign * int(strength)
+
+
 def _write_steer(group: Sequence[Judgment]) -> list[Row]:
     rows = []
     for judgment in overall(group):
-        sign, strength = outcome_in(judgment, {"first": -1, "tie": 0, "second": 1}), preference(judgment).strength
-        if sign and strength not in (1, 2, 3):
-            raise RowError("the preference has no strength of 1, 2 or 3")
-        row = {
-            "prompt": one_text(judgment.prompt),
-            "response_1": judgment.answers[0].text,
-            "response_2": judgment.answers[1].text,
-            STRENGTH: sign * int(strength),
-        }
-        rows.append(with_extra(judgment, row))
+        code, (first, second) = _steer_code(judgment), judgment.answers
+        row = {"prompt": one_text(judgment.prompt), "response_1": without_fields(first)}
+        rows.append(with_extra(judgment, row | {"response_2": without_fields(second), STRENGTH: code}))
+    return rows
+
+
+# --- HelpSteer3
+
+OVERALL_PREFERENCE = "overall_preference"
+STEER3 = frozenset(("context", "response1", "response2", OVERALL_PREFERENCE, *AROUND))
+
+
+def _context(row: Row) -> Prompt:
+    return around(row, messages(row, "context"))
+
+
+def _read_steer3(row: Row, origin: Origin) -> list[Judgment]:
+    """The same whole number for a chat; what each annotator said of it stays in `extra`."""
+    verdict = _steered(row, OVERALL_PREFERENCE)
+    answers = Answer(text(row, "response1")), Answer(text(row, "response2"))
+    return [Judgment(_context(row), answers, verdict, kind="person", extra=others(row, STEER3), origin=origin)]
+
+
+def _write_steer3(group: Sequence[Judgment]) -> list[Row]:
+    rows = []
+    for judgment in overall(group):
+        turns, tools = bare(turns_of(judgment.prompt))
+        code, (first, second) = _steer_code(judgment), judgment.answers
+        row = {"context": turns, **tools, "response1": without_fields(first), "response2": without_fields(second)}
+        rows.append(with_extra(judgment, row | {OVERALL_PREFERENCE: code}))
     return rows
 
 
@@ -78,7 +111,8 @@ def _write_shp(group: Sequence[Judgment]) -> list[Row]:
     for judgment in overall(group):
         labels = outcome_in(judgment, {"first": 1, "second": 0})
         first, second = judgment.answers
-        row = {"history": one_text(judgment.prompt), "human_ref_A": first.text, "human_ref_B": second.text}
+        row = {"history": one_text(judgment.prompt), "human_ref_A": without_fields(first)}
+        row |= {"human_ref_B": without_fields(second)}
         rows.append(with_extra(judgment, row | {"labels": labels}))
     return rows
 
@@ -138,7 +172,7 @@ def _write_summaries(group: Sequence[Judgment]) -> list[Row]:
         if not (isinstance(rest, list) and len(rest) == 2 and all(isinstance(r, dict) for r in rest)):
             rest = [{}, {}]
         summaries = [
-            {"text": a.text} | ({"policy": a.model} if a.model else {}) | more
+            {"text": without_fields(a)} | ({"policy": a.model} if a.model else {}) | more
             for a, more in zip(judgment.answers, rest, strict=True)
         ]
         row = {"info": _info(judgment), "summaries": summaries, "choice": choice}
@@ -200,7 +234,8 @@ def _write_panda(group: Sequence[Judgment]) -> list[Row]:
             name = judgment.rater if judgment.rater in ANNOTATORS else ANNOTATORS[0]
             first, second = judgment.answers
             row: Row = {"instruction": one_text(judgment.prompt), "input": ""}
-            row |= {"response1": first.text, "response2": second.text, **dict.fromkeys(ANNOTATORS)}
+            row |= {"response1": without_fields(first), "response2": without_fields(second)}
+            row |= dict.fromkeys(ANNOTATORS)
             rows.append(with_extra(judgment, row))
         rows[-1][name] = code
         last = judgment
@@ -242,7 +277,7 @@ def _write_alpaca(group: Sequence[Judgment]) -> list[Row]:
     for judgment in overall(group):
         first, second = judgment.answers if len(judgment.answers) == 2 else (Answer(""), Answer(""))
         row: Row = {"instruction": one_text(judgment.prompt), "preference": _alpaca_code(judgment)}
-        row |= {"output_1": first.text, "output_2": second.text}
+        row |= {"output_1": without_fields(first), "output_2": without_fields(second)}
         row |= {"generator_1": first.model, "generator_2": second.model}
         row |= {"annotator": judgment.rater} if judgment.rater else {}
         rows.append(with_extra(judgment, row))
@@ -269,6 +304,14 @@ VOTES = (
         _read_steer,
         _write_steer,
         ask("prompt"),
+        becomes=becomes_chat,
+    ),
+    Judged(
+        "helpsteer3",
+        ("context", "response1", "response2", OVERALL_PREFERENCE),
+        _read_steer3,
+        _write_steer3,
+        _context,
         becomes=becomes_chat,
     ),
     Judged(
