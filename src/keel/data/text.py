@@ -42,6 +42,8 @@ OPEN, CLOSE = "\ufdd0", "\ufdd1"
 """Around what spells a control token in data. Unicode keeps both for uses inside a program."""
 CONTEXT = 8
 """Tokens of a prompt behind which a completion is decoded: enough for the space that a decoder drops at its start."""
+ANCHORS = "\n", ".", "a"
+"""Signs behind which a text is read as one that does not stand alone; the first with which it does not merge."""
 Note = Callable[[str], None]
 """Is told what is worth a remark about a row that is used."""
 
@@ -164,10 +166,13 @@ class Text:
 
     # --- ids out of text
 
-    def _ids(self, text: str) -> list[int]:
-        """Tokens of a text in which what is marked is text. Raises `RowFault` where it would become control tokens."""
+    def _ids(self, text: str, inner: bool = False) -> list[int]:
+        """Tokens of a text in which what is marked is text; of an `inner` one, which stands behind others.
+
+        Raises `RowFault` where a text would become control tokens.
+        """
         whole, *pieces = _MARKS.split(text)
-        ids = self._plain_ids(whole)
+        ids = self._inner_ids(whole) if inner and whole else self._plain_ids(whole)
         for place, piece in enumerate(pieces):
             marked = place % 2 == 0
             if marked and piece is None:  # a template has torn the two marks apart
@@ -181,10 +186,12 @@ class Text:
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=as_text).input_ids)
 
     def _inner_ids(self, piece: str, as_text: bool = False) -> list[int]:
-        """Tokens of a piece that stands behind others: behind a line break no tokenizer puts a space of its own."""
-        before = self._plain_ids("\n")
-        ids = self._plain_ids("\n" + piece, as_text)
-        return ids[len(before) :] if ids[: len(before)] == before else self._plain_ids(piece, as_text)
+        """Tokens of a piece that stands behind others, without the space that a tokenizer may put before a text."""
+        for anchor in ANCHORS:
+            before, ids = self._plain_ids(anchor), self._plain_ids(anchor + piece, as_text)
+            if ids[: len(before)] == before:
+                return ids[len(before) :]
+        return self._plain_ids(piece, as_text)
 
     def _require_text(self, text: str, ids: list[int]) -> None:
         """Every control token is one that stands there outside the marks; a normaliser may have made others."""
@@ -292,7 +299,7 @@ class Text:
     def _behind(self, asked: _Asked, after: str) -> list[int]:
         """Tokens of a text behind a prompt: those of both together, if they begin with the prompt's.
 
-        Else, where a merge would cross the boundary, those that it has behind a line break, with which nothing merges.
+        Else, where a merge would cross the boundary, those that it has behind a sign with which it does not merge.
         """
         if not after or not asked.text:
             return self._ids(after)
@@ -302,8 +309,7 @@ class Text:
         whole = self._with_bos(whole) if not at and isinstance(asked.prompt, str) else whole
         if whole[: len(known)] == known and asked.ids[len(asked.ids) - len(known) :] == known:
             return whole[len(known) :]
-        before, ids = self._ids("\n"), self._ids("\n" + after)
-        return ids[len(before) :] if ids[: len(before)] == before else self._ids(after)
+        return self._ids(after, inner=True)
 
     def _last_control(self, text: str) -> int:
         """Where the last control token of a rendering begins that is not marked; 0 where there is none."""
