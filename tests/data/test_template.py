@@ -12,7 +12,7 @@ import pytest
 import transformers.utils.chat_template_utils as library
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from keel.data.prepare import tokenise
@@ -125,8 +125,15 @@ THINKS = (
 )
 ENDLESS = "{% for m in messages %}{{ '[' + m.role + '] ' + m.content + '\n' }}{% endfor %}"
 ENDLESS += "{% if add_generation_prompt %}[assistant]{% endif %}"
+BARE = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + eos_token }}{% endfor %}"
+BARE += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 TEMPLATES = {name: template for name, (template, _) in NAMED.items()}
-TEMPLATES |= {"folds the system turn": FOLDS_SYSTEM, "writes empty thoughts": THINKS, "has no end": ENDLESS}
+TEMPLATES |= {
+    "folds the system turn": FOLDS_SYSTEM,
+    "writes empty thoughts": THINKS,
+    "has no end": ENDLESS,
+    "tokens alone": BARE,
+}
 TRIMS = ("folds the system turn",)
 NO_SYSTEM = ("gemma", "llama2", "mistral")
 
@@ -186,6 +193,17 @@ def _joined(text, ids):
 def _without_signs(text, core):
     """Older SentencePiece tokenizers write a space of their own behind every control token."""
     return re.sub(r" +", "", text) if "sentencepiece" in core else text
+
+
+def test_what_stands_before_an_answer_decides_how_it_is_cut():
+    """A tokenizer that looks behind: in `a:xy` the `x` stands alone, and in `xy` it does not."""
+    core = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate([*SPECIAL, *"axy:", "xy"])}, merges=[("x", "y")]))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex("(?<=:)x"), "isolated")
+    text = Text(tokenizer_of(core))
+    together = text.tokenizer("a:xy").input_ids
+    assert text.prompt_ids("a:") + text.completion_ids("a:", "xy")[:-1] == together
+    assert text.tokenizer.convert_ids_to_tokens(together) == ["a", ":", "x", "y"]
+    assert text.tokenizer.convert_ids_to_tokens(text.completion_ids("a", "xy")[:-1]) == ["xy"]
 
 
 # --- what templates do to turns
