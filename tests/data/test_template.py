@@ -20,7 +20,7 @@ from keel.data.template import DAY, Lost, Template, TemplateFault
 from keel.data.templates import NAMED, chat_template
 from keel.data.text import Text
 from keel.errors import InputError, RowFault
-from keel.records import Demonstration, Origin, RowCounts
+from keel.records import Demonstration, Origin, Pair, RowCounts
 
 SPECIAL = ["<s>", "</s>", "<unk>", "<pad>", *sorted({token for _, needs in NAMED.values() for token in needs})]
 
@@ -325,6 +325,16 @@ def test_the_end_is_what_the_template_writes_after_an_answer():
     assert text.completion_ids("q", "yes")[-1] == text.tokenizer.eos_token_id
     drawn = [*text.completion_ids([u("q")], "yes"), *text.tokenizer("\n").input_ids, text.tokenizer.eos_token_id]
     assert text.decode(drawn, [u("q")]) == "yes"
+
+
+@pytest.mark.parametrize("name", ["llama2", "has no end", "chatml"])
+def test_an_answer_that_was_cut_has_nothing_of_the_template_behind_it(name):
+    """Neither an end nor what stands before one, a space or a line break."""
+    text = text_with(TEMPLATES[name])
+    whole, cut = text.encode(Pair([u("q")], "no rain", "no rain", cut=(False, True)), 100).completions
+    assert text.tokenizer.decode(cut.ids).endswith("no rain")
+    assert whole.ids[: len(cut.ids)] == cut.ids
+    assert len(whole.ids) > len(cut.ids)
 
 
 def test_a_template_set_later_is_found():
