@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 import time
 from collections import Counter, defaultdict
@@ -329,18 +328,6 @@ def test_many_raters_at_once_lose_and_double_nothing(store_source):
             raters[j.prompt].append(j.rater)
         assert len(raters) == tasks
         assert all(len(names) == overlap == len(set(names)) for names in raters.values())
-
-
-def test_a_store_of_the_first_version_gains_the_tables(tmp_path):
-    source = f"store:{tmp_path}/old.db"
-    Store(source, create=True).close()
-    with sqlite3.connect(tmp_path / "old.db") as connection:
-        for table in ("tasks", "shown", "turns", "accounts", "sessions", "settings"):
-            connection.execute(f"DROP TABLE {table}")
-        connection.execute("UPDATE keel_store SET version = 1")
-    with Store(source) as store:
-        assert Queue(store).add(pairs(2)) == 2
-        assert people.add(store, "ana").startswith("keel-")
 
 
 # --- people ---------------------------------------------------------------------------------------

@@ -31,11 +31,11 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
-from keel.data import schema
+from keel.data import migrations, schema
 from keel.data.schema import answers, judgments, places, prompts, raters
 from keel.data.text import further
 from keel.errors import InputError
-from keel.records import Answer, Judgment, Origin, Preference, Prompt, PromptRow, Ranking, Score
+from keel.records import Answer, Drawn, Judgment, Origin, Preference, Prompt, PromptRow, Ranking, Score
 
 PREFIX = "store:"
 CHUNK = 10_000
@@ -77,17 +77,17 @@ class Store:
             table: _insert_statement(table, self._engine.dialect) for table in schema.metadata.tables.values()
         }
         with self._errors(), self._engine.connect() as connection:
-            found = schema.version_of(connection)
+            found = migrations.version_of(connection)
         if not found and not create:
             raise InputError(f"{self.source}: a database, but no store of Keel's; check the name")
-        if found > len(schema.MIGRATIONS):
+        if found > len(migrations.MIGRATIONS):
             raise InputError(f"{self.source}: written by a newer Keel (store version {found}); update Keel")
-        if found < len(schema.MIGRATIONS) and read_only:
-            old = f"store version {found}, which this Keel must bring to {len(schema.MIGRATIONS)}"
+        if found < len(migrations.MIGRATIONS) and read_only:
+            old = f"store version {found}, which this Keel must bring to {len(migrations.MIGRATIONS)}"
             raise InputError(f"{self.source}: {old}, and it cannot be written to; copy it to where you may write")
-        if found < len(schema.MIGRATIONS):
+        if found < len(migrations.MIGRATIONS):
             with self.writing() as connection:
-                schema.migrate(connection)
+                migrations.migrate(connection)
 
     def __enter__(self) -> Store:
         return self
@@ -582,11 +582,13 @@ def _below(prompt: bytes, *parts: bytes) -> bytes:
 
 
 def answer_key(prompt: bytes, answer: Answer) -> bytes:
-    """The key of an answer: text, writer, and how and as which of several alike it was drawn."""
+    """The key of an answer: what it says, its writer, and how and as which of several alike it was drawn."""
+    parts = [answer.text]
     if answer.model or answer.model_hash or answer.sampling or answer.draw:
-        parts = (answer.text, answer.model, answer.model_hash, _sampling(answer), str(answer.draw))
-        return _below(prompt, *[part.encode() for part in parts])
-    return _below(prompt, answer.text.encode())
+        parts += answer.model, answer.model_hash, _sampling(answer), str(answer.draw)
+    if answer.fields:
+        parts.append(_in_order(answer.fields))
+    return _below(prompt, *[part.encode() for part in parts])
 
 
 def row_key(data_hash: str, judgment: Judgment, index: int) -> bytes:
@@ -614,8 +616,12 @@ def _content(prompt: Prompt) -> tuple[str, bool]:
 
 
 def _sampling(answer: Answer) -> str:
-    """The same text for the same parameters, in whatever order they stand."""
-    return _json(dict(sorted(answer.sampling.items()))) if answer.sampling else ""
+    return _in_order(answer.sampling)
+
+
+def _in_order(values: Mapping[str, Any] | None) -> str:
+    """The same text for the same values, in whatever order they stand."""
+    return _json(dict(sorted(values.items()))) if values else ""
 
 
 def _json(values: Mapping[str, Any] | None) -> str:
@@ -628,8 +634,9 @@ def _prompt_row(key: bytes, prompt: Prompt, origin: Origin) -> Row:
 
 
 def _answer_row(key: bytes, prompt: bytes, a: Answer) -> Row:
-    drawn = a.model, a.model_hash, _sampling(a), a.draw, a.logp, a.tokens, a.truncated
-    return key, prompt, a.text, len(a.text), *drawn
+    written = a.model, a.model_hash, _sampling(a), a.draw, a.logp, a.tokens, a.truncated
+    drawn = "" if a.drawn is None else json.dumps([a.drawn.tokenizer, a.drawn.ids], separators=(",", ":"))
+    return key, prompt, a.text, len(a.text), *written, _in_order(a.fields), drawn
 
 
 def _judgment_row(key: bytes, prompt: bytes, shown: Sequence[bytes], j: Judgment) -> Row:
@@ -653,7 +660,7 @@ def prompt_of(row: Any) -> Prompt:
 
 def answer_of(row: Any, name: str) -> Answer:
     """The answer in the columns that begin with its name."""
-    sampling = getattr(row, f"{name}_sampling")
+    sampling, fields, drawn = (getattr(row, f"{name}_{column}") for column in ("sampling", "fields", "drawn"))
     return Answer(
         text=getattr(row, f"{name}_text"),
         model=getattr(row, f"{name}_model"),
@@ -663,7 +670,14 @@ def answer_of(row: Any, name: str) -> Answer:
         logp=getattr(row, f"{name}_logp"),
         tokens=getattr(row, f"{name}_tokens"),
         truncated=getattr(row, f"{name}_truncated"),
+        fields=json.loads(fields) if fields else None,
+        drawn=_drawn_of(drawn) if drawn else None,
     )
+
+
+def _drawn_of(column: str) -> Drawn:
+    tokenizer, ids = json.loads(column)
+    return Drawn(tokenizer, tuple(ids))
 
 
 def _judgment(row: Any, ranked: list[tuple[Answer, int]] | None) -> Judgment:
