@@ -67,7 +67,7 @@ def test_the_kept_log_probability_is_the_models(configure_collect):
     text = checkpoints.load_text(config.model)
     equal = checked = 0
     with Store(config.store) as store:
-        for row in store.prompts():
+        for _, row in store.prompts():
             like = Answer("", config.model, checkpoints.weights_hash(model)[:16], dict(SAMPLING))
             for answer in store.answers_to([row.prompt], like)[0]:
                 prompt, ids = text.prompt_ids(row.prompt), text.completion_ids(row.prompt, answer.text)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from hashlib import blake2b
 
 import krippendorff
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from sklearn.metrics import cohen_kappa_score
 
 from keel import cli
+from keel.data import checks, formats
 from keel.data.formats import read_pairs
 from keel.data.store import Store, said_key
 from keel.data.tasks import NewTask, Queue
 from keel.data.text import prompt_key
-from keel.records import Answer, Judgment, Preference
+from keel.records import Answer, Judgment, Preference, Ranking
 
 ROWS = [
     {"prompt": "a?", "chosen": "yes, of course", "rejected": "no", "margin": 2.0},
@@ -278,6 +281,109 @@ def test_training_on_a_store_records_which_judgments(keel, train, configure, fil
     changed = json.loads((later.folder / "manifest.json").read_text())
     assert changed["judgments"] == 38
     assert changed["data_hash"] != manifest["data_hash"]
+
+
+def by_sql(source, where="1 = 1"):
+    """What a manifest should say of some judgments: their hash, how many they are, and their numbers."""
+    with Store(source) as store:
+        rows = store.read(sa.text(f"SELECT id, key FROM judgments WHERE {where} ORDER BY id"))
+    whole = blake2b(b"".join(bytes(row[1]) for row in rows), digest_size=8).hexdigest()
+    return whole, len(rows), {row[0] for row in rows}
+
+
+def numbers_of(ids):
+    """ "1-3,7" as {1, 2, 3, 7}."""
+    spans = [part.split("-") for part in ids.split(",")]
+    return {number for span in spans for number in range(int(span[0]), int(span[-1]) + 1)}
+
+
+def told(identity):
+    return identity["data_hash"], identity["judgments"], numbers_of(identity["judgment_ids"])
+
+
+def one_more(source, number=0, rater="late"):
+    late = Judgment("what can teddy do now?", (Answer(f"a{number}"), Answer("b")), Preference("first"), rater=rater)
+    with Store(source) as other:
+        assert other.append([(said_key(late), late)]) == 1
+
+
+def test_a_manifest_names_only_what_was_trained_on_though_others_write(
+    keel, train, configure, file, store_source, monkeypatch
+):
+    """Another connection adds a judgment once the pairs have been read."""
+    keel("data", "convert", data=file, out=store_source)
+    expected, check = by_sql(store_source), checks.check_pairs
+
+    def meanwhile(pairs, *rest):
+        one_more(store_source)
+        return check(pairs, *rest)
+
+    monkeypatch.setattr(checks, "check_pairs", meanwhile)
+    found = train("dpo", config=configure("dpo", data=store_source, steps=1))
+    assert told(json.loads((found.folder / "manifest.json").read_text())) == expected
+    assert by_sql(store_source)[1] == expected[1] + 1
+
+
+def test_what_comes_while_a_store_is_read_is_not_named(keel, file, store_source):
+    keel("data", "convert", data=file, out=store_source)
+    ranked = Judgment("r", (Answer("a"), Answer("b"), Answer("c")), Ranking((2, 1, 3)), rater="early")
+    with Store(store_source) as store:
+        store.append([(said_key(ranked), ranked)])
+    expected = by_sql(store_source)
+    groups, counts, _ = formats.open_judgments(store_source)
+    read = list(next(groups))
+    one_more(store_source)
+    read += [judgment for group in groups for judgment in group]
+    assert told(formats.identify(store_source, counts)) == expected
+    assert {judgment.origin.row for judgment in read} == expected[2]
+
+
+def test_a_part_of_a_store_is_named_as_that_part(keel, file, store_source):
+    """By --limit, by rater, by both."""
+    keel("data", "convert", data=file, out=store_source)
+    for number in range(3):
+        one_more(store_source, number, rater="ann")
+    joined = "&" if "?" in store_source else "?"
+    whole = by_sql(store_source)
+    for part, limit, where in (
+        (store_source, 5, None),
+        (f"{store_source}{joined}rater=ann", None, "rater = 'ann'"),
+        (f"{store_source}{joined}rater=ann", 1, "rater = 'ann'"),  # all of one prompt
+    ):
+        pairs, counts, _ = formats.read_pairs(part, limit=limit)
+        numbers = {pair.origin.row for pair in pairs}
+        where = where or f"id IN ({','.join(map(str, numbers))})"
+        assert told(formats.identify(part, counts)) == by_sql(store_source, where) != whole
+    assert len({pair.prompt for pair in formats.read_pairs(store_source, limit=5)[0]}) == 5
+
+
+def test_prompts_of_a_store_are_named_as_prompts(keel, file, store_source):
+    keel("data", "convert", data=file, out=store_source)
+    rows, counts, _ = formats.read_prompts(store_source)
+    one_more(store_source)
+    identity = formats.identify(store_source, counts)
+    assert identity["prompts"] == len(rows)
+    again = formats.identify(store_source, formats.read_prompts(store_source, limit=len(rows) - 1)[1])
+    assert again["prompts"] == len(rows) - 1
+    assert again["data_hash"] != identity["data_hash"]
+
+
+def test_a_store_goes_into_a_store_under_its_own_keys(keel, file, tmp_path, store_source):
+    """Converted again after it grew, or merged, what was there is there once; a rater's part goes by itself."""
+    other = f"store:{tmp_path}/other.db"
+    keel("data", "convert", data=file, out=other)
+    assert "39 judgments more" in keel("data", "convert", data=other, out=store_source)[2]
+    one_more(other, rater="ann")
+    one_more(other, 1, rater="bob")
+    assert "1 judgment more" in keel("data", "convert", data=f"{other}?rater=ann", out=store_source)[2]
+    assert "1 judgment more" in keel("data", "convert", data=other, out=store_source)[2]
+    assert "0 judgments more" in keel("data", "merge", store=store_source, other=other)[2]
+    with Store(other) as one, Store(store_source) as two:
+        both = [sorted(repr(j) for group in store.groups() for j in group) for store in (one, two)]
+    assert both[0] == both[1]
+    code, _, err = keel("data", "convert", data=f"{other}?rater=nobody", out=store_source)
+    assert code == 2
+    assert "no rows" in err
 
 
 def test_answers_that_were_cut_when_they_were_drawn_are_noted_in_training(train, configure, store_source):
