@@ -412,3 +412,29 @@ def test_help_of_a_family_and_a_wrong_word(keel):
     code, _, err = keel("data", "nonsense")
     assert code == 2
     assert "data convert" in err
+
+
+def test_a_file_s_name_is_enough_where_only_a_store_can_stand(keel, file, tmp_path, configure_collect, monkeypatch):
+    """In every family of commands; `store:` before it names the same store, and another ending is not taken for one."""
+    monkeypatch.chdir(tmp_path)
+    with_prefix = {"data": file, "out": "store:named.db"}
+    assert "39 judgments more" in keel("data", "convert", **(with_prefix | {"out": "named.db"}))[2]
+    assert "0 judgments more" in keel("data", "convert", **with_prefix)[2]
+    assert "39 judgments more" in keel("data", "merge", store="other.sqlite", other="named.db")[2]
+    assert keel("data", "backup", store="named.db", out="copy.db")[0] == 0
+    assert "no rater 'ann'" in keel("data", "forget", store="copy.db", rater="ann")[2]
+    assert keel("raters", "add", store="named.db", name="ann")[0] == 0
+    assert "ann" in keel("raters", "list", store="store:named.db")[1]
+    assert keel("raters", "revoke", store="named.db", name="ann")[0] == 0
+    assert "annotate: store:empty.db: nothing to judge" in keel("annotate", store="empty.db", port=0)[2]
+    config = configure_collect()
+    words = {"model": config.model, "prompts": config.prompts, "n": 1, "max-new-tokens": 4, "device": "cpu"}
+    assert keel("collect", store="drawn.sqlite3", **words)[0] == 0
+    with Store("store:drawn.sqlite3") as store:
+        assert len(list(store.prompts())) == 8
+    for name in ("votes.jsonl", "votes", "mydb"):
+        code, _, err = keel("data", "forget", store=name, rater="ann")
+        assert code == 2
+        assert f"{name}: no store and no database URL; give FILE.db, store:FILE or postgresql" in err
+    assert keel("data", "convert", data=file, out="plain.jsonl", to="trl")[0] == 0
+    assert (tmp_path / "plain.jsonl").read_text().startswith("{")

@@ -6,11 +6,12 @@ Fields stand in the order in which `--help` shows them: what to read and write, 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from keel.errors import InputError
 
@@ -18,6 +19,16 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _store(name: str) -> str:
+    address = "://" in name or name.startswith("store:")
+    return name if address or not name.partition("?")[0].endswith(STORE_ENDINGS) else f"store:{name}"
+
+
+STORE_ENDINGS = ".db", ".sqlite", ".sqlite3"
+StoreName = Annotated[str, AfterValidator(_store)]
+"""`store:FILE.db` or a database URL; FILE.db alone is the same store. A name with another ending stays what it is."""
 
 
 class Config(BaseModel):
@@ -270,8 +281,8 @@ class CollectConfig(Sampling):
     """What answers: checkpoint folder, run folder or hub name; with `server` the model's name there."""
     prompts: str
     """File of prompts or chats, a log of chats (up to the last question), or a store, whose prompts are answered."""
-    store: str
-    """Where all is kept: `store:FILE.db` or a database URL; made if it is not there."""
+    store: StoreName
+    """Where all is kept: FILE.db (also written store:FILE.db) or a database URL; made if it is not there."""
     rater: list[str] = []
     """Who judges, one or several; without any, answers are only drawn and kept."""
     n: Count = 2
@@ -354,8 +365,8 @@ class DataConvertConfig(Reading):
 
     data: str
     """A file in any format that Keel knows, `store:FILE.db`, a database URL, or a hub data set."""
-    out: str
-    """File to write (.jsonl, .json, .csv, .parquet; text ones also .gz), or a store to add to."""
+    out: StoreName
+    """File to write (.jsonl, .json, .csv, .parquet; text ones also .gz), or a store to add to (.db, a database URL)."""
     to: str | None = None
     """Format to write, such as trl, kto, hh or alpacaeval; a store needs none."""
     pairs: bool = False
@@ -376,8 +387,8 @@ class DataSplitConfig(DataConfig):
 class StoreConfig(Config):
     """A store that a command changes or copies."""
 
-    store: str
-    """`store:FILE.db` or a database URL."""
+    store: StoreName
+    """FILE.db (also written store:FILE.db) or a database URL."""
 
 
 class DataForgetConfig(StoreConfig):
@@ -390,7 +401,7 @@ class DataForgetConfig(StoreConfig):
 class DataMergeConfig(StoreConfig):
     """Add prompts, answers and judgments of another store, each once; its tasks and accounts stay its own."""
 
-    other: str
+    other: StoreName
     """The store to read."""
 
 
@@ -404,8 +415,9 @@ class DataBackupConfig(StoreConfig):
 class AnnotateConfig(Config):
     """Serve the page where people judge, one process over one store. Who may sign in: `keel raters add`."""
 
-    store: str
-    """Where tasks and judgments are kept: `store:FILE.db` or a database URL; made if it is not there."""
+    store: StoreName
+    """Where tasks and judgments are kept: FILE.db (also written store:FILE.db) or a database URL; made if it is not
+    there."""
     tasks: str | None = None
     """File of answers to judge: prompt and completions as `keel generate` writes them, prompt, response_a and
     response_b, or any format of preferences, whose verdicts are left aside; by default what the store holds."""

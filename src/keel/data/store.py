@@ -500,7 +500,9 @@ def _parse(source: str) -> tuple[str, Wanted, sa.URL]:
     try:
         url = sa.make_url(name + ("?" + "&".join(rest) if rest else ""))
     except ArgumentError as error:
-        raise InputError(f"{name}: not a database URL; give store:FILE.db or postgresql://USER@HOST/NAME") from error
+        raise InputError(
+            f"{name}: no store and no database URL; give FILE.db, store:FILE or postgresql://USER@HOST/NAME"
+        ) from error
     shown = url.render_as_string(hide_password=True)
     if url.get_backend_name() == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
