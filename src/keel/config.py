@@ -6,7 +6,6 @@ Fields stand in the order in which `--help` shows them: what to read and write, 
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Literal
 

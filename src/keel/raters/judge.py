@@ -202,7 +202,7 @@ class Judge:
         while True:
             try:
                 text, cut = await self._call(client, messages)
-                read_reply(text, self.rubric, cut)
+                read_reply(text, self.rubric, cut, messages[-1]["content"])
                 return text
             except Unreadable as fault:
                 if unreadable:
@@ -299,9 +299,9 @@ class Judge:
         self.spent.add(getattr(completion, "usage", None), messages, text if isinstance(text, str) else "")
         if declined or end == "content_filter":
             raise Refused(f"the judge declined: {declined or 'content filter'}"[:300])
-        if not isinstance(text, str) or not text.strip():
+        if end != "length" and (not isinstance(text, str) or not text.strip()):
             raise Unreadable("the reply is empty")
-        return text, end == "length"
+        return text or "", end == "length"
 
 
 # --- the connection -------------------------------------------------------------------------------
