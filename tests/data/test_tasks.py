@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, defaultdict
+from itertools import combinations
 
 import pytest
 import sqlalchemy as sa
@@ -14,7 +15,7 @@ from keel.data.preferences import derive
 from keel.data.store import Store
 from keel.data.tasks import GoneError, NewTask, Queue, tasks_of_store
 from keel.errors import InputError
-from keel.records import Answer, Preference, PromptRow, Ranking, Score
+from keel.records import Answer, Drawn, Preference, PromptRow, Ranking, Score
 
 
 def pairs(count, gold=()):
@@ -304,6 +305,17 @@ def test_every_two_answers_of_a_store_that_differ(store):
     assert Queue(store).add(tasks_of_store(store)) == 3
     assert [len(task.answers) for task in tasks_of_store(store, "ranking")] == [3]
     assert Counter(task.prompt for task in tasks_of_store(store, "score")) == {"one": 3, "two": 1}
+
+
+def test_answers_that_differ_beside_their_text_are_asked_about_and_come_back(store):
+    calls = [Answer("", "m", fields={"tool_calls": [{"n": n}]}, drawn=Drawn("f", (n,))) for n in (1, 2)]
+    store.add_answers([(PromptRow("p"), [*calls, Answer(" ", "m")])])
+    queue = Queue(store)
+    assert queue.add(tasks_of_store(store)) == 3
+    seen = [queue.next(rater).answers for rater in "abc"]
+    assert {frozenset(map(repr, some)) for some in seen} == {
+        frozenset(map(repr, some)) for some in combinations([*calls, Answer(" ", "m")], 2)
+    }
 
 
 def test_many_raters_at_once_lose_and_double_nothing(store_source):
