@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -27,7 +29,7 @@ from keel.raters import Task
 from keel.raters.simulated import Simulated
 from keel.records import Answer
 
-from .raters.stub import Stub, fail, say, verdict
+from .raters.stub import Reply, Stub, fail, say, verdict
 
 
 def contents(source):
@@ -248,6 +250,63 @@ def test_a_wrong_key_ends_the_call(configure_collect, capsys):
                  for part in ([f"--{k.replace('_', '-')}", *(v if isinstance(v, list) else [str(v)])])]  # fmt: skip
         assert cli.main(["collect", *[f for f in flags if f != "False"]]) == 2
     assert "OPENAI_API_KEY" in capsys.readouterr().err
+
+
+def requests_of(configure_collect, tmp_path, script, *flags, limit=1):
+    """What a judge was asked by `keel collect` with these flags about one pair, and what was said at the end."""
+    with Stub(script) as stub:
+        config = configure_collect(file=f"{len(list(tmp_path.iterdir()))}.db")
+        words = {"model": config.model, "prompts": config.prompts, "store": config.store, "n": 2, "limit": limit}
+        words |= {"max-new-tokens": 8, "device": "cpu", "precision": "fp32", "rater": "judge:judge-1"}
+        words |= {"judge-server": stub.url, "out": tmp_path / "figures.json"}
+        cli.main(["collect", *(str(part) for k, v in words.items() for part in (f"--{k}", v)), *flags])
+        return stub.calls
+
+
+@pytest.mark.usefixtures("key")
+@pytest.mark.parametrize("through_a_file", [False, True])
+def test_a_judge_s_options_reach_its_requests(configure_collect, tmp_path, capsys, through_a_file):
+    def bodies(**options):
+        flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+        if through_a_file:
+            file = tmp_path / "options.yaml"
+            file.write_text("seed: 0\n" + "".join(f"{name}: {value}\n" for name, value in options.items()))
+            flags = ["--config", str(file)]
+        calls = requests_of(configure_collect, tmp_path, lambda call: say(verdict("A")), *flags)
+        return {call.body.get("temperature") for call in calls}, {call.body["max_tokens"] for call in calls}
+
+    assert bodies() == ({0.0}, {1024})
+    assert bodies(judge_temperature="0.5", judge_reply_tokens="300") == ({0.5}, {300})
+    for nothing in ("null",) if through_a_file else ("none", "None", "null"):
+        assert bodies(judge_temperature=nothing) == ({None}, {1024})
+
+
+@pytest.mark.usefixtures("key")
+def test_a_judge_s_patience_is_an_option(configure_collect, tmp_path, capsys):
+    hang = lambda call: Reply(manner="hang")  # noqa: E731
+    calls = requests_of(configure_collect, tmp_path, hang, "--judge-timeout", "0.2", "--judge-retries", "0")
+    assert len(calls) == 1
+    assert "within 0.2 s (--judge-timeout)" in capsys.readouterr().err
+    patient = ("--judge-retries", "2", "--judge-first-wait", "0.4")
+    calls = requests_of(configure_collect, tmp_path, lambda call: fail(500), *patient)
+    assert len(calls) == 3
+    waits = [b.at - a.at for a, b in itertools.pairwise(calls)]
+    assert 0.2 <= waits[0] < 2
+    assert 0.4 <= waits[1] < 4
+
+
+@pytest.mark.usefixtures("key")
+def test_the_remedy_for_a_temperature_names_a_flag_that_helps(configure_collect, tmp_path, capsys):
+    """A model that takes none: the first call names the flag, the second gives it."""
+
+    def script(call):
+        said = fail(400, "temperature is not supported", param="temperature")
+        return said if "temperature" in call.body else say(verdict("A"))
+
+    requests_of(configure_collect, tmp_path, script)
+    named = re.search(r"say (--judge-temperature none)", capsys.readouterr().err)
+    assert requests_of(configure_collect, tmp_path, script, *named[1].split())
+    assert "temperature" not in capsys.readouterr().err.replace("judge-1 temperature None", "")
 
 
 # --- what a judge's verdicts say of the judge ------------------------------------------------------

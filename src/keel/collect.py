@@ -225,7 +225,10 @@ def load_rater(name: str, config: CollectConfig) -> Rater:
     from keel.raters.judge import Judge, JudgeConfig
 
     shared = ("key_variable", "concurrency", "deadline", "price_in", "price_out", "budget", "token_budget")
-    options = {option: getattr(config, option) for option in shared}
+    own = ("temperature", "reply_tokens", "timeout", "retries", "first_wait")
+    options = {name: getattr(config, name) for name in shared} | {
+        name: getattr(config, f"judge_{name}") for name in own
+    }
     return Judge(JudgeConfig(model=rest, base_url=config.judge_server, **options), rubric)
 
 

@@ -236,6 +236,8 @@ class PPOConfig(Training, Sampling):
 
     @model_validator(mode="after")
     def _impossible_combinations(self) -> PPOConfig:
+        if self.steps is None:
+            raise ValueError("steps is how many rollouts there are: give a number")
         if 5 * self.kl_horizon <= self.rollout_size * self.samples_per_prompt:
             raise ValueError(
                 "kl_horizon must exceed a fifth of the completions in a rollout, or beta could turn negative"
@@ -300,6 +302,16 @@ class CollectConfig(Sampling):
     """YAML file of dimensions and guidelines for judges; overall quality by default."""
     judge_server: str | None = None
     """OpenAI-compatible address of `judge:NAME`; OPENAI_BASE_URL or OpenAI's own by default."""
+    judge_temperature: NonNegative | None = 0.0
+    """Of `judge:NAME`; `none` for models that take no temperature: their verdicts vary from call to call."""
+    judge_reply_tokens: Count = 1024
+    """Length limit of a judge's reply, its reasoning included; a reply that is cut there gives no verdict."""
+    judge_timeout: Positive = 60.0
+    """Seconds for one reply of a judge, to its last byte."""
+    judge_retries: Annotated[int, Field(ge=0)] = 5
+    """Repetitions of a request to a judge that failed for a while."""
+    judge_first_wait: Positive = 0.5
+    """Seconds before the first repetition; doubled before each further one, up to half a minute."""
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable that holds the servers' key; the key itself is written nowhere."""
     server_key_variable: str | None = None

@@ -364,6 +364,7 @@ def test_max_rows_bounds_the_sampler(train, monkeypatch):
     "options",
     [
         {"kl_horizon": 1},
+        {"steps": None},
         {"target_kl": 1.0, "beta": 0.0},
         {"temperature": 0.0},
         {"gamma": 0.0},

@@ -379,7 +379,7 @@ def test_a_pair_too_long_is_missing_at_once(make_judge, make_tasks):
         (fail(404, "no model judge-1"), "judge-1"),
         (fail(400, "no such model", code="model_not_found"), "judge-1"),
         (fail(429, "quota", code="insufficient_quota"), "pay in"),
-        (fail(400, "temperature must be 1", param="temperature"), "temperature to null"),
+        (fail(400, "temperature must be 1", param="temperature"), "--judge-temperature none"),
     ],
     ids=["401", "402", "403", "404", "model", "quota", "temperature"],
 )

@@ -187,7 +187,7 @@ class Judge:
         except (NoVerdict, TimeoutError) as error:
             self.missing += 1
             self.refused += isinstance(error, Refused)
-            late = f"no verdict within {self.config.deadline:g} s; the last trouble: {troubles[-1]}"
+            late = f"no verdict within {self.config.deadline:g} s (--deadline); the last trouble: {troubles[-1]}"
             return Missing(late if isinstance(error, TimeoutError) else str(error))
         heard, mirrored = read_reply(shown, self.rubric), read_reply(swapped, self.rubric)
         settled = {name: settle(heard[name], mirrored[name]) for name in self.rubric.names}
@@ -242,7 +242,7 @@ class Judge:
             async with asyncio.timeout(self.config.timeout):
                 return await client.chat.completions.create(**self._request(client, messages, form))
         except (TimeoutError, openai.APITimeoutError) as error:
-            raise _Again(f"no whole reply within {self.config.timeout:g} s") from error
+            raise _Again(f"no whole reply within {self.config.timeout:g} s (--judge-timeout)") from error
         except openai.APIConnectionError as error:
             raise _Again(f"the connection failed ({first_line(error.__cause__ or error)})") from error
         except openai.APIStatusError as error:
@@ -276,7 +276,7 @@ class Judge:
         elif status == 404 or code == "model_not_found":
             remedy = f"check the model's name ({self.config.model}) and the address ({client.base_url}, usually …/v1)"
         elif error.param == "temperature":
-            remedy = "set the judge's temperature to null"
+            remedy = "say --judge-temperature none, or one that this model takes"
         if remedy:
             return InputError(f"the judge's server says {said}; {remedy}")
         if code in ("content_filter", "content_policy_violation"):
