@@ -145,7 +145,10 @@ class DPOConfig(Training):
     beta: Positive = 0.1
     """Strength of the pull to the reference (tau in IPO). Smaller moves further away."""
     loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
-    """Which function of the margin; see `keel.objectives.dpo_loss`."""
+    """Which function of the margin; see `keel.objectives.dpo_loss`. The margin is of summed log-probabilities, in `ipo`
+    too, as in its paper; TRL's ipo averages them per token, which `ipo_average` does here."""
+    ipo_average: bool = False
+    """With loss=ipo, divide each answer's log-ratio by its tokens, as TRL does; 1 / (2 beta) is then one per token."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Assumed share of flipped labels: conservative DPO with `sigmoid`, unbiased with `robust`."""
     length_alpha: float = 0.0
@@ -166,6 +169,8 @@ class DPOConfig(Training):
             )
         if self.loss == "robust" and not self.label_smoothing:
             raise ValueError("loss=robust needs label_smoothing, the share of flipped labels, above 0")
+        if self.ipo_average and self.loss != "ipo":
+            raise ValueError(f"ipo_average has no meaning for loss={self.loss}: use ipo, or leave it out")
         if self.length_alpha and self.loss == "ipo":
             raise ValueError("length_alpha is not defined for loss=ipo: use sigmoid, hinge or robust")
         return self
