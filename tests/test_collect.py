@@ -243,6 +243,49 @@ def test_a_judge_that_never_answers_ends_the_call(configure_collect):
 
 
 @pytest.mark.usefixtures("key")
+def test_a_judge_without_a_single_verdict_is_no_success(configure_collect):
+    """Fewer pairs than end the call midway. What was judged before is a success that goes on."""
+    with Stub(lambda call: say("Well.")) as stub:
+        common = {"rater": ["judge:judge-1"], "judge_server": stub.url, "n": 2, "limit": 3}
+        with pytest.raises(RunFailed, match=r"none of 3 pairs has a verdict \(the reply holds no JSON object\)"):
+            collect(configure_collect(**common))
+        with Store(configure_collect().store) as store:
+            assert len(store.read(survey.schema.answers.select())) == 6
+        stub.script = lambda call: say(verdict("A")) if call.number % 3 == 0 else say("Well.")
+        collect(configure_collect(**common))
+        stub.script = lambda call: say("Well.")
+        assert collect(configure_collect(**common | {"limit": 4})).summary["missing"]
+
+
+@pytest.mark.usefixtures("key")
+def test_a_judge_s_server_that_is_not_there_is_told_before_anything_is_drawn(configure_collect, monkeypatch, tmp_path):
+    with Stub(lambda call: say(verdict("A"))) as stub:
+        url = stub.url
+    for named in (True, False):
+        if not named:
+            monkeypatch.setenv("OPENAI_BASE_URL", url)
+        began = time.monotonic()
+        with pytest.raises(InputError, match=r"no server there \(.*refused.*\); start it, or mend --judge-server"):
+            collect(configure_collect(rater=["judge:judge-1"], judge_server=url if named else None))
+        assert time.monotonic() - began < 10
+    assert not (tmp_path / "store.db").exists()
+
+
+@pytest.mark.usefixtures("key")
+def test_pairs_are_counted_while_they_are_judged(configure_collect, monkeypatch):
+    """Those without a verdict, too."""
+    from keel import collect as module
+
+    told = []
+    advance = module.Bar.advance
+    monkeypatch.setattr(module.Bar, "advance", lambda bar, n=1, note="": told.append(note) or advance(bar, n, note))
+    with Stub(lambda call: say(verdict("A") if call.number > 4 else "Well.")) as stub:
+        collect(configure_collect(rater=["judge:judge-1"], judge_server=stub.url, n=2, limit=3, concurrency=1))
+    counted = [int(found[1]) for note in told if (found := re.search(r"(\d+) pairs?\b", note))]
+    assert sorted(set(counted)) == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("key")
 def test_a_wrong_key_ends_the_call(configure_collect, capsys):
     with Stub(lambda call: fail(401)) as stub:
         config = configure_collect(rater=["judge:judge-1"], judge_server=stub.url)

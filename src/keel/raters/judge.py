@@ -15,6 +15,7 @@ import asyncio
 import math
 import os
 import random
+import socket
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -150,6 +152,24 @@ class Judge:
                     return
                 done = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
                 yield running.pop(done), done.result()
+
+    def require_server(self) -> None:
+        """Refuse a server of one's own that is not there, before anything is drawn for it; asked once, by a connection.
+
+        Behind a proxy that cannot be told.
+        """
+        address = self.config.base_url or os.environ.get("OPENAI_BASE_URL", "")
+        url = urlsplit(address)
+        if not url.hostname or (url.scheme in getproxies() and not proxy_bypass(url.hostname)):
+            return
+        try:
+            port = url.port or {"http": 80, "https": 443}[url.scheme]
+            socket.create_connection((url.hostname, port), timeout=min(self.config.timeout, 10.0)).close()
+        except (KeyError, ValueError):
+            return  # no address: the client says so
+        except OSError as error:
+            said = first_line(error)
+            raise InputError(f"{address}: no server there ({said}); start it, or mend --judge-server") from error
 
     def note(self) -> str:
         """`$0.42, 12,300 tokens, 3 missing`."""
