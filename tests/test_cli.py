@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from keel import __version__, cli
+from keel import __version__, cli, config
 
 EVERY = ("demo", "sft", "reward", "dpo", "ppo", "best-of-n", "generate")
 TRAINING = ("sft", "reward", "dpo", "ppo")
@@ -240,6 +240,8 @@ def test_unknown_command(capfd):
         ("betta: 1\n", "betta"),
         ("beta: -2\n", "beta"),
         ("beta: [1, 2]\n", "beta"),
+        ("beta:\n", "settings.yaml: beta has no value; give it one, or leave the line out"),
+        ("model: null\n", "model has no value"),
     ],
 )
 def test_bad_config_files(command, capfd, tmp_path, content, needle):
@@ -248,6 +250,26 @@ def test_bad_config_files(command, capfd, tmp_path, content, needle):
         file.write_text(content)
     refused([*command("dpo"), "--config", str(file)], capfd, needle)
     refused([*command("dpo"), "--config"], capfd, "--config")
+
+
+@pytest.mark.parametrize("word", ["none", "None", "null"])
+def test_an_option_without_a_value_is_said_in_words(word):
+    """Where none is not the default, too; a file says it as YAML does. A name of a model is not such a word."""
+    kind = config.CollectConfig
+    common = ["--model", "none", "--prompts", "p", "--store", "s.db", "--budget", word, "--price-in=" + word]
+    found = cli._parse("collect", kind, [*common, "--judge-temperature", word, "--rater", "none"])
+    assert (found.judge_temperature, found.budget, found.price_in) == (None, None, None)
+    assert (found.model, found.rater) == ("none", ["none"])
+
+
+def test_null_in_a_file_is_none(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("judge_temperature: null\nlimit: ~\nrubric:\nmodel: m\nprompts: p\nstore: s.db\n")
+    found = cli._parse("collect", config.CollectConfig, ["--config", str(file)])
+    assert (found.judge_temperature, found.limit, found.rubric) == (None, None, None)
+    again = tmp_path / "again.yaml"
+    again.write_text(found.to_yaml())
+    assert cli._parse("collect", config.CollectConfig, ["--config", str(again)]) == found
 
 
 # --- bad input: the list

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -27,7 +29,7 @@ from keel.raters import Task
 from keel.raters.simulated import Simulated
 from keel.records import Answer
 
-from .raters.stub import Stub, fail, say, verdict
+from .raters.stub import Reply, Stub, fail, say, verdict
 
 
 def contents(source):
@@ -67,7 +69,7 @@ def test_the_kept_log_probability_is_the_models(configure_collect):
     text = checkpoints.load_text(config.model)
     equal = checked = 0
     with Store(config.store) as store:
-        for row in store.prompts():
+        for _, row in store.prompts():
             like = Answer("", config.model, checkpoints.weights_hash(model)[:16], dict(SAMPLING))
             for answer in store.answers_to([row.prompt], like)[0]:
                 prompt, ids = text.prompt_ids(row.prompt), text.completion_ids(row.prompt, answer.text)
@@ -241,6 +243,49 @@ def test_a_judge_that_never_answers_ends_the_call(configure_collect):
 
 
 @pytest.mark.usefixtures("key")
+def test_a_judge_without_a_single_verdict_is_no_success(configure_collect):
+    """Fewer pairs than end the call midway. What was judged before is a success that goes on."""
+    with Stub(lambda call: say("Well.")) as stub:
+        common = {"rater": ["judge:judge-1"], "judge_server": stub.url, "n": 2, "limit": 3}
+        with pytest.raises(RunFailed, match=r"none of 3 pairs has a verdict \(the reply holds no JSON object\)"):
+            collect(configure_collect(**common))
+        with Store(configure_collect().store) as store:
+            assert len(store.read(survey.schema.answers.select())) == 6
+        stub.script = lambda call: say(verdict("A")) if call.number % 3 == 0 else say("Well.")
+        collect(configure_collect(**common))
+        stub.script = lambda call: say("Well.")
+        assert collect(configure_collect(**common | {"limit": 4})).summary["missing"]
+
+
+@pytest.mark.usefixtures("key")
+def test_a_judge_s_server_that_is_not_there_is_told_before_anything_is_drawn(configure_collect, monkeypatch, tmp_path):
+    with Stub(lambda call: say(verdict("A"))) as stub:
+        url = stub.url
+    for named in (True, False):
+        if not named:
+            monkeypatch.setenv("OPENAI_BASE_URL", url)
+        began = time.monotonic()
+        with pytest.raises(InputError, match=r"no server there \(.*refused.*\); start it, or mend --judge-server"):
+            collect(configure_collect(rater=["judge:judge-1"], judge_server=url if named else None))
+        assert time.monotonic() - began < 10
+    assert not (tmp_path / "store.db").exists()
+
+
+@pytest.mark.usefixtures("key")
+def test_pairs_are_counted_while_they_are_judged(configure_collect, monkeypatch):
+    """Those without a verdict, too."""
+    from keel import collect as module
+
+    told = []
+    advance = module.Bar.advance
+    monkeypatch.setattr(module.Bar, "advance", lambda bar, n=1, note="": told.append(note) or advance(bar, n, note))
+    with Stub(lambda call: say(verdict("A") if call.number > 4 else "Well.")) as stub:
+        collect(configure_collect(rater=["judge:judge-1"], judge_server=stub.url, n=2, limit=3, concurrency=1))
+    counted = [int(found[1]) for note in told if (found := re.search(r"(\d+) pairs?\b", note))]
+    assert sorted(set(counted)) == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("key")
 def test_a_wrong_key_ends_the_call(configure_collect, capsys):
     with Stub(lambda call: fail(401)) as stub:
         config = configure_collect(rater=["judge:judge-1"], judge_server=stub.url)
@@ -248,6 +293,63 @@ def test_a_wrong_key_ends_the_call(configure_collect, capsys):
                  for part in ([f"--{k.replace('_', '-')}", *(v if isinstance(v, list) else [str(v)])])]  # fmt: skip
         assert cli.main(["collect", *[f for f in flags if f != "False"]]) == 2
     assert "OPENAI_API_KEY" in capsys.readouterr().err
+
+
+def requests_of(configure_collect, tmp_path, script, *flags, limit=1):
+    """What a judge was asked by `keel collect` with these flags about one pair, and what was said at the end."""
+    with Stub(script) as stub:
+        config = configure_collect(file=f"{len(list(tmp_path.iterdir()))}.db")
+        words = {"model": config.model, "prompts": config.prompts, "store": config.store, "n": 2, "limit": limit}
+        words |= {"max-new-tokens": 8, "device": "cpu", "precision": "fp32", "rater": "judge:judge-1"}
+        words |= {"judge-server": stub.url, "out": tmp_path / "figures.json"}
+        cli.main(["collect", *(str(part) for k, v in words.items() for part in (f"--{k}", v)), *flags])
+        return stub.calls
+
+
+@pytest.mark.usefixtures("key")
+@pytest.mark.parametrize("through_a_file", [False, True])
+def test_a_judge_s_options_reach_its_requests(configure_collect, tmp_path, capsys, through_a_file):
+    def bodies(**options):
+        flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+        if through_a_file:
+            file = tmp_path / "options.yaml"
+            file.write_text("seed: 0\n" + "".join(f"{name}: {value}\n" for name, value in options.items()))
+            flags = ["--config", str(file)]
+        calls = requests_of(configure_collect, tmp_path, lambda call: say(verdict("A")), *flags)
+        return {call.body.get("temperature") for call in calls}, {call.body["max_tokens"] for call in calls}
+
+    assert bodies() == ({0.0}, {1024})
+    assert bodies(judge_temperature="0.5", judge_reply_tokens="300") == ({0.5}, {300})
+    for nothing in ("null",) if through_a_file else ("none", "None", "null"):
+        assert bodies(judge_temperature=nothing) == ({None}, {1024})
+
+
+@pytest.mark.usefixtures("key")
+def test_a_judge_s_patience_is_an_option(configure_collect, tmp_path, capsys):
+    hang = lambda call: Reply(manner="hang")  # noqa: E731
+    calls = requests_of(configure_collect, tmp_path, hang, "--judge-timeout", "0.2", "--judge-retries", "0")
+    assert len(calls) == 1
+    assert "within 0.2 s (--judge-timeout)" in capsys.readouterr().err
+    patient = ("--judge-retries", "2", "--judge-first-wait", "0.4")
+    calls = requests_of(configure_collect, tmp_path, lambda call: fail(500), *patient)
+    assert len(calls) == 3
+    waits = [b.at - a.at for a, b in itertools.pairwise(calls)]
+    assert 0.2 <= waits[0] < 2
+    assert 0.4 <= waits[1] < 4
+
+
+@pytest.mark.usefixtures("key")
+def test_the_remedy_for_a_temperature_names_a_flag_that_helps(configure_collect, tmp_path, capsys):
+    """A model that takes none: the first call names the flag, the second gives it."""
+
+    def script(call):
+        said = fail(400, "temperature is not supported", param="temperature")
+        return said if "temperature" in call.body else say(verdict("A"))
+
+    requests_of(configure_collect, tmp_path, script)
+    named = re.search(r"say (--judge-temperature none)", capsys.readouterr().err)
+    assert requests_of(configure_collect, tmp_path, script, *named[1].split())
+    assert "temperature" not in capsys.readouterr().err.replace("judge-1 temperature None", "")
 
 
 # --- what a judge's verdicts say of the judge ------------------------------------------------------

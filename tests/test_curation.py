@@ -5,18 +5,21 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from hashlib import blake2b
 
 import krippendorff
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from sklearn.metrics import cohen_kappa_score
 
 from keel import cli
+from keel.data import checks, formats
 from keel.data.formats import read_pairs
 from keel.data.store import Store, said_key
 from keel.data.tasks import NewTask, Queue
 from keel.data.text import prompt_key
-from keel.records import Answer, Judgment, Preference
+from keel.records import Answer, Judgment, Preference, Ranking
 
 ROWS = [
     {"prompt": "a?", "chosen": "yes, of course", "rejected": "no", "margin": 2.0},
@@ -280,6 +283,109 @@ def test_training_on_a_store_records_which_judgments(keel, train, configure, fil
     assert changed["data_hash"] != manifest["data_hash"]
 
 
+def by_sql(source, where="1 = 1"):
+    """What a manifest should say of some judgments: their hash, how many they are, and their numbers."""
+    with Store(source) as store:
+        rows = store.read(sa.text(f"SELECT id, key FROM judgments WHERE {where} ORDER BY id"))
+    whole = blake2b(b"".join(bytes(row[1]) for row in rows), digest_size=8).hexdigest()
+    return whole, len(rows), {row[0] for row in rows}
+
+
+def numbers_of(ids):
+    """ "1-3,7" as {1, 2, 3, 7}."""
+    spans = [part.split("-") for part in ids.split(",")]
+    return {number for span in spans for number in range(int(span[0]), int(span[-1]) + 1)}
+
+
+def told(identity):
+    return identity["data_hash"], identity["judgments"], numbers_of(identity["judgment_ids"])
+
+
+def one_more(source, number=0, rater="late"):
+    late = Judgment("what can teddy do now?", (Answer(f"a{number}"), Answer("b")), Preference("first"), rater=rater)
+    with Store(source) as other:
+        assert other.append([(said_key(late), late)]) == 1
+
+
+def test_a_manifest_names_only_what_was_trained_on_though_others_write(
+    keel, train, configure, file, store_source, monkeypatch
+):
+    """Another connection adds a judgment once the pairs have been read."""
+    keel("data", "convert", data=file, out=store_source)
+    expected, check = by_sql(store_source), checks.check_pairs
+
+    def meanwhile(pairs, *rest):
+        one_more(store_source)
+        return check(pairs, *rest)
+
+    monkeypatch.setattr(checks, "check_pairs", meanwhile)
+    found = train("dpo", config=configure("dpo", data=store_source, steps=1))
+    assert told(json.loads((found.folder / "manifest.json").read_text())) == expected
+    assert by_sql(store_source)[1] == expected[1] + 1
+
+
+def test_what_comes_while_a_store_is_read_is_not_named(keel, file, store_source):
+    keel("data", "convert", data=file, out=store_source)
+    ranked = Judgment("r", (Answer("a"), Answer("b"), Answer("c")), Ranking((2, 1, 3)), rater="early")
+    with Store(store_source) as store:
+        store.append([(said_key(ranked), ranked)])
+    expected = by_sql(store_source)
+    groups, counts, _ = formats.open_judgments(store_source)
+    read = list(next(groups))
+    one_more(store_source)
+    read += [judgment for group in groups for judgment in group]
+    assert told(formats.identify(store_source, counts)) == expected
+    assert {judgment.origin.row for judgment in read} == expected[2]
+
+
+def test_a_part_of_a_store_is_named_as_that_part(keel, file, store_source):
+    """By --limit, by rater, by both."""
+    keel("data", "convert", data=file, out=store_source)
+    for number in range(3):
+        one_more(store_source, number, rater="ann")
+    joined = "&" if "?" in store_source else "?"
+    whole = by_sql(store_source)
+    for part, limit, where in (
+        (store_source, 5, None),
+        (f"{store_source}{joined}rater=ann", None, "rater = 'ann'"),
+        (f"{store_source}{joined}rater=ann", 1, "rater = 'ann'"),  # all of one prompt
+    ):
+        pairs, counts, _ = formats.read_pairs(part, limit=limit)
+        numbers = {pair.origin.row for pair in pairs}
+        where = where or f"id IN ({','.join(map(str, numbers))})"
+        assert told(formats.identify(part, counts)) == by_sql(store_source, where) != whole
+    assert len({pair.prompt for pair in formats.read_pairs(store_source, limit=5)[0]}) == 5
+
+
+def test_prompts_of_a_store_are_named_as_prompts(keel, file, store_source):
+    keel("data", "convert", data=file, out=store_source)
+    rows, counts, _ = formats.read_prompts(store_source)
+    one_more(store_source)
+    identity = formats.identify(store_source, counts)
+    assert identity["prompts"] == len(rows)
+    again = formats.identify(store_source, formats.read_prompts(store_source, limit=len(rows) - 1)[1])
+    assert again["prompts"] == len(rows) - 1
+    assert again["data_hash"] != identity["data_hash"]
+
+
+def test_a_store_goes_into_a_store_under_its_own_keys(keel, file, tmp_path, store_source):
+    """Converted again after it grew, or merged, what was there is there once; a rater's part goes by itself."""
+    other = f"store:{tmp_path}/other.db"
+    keel("data", "convert", data=file, out=other)
+    assert "39 judgments more" in keel("data", "convert", data=other, out=store_source)[2]
+    one_more(other, rater="ann")
+    one_more(other, 1, rater="bob")
+    assert "1 judgment more" in keel("data", "convert", data=f"{other}?rater=ann", out=store_source)[2]
+    assert "1 judgment more" in keel("data", "convert", data=other, out=store_source)[2]
+    assert "0 judgments more" in keel("data", "merge", store=store_source, other=other)[2]
+    with Store(other) as one, Store(store_source) as two:
+        both = [sorted(repr(j) for group in store.groups() for j in group) for store in (one, two)]
+    assert both[0] == both[1]
+    code, _, err = keel("data", "convert", data=f"{other}?rater=nobody", out=store_source)
+    assert code == 2
+    assert "no rows" in err
+
+
 def test_answers_that_were_cut_when_they_were_drawn_are_noted_in_training(train, configure, store_source):
     with Store(store_source, create=True) as store:
         for i in range(8):
@@ -306,3 +412,29 @@ def test_help_of_a_family_and_a_wrong_word(keel):
     code, _, err = keel("data", "nonsense")
     assert code == 2
     assert "data convert" in err
+
+
+def test_a_file_s_name_is_enough_where_only_a_store_can_stand(keel, file, tmp_path, configure_collect, monkeypatch):
+    """In every family of commands; `store:` before it names the same store, and another ending is not taken for one."""
+    monkeypatch.chdir(tmp_path)
+    with_prefix = {"data": file, "out": "store:named.db"}
+    assert "39 judgments more" in keel("data", "convert", **(with_prefix | {"out": "named.db"}))[2]
+    assert "0 judgments more" in keel("data", "convert", **with_prefix)[2]
+    assert "39 judgments more" in keel("data", "merge", store="other.sqlite", other="named.db")[2]
+    assert keel("data", "backup", store="named.db", out="copy.db")[0] == 0
+    assert "no rater 'ann'" in keel("data", "forget", store="copy.db", rater="ann")[2]
+    assert keel("raters", "add", store="named.db", name="ann")[0] == 0
+    assert "ann" in keel("raters", "list", store="store:named.db")[1]
+    assert keel("raters", "revoke", store="named.db", name="ann")[0] == 0
+    assert "annotate: store:empty.db: nothing to judge" in keel("annotate", store="empty.db", port=0)[2]
+    config = configure_collect()
+    words = {"model": config.model, "prompts": config.prompts, "n": 1, "max-new-tokens": 4, "device": "cpu"}
+    assert keel("collect", store="drawn.sqlite3", **words)[0] == 0
+    with Store("store:drawn.sqlite3") as store:
+        assert len(list(store.prompts())) == 8
+    for name in ("votes.jsonl", "votes", "mydb"):
+        code, _, err = keel("data", "forget", store=name, rater="ann")
+        assert code == 2
+        assert f"{name}: no store and no database URL; give FILE.db, store:FILE or postgresql" in err
+    assert keel("data", "convert", data=file, out="plain.jsonl", to="trl")[0] == 0
+    assert (tmp_path / "plain.jsonl").read_text().startswith("{")

@@ -210,6 +210,35 @@ def test_length_alpha_refuses_what_it_cannot_do(options: dict[str, Any]) -> None
         dpo_loss(*sides(), length_alpha=0.1, **options)
 
 
+def test_averaged_ipo_by_hand() -> None:
+    """Two pairs with round numbers: per token 3/2 - (-1)/4 = 1.75, and -2/1 - 6/3 = -4; 1 / (2 beta) is 2."""
+    pairs = [torch.tensor(x, dtype=torch.float64) for x in ([-7.0, -5.0], [-9.0, -4.0], [-10.0, -3.0], [-8.0, -10.0])]
+    lengths = torch.tensor([2, 1]), torch.tensor([4, 3])
+    loss, metrics = dpo_loss(*pairs, beta=0.25, kind="ipo", lengths=lengths)
+    close(loss, [0.25**2, 36.0])
+    close(metrics["rewards/margins"], [0.25 * (3 + 1), 0.25 * (-2 - 6)])  # rewards are of sums, as for every loss
+    plain, _ = dpo_loss(*pairs, beta=0.25, kind="ipo")
+    close(plain, [4.0, 100.0])
+
+
+def test_averaged_ipo_of_answers_of_one_token_is_ipo() -> None:
+    ones = torch.ones(8), torch.ones(8)
+    close(dpo_loss(*sides(), beta=0.3, kind="ipo", lengths=ones)[0], dpo_loss(*sides(), beta=0.3, kind="ipo")[0])
+
+
+def test_averaged_ipo_starts_where_ipo_does() -> None:
+    logps = draw(5)
+    lengths = torch.arange(1, 6), torch.arange(5, 0, -1)
+    loss, _ = dpo_loss(logps, logps - 1, logps, logps - 1, beta=0.3, kind="ipo", lengths=lengths)
+    close(loss, [dpo_zero_margin_loss("ipo", beta=0.3)] * 5)
+
+
+@pytest.mark.parametrize("kind", ["sigmoid", "hinge", "robust"])
+def test_lengths_are_refused_but_for_ipo(kind: Any) -> None:
+    with pytest.raises(ValueError, match="lengths average the log-ratios of ipo"):
+        dpo_loss(*sides(), kind=kind, label_smoothing=0.1, lengths=(torch.ones(8), torch.ones(8)))
+
+
 def test_an_unknown_loss_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown DPO loss"):
         dpo_loss(*sides(), kind="dpo")  # type: ignore[arg-type]
@@ -247,6 +276,7 @@ def test_every_option_of_dpo_changes_the_loss() -> None:
         {"kind": "hinge"},
         {"kind": "ipo"},
         {"length_alpha": 0.1, "length_gap": gap},
+        {"kind": "ipo", "lengths": (gap, gap)},
     ]
     assert {name for v in variants for name in v} == {
         p.name for p in inspect.signature(dpo_loss).parameters.values() if p.kind is p.KEYWORD_ONLY

@@ -8,7 +8,7 @@ import re
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from keel import __version__
 from keel.errors import InputError, KeelError
@@ -110,7 +110,7 @@ def _parse(command: str, kind: Any, flags: list[str]) -> Any:
 
 def _with_file(flags: list[str], kind: Any) -> list[str]:
     """Flags with those of `--config FILE` put before them, so that the command line wins; `-n` stands for `--n`."""
-    flags = ["--n" if flag == "-n" else flag for flag in flags]
+    flags = _with_none(["--n" if flag == "-n" else flag for flag in flags], kind)
     joined = "--config="
     flags = [part for f in flags for part in (["--config", f.removeprefix(joined)] if f.startswith(joined) else [f])]
     if "--config" not in flags:
@@ -119,6 +119,34 @@ def _with_file(flags: list[str], kind: Any) -> list[str]:
     if at + 1 == len(flags):
         raise InputError("--config needs a file")
     return [*_flags_of(Path(flags[at + 1]), kind), *flags[:at], *flags[at + 2 :]]
+
+
+def _with_none(flags: list[str], kind: Any) -> list[str]:
+    """`none` and `null` behind an option that is a number or nothing mean nothing, as the option parser writes it."""
+    options = {_option(name) for name, field in kind.model_fields.items() if _number_or_none(field.annotation)}
+    done: list[str] = []
+    for flag in flags:
+        name, joined, value = flag.partition("=")
+        if joined and name in options and value.lower() in NONE:
+            done += [name, "None"]
+        else:
+            done.append("None" if done and done[-1] in options and flag.lower() in NONE else flag)
+    return done
+
+
+NONE = "none", "null"
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _takes_none(annotation: Any) -> bool:
+    return type(None) in get_args(annotation)
+
+
+def _number_or_none(annotation: Any) -> bool:
+    return _takes_none(annotation) and not {str, Path} & set(get_args(annotation))
 
 
 def _flags_of(file: Path, kind: Any) -> list[str]:
@@ -134,10 +162,12 @@ def _flags_of(file: Path, kind: Any) -> list[str]:
     several = [n for n, field in kind.model_fields.items() if get_origin(field.annotation) is list]
     flags: list[str] = []
     for name, value in content.items():
-        option = "--" + str(name).replace("_", "-")
+        option = _option(str(name))
         if value is None:
-            continue
-        if isinstance(value, bool):
+            if str(name) in kind.model_fields and not _takes_none(kind.model_fields[str(name)].annotation):
+                raise InputError(f"{file}: {name} has no value; give it one, or leave the line out")
+            flags += [option, "None"]
+        elif isinstance(value, bool):
             flags.append(option if value else option.replace("--", "--no-", 1))
         elif isinstance(value, list) and str(name) in several:
             flags += [option, *map(str, value)]

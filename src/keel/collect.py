@@ -57,6 +57,8 @@ def collect(config: CollectConfig) -> Result | None:
         if not tally.found + tally.drawn:
             raise RunFailed(f"no answer to any prompt: {checks.reasons(tally.silent)}")
         judges = [r.identity for name, r in zip(config.rater, raters, strict=True) if name.startswith(JUDGES)]
+        for judge in judges:
+            _refuse_silence(judge, asked[judge], tally)
         tally.bias = _biases(store, judges, rows)
     return _told(config, counts, raters, tally, time.perf_counter() - began)
 
@@ -70,6 +72,8 @@ class Tally:
     drawn: int = 0
     silent: RowCounts = field(default_factory=RowCounts)
     """`dropped`: prompts that stay without some of the answers that were asked for, by reason."""
+    pairs: int = 0
+    """Pairs that raters were asked about."""
     judged: Counter[str] = field(default_factory=Counter)
     """By rater: judgments that are new in the store."""
     missing: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -82,9 +86,10 @@ class Tally:
     rating: float = 0.0
 
     def note(self) -> str:
-        """`1,024 answers, 2 prompts lack some`."""
+        """`1,024 answers, 2 prompts lack some, 512 pairs`."""
         missing = f", {self.silent.dropped_total:,} prompts lack some" if self.silent.dropped else ""
-        return f"{self.found + self.drawn:,} answers{missing}"
+        pairs = f", {checks.counted(self.pairs, 'pair')}" if self.pairs else ""
+        return f"{self.found + self.drawn:,} answers{missing}{pairs}"
 
 
 # --- prompts --------------------------------------------------------------------------------------
@@ -164,8 +169,11 @@ def _judge(
     try:
         for _, result in rater.rate(waiting):
             done += 1
+            tally.pairs += 1
             if isinstance(result, Missing):
                 tally.missing[name, result.reason] += 1
+                if not result.waiting:
+                    progress()
                 if done == HOPELESS and not result.waiting and not tally.judged[name] + len(kept):
                     raise RunFailed(f"{name}: none of {HOPELESS} pairs has a verdict; the last: {result.reason}")
                 continue
@@ -177,6 +185,14 @@ def _judge(
         tally.judged[name] += _keep(store, kept)
     tally.left[name] += len(waiting) - done
     tally.rating += time.perf_counter() - began
+
+
+def _refuse_silence(judge: str, asked: set[bytes], tally: Tally) -> None:
+    """A judge without a single verdict, now and before, has judged nothing: no success."""
+    reasons = [(why, count) for (who, why), count in tally.missing.most_common() if who == judge]
+    if reasons and not tally.judged[judge] and not asked:
+        missing = checks.counted(sum(count for _, count in reasons), "pair")
+        raise RunFailed(f"{judge}: none of {missing} has a verdict ({reasons[0][0]}); answers are kept: call again")
 
 
 def _keep(store: Store, judgments: list[Judgment]) -> int:
@@ -225,8 +241,13 @@ def load_rater(name: str, config: CollectConfig) -> Rater:
     from keel.raters.judge import Judge, JudgeConfig
 
     shared = ("key_variable", "concurrency", "deadline", "price_in", "price_out", "budget", "token_budget")
-    options = {option: getattr(config, option) for option in shared}
-    return Judge(JudgeConfig(model=rest, base_url=config.judge_server, **options), rubric)
+    own = ("temperature", "reply_tokens", "timeout", "retries", "first_wait")
+    options = {name: getattr(config, name) for name in shared} | {
+        name: getattr(config, f"judge_{name}") for name in own
+    }
+    judge = Judge(JudgeConfig(model=rest, base_url=config.judge_server, **options), rubric)
+    judge.require_server()
+    return judge
 
 
 # --- telling --------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from keel.errors import InputError
 
@@ -18,6 +18,16 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _store(name: str) -> str:
+    address = "://" in name or name.startswith("store:")
+    return name if address or not name.partition("?")[0].endswith(STORE_ENDINGS) else f"store:{name}"
+
+
+STORE_ENDINGS = ".db", ".sqlite", ".sqlite3"
+StoreName = Annotated[str, AfterValidator(_store)]
+"""`store:FILE.db` or a database URL; FILE.db alone is the same store. A name with another ending stays what it is."""
 
 
 class Config(BaseModel):
@@ -145,7 +155,10 @@ class DPOConfig(Training):
     beta: Positive = 0.1
     """Strength of the pull to the reference (tau in IPO). Smaller moves further away."""
     loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
-    """Which function of the margin; see `keel.objectives.dpo_loss`."""
+    """Which function of the margin; see `keel.objectives.dpo_loss`. The margin is of summed log-probabilities, in `ipo`
+    too, as in its paper; TRL's ipo averages them per token, which `ipo_average` does here."""
+    ipo_average: bool = False
+    """With loss=ipo, divide each answer's log-ratio by its tokens, as TRL does; 1 / (2 beta) is then one per token."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Assumed share of flipped labels: conservative DPO with `sigmoid`, unbiased with `robust`."""
     length_alpha: float = 0.0
@@ -166,6 +179,8 @@ class DPOConfig(Training):
             )
         if self.loss == "robust" and not self.label_smoothing:
             raise ValueError("loss=robust needs label_smoothing, the share of flipped labels, above 0")
+        if self.ipo_average and self.loss != "ipo":
+            raise ValueError(f"ipo_average has no meaning for loss={self.loss}: use ipo, or leave it out")
         if self.length_alpha and self.loss == "ipo":
             raise ValueError("length_alpha is not defined for loss=ipo: use sigmoid, hinge or robust")
         return self
@@ -236,6 +251,8 @@ class PPOConfig(Training, Sampling):
 
     @model_validator(mode="after")
     def _impossible_combinations(self) -> PPOConfig:
+        if self.steps is None:
+            raise ValueError("steps is how many rollouts there are: give a number")
         if 5 * self.kl_horizon <= self.rollout_size * self.samples_per_prompt:
             raise ValueError(
                 "kl_horizon must exceed a fifth of the completions in a rollout, or beta could turn negative"
@@ -280,8 +297,8 @@ class CollectConfig(Sampling):
     """What answers: checkpoint folder, run folder or hub name; with `server` the model's name there."""
     prompts: str
     """File of prompts or chats, a log of chats (up to the last question), or a store, whose prompts are answered."""
-    store: str
-    """Where all is kept: `store:FILE.db` or a database URL; made if it is not there."""
+    store: StoreName
+    """Where all is kept: FILE.db (also written store:FILE.db) or a database URL; made if it is not there."""
     rater: list[str] = []
     """Who judges, one or several; without any, answers are only drawn and kept."""
     n: Count = 2
@@ -300,6 +317,16 @@ class CollectConfig(Sampling):
     """YAML file of dimensions and guidelines for judges; overall quality by default."""
     judge_server: str | None = None
     """OpenAI-compatible address of `judge:NAME`; OPENAI_BASE_URL or OpenAI's own by default."""
+    judge_temperature: NonNegative | None = 0.0
+    """Of `judge:NAME`; `none` for models that take no temperature: their verdicts vary from call to call."""
+    judge_reply_tokens: Count = 1024
+    """Length limit of a judge's reply, its reasoning included; a reply that is cut there gives no verdict."""
+    judge_timeout: Positive = 60.0
+    """Seconds for one reply of a judge, to its last byte."""
+    judge_retries: Annotated[int, Field(ge=0)] = 5
+    """Repetitions of a request to a judge that failed for a while."""
+    judge_first_wait: Positive = 0.5
+    """Seconds before the first repetition; doubled before each further one, up to half a minute."""
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable that holds the servers' key; the key itself is written nowhere."""
     server_key_variable: str | None = None
@@ -364,8 +391,8 @@ class DataConvertConfig(Reading):
 
     data: str
     """A file in any format that Keel knows, `store:FILE.db`, a database URL, or a hub data set."""
-    out: str
-    """File to write (.jsonl, .json, .csv, .parquet; text ones also .gz), or a store to add to."""
+    out: StoreName
+    """File to write (.jsonl, .json, .csv, .parquet; text ones also .gz), or a store to add to (.db, a database URL)."""
     to: str | None = None
     """Format to write, such as trl, kto, hh or alpacaeval; a store needs none."""
     pairs: bool = False
@@ -386,8 +413,8 @@ class DataSplitConfig(DataConfig):
 class StoreConfig(Config):
     """A store that a command changes or copies."""
 
-    store: str
-    """`store:FILE.db` or a database URL."""
+    store: StoreName
+    """FILE.db (also written store:FILE.db) or a database URL."""
 
 
 class DataForgetConfig(StoreConfig):
@@ -400,7 +427,7 @@ class DataForgetConfig(StoreConfig):
 class DataMergeConfig(StoreConfig):
     """Add prompts, answers and judgments of another store, each once; its tasks and accounts stay its own."""
 
-    other: str
+    other: StoreName
     """The store to read."""
 
 
@@ -414,8 +441,9 @@ class DataBackupConfig(StoreConfig):
 class AnnotateConfig(Config):
     """Serve the page where people judge, one process over one store. Who may sign in: `keel raters add`."""
 
-    store: str
-    """Where tasks and judgments are kept: `store:FILE.db` or a database URL; made if it is not there."""
+    store: StoreName
+    """Where tasks and judgments are kept: FILE.db (also written store:FILE.db) or a database URL; made if it is not
+    there."""
     tasks: str | None = None
     """File of answers to judge: prompt and completions as `keel generate` writes them, prompt, response_a and
     response_b, or any format of preferences, whose verdicts are left aside; by default what the store holds."""

@@ -29,7 +29,7 @@ from keel.data.ahead import ahead
 from keel.data.convert import convert as write
 from keel.data.files import write_json, write_lines
 from keel.data.schema import judgments
-from keel.data.store import TABLES, Rows, Store, is_store, row_key, rows_of
+from keel.data.store import TABLES, Rows, Store, is_store, rows_of
 from keel.engine.progress import Bar, say
 from keel.errors import InputError
 from keel.records import Judgment, Pair, Result, RowCounts
@@ -174,9 +174,7 @@ def gather(config: DataConvertConfig) -> None:
 
 def read_for_store(data: str, format: str | None, limit: int | None) -> Iterator[tuple[Rows, RowCounts, str]]:
     """Rows for a store, some at a time and at last none, with every row's fate so far and the name of the format."""
-    groups, counts, name = formats.open_judgments(data, format, limit)
-    identity = str(formats.identify(data)["data_hash"])
-    keyed = ((row_key(identity, j, index), j) for group in groups for index, j in enumerate(group))
+    keyed, counts, name = formats.open_keyed(data, format, limit)
     for rows in rows_of(keyed):
         yield rows, counts, name
     yield tuple([] for _ in TABLES), counts, name

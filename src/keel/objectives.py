@@ -71,6 +71,7 @@ def dpo_loss(
     label_smoothing: float = 0.0,
     length_alpha: float = 0.0,
     length_gap: Tensor | None = None,
+    lengths: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Metrics]:
     """Direct preference optimisation per pair, on summed log-probabilities [N] of the two completions.
 
@@ -81,7 +82,10 @@ def dpo_loss(
     - `robust`: ((1 - e) l(h) - e l(-h)) / (1 - 2e) (Chowdhury et al. 2024): under flips at rate e its expectation is
       the clean loss. Unbounded below on pairs whose win rate exceeds 1 - e.
     - `hinge`: max(0, 1 - beta h) (SLiC, Zhao et al. 2023).
-    - `ipo`: (h - 1 / (2 beta))^2 with beta in the role of tau (Azar et al. 2024, eq. 17), on *summed* log-probs.
+    - `ipo`: (h - 1 / (2 beta))^2 with beta in the role of tau (Azar et al. 2024, eq. 17), on *summed* log-probs. With
+      `lengths` = (|w|, |l|) in tokens, [N] each, h is that of *averages*, as in TRL:
+      h = (chosen - reference_chosen) / |w| - (rejected - reference_rejected) / |l|. Then 1 / (2 beta) is a margin in
+      nats per token: the same beta asks for one that grows with the answers' lengths.
 
     `length_alpha` > 0 adds alpha (|w| - |l|) to beta h (Park et al. 2024), whose optimum is
     ref exp((r - alpha |y|) / beta); `length_gap` = |w| - |l| in tokens, [N]. Not defined for `ipo`.
@@ -91,6 +95,10 @@ def dpo_loss(
     chosen_ratio = chosen - reference_chosen
     rejected_ratio = rejected - reference_rejected
     logits = beta * (chosen_ratio - rejected_ratio)
+    if lengths is not None:
+        if kind != "ipo":
+            raise ValueError("lengths average the log-ratios of ipo; other losses are of summed ones")
+        logits = beta * (chosen_ratio / lengths[0] - rejected_ratio / lengths[1])
     if length_alpha:
         if length_gap is None or kind == "ipo":
             raise ValueError("length_alpha needs length_gap and a loss of a logit (sigmoid, robust, hinge)")
@@ -123,8 +131,8 @@ def _dpo_of_logits(logits: Tensor, kind: DpoLoss, smoothing: float, beta: float)
 def dpo_zero_margin_loss(kind: DpoLoss, *, beta: float, length_alpha: float = 0.0) -> float | None:
     """The loss of a policy that still equals its reference; step 0 must show it (law 4).
 
-    ln 2 for the sigmoid, conservative and robust forms, 1 for hinge, 1 / (4 tau^2) for IPO. None where pairs of
-    different length start from different logits (`length_alpha`).
+    ln 2 for the sigmoid, conservative and robust forms, 1 for hinge, 1 / (4 tau^2) for IPO, of sums and of averages
+    alike. None where pairs of different length start from different logits (`length_alpha`).
     """
     if length_alpha:
         return None

@@ -14,14 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from keel.data import schema, survey
+from keel.data import migrations, schema, survey
 from keel.data.preferences import derive
 from keel.data.store import Store, answer_key, prompt_key, row_key, rows_of, said_key
 from keel.errors import InputError
-from keel.records import Answer, Judgment, Origin, Preference, PromptRow, Ranking, Score
+from keel.records import Answer, Drawn, Judgment, Origin, Preference, PromptRow, Ranking, Score
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Wohin, Bär? 🐻"}]
 DRAWN = Answer(" To the park.", "runs/sft", "3f2a", {"temperature": 0.8, "top_p": 1.0}, -3.25, 5, True, 3)
+CALLING = Answer("", fields={"tool_calls": [{"function": {"name": "add", "arguments": {"b": 2, "a": 1}}}]})
+IDS = replace(DRAWN, fields={"reasoning_content": "Hm, «2»."}, drawn=Drawn("9c1e", (17, 4, 2)))
 PLAIN = Answer(" Nowhere.")
 THIRD = Answer("")
 EVERY_KIND = [
@@ -85,6 +87,42 @@ def many(count: int, start: int = 0) -> list[Judgment]:
 def test_every_kind_comes_back_as_it_was(store):
     assert store.append(keyed(EVERY_KIND)) == len(EVERY_KIND)
     assert in_any_order(held(store)) == in_any_order(EVERY_KIND)
+
+
+WITH_MORE = [
+    Judgment("2 + 2 =", (IDS, CALLING), Preference("first", 1.0), rater="ann"),
+    Judgment("2 + 2 =", (CALLING, DRAWN, IDS), Ranking((1, 2, 2)), rater="ann"),
+    Judgment(CHAT, (IDS,), Score(1.0), rater="ann"),
+]
+
+
+def test_what_an_answer_holds_beside_its_text_and_its_ids_come_back(store, tmp_path):
+    """As it is judged, found, merged and backed up."""
+    store.append(keyed(WITH_MORE))
+    assert in_any_order(held(store)) == in_any_order(WITH_MORE)
+    (found,) = store.answers_to(["2 + 2 ="], IDS)
+    assert in_any_order(found) == in_any_order([DRAWN, IDS])
+    store.backup(tmp_path / "copy.db")
+    with Store(f"store:{tmp_path}/copy.db") as copy, Store(f"store:{tmp_path}/other.db", create=True) as other:
+        assert other.merge(copy) == len(WITH_MORE)
+        assert in_any_order(held(copy)) == in_any_order(held(other)) == in_any_order(WITH_MORE)
+
+
+def test_what_is_beside_the_text_tells_answers_apart_and_ids_do_not(store):
+    """The same answer with other ids is the one that is there, with its ids."""
+    like = Answer("", "m")
+    call, other = (replace(like, fields={"tool_calls": [{"n": n}]}) for n in (1, 2))
+    again = replace(IDS, drawn=Drawn("9c1e", (17, 3, 1, 2)))
+    store.add_answers([(PromptRow("p"), [like, call, other, IDS])])
+    store.add_answers([(PromptRow("p"), [replace(call, drawn=Drawn("f", (1,))), again])])
+    assert in_any_order(store.answers_to(["p"], like)[0]) == in_any_order([like, call, other])
+    assert store.answers_to(["p"], IDS) == [[IDS]]
+
+
+def test_the_order_of_fields_is_none():
+    fields = {"tool_calls": [], "reasoning_content": "r"}
+    turned = dict(reversed(fields.items()))
+    assert answer_key(b"p" * 16, Answer("a", fields=fields)) == answer_key(b"p" * 16, Answer("a", fields=turned))
 
 
 def test_a_prompt_is_one_group_in_the_order_in_which_it_was_judged(store):
@@ -203,6 +241,16 @@ def test_who_reads_keeps_nobody_from_writing(store, store_source):
     assert sum(map(len, reading)) == 36  # the rest of what there was when it began
 
 
+def test_what_is_read_in_a_snapshot_is_of_one_moment(store, store_source):
+    store.append(keyed_rows(0, 40))
+    with store.snapshot():
+        before = survey.count_store(store), store.identity(), held(store)
+        with Store(store_source) as other:
+            other.append(keyed_rows(40, 10))
+        assert (survey.count_store(store), store.identity(), held(store)) == before
+    assert survey.count_store(store).judgments == len(held(store)) == 50
+
+
 # --- changes of mind, and people who want to be forgotten -----------------------------------------
 
 
@@ -212,7 +260,7 @@ def test_what_is_retracted_stays_and_counts_nowhere(store):
     store.retract(rows[1][0], comment="misread")
     assert [j.origin.row for j in held(store)] == [0, 2, 3]
     assert survey.count_store(store).retracted == 1
-    assert store.identity()[:2] == (3, "1,3-4")
+    assert store.identity() | {"data_hash": ""} == {"data_hash": "", "judgments": 3, "judgment_ids": "1,3-4"}
     store.append(rows)  # the import again: it stays retracted
     assert [j.origin.row for j in held(store)] == [0, 2, 3]
     with pytest.raises(InputError, match="no judgment 00 to retract"):
@@ -303,7 +351,7 @@ def test_a_backup_is_the_whole_store(store, tmp_path):
     store.append(keyed_rows(50, 10))  # later: not in the copy
     with Store(f"store:{tmp_path}/copy.db") as copy:
         assert in_any_order(held(copy)) == in_any_order([*many(50), *EVERY_KIND])
-        assert copy.identity()[0] == 50 + len(EVERY_KIND)
+        assert copy.identity()["judgments"] == 50 + len(EVERY_KIND)
     with pytest.raises(InputError, match="already exists"):
         store.backup(tmp_path / "copy.db")
 
@@ -377,14 +425,12 @@ def test_a_store_of_a_newer_version(tmp_path):
 
 def test_an_older_store_goes_through_the_steps_it_lacks(store_source, monkeypatch):
     Store(store_source, create=True).close()
-    ran = []
-    second = lambda connection: ran.append(connection)  # noqa: E731
-    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, second))
+    further = ("CREATE TABLE further (x INTEGER)",)  # a second time it would fail
+    monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, further))
     for _ in range(2):
         with Store(store_source) as store:
             version = store.read(schema.version.select())[0][0]
-    assert len(ran) == 1
-    assert version == len(schema.MIGRATIONS)
+    assert version == len(migrations.MIGRATIONS)
 
 
 # --- keys -----------------------------------------------------------------------------------------
@@ -462,13 +508,13 @@ def test_who_may_only_read_sees_what_another_has_just_written(barred):
     killed.chmod(0o755)
 
 
-def test_an_old_store_that_may_not_be_written_asks_for_a_copy(barred, monkeypatch):
-    with monkeypatch.context() as older:
-        older.setattr(schema, "MIGRATIONS", schema.MIGRATIONS[:1])
-        _, source = barred(0o444, 0o555)
+def test_an_old_store_that_may_not_be_written_asks_for_a_copy(barred):
+    folder, source = barred(0o644, 0o755)
+    shutil.copy(Path(__file__).parent / "stores" / "version-1.db", folder / "s.db")
+    folder.chmod(0o555)
     assert as_one_who_must_obey(source).endswith(
-        "s.db: store version 1, which this Keel must bring to 2, and it cannot be written to; copy it to where you may "
-        "write"
+        f"s.db: store version 1, which this Keel must bring to {len(migrations.MIGRATIONS)}, and it cannot be written "
+        "to; copy it to where you may write"
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 import time
 from collections import Counter, defaultdict
+from itertools import combinations
 
 import pytest
 import sqlalchemy as sa
@@ -15,7 +15,7 @@ from keel.data.preferences import derive
 from keel.data.store import Store
 from keel.data.tasks import GoneError, NewTask, Queue, tasks_of_store
 from keel.errors import InputError
-from keel.records import Answer, Preference, PromptRow, Ranking, Score
+from keel.records import Answer, Drawn, Preference, PromptRow, Ranking, Score
 
 
 def pairs(count, gold=()):
@@ -307,6 +307,17 @@ def test_every_two_answers_of_a_store_that_differ(store):
     assert Counter(task.prompt for task in tasks_of_store(store, "score")) == {"one": 3, "two": 1}
 
 
+def test_answers_that_differ_beside_their_text_are_asked_about_and_come_back(store):
+    calls = [Answer("", "m", fields={"tool_calls": [{"n": n}]}, drawn=Drawn("f", (n,))) for n in (1, 2)]
+    store.add_answers([(PromptRow("p"), [*calls, Answer(" ", "m")])])
+    queue = Queue(store)
+    assert queue.add(tasks_of_store(store)) == 3
+    seen = [queue.next(rater).answers for rater in "abc"]
+    assert {frozenset(map(repr, some)) for some in seen} == {
+        frozenset(map(repr, some)) for some in combinations([*calls, Answer(" ", "m")], 2)
+    }
+
+
 def test_many_raters_at_once_lose_and_double_nothing(store_source):
     tasks, people_at_once, overlap = 120, 8, 2
     with Store(store_source, create=True) as store:
@@ -329,18 +340,6 @@ def test_many_raters_at_once_lose_and_double_nothing(store_source):
             raters[j.prompt].append(j.rater)
         assert len(raters) == tasks
         assert all(len(names) == overlap == len(set(names)) for names in raters.values())
-
-
-def test_a_store_of_the_first_version_gains_the_tables(tmp_path):
-    source = f"store:{tmp_path}/old.db"
-    Store(source, create=True).close()
-    with sqlite3.connect(tmp_path / "old.db") as connection:
-        for table in ("tasks", "shown", "turns", "accounts", "sessions", "settings"):
-            connection.execute(f"DROP TABLE {table}")
-        connection.execute("UPDATE keel_store SET version = 1")
-    with Store(source) as store:
-        assert Queue(store).add(pairs(2)) == 2
-        assert people.add(store, "ana").startswith("keel-")
 
 
 # --- people ---------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from keel import cli
 from keel.config import Machine
+from keel.data import checks
 from keel.data.store import Store, said_key
 from keel.engine.run import generator
 from keel.engine.sampler import sample
@@ -208,6 +209,36 @@ def test_raters_who_agree_no_more_than_chance(check, tmp_path, agreeing):
     assert found["level"] == ("note" if agreeing else "warning")
     assert figures["agreement"][0]["shared"] == 150
     assert figures["judgments"] == 300
+
+
+def votes_in(source, count):
+    with Store(source, create=True) as store:
+        for row in rows_like(count):
+            judgment = Judgment(row["prompt"], (Answer(row["chosen"]), Answer(row["rejected"])), Preference("first"))
+            store.append([(said_key(judgment), judgment)])
+
+
+def test_what_is_said_of_raters_is_of_the_same_judgments_or_says_so(check, store_source, monkeypatch):
+    votes_in(store_source, 60)
+    figures = check(store_source)[2]
+    assert figures["survey"]["judgments"] == figures["judgments"] == 60
+    assert "survey_of" not in figures
+    limited = check(store_source, limit=20)[2]
+    assert limited["survey"]["judgments"] == limited["judgments"] < 60
+    assert limited["data_hash"] != figures["data_hash"]
+    summarise = checks.summarise
+
+    def meanwhile(*words):
+        late = Judgment("late", (Answer("a"), Answer("b")), Preference("first"), rater="late")
+        with Store(store_source) as other:
+            other.append([(said_key(late), late)])
+        return summarise(*words)
+
+    monkeypatch.setattr(checks, "summarise", meanwhile)
+    _, findings, later, _ = check(store_source)
+    assert later["data_hash"] == figures["data_hash"]
+    assert (later["judgments"], later["survey_of"]["judgments"], later["survey"]["judgments"]) == (60, 61, 61)
+    assert "60 judgments, counts of raters of 61" in findings["others wrote to the store while it was read"]["text"]
 
 
 # --- against a model ------------------------------------------------------------------------------

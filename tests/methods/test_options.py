@@ -11,6 +11,7 @@ import torch
 from keel.engine.batches import Batches
 from keel.errors import InputError
 from keel.models import checkpoints
+from keel.records import Bundle, Completion
 
 METHODS = ("sft", "reward", "dpo", "ppo")
 CUT = 18  # tokens: above every prompt, below the longer answers
@@ -179,6 +180,7 @@ def test_margins_change_the_reward_model(train, weights, tmp_path, write_rows, p
 DPO = [
     {"beta": 0.5},
     {"loss": "ipo"},
+    {"loss": "ipo", "ipo_average": True},
     {"loss": "hinge"},
     {"label_smoothing": 0.2},
     {"loss": "robust", "label_smoothing": 0.2},
@@ -195,6 +197,17 @@ def test_dpo_options_change_the_weights(train, weights, make_model):
         for other in seen:
             assert_other(got, other)
         seen.append(got)
+
+
+@pytest.mark.parametrize(("average", "expected"), [(False, [(4 - 2) ** 2]), (True, [(3 / 2 + 1 / 4 - 2) ** 2])])
+def test_ipo_is_of_sums_or_of_averages_over_each_answer_s_own_tokens(configure, average, expected):
+    """Log-ratios 3 over two tokens and -1 over four; 1 / (2 beta) is 2."""
+    from keel.methods.dpo import pair_loss
+
+    pair = Bundle([1], [Completion([4, 2]), Completion([5, 6, 7, 2])])
+    config = configure("dpo", loss="ipo", beta=0.25, ipo_average=average)
+    loss, _ = pair_loss(config, torch.tensor([-7.0, -9.0]), torch.tensor([-10.0, -8.0]), [pair])
+    assert loss.tolist() == pytest.approx(expected)
 
 
 def test_reference_log_probabilities_are_kept_in_a_file_until_they_are_others(
@@ -254,6 +267,8 @@ def test_live_and_cached_references_are_one(train, weights, metrics_of, make_mod
         {"label_smoothing": 0.1, "loss": "hinge"},
         {"loss": "robust"},
         {"loss": "ipo", "length_alpha": 0.1},
+        {"ipo_average": True},
+        {"ipo_average": True, "loss": "hinge"},
         {"loss": "nonsense"},
         {"learning_rate": 0.0},
         {"batch_size": 0},
@@ -364,6 +379,7 @@ def test_max_rows_bounds_the_sampler(train, monkeypatch):
     "options",
     [
         {"kl_horizon": 1},
+        {"steps": None},
         {"target_kl": 1.0, "beta": 0.0},
         {"temperature": 0.0},
         {"gamma": 0.0},

@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import binomtest
 
 from keel.raters import Task
-from keel.raters.pairs import Heard, judgments, settle, show, swap, verbosity_bias, verbosity_biases
+from keel.raters.pairs import Heard, identical, judgments, settle, show, swap, verbosity_bias, verbosity_biases
 from keel.raters.rubric import DEFAULT
 from keel.records import Answer, Judgment, Preference, Score
 
@@ -37,6 +37,23 @@ def test_an_answer_cannot_pass_for_another():
 
 def said(outcome, first, second):
     return Judgment("q", (Answer("x" * first), Answer("y" * second)), Preference(outcome), kind="judge")
+
+
+def test_what_stands_beside_a_text_is_shown_and_tells_answers_apart():
+    """Two calls of one tool with the same words around them; a call and thinking in the conversation."""
+    call = lambda city: {"tool_calls": [{"function": {"name": "weather", "arguments": {"city": city}}}]}  # noqa: E731
+    asked = [
+        {"role": "user", "content": "Rain in Oslo?"},
+        {"role": "assistant", "content": "", "reasoning_content": "I look it up.", **call("Oslo")},
+        {"role": "tool", "content": "sun"},
+    ]
+    one, other = (Answer("Let me look.", fields=call(city)) for city in ("Bergen", "Rome"))
+    shown = show(Task(asked, one, other))
+    for word in ("I look it up.", '"Oslo"', '"Bergen"', '"Rome"', "tool_calls"):
+        assert shown.count(word) >= 1, word
+    assert not identical(Task(asked, one, other))
+    assert not identical(Task(asked, one, replace(one, fields=None)))
+    assert identical(Task(asked, one, replace(one, text=" Let me look.\n")))
 
 
 def test_bias_by_hand():

@@ -12,6 +12,7 @@ from keel.data import people
 from keel.data.store import Store
 from keel.data.tasks import NewTask, Queue
 from keel.records import Answer
+from keel.web.app import shown_answers, shown_prompt
 
 PAGES = ["/admin", "/api/task", "/api/admin"]
 POSTS = [
@@ -82,6 +83,17 @@ def test_what_a_rater_gets_names_no_model_and_no_other(run_server, tmp_path):
     assert "left 1" in seen["ben"]
     for word in ("secret-one", "secret-two", '"ana"', "a word of"):
         assert word not in seen["ben"]
+
+
+def test_what_stands_beside_a_text_is_seen_by_who_judges_it():
+    call = {"tool_calls": [{"function": {"name": "weather", "arguments": {"city": "Oslo"}}}]}
+    (answer,) = shown_answers([Answer("Let me look.", fields=call)])
+    (turn,) = shown_prompt([{"role": "assistant", "content": "", "reasoning_content": "Hm <b>.", **call}])
+    for shown in (answer, turn):
+        assert "Oslo" in shown["text"]
+        assert "weather" in shown["html"]
+    assert answer["characters"] == len("Let me look.")
+    assert "<b>" not in turn["html"]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from keel.data.judged.base import no_remarks
 from keel.data.preferences import derive
 from keel.data.prompted import PROMPTED
 from keel.data.rows import Neutral, Numbered, Row, RowError, noted, shown
-from keel.data.store import Store, is_store
+from keel.data.store import Given, Store, is_store, prompts_identity, row_key
 from keel.data.text import prompt_key
 from keel.data.unjudged import UNJUDGED, Unjudged
 from keel.errors import InputError
@@ -40,6 +40,7 @@ __all__ = [
     "open_answers",
     "open_demonstrations",
     "open_judgments",
+    "open_keyed",
     "read_demonstrations",
     "read_judgments",
     "read_pairs",
@@ -125,6 +126,29 @@ def open_judgments(
     return stream(), counts, name
 
 
+def open_keyed(
+    source: str, format: str | None = None, limit: int | None = None
+) -> tuple[Iterator[tuple[bytes, Judgment]], RowCounts, str]:
+    """Judgments as they are read, each under the key by which a store knows it: read again, they are the same ones.
+
+    Those of a file are named by its content and their row, those of a store as they are there.
+    """
+    if not is_store(source):
+        groups, counts, name = open_judgments(source, format, limit)
+        content = file_hash(source)
+        return ((row_key(content, j, index), j) for group in groups for index, j in enumerate(group)), counts, name
+    counts = RowCounts()
+
+    def stream() -> Iterator[tuple[bytes, Judgment]]:
+        for group in _of_store(source, limit, counts, numbered=False):
+            counts.read += 1
+            counts.used += 1
+            yield from group
+        _refuse_nothing(counts, source)
+
+    return stream(), counts, STORE
+
+
 def read_judgments(
     source: str, format: str | None = None, limit: int | None = None
 ) -> tuple[list[Judgment], RowCounts, str]:
@@ -143,7 +167,7 @@ def open_answers(
     counts = RowCounts()
     if is_store(source):
         name = STORE
-        groups: Iterator[list[Asked]] = map(_asked, itertools.islice(_of_store(source), limit))
+        groups: Iterator[list[Asked]] = map(_asked, _judgments_of(source, limit, counts))
     else:
         rows, chosen = _open(ANSWERS, source, format, limit)
         name = chosen.name
@@ -213,9 +237,9 @@ def read_prompts(
     if is_store(source):
         with Store(source) as store:
             found = list(itertools.islice(store.prompts(), limit))
-        counts = RowCounts(read=len(found), used=len(found))
+        counts = RowCounts(read=len(found), used=len(found), identity=prompts_identity(key for key, _ in found))
         _refuse_nothing(counts, source)
-        return found, counts, STORE
+        return [row for _, row in found], counts, STORE
     rows, chosen = _open(PROMPTS, source, format, limit)
     counts = RowCounts()
     return _read(rows, _noting(chosen.convert, chosen.remarks, counts), source, counts), counts, chosen.name
@@ -237,13 +261,12 @@ def kind_of(source: str, format: str | None = None) -> str:
     raise AssertionError("what matches no format is refused")
 
 
-def identify(source: str) -> dict[str, object]:
-    """What a manifest says of data: the file's hash, or exactly which judgments of a store there were."""
-    if not is_store(source):
-        return {"data_hash": file_hash(source)}
-    with Store(source) as store:
-        count, ids, digest = store.identity()
-    return {"data_hash": digest, "judgments": count, "judgment_ids": ids}
+def identify(source: str, counts: RowCounts) -> dict[str, object]:
+    """What a manifest says of data: the file's hash, or exactly which rows of a store were given.
+
+    `counts` are those of the reading, which must be over: a store may hold more by now.
+    """
+    return counts.identity if is_store(source) else {"data_hash": file_hash(source)}
 
 
 # --- what commands read
@@ -268,7 +291,7 @@ def _groups(
     """Judgments row by row of a file, prompt by prompt of a store; the caller counts what it takes."""
     counts = RowCounts()
     if is_store(source):
-        return itertools.islice(_of_store(source), limit), counts, STORE
+        return _judgments_of(source, limit, counts), counts, STORE
     rows, chosen = _open(kind, source, format, limit)
     groups = (group for _, group in _records(rows, _noting(chosen.read, chosen.remarks, counts), source, counts))
     return groups, counts, chosen.name
@@ -281,11 +304,19 @@ def _contests(source: str, format: str | None, limit: int | None) -> tuple[Itera
     return (together(groups, counts) if name in spread else groups), counts, name
 
 
-def _of_store(source: str) -> Iterator[list[Judgment]]:
-    """A prompt's judgments at a time; what counts as a row's number is the judgment's in the store."""
+def _judgments_of(source: str, limit: int | None, counts: RowCounts) -> Iterator[list[Judgment]]:
+    """The judgments of a store, a prompt at a time; what counts as a row's number is the judgment's in the store."""
+    return ([judgment for _, judgment in group] for group in _of_store(source, limit, counts))
+
+
+def _of_store(
+    source: str, limit: int | None, counts: RowCounts, numbered: bool = True
+) -> Iterator[list[tuple[bytes, Judgment]]]:
+    """The same under their keys; at the end `counts` learns exactly which they were."""
+    given = Given()
     with Store(source) as store:
-        for group in store.groups(numbered=True):
-            yield [judgment for _, judgment in group]
+        yield from itertools.islice(store.groups(given=given, numbered=numbered), limit)
+    counts.identity = given.identity()
 
 
 def _noting(

@@ -67,7 +67,7 @@ def _prepare(
     rows = checker(rows, counts, config.max_bad_share, source)
     limit = min(config.max_length, positions or config.max_length)
     held_report = ""
-    facts: dict[str, object] = {"data": source, "format": name, **formats.identify(source), **_ai(rows)}
+    facts: dict[str, object] = {"data": source, "format": name, **formats.identify(source, counts), **_ai(rows)}
     held: list[Bundle] = []
     held_counts: RowCounts | None = None
     if config.eval_data is not None:
@@ -77,7 +77,8 @@ def _prepare(
         _refuse_leak(rows, held_rows, source, other)
         held = encode(held_rows, held_counts, text, limit, config.max_bad_share, other)
         held_report = "\n" + checks.summarise(held_counts, other, held_name)
-        facts |= {"eval_data": other, **{f"eval_{key}": value for key, value in formats.identify(other).items()}}
+        identity = formats.identify(other, held_counts)
+        facts |= {"eval_data": other, **{f"eval_{key}": value for key, value in identity.items()}}
     elif config.holdout:
         rows, held_rows = checks.split_by_prompt(rows, config.holdout, config.seed)
         held = encode(held_rows, counts, text, limit, config.max_bad_share, source)

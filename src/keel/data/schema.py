@@ -1,4 +1,4 @@
-"""The store's tables, and the numbered steps by which an older store becomes a newer one.
+"""The store's tables as they are today; `migrations` brings an older store here.
 
     prompts ──< answers          a prompt, and what was written to it, by whom, how, and how likely it was
        └──────< judgments >── raters         what was said of one or two answers, only ever appended
@@ -9,18 +9,16 @@
 Keys are hashes of what a row says, so that the same prompt or answer is stored once whoever brings it, in whatever
 process, and two stores merge by union. A judgment's key names the event: a row of a file, an answer of a deterministic
 rater, or, for people, a random number. Keys of answers and judgments begin with their prompt's, so that one index finds
-them by key and by prompt. `id` counts judgments in the order in which they came.
+them by key and by prompt. `id` counts judgments in the order in which they came. An answer's `fields` belong to what it
+says, and so to its key, if it has any; `drawn` does not.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    Connection,
     Float,
     ForeignKey,
     Index,
@@ -30,10 +28,6 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
-    insert,
-    inspect,
-    select,
-    update,
 )
 
 metadata = MetaData()
@@ -65,6 +59,8 @@ answers = Table(
     Column("logp", Float),
     Column("tokens", Integer),
     Column("truncated", Boolean, nullable=False),
+    Column("fields", Text, nullable=False, server_default=""),  # JSON of what its turn holds beside the text, or empty
+    Column("drawn", Text, nullable=False, server_default=""),  # JSON: fingerprint of the tokenizer, token ids; or empty
 )
 
 raters = Table(
@@ -181,33 +177,3 @@ sessions = Table(
 )
 
 settings = Table("settings", metadata, Column("name", Text, primary_key=True), Column("value", Text, nullable=False))
-
-
-def first_tables(connection: Connection) -> None:
-    """Version 1: prompts, answers and what was said of them."""
-    metadata.create_all(connection, [version, prompts, answers, raters, judgments, places])
-
-
-def tables_of_tasks(connection: Connection) -> None:
-    """Version 2: what people are asked, and who they are."""
-    metadata.create_all(connection, [tasks, shown, turns, accounts, sessions, settings])
-
-
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (first_tables, tables_of_tasks)
-"""Step n makes version n of version n - 1. A step is never changed once a store has gone through it."""
-
-
-def version_of(connection: Connection) -> int:
-    """The number of the last step that a database went through; 0 where there is no store in it."""
-    if not inspect(connection).has_table(version.name):
-        return 0
-    return int(connection.scalar(select(version.c.version)) or 0)
-
-
-def migrate(connection: Connection) -> None:
-    """Bring a store to the newest version, in the caller's transaction; a second process waits and finds it done."""
-    if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7355608)")
-    for number, step in enumerate(MIGRATIONS[version_of(connection) :], version_of(connection) + 1):
-        step(connection)
-        connection.execute(insert(version).values(version=1) if number == 1 else update(version).values(version=number))

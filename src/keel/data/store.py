@@ -16,6 +16,7 @@ import sqlite3
 import threading
 import time
 import uuid
+from array import array
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -31,11 +32,11 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
-from keel.data import schema
+from keel.data import migrations, schema
 from keel.data.schema import answers, judgments, places, prompts, raters
 from keel.data.text import further
 from keel.errors import InputError
-from keel.records import Answer, Judgment, Origin, Preference, Prompt, PromptRow, Ranking, Score
+from keel.records import Answer, Drawn, Judgment, Origin, Preference, Prompt, PromptRow, Ranking, Score
 
 PREFIX = "store:"
 CHUNK = 10_000
@@ -60,6 +61,37 @@ class Wanted:
     rater: str | None = None
 
 
+class Given:
+    """Which judgments were given, by number and key as they are read, in whatever order."""
+
+    def __init__(self) -> None:
+        self._numbers, self._keys = array("q"), bytearray()  # 28 bytes each: there may be millions
+
+    def add(self, number: int, key: bytes) -> None:
+        """One more of them."""
+        self._numbers.append(number)
+        self._keys += key
+
+    def identity(self) -> dict[str, object]:
+        """What a manifest says of them: a hash of their keys, how many they are, their numbers ("1-6240,6300")."""
+        whole, ranges, size = blake2b(digest_size=8), list[list[int]](), PROMPT_BYTES + BELOW_BYTES
+        for place in sorted(range(len(self._numbers)), key=self._numbers.__getitem__):
+            whole.update(self._keys[place * size : (place + 1) * size])
+            number = self._numbers[place]
+            if ranges and ranges[-1][1] == number - 1:
+                ranges[-1][1] = number
+            else:
+                ranges.append([number, number])
+        ids = ",".join(f"{a}-{b}" if a < b else f"{a}" for a, b in ranges)
+        return {"data_hash": whole.hexdigest(), "judgments": len(self._numbers), "judgment_ids": ids}
+
+
+def prompts_identity(keys: Iterable[bytes]) -> dict[str, object]:
+    """The same of prompts alone: a hash of their keys, and how many they are."""
+    found = list(keys)
+    return {"data_hash": _hash(*found, size=8).hex(), "prompts": len(found)}
+
+
 class Store:
     """An open store; use it as a context, or close it."""
 
@@ -73,21 +105,22 @@ class Store:
         self._engine = _engine(url, self.source)
         self._writing = self._engine.execution_options(writes=True)
         self._turn = threading.RLock()
+        self._snapshot = threading.local()
         self._statements = {
             table: _insert_statement(table, self._engine.dialect) for table in schema.metadata.tables.values()
         }
         with self._errors(), self._engine.connect() as connection:
-            found = schema.version_of(connection)
+            found = migrations.version_of(connection)
         if not found and not create:
             raise InputError(f"{self.source}: a database, but no store of Keel's; check the name")
-        if found > len(schema.MIGRATIONS):
+        if found > len(migrations.MIGRATIONS):
             raise InputError(f"{self.source}: written by a newer Keel (store version {found}); update Keel")
-        if found < len(schema.MIGRATIONS) and read_only:
-            old = f"store version {found}, which this Keel must bring to {len(schema.MIGRATIONS)}"
+        if found < len(migrations.MIGRATIONS) and read_only:
+            old = f"store version {found}, which this Keel must bring to {len(migrations.MIGRATIONS)}"
             raise InputError(f"{self.source}: {old}, and it cannot be written to; copy it to where you may write")
-        if found < len(schema.MIGRATIONS):
+        if found < len(migrations.MIGRATIONS):
             with self.writing() as connection:
-                schema.migrate(connection)
+                migrations.migrate(connection)
 
     def __enter__(self) -> Store:
         return self
@@ -175,7 +208,7 @@ class Store:
         with self.reading() as connection:
             for key in map(prompt_key, asked):
                 head = key[:PROMPT_BYTES]
-                rows = connection.execute(statement, {"low": head, "high": head + b"\xff" * 12, "of": key})
+                rows = connection.execute(statement, {"low": head, "high": head + b"\xff" * BELOW_BYTES, "of": key})
                 found.append([answer_of(row, "a") for row in rows])
         return found
 
@@ -231,11 +264,12 @@ class Store:
     # --- reading ----------------------------------------------------------------------------------
 
     def groups(
-        self, *conditions: sa.ColumnElement[bool], numbered: bool = False
+        self, *conditions: sa.ColumnElement[bool], numbered: bool = False, given: Given | None = None
     ) -> Iterator[list[tuple[bytes, Judgment]]]:
         """All judgments that hold and are wanted, a prompt at a time, each prompt's in the order in which they came.
 
-        Their origin is the row that they were imported from or, with `numbered`, their number in the store.
+        Their origin is the row that they were imported from or, with `numbered`, their number in the store. `given`
+        learns which they are. All are read in one transaction: what others write meanwhile is not seen.
         """
         first, second = answers.alias("first_answer"), answers.alias("second_answer")
         statement = (
@@ -253,8 +287,8 @@ class Store:
             .where(*self.holding(), *conditions)
             .order_by(judgments.c.key)
         )
-        with self._errors(), self._engine.connect() as connection:
-            rows = connection.execution_options(yield_per=1_000).execute(statement)
+        with self.reading() as connection:
+            rows = connection.execute(statement, execution_options={"yield_per": 1_000})
             for _, group in groupby(rows, key=lambda row: row.prompt):
                 some = sorted(group, key=lambda row: row.id)
                 ranked = self._ranked(connection, [row.key for row in some if row.kind == "ranking"])
@@ -262,6 +296,9 @@ class Store:
                 if numbered:
                     places = [Origin(self.source, row.id) for row in some]
                     found = [(key, replace(j, origin=at)) for (key, j), at in zip(found, places, strict=True)]
+                if given is not None:
+                    for row in some:
+                        given.add(row.id, row.key)
                 yield found
 
     def holding(self) -> list[sa.ColumnElement[bool]]:
@@ -291,29 +328,37 @@ class Store:
                 found.setdefault(row.judgment, []).append((answer_of(row, "a"), row.rank))
         return found
 
-    def prompts(self) -> Iterator[PromptRow]:
-        """Every prompt, in the order of their keys."""
+    def prompts(self) -> Iterator[tuple[bytes, PromptRow]]:
+        """Every prompt under its key, in the order of their keys."""
         for row in self.stream(sa.select(prompts).order_by(prompts.c.key)):
-            yield PromptRow(prompt_of(row), Origin(row.file, row.row))
+            yield row.key, PromptRow(prompt_of(row), Origin(row.file, row.row))
 
-    def identity(self) -> tuple[int, str, str]:
-        """Exactly which judgments hold and are wanted: how many, their ids ("1-6240,6300"), a hash of their keys."""
-        statement = sa.select(judgments.c.id, judgments.c.key).where(*self.holding()).order_by(judgments.c.id)
-        whole, ranges, count = blake2b(digest_size=8), list[list[int]](), 0
-        for number, key in map(tuple, self.stream(statement)):
-            whole.update(key)
-            count += 1
-            if ranges and ranges[-1][1] == number - 1:
-                ranges[-1][1] = number
-            else:
-                ranges.append([number, number])
-        return count, ",".join(f"{a}-{b}" if a < b else f"{a}" for a, b in ranges), whole.hexdigest()
+    def identity(self) -> dict[str, object]:
+        """Exactly which judgments hold and are wanted, as `Given` tells it."""
+        given = Given()
+        for row in self.stream(sa.select(judgments.c.id, judgments.c.key).where(*self.holding())):
+            given.add(row.id, row.key)
+        return given.identity()
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """One transaction that reads: what others write meanwhile is not seen."""
-        with self._errors(), self._engine.connect() as connection:
+        """One transaction that reads: what others write meanwhile is not seen. Within a `snapshot` it is that one."""
+        if (held := getattr(self._snapshot, "connection", None)) is not None:
+            yield held
+            return
+        alone = {} if self.sqlite else {"isolation_level": "REPEATABLE READ"}
+        with self._errors(), self._engine.connect().execution_options(**alone) as connection:
             yield connection
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """One transaction for all that this thread reads within it."""
+        with self.reading() as connection:
+            self._snapshot.connection = connection
+            try:
+                yield
+            finally:
+                self._snapshot.connection = None
 
     def read(self, statement: sa.Select[Any]) -> list[sa.Row[Any]]:
         """The rows of a query."""
@@ -321,20 +366,20 @@ class Store:
 
     def stream(self, statement: sa.Select[Any]) -> Iterator[sa.Row[Any]]:
         """The same, some at a time."""
-        with self._errors(), self._engine.connect() as connection:
-            yield from connection.execution_options(yield_per=10_000).execute(statement)
+        with self.reading() as connection:
+            yield from connection.execute(statement, execution_options={"yield_per": 10_000})
 
     # --- stores as a whole ------------------------------------------------------------------------
 
     def merge(self, other: Store) -> int:
         """Add prompts, answers and judgments of another store, as they are now; returns how many judgments were new."""
         added = 0
-        snapshot = {} if other.sqlite else {"isolation_level": "REPEATABLE READ"}
-        with other._errors(), other._engine.connect().execution_options(**snapshot) as connection:
+        with other.reading() as connection:
             for table in TABLES:
                 columns = [c for c in table.columns if c.name != "id"]
                 order = [judgments.c.id] if table is judgments else list(table.primary_key.columns)
-                found = connection.execution_options(yield_per=CHUNK).execute(sa.select(*columns).order_by(*order))
+                statement = sa.select(*columns).order_by(*order)
+                found = connection.execute(statement, execution_options={"yield_per": CHUNK})
                 for some in found.partitions(CHUNK):
                     with self.writing() as mine:
                         count = self._insert(mine, table, [tuple(row) for row in some])
@@ -343,9 +388,10 @@ class Store:
 
     def _copy(self, other: Store, table: sa.Table) -> None:
         """All rows of a table as they are, numbers included, into an empty one."""
-        with other._errors(), other._engine.connect() as connection:
+        with other.reading() as connection:
             order = [table.c.id] if "id" in table.c else list(table.primary_key.columns)
-            found = connection.execution_options(yield_per=CHUNK).execute(sa.select(table).order_by(*order))
+            statement = sa.select(table).order_by(*order)
+            found = connection.execute(statement, execution_options={"yield_per": CHUNK})
             for some in found.mappings().partitions(CHUNK):
                 with self.writing() as mine:
                     mine.execute(sa.insert(table), [dict(row) for row in some])
@@ -360,7 +406,7 @@ class Store:
             with self._errors(), self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 connection.exec_driver_sql("VACUUM INTO ?", (str(partial),))
         else:
-            with Store(f"{PREFIX}{partial}", create=True) as copy:
+            with Store(f"{PREFIX}{partial}", create=True) as copy, self.snapshot():
                 for table in schema.metadata.sorted_tables:
                     if table is not schema.version:
                         copy._copy(self, table)
@@ -454,7 +500,9 @@ def _parse(source: str) -> tuple[str, Wanted, sa.URL]:
     try:
         url = sa.make_url(name + ("?" + "&".join(rest) if rest else ""))
     except ArgumentError as error:
-        raise InputError(f"{name}: not a database URL; give store:FILE.db or postgresql://USER@HOST/NAME") from error
+        raise InputError(
+            f"{name}: no store and no database URL; give FILE.db, store:FILE or postgresql://USER@HOST/NAME"
+        ) from error
     shown = url.render_as_string(hide_password=True)
     if url.get_backend_name() == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
@@ -557,6 +605,8 @@ def _insert_statement(table: sa.Table, dialect: sa.Dialect) -> str:
 
 PROMPT_BYTES = 8
 """Of a prompt's key, at the head of the keys of its answers and judgments."""
+BELOW_BYTES = 12
+"""What follows it there."""
 
 
 def _hash(*parts: bytes, size: int = 16) -> bytes:
@@ -578,15 +628,17 @@ def _text_key(prompt: str) -> bytes:
 
 def _below(prompt: bytes, *parts: bytes) -> bytes:
     """The key of something that belongs to a prompt, 20 bytes."""
-    return prompt[:PROMPT_BYTES] + _hash(*parts, size=12)
+    return prompt[:PROMPT_BYTES] + _hash(*parts, size=BELOW_BYTES)
 
 
 def answer_key(prompt: bytes, answer: Answer) -> bytes:
-    """The key of an answer: text, writer, and how and as which of several alike it was drawn."""
+    """The key of an answer: what it says, its writer, and how and as which of several alike it was drawn."""
+    parts = [answer.text]
     if answer.model or answer.model_hash or answer.sampling or answer.draw:
-        parts = (answer.text, answer.model, answer.model_hash, _sampling(answer), str(answer.draw))
-        return _below(prompt, *[part.encode() for part in parts])
-    return _below(prompt, answer.text.encode())
+        parts += answer.model, answer.model_hash, _sampling(answer), str(answer.draw)
+    if answer.fields:
+        parts.append(_in_order(answer.fields))
+    return _below(prompt, *[part.encode() for part in parts])
 
 
 def row_key(data_hash: str, judgment: Judgment, index: int) -> bytes:
@@ -614,8 +666,12 @@ def _content(prompt: Prompt) -> tuple[str, bool]:
 
 
 def _sampling(answer: Answer) -> str:
-    """The same text for the same parameters, in whatever order they stand."""
-    return _json(dict(sorted(answer.sampling.items()))) if answer.sampling else ""
+    return _in_order(answer.sampling)
+
+
+def _in_order(values: Mapping[str, Any] | None) -> str:
+    """The same text for the same values, in whatever order they stand."""
+    return _json(dict(sorted(values.items()))) if values else ""
 
 
 def _json(values: Mapping[str, Any] | None) -> str:
@@ -628,8 +684,9 @@ def _prompt_row(key: bytes, prompt: Prompt, origin: Origin) -> Row:
 
 
 def _answer_row(key: bytes, prompt: bytes, a: Answer) -> Row:
-    drawn = a.model, a.model_hash, _sampling(a), a.draw, a.logp, a.tokens, a.truncated
-    return key, prompt, a.text, len(a.text), *drawn
+    written = a.model, a.model_hash, _sampling(a), a.draw, a.logp, a.tokens, a.truncated
+    drawn = "" if a.drawn is None else json.dumps([a.drawn.tokenizer, a.drawn.ids], separators=(",", ":"))
+    return key, prompt, a.text, len(a.text), *written, _in_order(a.fields), drawn
 
 
 def _judgment_row(key: bytes, prompt: bytes, shown: Sequence[bytes], j: Judgment) -> Row:
@@ -653,7 +710,7 @@ def prompt_of(row: Any) -> Prompt:
 
 def answer_of(row: Any, name: str) -> Answer:
     """The answer in the columns that begin with its name."""
-    sampling = getattr(row, f"{name}_sampling")
+    sampling, fields, drawn = (getattr(row, f"{name}_{column}") for column in ("sampling", "fields", "drawn"))
     return Answer(
         text=getattr(row, f"{name}_text"),
         model=getattr(row, f"{name}_model"),
@@ -663,7 +720,14 @@ def answer_of(row: Any, name: str) -> Answer:
         logp=getattr(row, f"{name}_logp"),
         tokens=getattr(row, f"{name}_tokens"),
         truncated=getattr(row, f"{name}_truncated"),
+        fields=json.loads(fields) if fields else None,
+        drawn=_drawn_of(drawn) if drawn else None,
     )
+
+
+def _drawn_of(column: str) -> Drawn:
+    tokenizer, ids = json.loads(column)
+    return Drawn(tokenizer, tuple(ids))
 
 
 def _judgment(row: Any, ranked: list[tuple[Answer, int]] | None) -> Judgment:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from keel.data.schema import answers, prompts, settings, shown, tasks, turns
+from keel.data.shown import bare
 from keel.data.store import ADJUDICATOR, Store, answer_key, answer_of, prompt_key, prompt_of, rows_of, said_key
 from keel.errors import InputError
 from keel.records import (
@@ -564,7 +565,7 @@ def tasks_of_store(store: Store, kind: Kind = "pair") -> Iterator[NewTask]:
 
 def tasks_of(prompt: Prompt, found: Sequence[Answer], kind: Kind, origin: Origin | None = None) -> Iterator[NewTask]:
     """Every two answers that differ, each answer, or all of them, where there are two at least."""
-    distinct = list({answer.text.strip(): answer for answer in found}.values())
+    distinct = list({bare(answer): answer for answer in found}.values())
     if kind == "score":
         shown_together: Iterable[Sequence[Answer]] = ((answer,) for answer in distinct)
     elif kind == "ranking":

@@ -100,12 +100,12 @@ def examine(config: DataCheckConfig) -> Audit:
     rows, counts, name = _read(kind, config.data, config.format, config.limit)
     say(checks.summarise(counts, config.data, name).partition("\n")[0])  # the rest is told as findings
     audit.figures |= {"command": "data check", "data": config.data, "kind": kind, "format": name}
-    audit.figures |= formats.identify(config.data)
+    audit.figures |= formats.identify(config.data, counts)
     if config.eval_data is not None:
         _leaks(audit, rows, config)
     if kind == "pairs":
         pairs = [row for row in rows if isinstance(row, Pair)]
-        _judged(audit, config)
+        _judged(audit, config, counts)
         _surface(audit, pairs)
     _prompts(audit, rows)
     _personal(audit, rows)
@@ -272,17 +272,14 @@ def _some(rows: Sequence[int]) -> dict[str, Any]:
 # --- judgments ------------------------------------------------------------------------------------
 
 
-def _judged(audit: Audit, config: DataCheckConfig) -> None:
+def _judged(audit: Audit, config: DataCheckConfig, counts: RowCounts) -> None:
     """Who judged, how far raters agree, and which side won."""
-    if is_store(config.data):
-        with Store(config.data) as store:
-            found = survey.count_store(store)
-            agreed = survey.agreement(survey.said_in_store(store))
-    else:
-        said: list[survey.Said] = []
-        found = survey.count(_heard(config, said))
-        agreed = survey.agreement(said)
+    found, agreed, counted = _counted(config)
     audit.figures |= {"survey": found.as_dict(), "agreement": [one.as_dict() for one in agreed]}
+    if counted != counts.identity:
+        audit.figures["survey_of"] = counted
+        text = f"Pairs are of {counts.identity['judgments']:,} judgments, counts of raters of {counted['judgments']:,}."
+        audit.find("note", "others wrote to the store while it was read", text)
     first = found.first_wins()
     recorded = found.sides_recorded()
     audit.figures["sides_recorded"] = recorded
@@ -312,13 +309,30 @@ def _agreed(audit: Audit, one: survey.Agreement) -> None:
         audit.find("note", f"raters' agreement ({one.dimension})", text)
 
 
-def _heard(config: DataCheckConfig, said: list[survey.Said]) -> Iterator[Judgment]:
-    """A file's judgments; what each says is added to the list, so that one pass over the file is enough for both."""
-    groups, _, _ = formats.open_judgments(config.data, config.format, config.limit)
-    for group in groups:
-        for judgment in group:
-            said.extend(survey.said(judgment))
+def _counted(config: DataCheckConfig) -> tuple[survey.Survey, list[survey.Agreement], dict[str, Any]]:
+    """A survey, how far raters agree, and of a store exactly of which judgments both are."""
+    if not is_store(config.data):
+        groups, heard, _ = formats.open_judgments(config.data, config.format, config.limit)
+        found, agreed = _survey(judgment for group in groups for judgment in group)
+    elif config.limit is not None:
+        keyed, heard, _ = formats.open_keyed(config.data, limit=config.limit)
+        found, agreed = _survey(judgment for _, judgment in keyed)
+    else:
+        with Store(config.data) as store, store.snapshot():
+            return survey.count_store(store), survey.agreement(survey.said_in_store(store)), store.identity()
+    return found, agreed, heard.identity
+
+
+def _survey(judgments: Iterable[Judgment]) -> tuple[survey.Survey, list[survey.Agreement]]:
+    """One pass over judgments is enough for both."""
+    said: list[survey.Said] = []
+
+    def heard() -> Iterator[Judgment]:
+        for judgment in judgments:
+            said.extend(survey.said(judgment, None if judgment.origin.file else {}))
             yield judgment
+
+    return survey.count(heard()), survey.agreement(said)
 
 
 # --- what gives the better answer away ------------------------------------------------------------

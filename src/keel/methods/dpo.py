@@ -92,6 +92,7 @@ def train(config: DPOConfig) -> Result:
 def pair_loss(config: DPOConfig, logps: Tensor, reference: Tensor, bundles: Sequence[Bundle]) -> tuple[Tensor, Metrics]:
     """`objectives.dpo_loss` of pairs whose summed log-probabilities stand as chosen, rejected, chosen, … [2N]."""
     lengths = lengths_of(list(bundles)).to(logps.device)
+    chosen, rejected = lengths[0::2], lengths[1::2]
     return objectives.dpo_loss(
         logps[0::2],
         logps[1::2],
@@ -101,7 +102,8 @@ def pair_loss(config: DPOConfig, logps: Tensor, reference: Tensor, bundles: Sequ
         kind=config.loss,
         label_smoothing=config.label_smoothing,
         length_alpha=config.length_alpha,
-        length_gap=(lengths[0::2] - lengths[1::2]).to(logps.dtype),
+        length_gap=(chosen - rejected).to(logps.dtype),
+        lengths=(chosen, rejected) if config.ipo_average else None,
     )
 
 

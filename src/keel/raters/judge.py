@@ -15,6 +15,7 @@ import asyncio
 import math
 import os
 import random
+import socket
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -151,6 +153,24 @@ class Judge:
                 done = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
                 yield running.pop(done), done.result()
 
+    def require_server(self) -> None:
+        """Refuse a server of one's own that is not there, before anything is drawn for it; asked once, by a connection.
+
+        Behind a proxy that cannot be told.
+        """
+        address = self.config.base_url or os.environ.get("OPENAI_BASE_URL", "")
+        url = urlsplit(address)
+        if not url.hostname or (url.scheme in getproxies() and not proxy_bypass(url.hostname)):
+            return
+        try:
+            port = url.port or {"http": 80, "https": 443}[url.scheme]
+            socket.create_connection((url.hostname, port), timeout=min(self.config.timeout, 10.0)).close()
+        except (KeyError, ValueError):
+            return  # no address: the client says so
+        except OSError as error:
+            said = first_line(error)
+            raise InputError(f"{address}: no server there ({said}); start it, or mend --judge-server") from error
+
     def note(self) -> str:
         """`$0.42, 12,300 tokens, 3 missing`."""
         about = "about " if self.spent.estimated else ""
@@ -187,7 +207,7 @@ class Judge:
         except (NoVerdict, TimeoutError) as error:
             self.missing += 1
             self.refused += isinstance(error, Refused)
-            late = f"no verdict within {self.config.deadline:g} s; the last trouble: {troubles[-1]}"
+            late = f"no verdict within {self.config.deadline:g} s (--deadline); the last trouble: {troubles[-1]}"
             return Missing(late if isinstance(error, TimeoutError) else str(error))
         heard, mirrored = read_reply(shown, self.rubric), read_reply(swapped, self.rubric)
         settled = {name: settle(heard[name], mirrored[name]) for name in self.rubric.names}
@@ -202,7 +222,7 @@ class Judge:
         while True:
             try:
                 text, cut = await self._call(client, messages)
-                read_reply(text, self.rubric, cut)
+                read_reply(text, self.rubric, cut, messages[-1]["content"])
                 return text
             except Unreadable as fault:
                 if unreadable:
@@ -242,7 +262,7 @@ class Judge:
             async with asyncio.timeout(self.config.timeout):
                 return await client.chat.completions.create(**self._request(client, messages, form))
         except (TimeoutError, openai.APITimeoutError) as error:
-            raise _Again(f"no whole reply within {self.config.timeout:g} s") from error
+            raise _Again(f"no whole reply within {self.config.timeout:g} s (--judge-timeout)") from error
         except openai.APIConnectionError as error:
             raise _Again(f"the connection failed ({first_line(error.__cause__ or error)})") from error
         except openai.APIStatusError as error:
@@ -276,7 +296,7 @@ class Judge:
         elif status == 404 or code == "model_not_found":
             remedy = f"check the model's name ({self.config.model}) and the address ({client.base_url}, usually …/v1)"
         elif error.param == "temperature":
-            remedy = "set the judge's temperature to null"
+            remedy = "say --judge-temperature none, or one that this model takes"
         if remedy:
             return InputError(f"the judge's server says {said}; {remedy}")
         if code in ("content_filter", "content_policy_violation"):
@@ -299,9 +319,9 @@ class Judge:
         self.spent.add(getattr(completion, "usage", None), messages, text if isinstance(text, str) else "")
         if declined or end == "content_filter":
             raise Refused(f"the judge declined: {declined or 'content filter'}"[:300])
-        if not isinstance(text, str) or not text.strip():
+        if end != "length" and (not isinstance(text, str) or not text.strip()):
             raise Unreadable("the reply is empty")
-        return text, end == "length"
+        return text or "", end == "length"
 
 
 # --- the connection -------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from keel import stats
+from keel.data.shown import bare, text_of, turns_of
 from keel.data.text import prompt_key
 from keel.raters import Task
 from keel.raters.rubric import Rubric
@@ -30,7 +31,7 @@ def swap(task: Task) -> Task:
 
 def identical(task: Task) -> bool:
     """Whether there is nothing to compare."""
-    return task.first.text.strip() == task.second.text.strip()
+    return bare(task.first) == bare(task.second)
 
 
 def show(task: Task) -> str:
@@ -38,10 +39,10 @@ def show(task: Task) -> str:
 
     The marks hold a hash of the pair, the same in both orders, so that no answer can write one and pass for another.
     """
-    prompt = _readable(task.prompt)
-    texts = "\0".join([prompt, *sorted((task.first.text, task.second.text))])
+    prompt, first, second = _readable(task.prompt), text_of(task.first), text_of(task.second)
+    texts = "\0".join([prompt, *sorted((first, second))])
     seal = hashlib.sha256(texts.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    parts = (("PROMPT", prompt), ("ANSWER A", task.first.text), ("ANSWER B", task.second.text))
+    parts = (("PROMPT", prompt), ("ANSWER A", first), ("ANSWER B", second))
     return "\n\n".join(f"[{name} {seal}]\n{text}\n[END {name} {seal}]" for name, text in parts)
 
 
@@ -49,7 +50,7 @@ def _readable(prompt: Prompt) -> str:
     """Chat turns one beneath the other, each headed by who speaks; plain text as it stands."""
     if isinstance(prompt, str):
         return prompt
-    return "\n\n".join(f"{turn['role']}:\n{turn['content']}" for turn in prompt)
+    return "\n\n".join(f"{role}:\n{text}" for role, text in turns_of(prompt))
 
 
 def version(*words: object) -> str:

@@ -1,6 +1,8 @@
 """What a judge is asked in words, and how its reply is read: leniently in form, strictly in content.
 
-A raw reply is kept with every judgment; `read_again` gives the same verdicts from it, without asking anew.
+A verdict is the JSON object that ends a whole reply. What stands before it is reasoning, in marks or without, and may
+quote other objects; what is quoted, what prose follows, and what a length limit cut is none. A raw reply is kept with
+every judgment; `read_again` reads it by the same rule, without asking anew.
 """
 
 from __future__ import annotations
@@ -8,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from keel.raters import Task
@@ -89,21 +92,73 @@ TEMPLATE = version(_SYSTEM, _RUBRIC, _FORM, list(_VERDICTS))
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read_reply(text: str, rubric: Rubric, cut: bool = False) -> dict[str, Heard]:
-    """The verdict in each dimension, from a JSON object alone, in a code fence or amid other text; the last counts.
+_OPENS = r"(?m:^[ \t]*)(?:<(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[THINK\]|◁think▷|<\|channel>thought)"
+_CLOSES = r"</(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[/THINK\]|◁/think▷|<channel\|>"
+_CHANNEL = r"<\|channel\|>\s*(?P<channel>\w+)"
+_THINKING = re.compile(f"(?P<opens>{_OPENS})|(?P<closes>{_CLOSES})|{_CHANNEL}", re.IGNORECASE)
+"""Marks of reasoning. Of channels only the final one speaks."""
+_BESIDE = re.compile(r"[`~]{3,}\w*|[`*\s]+|\[|<\w+>")
+"""What may stand before a verdict on its line: a code fence, emphasis, the beginning of a list or a tag."""
+_BEHIND = re.compile(r"(?:[`~*\s]|\]|</\w+>|<\|[^<>|]*\|>)*")
+"""What may follow it: the ends of these, white space, and marks of the reply's end."""
 
-    Raises `Refused` where the reply begins by declining, `Unreadable` where it does not hold what was asked for;
-    `cut` says that a length limit ended it.
+
+def read_reply(text: str, rubric: Rubric, cut: bool = False, shown: str = "") -> dict[str, Heard]:
+    """The verdict in each dimension, from the JSON object that ends a whole reply.
+
+    `cut` says that a length limit ended the reply, `shown` is what the judge was shown: an object that stands there is
+    a quotation. Raises `Refused` if the reply begins by declining, `Unreadable` if it does not hold what was asked for.
     """
-    fault = "the reply holds no JSON object"
-    for found in reversed(list(_objects(text))):
-        try:
-            return {name: _heard(name, _entry(found, name, rubric)) for name in rubric.names}
-        except Unreadable as error:
-            fault = str(error)
-    if _REFUSAL.search(text.partition("{")[0].replace("’", "'")):
-        raise Refused("the judge declined")
-    raise Unreadable("the reply was cut at its length limit" if cut else fault)
+    if cut:
+        raise Unreadable("the reply was cut at its length limit; raise --judge-reply-tokens")
+    found = list(_objects(text))
+    before = _without_reasoning(text[: found[-1].start] if found else text)
+    try:
+        return _verdict(text, found, before, rubric, shown)
+    except Unreadable as error:
+        if _REFUSAL.search((before or "").partition("{")[0].replace("’", "'")):
+            raise Refused("the judge declined") from error
+        raise
+
+
+def _verdict(text: str, found: Sequence[_Object], before: str | None, rubric: Rubric, shown: str) -> dict[str, Heard]:
+    """What the last object says, if it ends the reply and is the judge's own; `before` is what was said before it."""
+    if before is None:
+        raise Unreadable("the reply ends within its reasoning")
+    if not found:
+        raise Unreadable("the reply holds no JSON object")
+    last = found[-1]
+    if not _BEHIND.fullmatch(text, last.end):
+        raise Unreadable("the reply goes on behind its JSON object")
+    heard = _heard_of(last, rubric)
+    if last.text in shown:
+        raise Unreadable("the reply ends with a quotation of what the judge was shown")
+    alone = not _BESIDE.sub("", before.rpartition("\n")[2])
+    if not alone and any(_differs(one, heard, rubric) for one in _objects(before) if one.text not in shown):
+        raise Unreadable("the reply holds two verdicts that differ, the last of them within a sentence")
+    return heard
+
+
+def _without_reasoning(text: str) -> str | None:
+    """What is said behind the reasoning; None where that has not ended. Its beginning may stand in the prompt."""
+    start: int | None = 0
+    for mark in _THINKING.finditer(text):
+        speaks = mark["closes"] or (mark["channel"] or "").lower() == "final"
+        start = mark.end() if speaks else None
+    return None if start is None else text[start:]
+
+
+def _heard_of(found: _Object, rubric: Rubric) -> dict[str, Heard]:
+    return {name: _heard(name, _entry(found.value, name, rubric)) for name in rubric.names}
+
+
+def _differs(found: _Object, heard: Mapping[str, Heard], rubric: Rubric) -> bool:
+    """Whether an object holds other verdicts than these."""
+    try:
+        others = _heard_of(found, rubric)
+    except Unreadable:
+        return False
+    return any((other.outcome, other.strength) != (heard[n].outcome, heard[n].strength) for n, other in others.items())
 
 
 def _entry(found: dict[str, Any], name: str, rubric: Rubric) -> Any:
@@ -133,13 +188,23 @@ def _strength(name: str, value: Any) -> float:
     return strength
 
 
-def _objects(text: str) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class _Object:
+    """A JSON object, and where it stands in a text."""
+
+    value: dict[str, Any]
+    text: str
+    start: int
+    end: int
+
+
+def _objects(text: str) -> Iterator[_Object]:
     """Every outermost JSON object in a text."""
     decoder, at = json.JSONDecoder(), text.find("{")
     while at >= 0:
         try:
             found, end = decoder.raw_decode(text, at)
-            yield found
+            yield _Object(found, text[at:end], at, end)
         except (ValueError, RecursionError):
             end = at + 1
         at = text.find("{", end)
@@ -154,9 +219,10 @@ def keep(shown: str, swapped: str) -> str:
 
 
 def read_again(raw: str, rubric: Rubric) -> dict[str, Settled]:
-    """The verdict in each dimension from `Judgment.raw`, as it was when it came. Empty stands for identical answers.
+    """The verdict in each dimension from `Judgment.raw`. Empty stands for identical answers.
 
-    Raises `NoVerdict` where the rubric asks for what those replies do not say, or `raw` is not of this judge.
+    Raises `NoVerdict` if the rubric asks for what those replies do not say, or if `raw` is not of this judge; also if
+    an earlier version took the verdict out of a reply that went on behind it: what it says is not sure.
     """
     if not raw:
         return dict.fromkeys(rubric.names, IDENTICAL)

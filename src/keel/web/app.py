@@ -30,6 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from keel.data import oversight, people, survey
 from keel.data.files import finite
 from keel.data.people import Session
+from keel.data.shown import text_of, turns_of
 from keel.data.store import Store
 from keel.data.tasks import GoneError, Queue, Turn
 from keel.engine.progress import say
@@ -269,13 +270,13 @@ class Desk:
 
 def shown_answers(answers: Iterable[Answer]) -> list[dict[str, Any]]:
     """Answers as the page gets them: safe HTML, the text itself, its length, and nothing of who wrote it."""
-    return [{"html": html_of(one.text), "text": sound(one.text), "characters": len(one.text)} for one in answers]
+    texts = [(text_of(one), len(one.text)) for one in answers]
+    return [{"html": html_of(text), "text": sound(text), "characters": length} for text, length in texts]
 
 
 def shown_prompt(prompt: Prompt) -> list[dict[str, str]]:
     """A prompt's turns as safe HTML and as they are; plain text is one turn that nobody speaks."""
-    turns = [{"role": "", "content": prompt}] if isinstance(prompt, str) else prompt
-    return [{"role": turn["role"], "html": html_of(turn["content"]), "text": sound(turn["content"])} for turn in turns]
+    return [{"role": role, "html": html_of(text), "text": sound(text)} for role, text in turns_of(prompt)]
 
 
 def _plain(prompt: Prompt) -> str:
