@@ -96,7 +96,8 @@ def pair_fault(pair: Pair) -> str | None:
         return fault
     if fault := _answer_fault("rejected", pair.rejected, pair.fields[1]):
         return fault
-    if pair.fields[0] == pair.fields[1] and (how := same.difference(pair.chosen, pair.rejected)) in EQUAL:
+    how = same.difference(pair.chosen, pair.rejected)
+    if how in EQUAL and same.fold_fields(pair.fields[0]) == same.fold_fields(pair.fields[1]):
         return EQUAL[how]
     if not math.isfinite(pair.margin):
         return "margin is not finite"

@@ -87,20 +87,19 @@ def fold_prompt(prompt: Prompt) -> str:
 
     A system turn that says nothing counts as none; what turns hold beside their text counts.
     """
+    text, turns = _asked(prompt)
+    return fold(text) if text is not None else "\0".join(map(_turn, turns))
+
+
+def _asked(prompt: Prompt) -> tuple[str | None, list[Message]]:
+    """The text of a prompt that is one user's text and nothing else, and the turns of another."""
     if isinstance(prompt, str):
-        return fold(prompt)
-    turns = _speaking(prompt)
-    return fold(turns[0]["content"]) if _is_question(turns) else "\0".join(map(_turn, turns))
-
-
-def _speaking(turns: list[Message]) -> list[Message]:
-    """The turns without a system turn that says nothing."""
-    return [turn for turn in turns if turn["role"] != "system" or len(turn) > 2 or turn["content"].strip()]
-
-
-def _is_question(turns: list[Message]) -> bool:
-    """Whether a chat is one user's text and nothing else."""
-    return len(turns) == 1 and turns[0]["role"] == "user" and len(turns[0]) == 2
+        return prompt, []
+    turns = [turn for turn in prompt if turn["role"] != "system" or len(turn) > 2 or turn["content"].strip()]
+    if not turns:
+        return "", []
+    alone = len(turns) == 1 and turns[0]["role"] == "user" and len(turns[0]) == 2
+    return (turns[0]["content"], []) if alone else (None, turns)
 
 
 def _turn(turn: Message) -> str:
@@ -159,12 +158,8 @@ def _keys(texts: Sequence[T], marks: Sequence[int], fold: Callable[[T], str]) ->
 
 def _mark(prompt: Prompt) -> int:
     """A hash that is equal for prompts that ask the same, if not only for them."""
-    if isinstance(prompt, str):
-        return hash(_squeezed(prompt))
-    turns = _speaking(prompt)
-    if _is_question(turns):
-        return hash(_squeezed(turns[0]["content"]))
-    return hash(tuple([(turn["role"], _squeezed(turn["content"])) for turn in turns]))
+    text, turns = _asked(prompt)
+    return hash(tuple([_squeezed(turn["content"]) for turn in turns]) if text is None else _squeezed(text))
 
 
 def _squeezed(text: str) -> bytes:
@@ -175,7 +170,7 @@ def _squeezed(text: str) -> bytes:
 
 def is_blank(text: str) -> bool:
     """Whether nothing of a text is drawn."""
-    if text[:1].isalnum():
+    if "!" <= text[:1] <= "~":
         return False
     text = text.strip()
-    return not text or (not text[0].isascii() and not fold(text))
+    return not "!" <= text[:1] <= "~" and not fold(text[:64]) and not fold(text)
