@@ -292,8 +292,7 @@ def krippendorff_alpha(units: ArrayLike, values: ArrayLike, *, interval: bool, r
     resamples = max(200, min(resamples, 50_000_000 // n))
     drawn = [alpha(np.bincount(rng.integers(n, size=n), minlength=n) @ sums) for _ in range(resamples)]
     low, high = np.nanquantile(drawn, [0.025, 0.975]) if not np.isnan(drawn).all() else (math.nan, math.nan)
-    found = alpha(sums.sum(0))
-    return Estimate(found, float(np.minimum(found, low)), float(np.maximum(found, high)), n)
+    return Estimate(alpha(sums.sum(0)), float(low), float(high), n)
 
 
 def _nominal_sums(unit: NDArray[np.intp], said: NDArray[np.intp], kinds: int) -> Floats:

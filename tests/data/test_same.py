@@ -1,4 +1,4 @@
-"""Same words in other bytes, against the Unicode property that says which signs draw nothing (the `regex` library's)."""
+"""Same words in other bytes, against the Unicode property that names the signs that draw nothing (from `regex`)."""
 
 from __future__ import annotations
 
