@@ -167,3 +167,5 @@ def test_scores_by_place(tmp_path, write_rows):
     rows = [compared(1, 1, 5, 2), compared(2, 2, 5, 2), compared(3, 2, 1, 4), compared(4, 1, 1, 4)]
     assert noted(tmp_path, write_rows, rows) == {"score_1 and score_2, against the order": (2, [2, 4])}
     assert noted(tmp_path, write_rows, [compared(i, 1, 1, 4) for i in range(1, 9)]) == {}  # sorted: places say nothing
+    for third in ("score_0", "score_3"):  # three answers: which of them are these two?
+        assert noted(tmp_path, write_rows, [it | {third: 3} for it in rows]) == {}

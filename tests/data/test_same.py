@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 import regex
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from keel.data import same
@@ -97,6 +97,7 @@ TEXTS = st.one_of(st.text(alphabet=SIGNS, max_size=40), st.text(max_size=40))
 
 @settings(max_examples=1000, deadline=None)
 @given(TEXTS)
+@example("\u0627\u0301\u200d\u064b\u200d")  # without its first joiner the marks change places before the second
 def test_folding_is_settled_and_blind_to_the_unicode_form(text):
     composed, apart = unicodedata.normalize("NFC", text), unicodedata.normalize("NFD", text)
     for folded in (fold, fold_answer):

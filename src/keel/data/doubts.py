@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -225,13 +225,17 @@ def score_columns(columns: tuple[str, ...]) -> tuple[ScoreColumns, ...]:
                 stem = [word for word in words if word != one]
                 if partner is None or len(stem) != len(words) - 1 or _means_less(stem):
                     continue
-                third = parts.get(tuple("2" if word == one else word for word in words))
-                if stem and not (one == "0" and third):
+                if stem and not (one.isdigit() and _numbered(words, one, parts) > 2):
                     found.setdefault(column, ScoreColumns(column, partner, named, any(map(_HIGHER.search, stem))))
     for words, column in parts.items():
         if not {"margin", "gap"}.isdisjoint(words) and not _means_less(words):
             found[column] = ScoreColumns(column, "", True, False)
     return tuple(found.values())
+
+
+def _numbered(words: tuple[str, ...], place: str, columns: Container[tuple[str, ...]]) -> int:
+    """How many columns differ from this one in their number alone."""
+    return sum(tuple(number if word == place else word for word in words) in columns for number in "0123")
 
 
 def _means_less(words: Iterable[str]) -> bool:
