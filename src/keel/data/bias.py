@@ -89,31 +89,29 @@ _LONG = 24
 
 def _openings(pairs: Sequence[Pair]) -> dict[str, Callable[[str], float]]:
     """The first word that tells the sides apart best."""
-    word = _leaning([[(text[:_LONG].split(maxsplit=1) or [""])[0] for text in _sides(p)] for p in pairs])
+    word = _leaning([_first_word(pair.chosen) for pair in pairs], [_first_word(pair.rejected) for pair in pairs])
     return {f"begins with {word!r}": lambda text: text.lstrip().startswith(word)} if word else {}
+
+
+def _first_word(text: str) -> str:
+    return text[:_LONG].lstrip().partition(" ")[0].partition("\n")[0]
 
 
 def _endings(pairs: Sequence[Pair]) -> dict[str, Callable[[str], float]]:
     """The last sign that tells the sides apart best, with what stands before it in all answers that end with it."""
-    sign = _leaning([[text[-1:] for text in _sides(p)] for p in pairs])
+    sign = _leaning([pair.chosen[-1:] for pair in pairs], [pair.rejected[-1:] for pair in pairs])
     if not sign.strip():
         return {}
-    tails = [text[-_LONG:][::-1] for pair in pairs for text in _sides(pair) if text.endswith(sign)]
+    tails = [text[-_LONG:][::-1] for pair in pairs for text in (pair.chosen, pair.rejected) if text.endswith(sign)]
     ending = commonprefix(tails)[::-1]  # noqa: RUF071  (of signs is what is meant)
     return {f"ends with {ending!r}": lambda text: text.endswith(ending)}
 
 
-def _leaning(said: Sequence[Sequence[str]]) -> str:
-    """What chosen and rejected answers, [pairs][2], differ most in; empty for little."""
-    if not said:
-        return ""
-    chosen, rejected = (Counter(column) for column in zip(*said, strict=True))
-    most = max(chosen | rejected, key=lambda word: (abs(chosen[word] - rejected[word]), word))
-    return most if abs(chosen[most] - rejected[most]) > MUCH * len(said) else ""
-
-
-def _sides(pair: Pair) -> tuple[str, str]:
-    return pair.chosen, pair.rejected
+def _leaning(chosen: Sequence[str], rejected: Sequence[str]) -> str:
+    """What the answers of the two sides differ most in; empty for little."""
+    more, less = Counter(chosen), Counter(rejected)
+    most = max(more | less, key=lambda said: (abs(more[said] - less[said]), said), default="")
+    return most if abs(more[most] - less[most]) > MUCH * len(chosen) else ""
 
 
 def lengths(pairs: Sequence[Pair]) -> Floats:

@@ -146,14 +146,21 @@ def prompt_keys(prompts: Sequence[Prompt]) -> list[Hashable]:
 
 def answer_keys(answers: Sequence[str], groups: Sequence[Hashable]) -> list[Hashable]:
     """The same for answers: a key of a group's answers that `fold_answer` makes equal, and of no others."""
-    marks = [hash((group, _squeezed(answer))) for answer, group in zip(answers, groups, strict=True)]
+    ends = [hash((group, _end(answer))) for answer, group in zip(answers, groups, strict=True)]
+    alike = _ambiguous(answers, ends)
+    marks = [hash((end, _squeezed(text))) if end in alike else end for text, end in zip(answers, ends, strict=True)]
     return _keys(answers, marks, fold_answer)
 
 
 def _keys(texts: Sequence[T], marks: Sequence[int], fold: Callable[[T], str]) -> list[Hashable]:
-    first: dict[int, T] = {}
-    unclear = {mark for mark, text in zip(marks, texts, strict=True) if first.setdefault(mark, text) != text}
+    unclear = _ambiguous(texts, marks)
     return [(mark, fold(text)) if mark in unclear else mark for mark, text in zip(marks, texts, strict=True)]
+
+
+def _ambiguous(texts: Sequence[T], marks: Sequence[int]) -> set[int]:
+    """The marks that texts of other bytes share."""
+    first: dict[int, T] = {}
+    return {mark for mark, text in zip(marks, texts, strict=True) if first.setdefault(mark, text) != text}
 
 
 def _mark(prompt: Prompt) -> int:
@@ -166,6 +173,16 @@ def _squeezed(text: str) -> bytes:
     """`fold(text)` without its spaces."""
     text = text if text.isascii() or not _UNUSUAL.search(text) else fold(text)
     return text.encode("utf-8", "surrogatepass").translate(None, _LOW)
+
+
+def _end(text: str) -> bytes:
+    """The last of `_squeezed(text)`: nothing before a usual sign changes it or what stands behind it."""
+    end = text[-24:]
+    if end.isascii() or not _UNUSUAL.search(end):
+        found = end.encode().translate(None, _LOW)[-8:]
+        if len(found) == 8:
+            return found
+    return _squeezed(text)[-8:]
 
 
 def is_blank(text: str) -> bool:
