@@ -8,6 +8,8 @@ import math
 import krippendorff
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
@@ -48,6 +50,19 @@ def test_wilson_takes_half_wins() -> None:
     found = wilson(4.5, 12)
     for end in (found.low, found.high):
         assert abs(4.5 / 12 - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / 12), rel=1e-6)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=60), st.integers(1, 9), st.integers(1, 3_000))
+def test_an_interval_holds_its_mean(outcomes: list[float], clusters: int, n: int) -> None:
+    """To the last bit: what draws it subtracts one from the other."""
+    labels = [i % clusters for i in range(len(outcomes))]
+    share = float(np.mean(outcomes))
+    found = [wilson(n, n), wilson(0, n), wilson(share * n, n), rate(outcomes), rate(outcomes, labels)]
+    found += [auc(outcomes, outcomes[::-1]), auc([1.0] * clusters, [0.0] * n), mean([*outcomes, 0.1], [*labels, 9])]
+    for one in found:
+        assert one.low <= one.mean <= one.high
+        assert one.mean <= 1 or one is found[-1]
 
 
 def test_a_rate_of_nothing_is_unknown() -> None:

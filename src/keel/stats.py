@@ -34,15 +34,16 @@ def wilson(successes: float, n: int) -> Estimate:
     """Wilson score interval for a rate (Wilson 1927); `successes` may be a multiple of 1/2 (ties)."""
     if n == 0:
         return Estimate(math.nan, 0.0, 1.0, 0)
-    return Estimate(successes / n, *_wilson(successes / n, n), n)
+    p = min(1.0, max(0.0, successes / n))  # of successes that were a product, rounding may make more than n
+    return Estimate(p, *_wilson(p, n), n)
 
 
 def _wilson(p: float, n: float) -> tuple[float, float]:
-    """The interval's ends for a rate of p among n, which need not be whole."""
+    """The interval's ends for a rate of p among n, which need not be whole; p lies between them, rounded or not."""
     z = float(stats.norm.ppf(0.975))
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
 def rate(outcomes: ArrayLike, clusters: Sequence[object] | None = None) -> Estimate:
@@ -204,7 +205,7 @@ def auc(positives: ArrayLike, negatives: ArrayLike) -> Estimate:
     ranks = stats.rankdata(np.concatenate([x, y]))
     above = (ranks[: len(x)] - stats.rankdata(x)) / len(y)  # share of negatives below each positive
     below = 1 - (ranks[len(x) :] - stats.rankdata(y)) / len(x)  # share of positives above each negative
-    area = float(above.mean())
+    area = min(1.0, float(above.mean()))
     if min(len(x), len(y)) < 2:
         return Estimate(area, 0.0, 1.0, len(x) + len(y))
     half = float(stats.norm.ppf(0.975)) * math.sqrt(above.var(ddof=1) / len(x) + below.var(ddof=1) / len(y))

@@ -111,3 +111,24 @@ def test_a_log_is_near_only_where_its_earlier_turns_are():
 def test_nothing_left_to_ask_is_refused():
     with pytest.raises(InputError, match=r"none of 1 prompts is left to ask .*'personal data': row 1"):
         chosen(f"Call {PHONE}", personal_data="drop")
+
+
+# --- other bytes
+
+
+def test_a_prompt_is_asked_once_in_whatever_bytes():
+    asked = ["Où ?", "Ou\u0300\u00a0?", [user("Où ? ")], [system("Bear."), user("Où ?")], "Ou ?"]
+    found, counts = chosen(*asked)
+    assert found == ["Où ?", [system("Bear."), user("Où ?")], "Ou ?"]
+    assert counts.dropped == {"prompt of an earlier row": (2, [2, 3])}
+
+
+def test_masking_keeps_what_a_turn_holds_beside_its_text():
+    turn = {"role": "tool", "content": f"It is {MAIL}.", "tool_call_id": "7"}
+    found, _ = chosen([user("Whose?"), turn], personal_data="mask")
+    assert found == [[user("Whose?"), turn | {"content": "It is [email]."}]]
+
+
+def test_system_turns_in_other_bytes_do_not_part_near_repeats():
+    rows = [[system(name), user(BEAR + more)] for name, more in (("Ä\nB", ""), ("A\u0308 B", "!"), ("A B", "?"))]
+    assert chosen(*rows, drop_near=True)[1].dropped == {"near-duplicate of an earlier prompt": (1, [2])}

@@ -10,13 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keel.data.checks import (
+    IN_BYTES,
     check_demonstrations,
     check_pairs,
     check_prompts,
+    leak,
     reasons,
+    refuse_bad,
     split_by_prompt,
     summarise,
 )
+from keel.data.same import fold_prompt
 from keel.errors import InputError
 from keel.records import Demonstration, Origin, Pair, PromptRow, RowCounts
 
@@ -37,7 +41,11 @@ def counted(rows: list) -> RowCounts:
     [
         (pair(7, chosen="same", rejected="same"), "chosen equals rejected"),
         (pair(7, chosen=" same\n", rejected="same"), "chosen equals rejected"),
+        (pair(7, chosen="soft\u00ad", rejected="soft"), "chosen equals rejected but for " + IN_BYTES),
+        (pair(7, chosen="über\ttags", rejected="u\u0308ber tags"), "chosen equals rejected but for " + IN_BYTES),
         (pair(7, chosen=""), "empty chosen"),
+        (pair(7, rejected="\u200b\u2060"), "empty rejected"),
+        (pair(7, prompt="\ufeff"), "empty prompt"),
         (pair(7, rejected=" \n\t"), "empty rejected"),
         (pair(7, chosen=None), "chosen is not text"),
         (pair(7, rejected=3), "rejected is not text"),
@@ -77,6 +85,68 @@ def test_all_sides_of_a_contradiction_go():
     counts = counted(rows)
     assert [p.origin.row for p in check_pairs(rows, counts, 1.0)] == [3, 5, 8, 9]
     assert counts.dropped == {"contradictory pair": (5, [1, 2, 4, 6, 7])}
+
+
+def test_contradictions_in_other_bytes():
+    rows = [
+        pair(1, "Wie geht's?", "Schön", "Na  ja"),
+        pair(2, [USER | {"content": "Wie geht's? "}], "Na ja", "Scho\u0308n"),  # a chat that asks the same
+        pair(3, "Wie geht's", "Na ja", "Schön"),
+        pair(4, "Wie geht's?", "Schon", "Na ja"),
+        pair(5, "code?", "if a:\n  b", "if a: b"),
+        pair(6, "code?", "if a:\r\n  b ", "x"),
+        pair(7, "code?", "if a: b", "if a:\n b"),  # neither answer is laid out as those of 5
+    ]
+    counts = counted(rows)
+    assert [p.origin.row for p in check_pairs(rows, counts, 1.0)] == [3, 4, 5, 6, 7]
+    assert counts.dropped == {"contradictory pair": (2, [1, 2])}
+
+
+CALLS = [{"type": "function", "function": {"name": name, "arguments": {}}} for name in ("sun", "rain")]
+
+
+def test_answers_that_differ_in_what_they_call():
+    def calling(row, chosen, rejected, prompt="p", text="", other=""):
+        fields = tuple({"tool_calls": [call]} if call else None for call in (chosen, rejected))
+        return Pair(prompt, text, other, 0.0, Origin("f", row), fields=fields)
+
+    sun, rain = CALLS
+    rows = [
+        calling(1, sun, rain),
+        calling(2, sun, sun),  # the same call
+        calling(3, rain, sun, "q"),
+        calling(4, None, sun, "r"),  # says and calls nothing
+        calling(5, rain, sun),  # the opposite of 1
+        calling(6, sun, rain, "q", "Let me see.", "Let me see. "),
+        calling(7, rain, sun, "q"),  # says what 3 says
+    ]
+    counts = counted(rows)
+    assert [p.origin.row for p in check_pairs(rows, counts, 1.0)] == [3, 6, 7]
+    assert counts.dropped == {
+        "chosen equals rejected": (1, [2]),
+        "empty chosen": (1, [4]),
+        "contradictory pair": (2, [1, 5]),
+    }
+    assert counts.notes == {"exact duplicate of an earlier row, kept": (1, [7])}
+    shown = [Demonstration("p", "", Origin("f", 1), {"tool_calls": [sun]}), Demonstration("p", "", Origin("f", 2))]
+    counts = counted(shown)
+    assert [row.origin.row for row in check_demonstrations(shown, counts, 1.0)] == [1]
+
+
+def test_duplicates_in_other_bytes_are_noted_apart():
+    rows = [
+        pair(1, "Tee?", "Ja, grün", "Nein"),
+        pair(2, "Tee? ", "Ja, gru\u0308n", "Nein"),
+        pair(3, "Tee?", "Ja, grün", "Nein"),
+        pair(4, "Tee?", "Ja, grün", "Nein!"),
+    ]
+    counts = counted(rows)
+    assert check_pairs(rows, counts, 0.0) == rows
+    assert counts.notes == {
+        f"duplicate of an earlier row but for {IN_BYTES}, kept": (1, [2]),
+        "exact duplicate of an earlier row, kept": (1, [3]),
+        "the prompt ends in a space": (1, [2]),
+    }
 
 
 def test_duplicates_stay_and_are_noted():
@@ -144,6 +214,17 @@ def test_contradictions_in_a_store_name_the_way_to_one_dimension(source, remedy)
     with pytest.raises(InputError) as caught:
         check_pairs(rows[:2], counted(rows[:2]), 1.0, source)
     assert str(caught.value).endswith(f"; mend them{remedy}")
+
+
+def test_the_share_is_offered_only_where_a_row_would_be_left():
+    for neutral, remedy in ((9, "mend them"), (8, "mend them or raise --max-bad-share")):
+        counts = RowCounts(read=10, used=9 - neutral)
+        counts.drop("empty chosen", 1)
+        for row in range(neutral):
+            counts.skip("tie", row)
+        with pytest.raises(InputError) as caught:
+            refuse_bad(counts, 0.05, "f.jsonl")
+        assert str(caught.value).endswith(f"; {remedy}")
 
 
 def test_nothing_left_is_refused_at_any_share():
@@ -262,3 +343,67 @@ def test_the_share_is_off_by_half_a_prompt_at_most(sizes, holdout, seed):
     assert len(train) + len(held) == len(rows)
     assert not {p.prompt for p in train} & {p.prompt for p in held}
     assert abs(len(held) - holdout * len(rows)) <= max(sizes) / 2
+
+
+# Places in the file of what was held out before texts were folded: draws of data that hold no two forms of one prompt.
+HELD_BEFORE = {
+    0: [0, 3, 7, 10, 16, 23, 35, 44, 45, 53, 68, 74],
+    1: [2, 6, 14, 17, 20, 21, 25, 33, 45, 55, 62, 77],
+}
+
+
+def odd_rows():
+    """Prompts that folding changes, each alone: line breaks, double spaces, letters apart; chats; plain text."""
+    texts = [f"line {i}\n\nand  more  e\u0301 " for i in range(20)]
+    chats = [[USER | {"content": f"Rain {i}?"}] for i in range(20)]
+    longer = [[{"role": "system", "content": "Bear."}, USER | {"content": f"Snow\n{i}?"}] for i in range(20)]
+    return [Demonstration(prompt, f"a{i}") for i, prompt in enumerate([*texts, *chats, *longer, *[""] * 20])]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_folding_moves_nobody_whose_prompt_has_one_form(seed):
+    rows = odd_rows()
+    held = split_by_prompt(rows, 0.15, seed)[1]
+    assert [rows.index(row) for row in held] == HELD_BEFORE[seed]
+
+
+FORMS = st.sampled_from(
+    [
+        "café",
+        "cafe\u0301",
+        "cafe",
+        "a b",
+        "a  b ",
+        "a\nb",
+        "a\u200bb",
+        "ab",
+        "👩\u200d🚀",
+        "👩🚀",
+        [USER],
+        "Sun?",
+        "Sun? ",
+    ]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(FORMS, min_size=2, max_size=30), st.floats(0.1, 0.9), st.integers(0, 3), st.randoms())
+def test_no_prompt_is_on_both_sides_in_other_bytes(prompts, holdout, seed, draw):
+    rows = [PromptRow(prompt, Origin("f", row)) for row, prompt in enumerate(prompts, 1)]
+    try:
+        train, held = split_by_prompt(rows, holdout, seed)
+    except InputError:
+        return
+    assert not {fold_prompt(row.prompt) for row in train} & {fold_prompt(row.prompt) for row in held}
+    assert not leak(train, held).rows
+    draw.shuffle(rows)
+    assert {row.origin.row for row in split_by_prompt(rows, holdout, seed)[1]} == {row.origin.row for row in held}
+
+
+def test_a_leak_is_found_in_whatever_bytes():
+    rows = [PromptRow(prompt, Origin("f", 1)) for prompt in ("Où vas-tu ?", [USER], "I", "")]
+    forms = ["Où vas-tu\u00a0?", "Où vas-tu ?", "Ou vas-tu ?", "Sun?\n", "sun?", [USER], ""]
+    found = leak(rows, [PromptRow(prompt, Origin("g", 10 + at)) for at, prompt in enumerate(forms)])
+    assert (found.places, found.rows) == ([0, 1, 3, 5], [10, 11, 13, 15])
+    assert found.otherwise.startswith(", 2 of them written otherwise")
+    assert leak(rows, [PromptRow([USER])]).otherwise == ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import time
+import unicodedata
 from itertools import combinations
 
 import numpy as np
@@ -92,6 +93,13 @@ def test_what_is_one_text_and_what_is_none():
     texts = ["Teddy, the BEAR!", "a", "teddy the bear", "", "...", "!", "to the", "To: the?", "A", "日本", "日本。"]
     assert near_duplicates(texts) == [[0, 2], [1, 8], [6, 7], [9, 10]]
     assert near_duplicates([]) == near_duplicates(["one"]) == near_duplicates(["", ""]) == []
+
+
+def test_words_are_the_same_in_whatever_bytes():
+    text = "Wie süß schläft der kleine Bär im Körbchen, während es draußen schneit?"
+    apart = unicodedata.normalize("NFD", text)
+    hidden = text.replace("schläft", "schl\u00adäft").replace("kleine", "kle\u200bine")
+    assert near_duplicates([text, apart, hidden, text.replace("ä", "a").replace("ö", "o")]) == [[0, 1, 2]]
 
 
 def test_signs_of_chinese_are_words():

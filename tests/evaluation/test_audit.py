@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import unicodedata
 
 import pytest
 import torch
@@ -113,6 +114,32 @@ def test_other_data_are_checked_too(check, row, kind):
     assert "cues" not in figures
 
 
+@pytest.mark.parametrize(
+    ("change", "title", "level"),
+    [
+        ({"chosen": "N/A"}, "a missing value written as a word", "warning"),
+        ({"prompt": "the river is "}, "the prompt ends in a space", "warning"),
+        ({"rejected": "bear<|eot_id|>"}, "a text spells a control token", "warning"),
+        ({"good_score": 1}, "good_score", None),
+        ({"rating_chosen": 1, "rating_rejected": 2}, "rating_chosen <= rating_rejected, against the order", "warning"),
+        ({"rejected": "itâ€™s"}, "characters that were decoded wrongly", "note"),
+        ({"chosen": "a &lt; b"}, "an HTML entity", "note"),
+        ({"prompt": [{"role": "user", "content": "bear?"}]}, "a chat among plain prompts", "warning"),
+        ({"chosen": "a\nb", "rejected": "a b"}, "the answers differ in line breaks", "note"),
+    ],
+)
+def test_what_is_doubtful_is_told_with_its_rows(check, change, title, level):
+    rows = rows_like(30)
+    rows[6] = {**rows[6], **change}
+    if isinstance(rows[6]["prompt"], list):
+        rows[6] |= {side: [{"role": "assistant", "content": rows[6][side]}] for side in ("chosen", "rejected")}
+    code, findings, _, _ = check(rows)
+    found = titled(findings, f"^1 row: {re.escape(title)}")
+    assert code == 0
+    assert (found and (found["level"], found["rows"])) == (level and (level, [7]))
+    assert not found or found["text"] != "Used all the same."
+
+
 # --- prompts --------------------------------------------------------------------------------------
 
 
@@ -130,6 +157,21 @@ def test_leaks_between_splits(check, tmp_path, write_rows):
     assert titled(findings, "near leak of 1 held-out row of")["rows"] == [8]
     assert (figures["leak"]["exact"]["count"], figures["leak"]["near"]["count"]) == (1, 1)
     assert "leak" in said
+
+
+def test_a_leak_in_other_bytes_is_a_leak_and_no_near_one(check, write_rows, tmp_path):
+    data, held = rows_like(60), rows_like(10, seed=1)
+    data[7]["prompt"] = "Wo überwintern die Zugvögel aus dem hohen Norden, und fressen sie dort Früchte?"
+    held[2]["prompt"] = unicodedata.normalize("NFD", data[7]["prompt"])
+    held[3]["prompt"] = data[7]["prompt"].replace(" und ", " und\u00a0\u200b ")
+    held[4]["prompt"] = data[7]["prompt"].lower()
+    code, findings, figures, _ = check(data, eval_data=write_rows(tmp_path / "held.jsonl", held))
+    assert code == 2
+    found = titled(findings, "^leak of 2 held-out rows of")
+    assert found["rows"] == [3, 4]
+    assert "2 of them written otherwise" in found["text"]
+    assert titled(findings, "near leak of 1 held-out row of")["rows"] == [5]
+    assert (figures["leak"]["exact"]["count"], figures["leak"]["near"]["count"]) == (2, 1)
 
 
 def test_prompts_that_are_nearly_alike(check):
@@ -171,6 +213,20 @@ def test_a_mark_of_rejected_answers(check):
     found = titled(check(rows)[1], "rejected answers “begins with white space”")
     assert found["level"] == "warning"
     assert "0% of the chosen and 100% of the rejected" in found["text"]
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        (lambda row: {"chosen": row["chosen"] + "</s>"}, r"chosen answers “ends with '\.</s>'”"),
+        (lambda row: {"rejected": "Certainly, " + row["rejected"]}, r"rejected answers “begins with 'Certainly,'”"),
+        (lambda row: {"rejected": row["rejected"][:-1]}, r"chosen answers “ends with '\.'”"),
+    ],
+)
+def test_an_opening_or_an_ending_that_one_side_has(check, change, name):
+    rows = [row | change(row) for row in rows_like(100)]
+    assert titled(check(rows)[1], f"a mark alone tells 100% of the pairs: {name}")["level"] == "warning"
+    assert titled(check(rows[:10] + rows_like(90, seed=1))[1], name) is None
 
 
 @pytest.mark.parametrize(("share", "level"), [(0.5, "good"), (0.7, "warning"), (0.3, "warning")])
@@ -336,6 +392,21 @@ def test_the_page_is_one_file_and_escapes_what_it_shows(check, tmp_path):
     page = (tmp_path / "check.html").read_text(encoding="utf-8")
     assert page.count("&lt;script&gt;") == 1
     assert {r for r in re.findall(r'href="([^"]*)"', page) if not r.startswith("#")} == {"data:,"}
+
+
+def test_the_page_of_pairs_that_all_go_one_way(check, tmp_path):
+    """The longer answer always wins, at whatever number of prompts: an interval that ends at 1 is drawn."""
+    for count in range(40, 52):
+        rows = [row | {"chosen": "bear " * (2 + i % 6), "rejected": "bear"} for i, row in enumerate(rows_like(count))]
+        assert check(rows)[0] == 0
+        assert "<svg" in (tmp_path / "check.html").read_text(encoding="utf-8")
+
+
+def test_the_page_of_pairs_of_two_lengths(check, tmp_path):
+    """One difference of lengths is nothing to draw."""
+    rows = [row | {"chosen": "bear", "rejected": "moss and stones"} for row in rows_like(5)]
+    assert check(rows)[0] == 0
+    assert "<svg" not in (tmp_path / "check.html").read_text(encoding="utf-8")
 
 
 def test_refusals_name_file_and_remedy(check, tmp_path, write_rows, capfd):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -123,6 +124,47 @@ def test_held_out_prompts_are_not_trained_on(train, configure, method):
     source = configure(method)
     with pytest.raises(InputError, match="also stand in"):
         train(method, eval_data=source.prompts if method == "ppo" else source.data)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_held_out_prompts_in_other_bytes_are_not_trained_on(train, configure, tmp_path, write_rows, method):
+    source = Path(configure(method).prompts if method == "ppo" else configure(method).data)
+    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    for row in rows[:2]:
+        row["prompt"] = row["prompt"].replace(" ", "\u00a0") + "\u200b\n"
+    for row in rows[2:]:
+        row["prompt"] = f"and now: {row['prompt']}"
+    held = write_rows(tmp_path / "held.jsonl", rows)
+    with pytest.raises(
+        InputError, match=r"2 of its prompts \(rows \[1, 2\]\) also stand in .*2 of them written otherwise"
+    ):
+        train(method, eval_data=str(held))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_refusal_counts_the_rows_of_both_sides_of_a_holdout(train, configure, tmp_path, write_rows, method):
+    """What is held out is no more tried alone than what is trained on."""
+    source = Path(configure(method).prompts if method == "ppo" else configure(method).data)
+    rows = [json.loads(line) for line in source.read_text().splitlines()]
+    long = " ".join(["what can teddy do"] * 60)  # the model has 128 positions
+    for bad in (len(rows) // 2, len(rows)):
+        changed = [row | {"prompt": f"{long} {i}"} if i < bad else row for i, row in enumerate(rows)]
+        file = str(write_rows(tmp_path / f"{bad}.jsonl", changed))
+        with pytest.raises(InputError) as caught:
+            train(method, holdout=0.25, **{"prompts" if method == "ppo" else "data": file})
+        said = f"none of {bad} rows can be used" if bad == len(rows) else f"{bad} of {len(rows)} rows are unusable"
+        assert said in str(caught.value)
+        assert f"({bad} '" in str(caught.value)
+        assert ("raise --max-bad-share" in str(caught.value)) is (bad < len(rows))
+
+
+def test_a_side_of_which_nothing_is_left_is_refused(train, configure, tmp_path, write_rows):
+    rows = [json.loads(line) for line in Path(configure("dpo").data).read_text().splitlines()]
+    long = " ".join(["what can teddy do"] * 60)
+    for seed in range(8):  # whichever side the draw puts it on, alone
+        file = str(write_rows(tmp_path / f"{seed}.jsonl", [rows[0] | {"prompt": long}, rows[1]]))
+        with pytest.raises(InputError, match=r"no row (held out|to train on) can be used \(1 '"):
+            train("dpo", holdout=0.5, seed=seed, data=file, max_bad_share=0.9)
 
 
 def test_save_every(train, monkeypatch):

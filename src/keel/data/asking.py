@@ -12,7 +12,7 @@ from typing import Literal
 
 from keel.data import checks, personal
 from keel.data.near import near_duplicates
-from keel.data.store import prompt_key
+from keel.data.same import fold, fold_prompt
 from keel.errors import InputError
 from keel.records import Message, Prompt, PromptRow, RowCounts
 
@@ -53,16 +53,16 @@ def _masked(prompt: Prompt) -> tuple[Prompt, Counter[str]]:
     kinds: Counter[str] = Counter()
     for turn in prompt:
         content, found = personal.mask(turn["content"])
-        turns.append({"role": turn["role"], "content": content})
+        turns.append({**turn, "content": content})
         kinds += found
     return turns, kinds
 
 
 def distinct(rows: Iterable[PromptRow], counts: RowCounts) -> list[PromptRow]:
-    """Each prompt once."""
-    first: dict[bytes, PromptRow] = {}
+    """Each prompt once, in the bytes of its first row."""
+    first: dict[str, PromptRow] = {}
     for row in rows:
-        if first.setdefault(prompt_key(row.prompt), row) is not row:
+        if first.setdefault(fold_prompt(row.prompt), row) is not row:
             _drop(counts, "prompt of an earlier row", row)
     return list(first.values())
 
@@ -77,7 +77,7 @@ def mind_near(rows: Sequence[PromptRow], counts: RowCounts, drop: bool) -> list[
     for group in near_duplicates([_text(row.prompt, system=False) for row in rows]):
         alike: dict[str, list[int]] = defaultdict(list)
         for index in group:
-            alike[_text(rows[index].prompt, system=True)].append(index)
+            alike[fold(_text(rows[index].prompt, system=True))].append(index)
         later.update(index for same in alike.values() for index in same[1:])
     for index in sorted(later):
         if drop:

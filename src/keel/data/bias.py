@@ -10,9 +10,11 @@ Pairs of one prompt are not independent: intervals are Wilson's (95 %) with as m
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -69,12 +71,47 @@ CUT = "cut at a length limit"
 
 
 def cues(pairs: Sequence[Pair]) -> list[Cue]:
-    """Every cue over the pairs: length in characters without outer white space, then the marks."""
+    """Every cue over the pairs: length in characters without outer white space, then the marks.
+
+    To the marks that have a name come the opening word and the ending that one side has much more often.
+    """
     keys = [prompt_key(pair.prompt) for pair in pairs]
     found = [_cue("longer", lengths(pairs), keys)]
-    for name, mark in CUES.items():
+    for name, mark in (CUES | _openings(pairs) | _endings(pairs)).items():
         found.append(_cue(name, np.array([[mark(p.chosen), mark(p.rejected)] for p in pairs], dtype=np.float64), keys))
     return [*found, _cue(CUT, np.array([p.cut for p in pairs], dtype=np.float64), keys)]
+
+
+MUCH = 0.2
+"""How many more answers in a hundred of one side have an opening or an ending that is worth a cue."""
+_LONG = 24
+
+
+def _openings(pairs: Sequence[Pair]) -> dict[str, Callable[[str], float]]:
+    """The first word that tells the sides apart best."""
+    word = _leaning([_first_word(pair.chosen) for pair in pairs], [_first_word(pair.rejected) for pair in pairs])
+    return {f"begins with {word!r}": lambda text: text.lstrip().startswith(word)} if word else {}
+
+
+def _first_word(text: str) -> str:
+    return text[:_LONG].lstrip().partition(" ")[0].partition("\n")[0]
+
+
+def _endings(pairs: Sequence[Pair]) -> dict[str, Callable[[str], float]]:
+    """The last sign that tells the sides apart best, with what stands before it in all answers that end with it."""
+    sign = _leaning([pair.chosen[-1:] for pair in pairs], [pair.rejected[-1:] for pair in pairs])
+    if not sign.strip():
+        return {}
+    tails = [text[-_LONG:][::-1] for pair in pairs for text in (pair.chosen, pair.rejected) if text.endswith(sign)]
+    ending = commonprefix(tails)[::-1]  # noqa: RUF071  (of signs is what is meant)
+    return {f"ends with {ending!r}": lambda text: text.endswith(ending)}
+
+
+def _leaning(chosen: Sequence[str], rejected: Sequence[str]) -> str:
+    """What the answers of the two sides differ most in; empty for little."""
+    more, less = Counter(chosen), Counter(rejected)
+    most = max(more | less, key=lambda said: (abs(more[said] - less[said]), said), default="")
+    return most if abs(more[most] - less[most]) > MUCH * len(chosen) else ""
 
 
 def lengths(pairs: Sequence[Pair]) -> Floats:

@@ -6,29 +6,34 @@ source. Above a stated share of bad rows, both kinds together, a command refuses
 with the file. Rows that are right but make no pair, such as ties, are no part of that share. Each `check_*` takes
 the records with the counts that a reader made of them, and keeps `read == used + dropped + neutral`.
 
-Exact duplicates stay, since two people who vote alike are two votes; they are noted with their row numbers.
+Duplicates stay, since two people who vote alike are two votes; they are noted with their row numbers, as is what
+`doubts` finds. Texts that differ in bytes only are the same text everywhere here (`same`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import compress
 from typing import TypeVar
 
-from keel.data.messages import answer_key
+from keel.data import doubts, same
 from keel.data.store import is_store
-from keel.data.text import prompt_key
+from keel.data.text import further, prompt_key
 from keel.errors import InputError
-from keel.records import Answer, Demonstration, Fields, Pair, Prompt, PromptRow, RowCounts
+from keel.records import Demonstration, Fields, Pair, Prompt, PromptRow, RowCounts
 
 __all__ = [
     "check_demonstrations",
     "check_pairs",
     "check_prompts",
     "counted",
+    "leak",
     "one_dimension",
+    "or_raise",
     "reasons",
     "refuse_bad",
     "split_by_prompt",
@@ -37,8 +42,10 @@ __all__ = [
 ]
 
 Record = TypeVar("Record", Pair, Demonstration, PromptRow)
+AnyRow = Pair | Demonstration | PromptRow
 
 CONTRADICTORY = "contradictory pair"
+IN_BYTES = "white space, Unicode form or invisible signs"
 
 
 # --- the three checks
@@ -52,39 +59,46 @@ def check_pairs(pairs: Sequence[Pair], counts: RowCounts, max_bad_share: float, 
     record's origin does.
     """
     sound = _keep(pairs, counts, pair_fault)
-    orders: dict[Hashable, set[tuple[str, str]]] = defaultdict(set)
-    for pair in sound:
-        orders[_contest(pair)].add(_sides(pair))
-    both = {contest for contest, seen in orders.items() if len(seen) > 1}
-    kept = _keep(sound, counts, lambda pair: CONTRADICTORY if _contest(pair) in both else None)
-    return _settle(kept, pairs, counts, max_bad_share, source)
+    records = _records(sound)
+    wrong = _contradictions(records)
+    for pair in compress(sound, wrong):
+        counts.drop(CONTRADICTORY, pair.origin.row)
+    right = [not is_wrong for is_wrong in wrong]
+    kept = list(compress(sound, right))
+    return _settle(kept, list(compress(records, right)), pairs, counts, max_bad_share, source)
 
 
 def check_demonstrations(
     rows: Sequence[Demonstration], counts: RowCounts, max_bad_share: float, source: str = ""
 ) -> list[Demonstration]:
     """The demonstrations worth imitating. An empty text prompt is right here: it stands for plain text."""
-    return _settle(_keep(rows, counts, demonstration_fault), rows, counts, max_bad_share, source)
+    kept = _keep(rows, counts, demonstration_fault)
+    return _settle(kept, _records(kept), rows, counts, max_bad_share, source)
 
 
 def check_prompts(
     rows: Sequence[PromptRow], counts: RowCounts, max_bad_share: float, source: str = ""
 ) -> list[PromptRow]:
     """The prompts that ask something."""
-    return _settle(_keep(rows, counts, prompt_fault), rows, counts, max_bad_share, source)
+    kept = _keep(rows, counts, prompt_fault)
+    return _settle(kept, _records(kept), rows, counts, max_bad_share, source)
 
 
 # --- what is wrong with one record
 
+EQUAL = {"none": "chosen equals rejected", "bytes": f"chosen equals rejected but for {IN_BYTES}"}
+"""By `same.difference`."""
+
 
 def pair_fault(pair: Pair) -> str | None:
-    """Why a pair cannot be used, or None. Texts that differ in outer white space only count as equal."""
+    """Why a pair cannot be used, or None. Texts that look the same to a reader count as equal."""
     if fault := _prompt_fault(pair.prompt) or _answer_fault("chosen", pair.chosen, pair.fields[0]):
         return fault
     if fault := _answer_fault("rejected", pair.rejected, pair.fields[1]):
         return fault
-    if pair.chosen.strip() == pair.rejected.strip() and pair.fields[0] == pair.fields[1]:
-        return "chosen equals rejected"
+    how = same.difference(pair.chosen, pair.rejected)
+    if how in EQUAL and same.fold_fields(pair.fields[0]) == same.fold_fields(pair.fields[1]):
+        return EQUAL[how]
     if not math.isfinite(pair.margin):
         return "margin is not finite"
     return "margin is negative" if pair.margin < 0 else None
@@ -105,31 +119,56 @@ def _answer_fault(side: str, text: object, fields: Fields | None) -> str | None:
     """An answer says something, or calls a tool."""
     if not isinstance(text, str):
         return f"{side} is not text"
-    return None if text.strip() or (fields and fields.get("tool_calls")) else f"empty {side}"
+    calls = fields is not None and fields.get("tool_calls")
+    return f"empty {side}" if same.is_blank(text) and not calls else None
 
 
 def _prompt_fault(prompt: Prompt | None) -> str | None:
     if isinstance(prompt, str):
-        return None if prompt.strip() else "empty prompt"
+        return "empty prompt" if same.is_blank(prompt) else None
     if not isinstance(prompt, list):
         return "prompt is neither text nor messages"
-    if not prompt or not prompt[-1]["content"].strip():
+    if not prompt or (same.is_blank(prompt[-1]["content"]) and not further(prompt[-1])):
         return "empty prompt"
     return "prompt ends with an assistant turn" if prompt[-1]["role"] == "assistant" else None
 
 
-def _contest(pair: Pair) -> Hashable:
-    """The same for two pairs of one prompt and the same two texts, in whatever order."""
-    return prompt_key(pair.prompt), frozenset(_sides(pair))
+Told = tuple[str, Fields | None]
+"""An answer's text, with what it holds beside it."""
+Compared = tuple[Hashable, ...]
+"""A row's prompt and answers, as they are compared; empty where no other row has the prompt."""
 
 
-def _sides(pair: Pair) -> tuple[str, str]:
-    """(chosen, rejected), each as one string, whatever white space surrounds its text."""
-    chosen, rejected = (
-        answer_key(Answer(text.strip(), fields=fields)) if fields else text.strip()
-        for text, fields in zip((pair.chosen, pair.rejected), pair.fields, strict=True)
-    )
-    return chosen, rejected
+def _records(rows: Sequence[AnyRow]) -> list[Compared]:
+    keys = _split_keys(rows)
+    times = Counter(keys)
+    answers = [_answers(row) if times[key] > 1 else () for row, key in zip(rows, keys, strict=True)]
+    texts, groups = [], []
+    for key, told in zip(keys, answers, strict=True):
+        texts += [text for text, _ in told]
+        groups += [key] * len(told)
+    compared = iter(same.answer_keys(texts, groups))
+    records: list[Compared] = []
+    for key, told in zip(keys, answers, strict=True):
+        alike = [_answer(next(compared), fields) for _, fields in told]
+        records.append((key, *alike) if times[key] > 1 else ())
+    return records
+
+
+def _contradictions(records: Sequence[Compared]) -> list[bool]:
+    """Of each pair whether another says the opposite of the same two answers to the same prompt."""
+    seen = set(records)
+    return [bool(record) and (record[0], record[2], record[1]) in seen for record in records]
+
+
+def _answers(row: AnyRow) -> tuple[Told, ...]:
+    if isinstance(row, Pair):
+        return (row.chosen, row.fields[0]), (row.rejected, row.fields[1])
+    return ((row.completion, row.fields),) if isinstance(row, Demonstration) else ()
+
+
+def _answer(text: Hashable, fields: Fields | None) -> Hashable:
+    return (text, same.fold_fields(fields)) if fields else text
 
 
 # --- counting and refusing
@@ -147,7 +186,12 @@ def _keep(rows: Iterable[Record], counts: RowCounts, fault: Callable[[Record], s
 
 
 def _settle(
-    kept: list[Record], rows: Sequence[Record], counts: RowCounts, max_bad_share: float, source: str
+    kept: list[Record],
+    records: Sequence[Compared],
+    rows: Sequence[Record],
+    counts: RowCounts,
+    max_bad_share: float,
+    source: str,
 ) -> list[Record]:
     """Close the books: count what is used and refuse where too little is."""
     counts.used = len(kept)
@@ -161,7 +205,8 @@ def _settle(
         mend = f"mend them{one_dimension(counts, name)}"
         raise InputError(f"{name}: none of {counts.read} rows can be used ({why}); {mend}")
     refuse_bad(counts, max_bad_share, name)
-    _note_repeats(kept, counts)
+    _note_repeats(kept, records, counts)
+    doubts.note(kept, counts)
     return kept
 
 
@@ -170,8 +215,13 @@ def refuse_bad(counts: RowCounts, max_bad_share: float, name: str) -> None:
     if counts.dropped_total > max_bad_share * counts.read:
         raise InputError(
             f"{name}: {counts.dropped_total} of {counts.read} rows are bad ({reasons(counts)}), above the limit of "
-            f"{100 * max_bad_share:g} %; mend them or raise --max-bad-share{one_dimension(counts, name)}"
+            f"{100 * max_bad_share:g} %; mend them{or_raise(counts)}{one_dimension(counts, name)}"
         )
+
+
+def or_raise(counts: RowCounts) -> str:
+    """Half a sentence on the option that lets more bad rows pass; empty where it cannot help, since no row is left."""
+    return "" if counts.dropped_total + counts.neutral_total >= counts.read else " or raise --max-bad-share"
 
 
 def one_dimension(counts: RowCounts, source: str) -> str:
@@ -197,18 +247,21 @@ def which(count: int, rows: Sequence[int]) -> str:
     return f"row {listed}" if count == 1 else f"rows {listed}"
 
 
-def _note_repeats(rows: Iterable[Record], counts: RowCounts) -> None:
-    seen: set[Hashable] = set()
-    for row in rows:
-        answers: tuple[str, ...] = ()
-        if isinstance(row, Pair):
-            answers = (row.chosen, row.rejected, str(row.fields) if any(row.fields) else "")
-        elif isinstance(row, Demonstration):
-            answers = (row.completion, str(row.fields or ""))
-        record = (prompt_key(row.prompt), answers)
-        if record in seen:
+def _note_repeats(rows: Sequence[AnyRow], records: Sequence[Compared], counts: RowCounts) -> None:
+    times = Counter(records)
+    exact: set[Hashable] = set()
+    seen: set[Compared] = set()
+    for row, record in zip(rows, records, strict=True):
+        if not record or times[record] == 1:
+            continue
+        told = [_answer(text, fields) for text, fields in _answers(row)]
+        written = (prompt_key(row.prompt), *told)
+        if written in exact:
             counts.note("exact duplicate of an earlier row, kept", row.origin.row)
+        elif record in seen:
+            counts.note(f"duplicate of an earlier row but for {IN_BYTES}, kept", row.origin.row)
         seen.add(record)
+        exact.add(written)
 
 
 def summarise(counts: RowCounts, source: str, format: str) -> str:
@@ -227,7 +280,29 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
-# --- splitting
+# --- leaks and splits
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """Held-out rows whose prompts stand in the data, too, and half a sentence on those that do so in other bytes."""
+
+    places: list[int]
+    """Of them in the held-out rows."""
+    rows: list[int]
+    """Their numbers."""
+    otherwise: str
+
+
+def leak(rows: Sequence[AnyRow], held: Sequence[AnyRow]) -> Leak:
+    """What is held out and stands in `rows`, too. Plain text has no prompt to compare."""
+    keys = same.prompt_keys([row.prompt for row in (*rows, *held)])
+    here = {key for row, key in zip(rows, keys, strict=False) if row.prompt}
+    places = [at for at, key in enumerate(keys[len(rows) :]) if key in here]
+    written = {prompt_key(row.prompt) for row in rows} if places else set()
+    others = [at for at in places if prompt_key(held[at].prompt) not in written]
+    otherwise = f", {len(others):,} of them written otherwise ({IN_BYTES}, chat or plain text)" if others else ""
+    return Leak(places, [held[at].origin.row for at in places], otherwise)
 
 
 def split_by_prompt(rows: Sequence[Record], holdout: float, seed: int) -> tuple[list[Record], list[Record]]:
@@ -235,14 +310,17 @@ def split_by_prompt(rows: Sequence[Record], holdout: float, seed: int) -> tuple[
 
     Prompts are taken in the order of a hash of seed and prompt, as they fit into `holdout` of the rows, so
     that the share is as exact as whole prompts allow and does not depend on the order of the file. Plain
-    text, which has no prompt, is split by its text.
+    text, which has no prompt, is split by its text. Prompts that differ in bytes only are one, drawn by the least.
     """
-    groups: dict[str, int] = defaultdict(int)
-    for row in rows:
-        groups[_split_key(row)] += 1
-    order = sorted(groups, key=lambda key: (_draw(seed, key), key))
+    keys = _split_keys(rows)
+    groups = Counter(keys)
+    least: dict[Hashable, str] = {}
+    for row, key in zip(rows, keys, strict=True):
+        written = prompt_key(_asked(row))
+        least[key] = min(least.get(key, written), written)
+    order = sorted(groups, key=lambda key: (_draw(seed, least[key]), least[key]))
     target, total = holdout * len(rows), 0
-    held: set[str] = set()
+    held: set[Hashable] = set()
     for key in order:
         if total + groups[key] <= target:
             held.add(key)
@@ -251,8 +329,8 @@ def split_by_prompt(rows: Sequence[Record], holdout: float, seed: int) -> tuple[
     nearest = min(rest, key=lambda key: groups[key], default=None)
     if nearest is not None and total + groups[nearest] - target <= target - total:
         held.add(nearest)
-    kept = [row for row in rows if _split_key(row) not in held]
-    out = [row for row in rows if _split_key(row) in held]
+    inside = [key in held for key in keys]
+    kept, out = list(compress(rows, (not there for there in inside))), list(compress(rows, inside))
     if not kept or not out:
         name = rows[0].origin.file if rows else "the data"
         raise InputError(
@@ -263,9 +341,15 @@ def split_by_prompt(rows: Sequence[Record], holdout: float, seed: int) -> tuple[
     return kept, out
 
 
-def _split_key(row: Pair | Demonstration | PromptRow) -> str:
-    key = prompt_key(row.prompt)
-    return row.completion if not key.strip() and isinstance(row, Demonstration) else key
+def _split_keys(rows: Sequence[AnyRow]) -> list[Hashable]:
+    """What rows are grouped by: the prompt or, of plain text, the text."""
+    return same.prompt_keys([_asked(row) for row in rows])
+
+
+def _asked(row: AnyRow) -> Prompt:
+    if isinstance(row, Demonstration) and isinstance(row.prompt, str) and not row.prompt.strip():
+        return row.completion
+    return row.prompt
 
 
 def _draw(seed: int, key: str) -> str:

@@ -22,6 +22,7 @@ from typing import Generic, Protocol, TypeVar
 from keel.data.checks import reasons
 from keel.data.containers import file_hash, read_rows
 from keel.data.demonstrations import DEMONSTRATED
+from keel.data.doubts import Scores
 from keel.data.judged import JUDGED, Judged
 from keel.data.judged.base import no_remarks
 from keel.data.preferences import derive
@@ -88,11 +89,14 @@ def read_pairs(
     """Preference pairs of a file or hub data set, every contest's fate, and the format's name.
 
     Pairs are derived from the judgments of a row by the rules of `preferences`, or of the consecutive rows of one
-    prompt in formats that spread judgments over them. A contest that rightly makes no pair is neutral.
+    prompt in formats that spread judgments over them. A contest that rightly makes no pair is neutral. Columns of
+    scores that contradict a verdict are noted.
     """
     groups, counts, name = _contests(source, format, limit)
     pairs: list[Pair] = []
+    scores = Scores()
     for group in groups:
+        scores.see(group)
         derived = derive(group)
         pairs += derived.pairs
         counts.read += len(derived.pairs)
@@ -102,6 +106,7 @@ def read_pairs(
                 counts.skip(why, group[0].origin.row)
     counts.used = len(pairs)
     _refuse_nothing(counts, source)
+    scores.tell(counts)
     return pairs, counts, name
 
 

@@ -7,7 +7,7 @@ equal in any band are compared. The comparison itself is exact (over 64-bit hash
 
 Memory is linear in the corpus (2 kB for a prompt of 30 words, at the peak), and so is the work, unless thousands of
 texts are all neither near nor far, as where two thirds of each are one template: then it grows with their square.
-Words are letters and digits in lower case; each Chinese or Japanese sign is a word.
+Words are letters and digits in lower case, whatever their Unicode form; each Chinese or Japanese sign is a word.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from keel.data.same import fold
 from keel.errors import InputError
 
 HASHES = 256
@@ -39,6 +40,7 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.8, *, size: int =
     """
     if not 0 < threshold <= 1 or size < 1:
         raise InputError(f"threshold {threshold:g}, {size} words per shingle: give 0 < threshold <= 1 and size >= 1")
+    texts = [fold(text) for text in texts]
     equal: dict[bytes, list[int]] = defaultdict(list)
     for index, text in enumerate(texts):
         if words := _WORD.findall(text.lower()):

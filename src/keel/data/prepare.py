@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from keel.config import Reading, Training
 from keel.data import checks, formats
-from keel.data.text import Text, prompt_key
+from keel.data.text import Text
 from keel.errors import InputError, RowFault
 from keel.records import Bundle, Demonstration, Pair, PromptRow, RowCounts
 
@@ -70,6 +70,7 @@ def _prepare(
     facts: dict[str, object] = {"data": source, "format": name, **formats.identify(source, counts), **_ai(rows)}
     held: list[Bundle] = []
     held_counts: RowCounts | None = None
+    parts: tuple[Sequence[Row], ...] = (rows,)
     if config.eval_data is not None:
         other = str(config.eval_data)
         held_rows, held_counts, held_name = reader(other, format=config.format, limit=None)
@@ -80,9 +81,10 @@ def _prepare(
         identity = formats.identify(other, held_counts)
         facts |= {"eval_data": other, **{f"eval_{key}": value for key, value in identity.items()}}
     elif config.holdout:
-        rows, held_rows = checks.split_by_prompt(rows, config.holdout, config.seed)
-        held = encode(held_rows, counts, text, limit, config.max_bad_share, source)
-    train: list[Bundle] = encode(rows, counts, text, limit, config.max_bad_share, source)
+        parts = checks.split_by_prompt(rows, config.holdout, config.seed)
+    bundles = encode_parts(parts, counts, text, limit, config.max_bad_share, source)
+    train: list[Bundle] = bundles[0]
+    held = bundles[1] if len(bundles) > 1 else held
     report = checks.summarise(counts, source, name) + held_report
     if "ai_feedback" in facts:
         report += f"\n{facts['ai_feedback']} of its labels are a model's: what is trained on them is RLAIF"
@@ -98,12 +100,11 @@ def _ai(rows: Sequence[Row]) -> dict[str, object]:
 
 def _refuse_leak(rows: Sequence[Row], held: Sequence[Row], source: str, other: str) -> None:
     """Held-out prompts that are trained on measure memory. Plain text has no prompt to compare."""
-    seen = {prompt_key(row.prompt) for row in rows if row.prompt}
-    leaked = [row.origin.row for row in held if row.prompt and prompt_key(row.prompt) in seen]
-    if leaked:
+    found = checks.leak(rows, held)
+    if found.rows:
         raise InputError(
-            f"{other}: {len(leaked)} of its prompts (rows {leaked[:5]}) also stand in {source}; "
-            "remove them from one side, or let --holdout split by prompt"
+            f"{other}: {len(found.rows)} of its prompts (rows {found.rows[:5]}) also stand in {source}"
+            f"{found.otherwise}; remove them from one side, or let --holdout split by prompt"
         )
 
 
@@ -116,13 +117,34 @@ def encode(
     source: str,
 ) -> list[Bundle]:
     """Tokenise rows; those that cannot be are dropped with a count, and refused past the share."""
-    done, first_error = tokenise(rows, counts, text, max_length)
-    if not done or counts.dropped_total > max_bad_share * counts.read:
+    return encode_parts([rows], counts, text, max_length, max_bad_share, source)[0]
+
+
+def encode_parts(
+    parts: Sequence[Sequence[PromptRow | Demonstration | Pair]],
+    counts: RowCounts,
+    text: Text,
+    max_length: int,
+    max_bad_share: float,
+    source: str,
+) -> list[list[Bundle]]:
+    """The same of the parts of one source, none of which may be empty: all are tried before any is refused."""
+    tried = [tokenise(rows, counts, text, max_length) for rows in parts]
+    bundles = [[bundle for _, bundle in done] for done, _ in tried]
+    first_error = next((error for _, error in tried if error), "") or "mend them"
+    if not any(bundles):
+        raise InputError(
+            f"{source}: none of {counts.read} rows can be used ({checks.reasons(counts, neutral=True)}); {first_error}"
+        )
+    if counts.dropped_total > max_bad_share * counts.read:
         raise InputError(
             f"{source}: {counts.dropped_total} of {counts.read} rows are unusable ({checks.reasons(counts)}), "
-            f"above the limit of {max_bad_share:.0%}; {first_error or 'mend them'}; or raise --max-bad-share"
+            f"above the limit of {max_bad_share:.0%}; {first_error}; or raise --max-bad-share"
         )
-    return [bundle for _, bundle in done]
+    if not all(bundles):
+        side = "to train on" if not bundles[0] else "held out"
+        raise InputError(f"{source}: no row {side} can be used ({checks.reasons(counts)}); {first_error}")
+    return bundles
 
 
 def tokenise(

@@ -7,7 +7,7 @@ been told). `warning`: training goes on and its result may not be what one think
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.text import Text
 
 from keel.config import DataCheckConfig
-from keel.data import bias, checks, formats, personal, prepare, survey
+from keel.data import bias, checks, doubts, formats, personal, prepare, same, survey
 from keel.data.files import write_json
 from keel.data.near import near_duplicates
 from keel.data.store import Store, is_store
-from keel.data.text import plain, prompt_key
+from keel.data.text import plain
 from keel.engine.progress import Bar, say
 from keel.errors import InputError
 from keel.records import Bundle, Demonstration, Judgment, Pair, PromptRow, Result, RowCounts
@@ -114,7 +114,7 @@ def examine(config: DataCheckConfig) -> Audit:
     _fates(audit, counts, config.data, config.max_bad_share)
     audit.findings.sort(key=lambda finding: list(STYLES).index(finding.level))
     audit.figures |= {
-        "prompts": len({prompt_key(row.prompt) for row in rows}),
+        "prompts": len(set(same.prompt_keys([row.prompt for row in rows]))),
         "rows": counts.as_dict(),
         "findings": [asdict(finding) for finding in audit.findings],
     }
@@ -139,6 +139,7 @@ def _read(kind: str, source: str, format: str | None, limit: int | None) -> tupl
 def _fates(audit: Audit, counts: RowCounts, source: str, max_bad_share: float) -> None:
     """Rows that are dropped, those that are neutral, and those that are used and remarkable."""
     share = counts.dropped_total / counts.read
+    mend = f"mend it{checks.or_raise(counts)}"
     for reason, (count, rows) in sorted(counts.dropped.items(), key=lambda item: -item[1][0]):
         text = "Training leaves such rows out; mend them or take them away."
         if reason == checks.CONTRADICTORY:
@@ -149,7 +150,7 @@ def _fates(audit: Audit, counts: RowCounts, source: str, max_bad_share: float) -
         audit.find(
             "refused",
             f"{share:.1%} of the rows are bad",
-            f"Above {max_bad_share:.1%} something else is wrong with the file; mend it or raise --max-bad-share.",
+            f"Above {max_bad_share:.1%} something else is wrong with the file; {mend}.",
         )
     for reason, (count, rows) in counts.neutral.items():
         audit.find(
@@ -159,7 +160,9 @@ def _fates(audit: Audit, counts: RowCounts, source: str, max_bad_share: float) -
             rows,
         )
     for what, (count, rows) in counts.notes.items():
-        audit.find("note", f"{checks.counted(count, 'row')}: {what}", "Used all the same.", rows)
+        doubt = doubts.of_note(what)
+        level, text = (doubt.level, doubt.meaning) if doubt else ("note", "Used all the same.")
+        audit.find(level, f"{checks.counted(count, 'row')}: {what}", text, rows)
     if not counts.dropped:
         audit.find(
             "good",
@@ -172,17 +175,18 @@ def _fates(audit: Audit, counts: RowCounts, source: str, max_bad_share: float) -
 
 
 def _leaks(audit: Audit, rows: Sequence[Row], config: DataCheckConfig) -> None:
-    """Held-out prompts that also are in the data, word for word or nearly."""
+    """Held-out prompts that also are in the data, word for word (in whatever bytes) or nearly."""
     other = str(config.eval_data)
     held, counts, name = _read(formats.kind_of(other), other, None, None)
     say(checks.summarise(counts, other, name))
-    here = {prompt_key(row.prompt) for row in rows if row.prompt}
-    exact = [row.origin.row for row in held if row.prompt and prompt_key(row.prompt) in here]
-    near = [held[at].origin.row for at in _near_across(rows, held) if prompt_key(held[at].prompt) not in here]
+    found = checks.leak(rows, held)
+    exact = found.rows
+    near = [held[at].origin.row for at in _near_across(rows, held) if at not in set(found.places)]
     audit.figures["leak"] = {"eval_data": other, "rows": len(held), "exact": _some(exact), "near": _some(near)}
     if exact:
-        text = f"Their prompts stand in {config.data}, too: what is measured on them is memory. Take one side away."
-        audit.find("refused", f"leak of {checks.counted(len(exact), 'held-out row')} of {other}", text, exact)
+        text = f"Their prompts stand in {config.data}, too{found.otherwise}: what is measured on them is memory."
+        title = f"leak of {checks.counted(len(exact), 'held-out row')} of {other}"
+        audit.find("refused", title, f"{text} Take one side away.", exact)
     if near:
         text = (
             "Their prompts share most of their words with prompts of the data. Look at them, or split anew by prompt."
@@ -205,10 +209,10 @@ def _near_across(rows: Sequence[Row], held: Sequence[Row]) -> list[int]:
 
 def _prompts(audit: Audit, rows: Sequence[Row]) -> None:
     """Prompts that are asked nearly alike."""
-    firsts: dict[str, Row] = {}
-    for row in rows:
+    firsts: dict[Hashable, Row] = {}
+    for row, key in zip(rows, same.prompt_keys([row.prompt for row in rows]), strict=True):
         if row.prompt:
-            firsts.setdefault(prompt_key(row.prompt), row)
+            firsts.setdefault(key, row)
     distinct = list(firsts.values())
     groups = near_duplicates([plain(row.prompt) for row in distinct])
     inside = sorted(distinct[at].origin.row for group in groups for at in group)

@@ -234,8 +234,8 @@ def logps(found: Row) -> list[tuple[str, str]]:
 
 
 def drawings(figures: Row) -> dict[str, Markup]:
-    """The page's figures, where there is something to draw."""
-    found: dict[str, str] = {}
+    """The page's figures; empty where there is nothing to draw."""
+    found = {"length": "", "ratios": ""}
     steps = (figures.get("length") or {}).get("by_difference") or []
     if len(steps) > 1:
         found["length"] = by_difference(steps)
