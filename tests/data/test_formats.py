@@ -105,7 +105,9 @@ def test_messages_in_csv_cells_are_read_as_json_and_never_as_text(tmp_path):
     source = write(tmp_path / "pairs.csv", [good, good | {"prompt": str([USER])}])  # the second: Python, not JSON
     pairs, counts, _ = read_pairs(source)
     assert [(p.prompt, p.chosen, p.rejected) for p in pairs] == [([USER], "a", "b")]
-    assert counts.dropped == {"prompt holds messages that are not JSON": (1, [2])}
+    assert counts.dropped == {
+        "prompt holds messages as Python prints them, not JSON; write the cell with json.dumps": (1, [2])
+    }
 
 
 def test_json_ending_with_one_object_a_line(tmp_path):
@@ -483,7 +485,12 @@ def test_format_overrides_recognition(tmp_path):
 def test_a_missing_column_names_what_is_there(tmp_path):
     source = write(tmp_path / "pairs.csv", [{"prompt": "p", "best": "a", "rejected": "b"}])
     assert refusal(lambda: read_pairs(source)) == (
-        f"{source}: no column 'chosen'; found: prompt, best, rejected; preference pairs need chosen and "
+        f"{source}: no column 'chosen'; found: prompt, best, rejected; prompt looks like a prompt, best and rejected "
+        "like two answers: try --columns chosen=best"
+    )
+    source = write(tmp_path / "odd.csv", [{"prompt": "p", "x": "a", "rejected": "b"}])
+    assert refusal(lambda: read_pairs(source)) == (
+        f"{source}: no column 'chosen'; found: prompt, x, rejected; preference pairs need chosen and "
         "rejected, with a prompt or as transcripts"
     )
 
@@ -615,7 +622,9 @@ def test_the_hash_of_a_hub_data_set_is_its_commit(monkeypatch):
     info = types.SimpleNamespace(sha="0123456789abcdef0123")
     api = types.SimpleNamespace(dataset_info=lambda name: {"someone/pairs": info}[name])
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
-    assert file_hash("someone/pairs:test") == "hub:0123456789abcdef"
+    assert file_hash("someone/pairs") == file_hash("someone/pairs:train") == "hub:0123456789abcdef"
+    assert file_hash("someone/pairs:test") == "hub:0123456789abcdef:test"
+    assert file_hash("someone/pairs:en:train") == "hub:0123456789abcdef:en:train"
     assert file_hash("nobody/pairs") == "hub:unknown"
 
 

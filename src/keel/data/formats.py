@@ -17,19 +17,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, cast
 
+from keel.data import columns as names
 from keel.data.checks import reasons
 from keel.data.containers import file_hash, read_rows
 from keel.data.demonstrations import DEMONSTRATED
-from keel.data.judged import JUDGED, Judged
+from keel.data.judged import GENERIC, JUDGED, Judged
 from keel.data.judged.base import no_remarks
+from keel.data.looks import suggestion
 from keel.data.preferences import derive
 from keel.data.prompted import PROMPTED
 from keel.data.rows import Neutral, Numbered, Row, RowError, shown
 from keel.data.store import Store, is_store
 from keel.data.text import prompt_key
 from keel.data.unjudged import UNJUDGED, Unjudged
+from keel.data.unused import CARRIED, NOT_USED, Unused, watched
 from keel.errors import InputError
 from keel.records import Answer, Demonstration, Judgment, Origin, Pair, Prompt, PromptRow, RowCounts
 
@@ -82,14 +85,14 @@ class Kind(Generic[F]):
 
 
 def read_pairs(
-    source: str, *, format: str | None = None, limit: int | None = None
+    source: str, *, format: str | None = None, limit: int | None = None, columns: str | None = None
 ) -> tuple[list[Pair], RowCounts, str]:
     """Preference pairs of a file or hub data set, every contest's fate, and the format's name.
 
     Pairs are derived from the judgments of a row by the rules of `preferences`, or of the consecutive rows of one
     prompt in formats that spread judgments over them. A contest that rightly makes no pair is neutral.
     """
-    groups, counts, name = _contests(source, format, limit)
+    groups, counts, name = _contests(source, format, limit, columns)
     pairs: list[Pair] = []
     for group in groups:
         derived = derive(group)
@@ -105,7 +108,7 @@ def read_pairs(
 
 
 def open_judgments(
-    source: str, format: str | None = None, limit: int | None = None
+    source: str, format: str | None = None, limit: int | None = None, columns: str | None = None
 ) -> tuple[Iterator[list[Judgment]], RowCounts, str]:
     """The judgments of each row as they are read, every row's fate as far as it is read, and the format's name.
 
@@ -113,7 +116,7 @@ def open_judgments(
     `InputError` at once where the file is not recognised, and at the end where no row gave a judgment. A store's come a
     prompt at a time, in the order of their keys.
     """
-    groups, counts, name = _groups(JUDGMENTS, source, format, limit)
+    groups, counts, name = _groups(JUDGMENTS, source, format, limit, columns, CARRIED)
 
     def stream() -> Iterator[list[Judgment]]:
         for group in groups:
@@ -126,15 +129,15 @@ def open_judgments(
 
 
 def read_judgments(
-    source: str, format: str | None = None, limit: int | None = None
+    source: str, format: str | None = None, limit: int | None = None, columns: str | None = None
 ) -> tuple[list[Judgment], RowCounts, str]:
     """The judgments of a file or hub data set in the order of its rows, every row's fate, and the format's name."""
-    groups, counts, name = open_judgments(source, format, limit)
+    groups, counts, name = open_judgments(source, format, limit, columns)
     return [judgment for group in groups for judgment in group], counts, name
 
 
 def open_answers(
-    source: str, format: str | None = None, limit: int | None = None
+    source: str, format: str | None = None, limit: int | None = None, columns: str | None = None
 ) -> tuple[Iterator[Asked], RowCounts, str]:
     """Prompts with their answers, whatever is said of them, as `open_judgments` streams and counts them.
 
@@ -142,18 +145,20 @@ def open_answers(
     """
     counts = RowCounts()
     if is_store(source):
+        _refuse_columns(source, columns)
         name = STORE
         groups: Iterator[list[Asked]] = map(_asked, itertools.islice(_of_store(source), limit))
     else:
-        rows, chosen = _open(ANSWERS, source, format, limit)
-        name = chosen.name
+        opened = _open(ANSWERS, source, format, limit, columns, counts)
+        chosen, name = opened.format, opened.format.name
+        unused = Unused(NOT_USED, chosen.needs)
 
         def convert(row: Row, origin: Origin) -> list[Asked]:
             if isinstance(chosen, Unjudged):
                 return [(*chosen.convert(row), origin)]
             return _asked(chosen.read(row, origin))
 
-        groups = (found for _, found in _records(rows, convert, source, counts))
+        groups = (found for _, found in _records(opened, _using(convert, unused), source, counts, unused))
 
     def stream() -> Iterator[Asked]:
         for found in groups:
@@ -174,30 +179,25 @@ def _asked(judgments: list[Judgment]) -> list[Asked]:
 
 
 def read_demonstrations(
-    source: str, *, format: str | None = None, limit: int | None = None
+    source: str, *, format: str | None = None, limit: int | None = None, columns: str | None = None
 ) -> tuple[list[Demonstration], RowCounts, str]:
     """Prompts with the answers to imitate, or plain texts; every row's fate, and the format's name."""
-    rows, chosen = _open(DEMONSTRATIONS, source, format, limit)
-    counts = RowCounts()
-    return _read(rows, chosen.convert, source, counts), counts, chosen.name
+    records, counts, name = open_demonstrations(source, format, limit, columns)
+    return list(records), counts, name
 
 
 def open_demonstrations(
-    source: str, format: str | None = None, limit: int | None = None
+    source: str, format: str | None = None, limit: int | None = None, columns: str | None = None
 ) -> tuple[Iterator[Demonstration], RowCounts, str]:
-    """The same one at a time, as `open_judgments` does it; columns that a demonstration does not hold are noted."""
-    rows, chosen = _open(DEMONSTRATIONS, source, format, limit)
+    """The same one at a time, as `open_judgments` does it."""
     counts = RowCounts()
-    known = {*chosen.needs, *chosen.may}
-
-    def convert(row: Row, origin: Origin) -> Demonstration:
-        found = chosen.convert(row, origin)
-        for column in row.keys() - known:
-            counts.note(f"the column {shown(column)} is left out", origin.row)
-        return found
+    opened = _open(DEMONSTRATIONS, source, format, limit, columns, counts)
+    chosen = opened.format
+    unused = Unused(NOT_USED, {*chosen.needs, *chosen.may})
+    records = _records(opened, _using(chosen.convert, unused), source, counts, unused)
 
     def stream() -> Iterator[Demonstration]:
-        for _, record in _records(rows, convert, source, counts):
+        for _, record in records:
             counts.read += 1
             counts.used += 1
             yield record
@@ -207,33 +207,42 @@ def open_demonstrations(
 
 
 def read_prompts(
-    source: str, *, format: str | None = None, limit: int | None = None
+    source: str, *, format: str | None = None, limit: int | None = None, columns: str | None = None
 ) -> tuple[list[PromptRow], RowCounts, str]:
     """Prompts alone, those of judgments and logs included (of a tree its root); every row's fate, the format's name."""
     if is_store(source):
+        _refuse_columns(source, columns)
         with Store(source) as store:
             found = list(itertools.islice(store.prompts(), limit))
         counts = RowCounts(read=len(found), used=len(found))
         _refuse_nothing(counts, source)
         return found, counts, STORE
-    rows, chosen = _open(PROMPTS, source, format, limit)
     counts = RowCounts()
-    return _read(rows, _noting(chosen.convert, chosen.remarks, counts), source, counts), counts, chosen.name
+    opened = _open(PROMPTS, source, format, limit, columns, counts)
+    chosen = opened.format
+    unused = Unused(NOT_USED, chosen.needs, answers=False)
+    convert = _using(_noting(chosen.convert, chosen.remarks, counts), unused)
+    found = [record for _, record in _records(opened, convert, source, counts, unused)]
+    counts.read += len(found)
+    counts.used = len(found)
+    _refuse_nothing(counts, source)
+    return found, counts, chosen.name
 
 
-def kind_of(source: str, format: str | None = None) -> str:
+def kind_of(source: str, format: str | None = None, columns: str | None = None) -> str:
     """Whether a source holds judgments ("pairs", a store too), "demonstrations", or "prompts" alone.
 
     Raises `InputError` as reading pairs would where it holds none of them.
     """
     if is_store(source):
+        _refuse_columns(source, columns)
         return "pairs"
-    readable = [row for _, row in _head(read_rows(source)) if isinstance(row, dict)]
-    columns = {column: None for row in readable for column in row}
+    _, readable, _ = _start(source, None, columns, RowCounts())
+    found = {column: None for row in readable for column in row}
     for name, known in (("pairs", JUDGED), ("demonstrations", DEMONSTRATED), ("prompts", PROMPTED)):
-        if _match([f for f in known if format in (None, f.name)], columns, readable, looks=format is None):
+        if _match([f for f in known if format in (None, f.name)], found, readable, looks=format is None):
             return name
-    _open(PAIRS, source, format, None)
+    _open(PAIRS, source, format, None, columns, RowCounts())
     raise AssertionError("what matches no format is refused")
 
 
@@ -249,9 +258,13 @@ def identify(source: str) -> dict[str, object]:
 # --- what commands read
 
 PAIRS = Kind("preference pairs", "chosen and rejected, with a prompt or as transcripts", JUDGED)
-JUDGMENTS = Kind("judgments", "the columns of a format that holds them", JUDGED)
+JUDGMENTS = Kind(
+    "judgments", "chosen and rejected, response_a, response_b and preference, or another format's columns", JUDGED
+)
 ANSWERS: Kind[Judged | Unjudged] = Kind(
-    "answers", "prompt and completions (a list), prompt, response_a and response_b, or pairs", (*JUDGED, *UNJUDGED)
+    "answers",
+    "prompt and completions (a list), prompt, response_a and response_b, or pairs",
+    (*(it for it in JUDGED if it not in GENERIC), *UNJUDGED, *GENERIC),
 )
 DEMONSTRATIONS = Kind(
     "demonstrations", "prompt and completion, messages, instruction and output, or text", DEMONSTRATED
@@ -263,22 +276,44 @@ PROMPTS = Kind("prompts", "prompt, messages, conversations, instruction or text,
 
 
 def _groups(
-    kind: Kind[Judged], source: str, format: str | None, limit: int | None
+    kind: Kind[Judged],
+    source: str,
+    format: str | None,
+    limit: int | None,
+    columns: str | None,
+    words: str = NOT_USED,
 ) -> tuple[Iterator[list[Judgment]], RowCounts, str]:
     """Judgments row by row of a file, prompt by prompt of a store; the caller counts what it takes."""
     counts = RowCounts()
     if is_store(source):
+        _refuse_columns(source, columns)
         return itertools.islice(_of_store(source), limit), counts, STORE
-    rows, chosen = _open(kind, source, format, limit)
-    groups = (group for _, group in _records(rows, _noting(chosen.read, chosen.remarks, counts), source, counts))
-    return groups, counts, chosen.name
+    opened = _open(kind, source, format, limit, columns, counts)
+    chosen = opened.format
+    unused = Unused(words, chosen.needs)
+    read = _noting(chosen.read, chosen.remarks, counts)
+
+    def convert(row: Row, origin: Origin) -> list[Judgment]:
+        found = read(row, origin)
+        if found[0].extra:
+            unused.see(found[0].extra, origin.row, whole=row)
+        return found
+
+    return (group for _, group in _records(opened, convert, source, counts, unused)), counts, chosen.name
 
 
-def _contests(source: str, format: str | None, limit: int | None) -> tuple[Iterator[list[Judgment]], RowCounts, str]:
+def _contests(
+    source: str, format: str | None, limit: int | None, columns: str | None
+) -> tuple[Iterator[list[Judgment]], RowCounts, str]:
     """The same, with what a format spreads over consecutive rows put together."""
-    groups, counts, name = _groups(PAIRS, source, format, limit)
+    groups, counts, name = _groups(PAIRS, source, format, limit, columns)
     spread = {it.name for it in JUDGED if it.spread}
     return (together(groups, counts) if name in spread else groups), counts, name
+
+
+def _refuse_columns(source: str, columns: str | None) -> None:
+    if columns is not None:
+        raise InputError(f"{source}: a store has columns of its own; leave out --columns")
 
 
 def _of_store(source: str) -> Iterator[list[Judgment]]:
@@ -304,11 +339,28 @@ def _noting(
     return convert
 
 
+def _using(read: Callable[[Row, Origin], R], unused: Unused) -> Callable[[Row, Origin], R]:
+    """A row into what it holds, with the columns that were not asked for told apart."""
+
+    def convert(row: Row, origin: Origin) -> R:
+        if unused.knows(row):
+            found = read(row, origin)
+            unused.see(row, origin.row)
+            return found
+        seen = watched(row)
+        found = read(seen, origin)
+        unused.see(row, origin.row, seen.used)
+        return found
+
+    return convert
+
+
 def _records(
-    rows: Iterable[Numbered], convert: Callable[[Row, Origin], R], source: str, counts: RowCounts
+    opened: _Opened[F], convert: Callable[[Row, Origin], R], source: str, counts: RowCounts, unused: Unused
 ) -> Iterator[tuple[int, R]]:
     """(number, record) of each row that gives one, for the caller to count; the others are counted here."""
-    for number, row in rows:
+    given = False
+    for number, row in opened.rows:
         try:
             if isinstance(row, RowError):
                 raise row
@@ -320,22 +372,18 @@ def _records(
             counts.read += 1
             counts.drop(str(error), number)
         else:
+            given = True
             yield number, record
+    unused.tell(counts)
+    if not given:
+        _refuse_nothing(counts, source, opened.hint())
 
 
-def _read(rows: Iterable[Numbered], convert: Callable[[Row, Origin], R], source: str, counts: RowCounts) -> list[R]:
-    records = [record for _, record in _records(rows, convert, source, counts)]
-    counts.read += len(records)
-    counts.used = len(records)
-    _refuse_nothing(counts, source)
-    return records
-
-
-def _refuse_nothing(counts: RowCounts, source: str) -> None:
+def _refuse_nothing(counts: RowCounts, source: str, hint: str = "") -> None:
     if not counts.read:
         raise InputError(f"{source}: no rows; give a file with at least one")
     if not counts.used:
-        mend = "mend them" if counts.dropped else "give others"
+        mend = hint or ("mend them" if counts.dropped else "give others")
         raise InputError(f"{source}: none of {counts.read} rows can be read ({reasons(counts, neutral=True)}); {mend}")
 
 
@@ -358,17 +406,52 @@ def together(groups: Iterable[list[Judgment]], counts: RowCounts) -> Iterator[li
 # --- recognition
 
 
-def _open(kind: Kind[F], source: str, wanted: str | None, limit: int | None) -> tuple[Iterator[Numbered], F]:
-    """The rows and their format; refuses where no row is readable."""
-    rows = itertools.islice(read_rows(source), limit)
-    head = _head(rows)
-    readable = [row for _, row in head if isinstance(row, dict)]
+@dataclass(frozen=True, slots=True)
+class _Opened(Generic[F]):
+    """A file's rows, their format, and what to try where none of them can be read."""
+
+    rows: Iterator[Numbered]
+    format: F
+    hint: Callable[[], str]
+
+
+def _open(
+    kind: Kind[F], source: str, wanted: str | None, limit: int | None, columns: str | None, counts: RowCounts
+) -> _Opened[F]:
+    """The rows and their format; refuses where no row is readable. `counts` learns what is unusual about the file."""
+    rows, readable, renamed = _start(source, limit, columns, counts)
     if not readable:
-        counts = RowCounts(read=len(head))
-        for number, row in head:
+        counts = RowCounts()
+        for number, row in rows:
+            counts.read += 1
             counts.drop(str(row), number)
         _refuse_nothing(counts, source)
-    return itertools.chain(head, rows), _recognise(kind, readable, source, wanted)
+    chosen = _recognise(kind, readable, source, wanted, renamed)
+    if isinstance(chosen, Judged) and chosen.over is not None:
+        try:
+            chosen = cast(F, chosen.over(readable))
+        except RowError as why:
+            raise InputError(f"{source}: {why}") from None
+    return _Opened(rows, chosen, lambda: "" if renamed or wanted else suggestion(kind.noun, readable))
+
+
+def _start(
+    source: str, limit: int | None, columns: str | None, counts: RowCounts
+) -> tuple[Iterator[Numbered], list[Row], bool]:
+    """All rows under the names of --columns, the first readable ones of them, and whether there are such names."""
+    mapping = names.parse(columns)
+    remarks: list[str] = []
+    rows: Iterator[Numbered] = itertools.islice(read_rows(source, remarks), limit)
+    head = _head(rows)
+    readable = [row for _, row in head if isinstance(row, dict)]
+    if mapping is not None and readable:
+        mapping.refuse_missing(readable, source)
+        remarks += [f"the file's own column {shown(c)} gives way to --columns" for c in mapping.hidden(readable)]
+        head, rows = list(mapping.renamed(head)), mapping.renamed(rows)
+        readable = [row for _, row in head if isinstance(row, dict)]
+    for remark in remarks:
+        counts.note(remark, head[0][0] if head else 1)
+    return itertools.chain(head, rows), readable, mapping is not None
 
 
 def _head(rows: Iterator[Numbered]) -> list[Numbered]:
@@ -382,24 +465,26 @@ def _head(rows: Iterator[Numbered]) -> list[Numbered]:
     return head
 
 
-def _recognise(kind: Kind[F], head: list[Row], source: str, wanted: str | None) -> F:
+def _recognise(kind: Kind[F], head: list[Row], source: str, wanted: str | None, renamed: bool) -> F:
     """The format asked for, or the first that fits; refuses where a column is missing from every row."""
     columns = {column: None for row in head for column in row}  # in the file's order
     formats = [f for f in kind.formats if wanted in (None, f.name)]
     if not formats:
-        names = ", ".join(f.name for f in kind.formats)
-        raise InputError(f"{source}: --format {shown(wanted)} is not a format of {kind.noun}; choose one of {names}")
+        known = ", ".join(f.name for f in kind.formats)
+        raise InputError(f"{source}: --format {shown(wanted)} is not a format of {kind.noun}; choose one of {known}")
     if found := _match(formats, columns, head, looks=wanted is None):
         return found
     absent = {f.name: [column for column in f.needs if column not in columns] for f in formats}
     begun = [f for f in formats if 0 < len(absent[f.name]) < len(f.needs)]
     nearest = min(begun, key=lambda f: len(absent[f.name])) if begun else formats[0]
     missing = " or ".join(f"'{column}'" for column in absent[nearest.name])
-    names = ", ".join(shown(column) for column in list(columns)[:12]) + (", …" if len(columns) > 12 else "")
     also = ((noun, _match(others, columns, head)) for noun, others in KINDS if noun != kind.noun)
     hint = next((f" (these are {noun}, format {found.name})" for noun, found in also if found), "")
-    what = f"no column {missing}" if missing else "no format that is known"
-    raise InputError(f"{source}: {what}; found: {names or 'none'}{hint}; {kind.noun} need {kind.asks}")
+    clear = missing and (len(absent[nearest.name]) == 1 or not begun or wanted)
+    what = f"no column {missing}" if clear else "no format that is known"
+    guess = "" if renamed or hint or wanted else suggestion(kind.noun, head)
+    rest = guess or f"{kind.noun} need {kind.asks}"
+    raise InputError(f"{source}: {what}; found: {names.listed(columns)}{hint}; {rest}")
 
 
 KINDS: tuple[tuple[str, tuple[Format, ...]], ...] = (
