@@ -215,7 +215,7 @@ def test_pairs_become_demonstrations_of_the_chosen_answer(tmp_path, write_rows):
 def test_pairs_do_not_become_demonstrations_unasked(votes, tmp_path, write_rows, through_a_store):
     rows = [{"prompt": "a?", "chosen": "yes", "rejected": "no"}]
     source = votes("11") if through_a_store else str(write_rows(tmp_path / "a.jsonl", rows))
-    with pytest.raises(InputError, match="these are preference pairs, and alpaca .* add --pairs"):
+    with pytest.raises(InputError, match=r"these are preference pairs, and alpaca .* add --pairs"):
         convert(source, tmp_path / "out.jsonl", "alpaca")
 
 

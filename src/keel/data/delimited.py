@@ -40,12 +40,12 @@ def csv_rows(lines: Iterator[str], source: str, remarks: list[str]) -> Iterator[
 
 
 def _separator(sample: list[str]) -> str:
-    """A comma, unless no row fits a header of several columns by it and all rows do by just one of the others."""
+    """A comma, unless no row fits a header of several columns by it and most rows do by just one of the others."""
     widths = {separator: _widths(sample, separator) for separator in SEPARATORS}
     wide = {separator: found for separator, found in widths.items() if len(found) > 1 and found[0] > 1}
     if "," in wide and wide[","][0] in wide[","][1:]:
         return ","
-    others = [s for s, found in wide.items() if s != "," and len(set(found)) == 1]
+    others = [s for s, found in wide.items() if s != "," and 2 * found[1:].count(found[0]) > len(found) - 1]
     return others[0] if len(others) == 1 else ","
 
 

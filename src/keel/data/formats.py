@@ -15,7 +15,7 @@ content.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, cast
 
@@ -237,10 +237,10 @@ def kind_of(source: str, format: str | None = None, columns: str | None = None) 
     if is_store(source):
         _refuse_columns(source, columns)
         return "pairs"
-    _, readable, _ = _start(source, None, columns, RowCounts())
+    _, readable, renamed = _start(source, None, columns, RowCounts())
     found = {column: None for row in readable for column in row}
     for name, known in (("pairs", JUDGED), ("demonstrations", DEMONSTRATED), ("prompts", PROMPTED)):
-        if _match([f for f in known if format in (None, f.name)], found, readable, looks=format is None):
+        if _match([f for f in known if format in (None, f.name)], found, readable, format is None, renamed):
             return name
     _open(PAIRS, source, format, None, columns, RowCounts())
     raise AssertionError("what matches no format is refused")
@@ -437,8 +437,8 @@ def _open(
 
 def _start(
     source: str, limit: int | None, columns: str | None, counts: RowCounts
-) -> tuple[Iterator[Numbered], list[Row], bool]:
-    """All rows under the names of --columns, the first readable ones of them, and whether there are such names."""
+) -> tuple[Iterator[Numbered], list[Row], set[str]]:
+    """All rows under the names of --columns, the first readable ones of them, and these names."""
     mapping = names.parse(columns)
     remarks: list[str] = []
     rows: Iterator[Numbered] = itertools.islice(read_rows(source, remarks), limit)
@@ -451,7 +451,7 @@ def _start(
         readable = [row for _, row in head if isinstance(row, dict)]
     for remark in remarks:
         counts.note(remark, head[0][0] if head else 1)
-    return itertools.chain(head, rows), readable, mapping is not None
+    return itertools.chain(head, rows), readable, set(mapping.paths if mapping else ())
 
 
 def _head(rows: Iterator[Numbered]) -> list[Numbered]:
@@ -465,14 +465,14 @@ def _head(rows: Iterator[Numbered]) -> list[Numbered]:
     return head
 
 
-def _recognise(kind: Kind[F], head: list[Row], source: str, wanted: str | None, renamed: bool) -> F:
+def _recognise(kind: Kind[F], head: list[Row], source: str, wanted: str | None, renamed: set[str]) -> F:
     """The format asked for, or the first that fits; refuses where a column is missing from every row."""
     columns = {column: None for row in head for column in row}  # in the file's order
     formats = [f for f in kind.formats if wanted in (None, f.name)]
     if not formats:
         known = ", ".join(f.name for f in kind.formats)
         raise InputError(f"{source}: --format {shown(wanted)} is not a format of {kind.noun}; choose one of {known}")
-    if found := _match(formats, columns, head, looks=wanted is None):
+    if found := _match(formats, columns, head, looks=wanted is None, renamed=renamed):
         return found
     absent = {f.name: [column for column in f.needs if column not in columns] for f in formats}
     begun = [f for f in formats if 0 < len(absent[f.name]) < len(f.needs)]
@@ -493,8 +493,15 @@ KINDS: tuple[tuple[str, tuple[Format, ...]], ...] = (
 )
 
 
-def _match(formats: Sequence[F], columns: dict[str, None], head: list[Row], looks: bool = True) -> F | None:
-    for candidate in formats:
+def _match(
+    formats: Sequence[F],
+    columns: dict[str, None],
+    head: list[Row],
+    looks: bool = True,
+    renamed: Collection[str] = (),
+) -> F | None:
+    """The first that fits; of formats for which columns were renamed the one that has use for most of these."""
+    for candidate in sorted(formats, key=lambda it: -len({*renamed} & {*it.needs})) if renamed else formats:
         there = all(column in columns for column in candidate.needs)
         if there and (not looks or any(candidate.fits(row) for row in head)):
             return candidate

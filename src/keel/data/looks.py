@@ -6,7 +6,7 @@ Modest on purpose: where a prompt or the answers cannot be told, nothing is prop
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -15,9 +15,11 @@ from keel.data.rows import Row, shown
 
 __all__ = ["suggestion"]
 
+CLEAR = "prompt", "question", "query", "instruction", "user_prompt"
+"""Names of prompts that mean nothing else; the others must also read like one."""
 PROMPTS = (
-    *("prompt", "question", "query", "instruction", "user_prompt", "input", "context", "request", "problem", "task"),
-    *("user", "human", "post", "inputs", "user_input", "source"),
+    *CLEAR,
+    *("input", "context", "request", "problem", "task", "user", "human", "post", "inputs", "user_input", "source"),
 )
 BETTER = (
     *("chosen", "better", "best", "preferred", "good", "winner", "win", "accepted", "accept", "positive", "pos"),
@@ -29,7 +31,7 @@ WORSE = (
     *("unpreferred", "non_preferred", "less_preferred", "yl"),
 )
 ANSWERS = (
-    *("response", "answer", "completion", "output", "reply", "generation", "target", "result", "assistant"),
+    *("response", "resp", "answer", "completion", "output", "reply", "generation", "target", "result", "assistant"),
     *("model_answer", "summary", "solution", "text_output", "gpt", "outputs"),
 )
 LISTS = (
@@ -88,16 +90,24 @@ class _Columns:
         return [name for name, values in self.values.items() if name not in without and fits(values)]
 
     def prompt(self, without: Iterable[str] = ()) -> str:
-        """The column that asks: by its name, or the only one that holds messages."""
-        if found := self.named(PROMPTS, _says, without):
+        """The column that asks: by its name, the only one that holds messages, or text in an object of such a name."""
+        if found := self.named(CLEAR, _says, without) or self.named(PROMPTS, _asks_something, without):
             return found
         chats = self.of(_is_chat, without)
-        return chats[0] if len(chats) == 1 else ""
+        return chats[0] if len(chats) == 1 else next(self._inner(without), "")
+
+    def _inner(self, without: Iterable[str]) -> Iterator[str]:
+        for name in self.values:
+            objects = [value for value in self.values[name] if isinstance(value, dict)]
+            if name.lower() in PROMPTS and objects and name not in without:
+                inner = _Columns(objects).named(("full_text", "text", "content", *PROMPTS), _asks_something)
+                if inner:
+                    yield f"{name}.{inner}"
 
     def twos(self, fits: Callable[[list[Any]], bool], without: Iterable[str] = ()) -> list[tuple[str, str]]:
-        """Columns whose names differ in an ending that counts, such as answer_a and answer_b."""
-        names = self.of(fits, without)
-        return [pair for pair in combinations(names, 2) if _is_second(*pair)]
+        """Columns whose names differ in an ending that counts, such as answer_a and answer_b; the longest first."""
+        pairs = [pair for pair in combinations(self.of(fits, without), 2) if _is_second(*pair)]
+        return sorted(pairs, key=lambda pair: -sum(len(str(value)) for value in self.values[pair[0]]))
 
 
 def _is_second(one: str, other: str) -> bool:
@@ -111,10 +121,16 @@ def _says(values: list[Any]) -> bool:
     return bool(values) and (all(isinstance(v, str) for v in values) or _is_chat(values))
 
 
+def _asks_something(values: list[Any]) -> bool:
+    """Messages, or texts of more than a word that differ from row to row."""
+    if not values or not all(isinstance(value, str) for value in values):
+        return _is_chat(values)
+    return any(" " in value.strip() for value in values) and 2 * len(set(values)) > len(values)
+
+
 def _is_chat(values: list[Any]) -> bool:
     return bool(values) and all(
-        isinstance(v, list) and v and all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in v)
-        for v in values
+        isinstance(v, list) and v and all(isinstance(turn, dict) and "role" in turn for turn in v) for v in values
     )
 
 
@@ -250,7 +266,7 @@ def _demonstration(seen: _Columns) -> Found:
 
 
 def _prompt(seen: _Columns) -> Found:
-    prompt = seen.named(PROMPTS, _says)
+    prompt = seen.prompt()
     chat = seen.named(CHATS, _is_chat)
     if prompt:
         return f"{prompt} looks like a prompt", {"prompt": prompt}

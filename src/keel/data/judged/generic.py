@@ -36,6 +36,7 @@ CODES: dict[str, dict[str, Outcome]] = {
     "0 = the first answer, 1 = the second": {"0": "first", "1": "second"},
     "1 = the first answer, 2 = the second": {"1": "first", "2": "second"},
 }
+ODD = 5  # values without a meaning that are named
 REMEDY = "say what the values mean, as in --columns preference=COLUMN:1=a:2=b:0=tie"
 
 
@@ -99,8 +100,17 @@ def _two_prompt(without: Iterable[str]) -> Callable[[Row], Prompt]:
 
 
 def _read_vote(codes: dict[str, Outcome]) -> Callable[[Row, Origin], list[Judgment]]:
+    """Reads a verdict, bare numbers by their codes; of values without a meaning the first few are named."""
+    odd: set[str] = set()
+
     def read(row: Row, origin: Origin) -> list[Judgment]:
         outcome = _outcome(row, codes)
+        if outcome is None:
+            value = shown(row[VERDICT])
+            if len(odd) < ODD:
+                odd.add(value)
+            named = f"{VERDICT} {value}" if value in odd else f"another {VERDICT}"
+            raise RowError(f"{named} says of neither answer that it is better")
         found = _two(row, origin, (VERDICT,))
         strength = preference(found).strength
         return [replace(found, verdict=Preference(outcome, strength if outcome in ("first", "second") else 0.0))]
@@ -108,8 +118,8 @@ def _read_vote(codes: dict[str, Outcome]) -> Callable[[Row, Origin], list[Judgme
     return read
 
 
-def _outcome(row: Row, codes: dict[str, Outcome]) -> Outcome:
-    """What the verdict says: a word, a code, or the name or text of one answer."""
+def _outcome(row: Row, codes: dict[str, Outcome]) -> Outcome | None:
+    """What the verdict says: a word, a code, or the name or text of one answer; None where it is none of them."""
     value = row.get(VERDICT)
     if value is None or value == "":
         raise RowError(f"no {VERDICT}")
@@ -119,7 +129,6 @@ def _outcome(row: Row, codes: dict[str, Outcome]) -> Outcome:
         for a, b in (("model_a", "model_b"), ("response_a", "response_b")):
             if (value == row.get(a)) != (value == row.get(b)):
                 return "first" if value == row.get(a) else "second"
-        raise RowError(f"{VERDICT} {shown(value)!r} says of neither answer that it is better")
     return found
 
 
@@ -141,7 +150,7 @@ def _over(head: Sequence[Row]) -> Judged:
     bare = {spelt(row[VERDICT]) for row in head if row.get(VERDICT) not in (None, "")}
     bare = {word for word in bare if word.lstrip("-").replace(".", "", 1).isdigit()}
     if not bare:
-        return VOTE
+        return replace(VOTE, read=_read_vote({}))
     fitting = [said for said, codes in CODES.items() if bare <= codes.keys() and not bare <= {"1"}]
     if len(fitting) != 1:
         raise RowError(
