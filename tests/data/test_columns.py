@@ -109,7 +109,7 @@ def test_public_layouts_are_read_by_their_own_names(file, rows, spec, name, expe
 def test_what_was_renamed_is_written_and_read_again(file, tmp_path, rows, spec, name, expected, neutral):
     source, target = file(rows), tmp_path / "out.jsonl"
     convert(source, target, name, columns=spec)
-    before, after = (read_judgments(*at) for at in ((source, None, None, spec), (str(target),)))
+    before, after = (read_judgments(*at) for at in ((source, None, None, spec), (str(target), name)))
     assert after[2] == name
     assert [(j.prompt, j.verdict, [(a.text, a.model) for a in j.answers], j.rater, j.extra) for j in after[0]] == [
         (j.prompt, j.verdict, [(a.text, a.model) for a in j.answers], j.rater, j.extra) for j in before[0]

@@ -18,8 +18,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from keel.data import checks, formats
+from keel.data import checks
+from keel.data.demonstrations import DEMONSTRATED
 from keel.data.formats import file_hash, read_demonstrations, read_pairs, read_prompts
+from keel.data.judged import JUDGED
+from keel.data.prompted import PROMPTED
 from keel.errors import InputError
 from keel.records import Demonstration, Origin, Pair, PromptRow
 
@@ -764,6 +767,6 @@ def test_every_row_of_hh_harmless_is_accounted_for():
 
 
 def test_every_format_is_in_a_table_once():
-    for table in (formats.JUDGED, formats.DEMONSTRATED, formats.PROMPTED):
+    for table in (JUDGED, DEMONSTRATED, PROMPTED):
         names = [f.name for f in table]
         assert len(names) == len(set(names))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from keel.data import checks, formats
+from keel.data import checks, formats, recognition
 from keel.data.containers import read_rows
 from keel.data.convert import convert
 from keel.data.formats import open_judgments, read_judgments, read_pairs, read_prompts
@@ -157,7 +157,7 @@ def test_judgments_are_streamed(tmp_path, monkeypatch):
             taken.append(number)
             yield number, {"prompt": "p", "chosen": "a", "rejected": "b"} if number % 2 else RowError("broken JSON")
 
-    monkeypatch.setattr(formats, "read_rows", rows)
+    monkeypatch.setattr(recognition, "read_rows", rows)
     groups, counts, name = open_judgments("endless", None, 900)
     assert (name, len(taken), counts.read) == ("trl", 199, 0)  # a hundred readable rows
     for _ in range(200):
@@ -690,7 +690,7 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
         yield from ((n, {"prompt": "p", "chosen": "a", "rejected": "b"}) for n in range(1, 500))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(formats, "read_rows", rows)
+    monkeypatch.setattr(recognition, "read_rows", rows)
     for ending in ("jsonl", "json.gz", "csv", "parquet"):
         with pytest.raises(KeyboardInterrupt):
             convert("endless", tmp_path / f"b.{ending}", "trl")

@@ -2,8 +2,7 @@
 
 Two layers. A *container* (`containers`: .jsonl, .json, .csv, .parquet, .txt, a hub data set) yields numbered rows as
 dicts; a *format* turns one such dict into a record, or into the judgments that it holds. A format is one small entry
-in a table: `JUDGED`, `DEMONSTRATED`, `PROMPTED`. The first whose columns are all there, and whose look fits, is
-recognised.
+in a table: `JUDGED`, `DEMONSTRATED`, `PROMPTED`; `recognition` tells which one a file is in.
 
 A row that cannot be read is an outcome, not an exception: it is counted with its number and reason (law 6). What makes
 the whole file unreadable, such as a wrong encoding or a missing column, is an `InputError`.
@@ -15,23 +14,30 @@ content.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar, cast
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
-from keel.data import columns as names
-from keel.data.checks import reasons
-from keel.data.containers import file_hash, read_rows
-from keel.data.demonstrations import DEMONSTRATED
-from keel.data.judged import GENERIC, JUDGED, Judged
+from keel.data.containers import file_hash
+from keel.data.judged import JUDGED, Judged
 from keel.data.judged.base import no_remarks
-from keel.data.looks import suggestion
 from keel.data.preferences import derive
-from keel.data.prompted import PROMPTED
-from keel.data.rows import Neutral, Numbered, Row, RowError, shown
+from keel.data.recognition import (
+    ANSWERS,
+    DEMONSTRATIONS,
+    JUDGMENTS,
+    PAIRS,
+    PROMPTS,
+    Format,
+    Kind,
+    Opened,
+    kind_of_rows,
+    open_rows,
+    refuse_nothing,
+)
+from keel.data.rows import Neutral, Row, RowError
 from keel.data.store import Store, is_store
 from keel.data.text import prompt_key
-from keel.data.unjudged import UNJUDGED, Unjudged
+from keel.data.unjudged import Unjudged
 from keel.data.unused import CARRIED, NOT_USED, Unused, watched
 from keel.errors import InputError
 from keel.records import Answer, Demonstration, Judgment, Origin, Pair, Prompt, PromptRow, RowCounts
@@ -51,34 +57,13 @@ __all__ = [
 ]
 
 R = TypeVar("R")
-F = TypeVar("F", bound="Format")
+F = TypeVar("F", bound=Format)
 
 Asked = tuple[Prompt, list[Answer], Origin]
 """A prompt and its answers."""
 STORE = "store"
 """What stands in place of a format's name."""
-HEAD = 100  # readable rows from which columns and format are recognised
 BLOCK = 256  # consecutive rows of one prompt that are compared with each other at most
-
-
-class Format(Protocol):
-    """What recognition asks of a format: its name, its columns, and what tells it from another with these columns."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def needs(self) -> tuple[str, ...]: ...
-    @property
-    def fits(self) -> Callable[[Row], bool]: ...
-
-
-@dataclass(frozen=True)
-class Kind(Generic[F]):
-    """What a command reads: its formats in the order in which they are tried, and the words of a refusal."""
-
-    noun: str
-    asks: str
-    formats: tuple[F, ...]
 
 
 # --- what a command calls
@@ -103,7 +88,7 @@ def read_pairs(
             for _ in range(times):
                 counts.skip(why, group[0].origin.row)
     counts.used = len(pairs)
-    _refuse_nothing(counts, source)
+    refuse_nothing(counts, source)
     return pairs, counts, name
 
 
@@ -123,7 +108,7 @@ def open_judgments(
             counts.read += 1
             counts.used += 1
             yield group
-        _refuse_nothing(counts, source)
+        refuse_nothing(counts, source)
 
     return stream(), counts, name
 
@@ -149,7 +134,7 @@ def open_answers(
         name = STORE
         groups: Iterator[list[Asked]] = map(_asked, itertools.islice(_of_store(source), limit))
     else:
-        opened = _open(ANSWERS, source, format, limit, columns, counts)
+        opened = open_rows(ANSWERS, source, format, limit, columns, counts)
         chosen, name = opened.format, opened.format.name
         unused = Unused(NOT_USED, chosen.needs)
 
@@ -165,7 +150,7 @@ def open_answers(
             counts.read += 1
             counts.used += 1
             yield from found
-        _refuse_nothing(counts, source)
+        refuse_nothing(counts, source)
 
     return stream(), counts, name
 
@@ -191,7 +176,7 @@ def open_demonstrations(
 ) -> tuple[Iterator[Demonstration], RowCounts, str]:
     """The same one at a time, as `open_judgments` does it."""
     counts = RowCounts()
-    opened = _open(DEMONSTRATIONS, source, format, limit, columns, counts)
+    opened = open_rows(DEMONSTRATIONS, source, format, limit, columns, counts)
     chosen = opened.format
     unused = Unused(NOT_USED, {*chosen.needs, *chosen.may})
     records = _records(opened, _using(chosen.convert, unused), source, counts, unused)
@@ -201,7 +186,7 @@ def open_demonstrations(
             counts.read += 1
             counts.used += 1
             yield record
-        _refuse_nothing(counts, source)
+        refuse_nothing(counts, source)
 
     return stream(), counts, chosen.name
 
@@ -215,17 +200,17 @@ def read_prompts(
         with Store(source) as store:
             found = list(itertools.islice(store.prompts(), limit))
         counts = RowCounts(read=len(found), used=len(found))
-        _refuse_nothing(counts, source)
+        refuse_nothing(counts, source)
         return found, counts, STORE
     counts = RowCounts()
-    opened = _open(PROMPTS, source, format, limit, columns, counts)
+    opened = open_rows(PROMPTS, source, format, limit, columns, counts)
     chosen = opened.format
     unused = Unused(NOT_USED, chosen.needs, answers=False)
     convert = _using(_noting(chosen.convert, chosen.remarks, counts), unused)
     found = [record for _, record in _records(opened, convert, source, counts, unused)]
     counts.read += len(found)
     counts.used = len(found)
-    _refuse_nothing(counts, source)
+    refuse_nothing(counts, source)
     return found, counts, chosen.name
 
 
@@ -237,13 +222,7 @@ def kind_of(source: str, format: str | None = None, columns: str | None = None) 
     if is_store(source):
         _refuse_columns(source, columns)
         return "pairs"
-    _, readable, renamed = _start(source, None, columns, RowCounts())
-    found = {column: None for row in readable for column in row}
-    for name, known in (("pairs", JUDGED), ("demonstrations", DEMONSTRATED), ("prompts", PROMPTED)):
-        if _match([f for f in known if format in (None, f.name)], found, readable, format is None, renamed):
-            return name
-    _open(PAIRS, source, format, None, columns, RowCounts())
-    raise AssertionError("what matches no format is refused")
+    return kind_of_rows(source, format, columns)
 
 
 def identify(source: str) -> dict[str, object]:
@@ -253,23 +232,6 @@ def identify(source: str) -> dict[str, object]:
     with Store(source) as store:
         count, ids, digest = store.identity()
     return {"data_hash": digest, "judgments": count, "judgment_ids": ids}
-
-
-# --- what commands read
-
-PAIRS = Kind("preference pairs", "chosen and rejected, with a prompt or as transcripts", JUDGED)
-JUDGMENTS = Kind(
-    "judgments", "chosen and rejected, response_a, response_b and preference, or another format's columns", JUDGED
-)
-ANSWERS: Kind[Judged | Unjudged] = Kind(
-    "answers",
-    "prompt and completions (a list), prompt, response_a and response_b, or pairs",
-    (*(it for it in JUDGED if it not in GENERIC), *UNJUDGED, *GENERIC),
-)
-DEMONSTRATIONS = Kind(
-    "demonstrations", "prompt and completion, messages, instruction and output, or text", DEMONSTRATED
-)
-PROMPTS = Kind("prompts", "prompt, messages, conversations, instruction or text, or preference pairs", PROMPTED)
 
 
 # --- from rows to records
@@ -288,7 +250,7 @@ def _groups(
     if is_store(source):
         _refuse_columns(source, columns)
         return itertools.islice(_of_store(source), limit), counts, STORE
-    opened = _open(kind, source, format, limit, columns, counts)
+    opened = open_rows(kind, source, format, limit, columns, counts)
     chosen = opened.format
     unused = Unused(words, chosen.needs)
     read = _noting(chosen.read, chosen.remarks, counts)
@@ -356,7 +318,7 @@ def _using(read: Callable[[Row, Origin], R], unused: Unused) -> Callable[[Row, O
 
 
 def _records(
-    opened: _Opened[F], convert: Callable[[Row, Origin], R], source: str, counts: RowCounts, unused: Unused
+    opened: Opened[F], convert: Callable[[Row, Origin], R], source: str, counts: RowCounts, unused: Unused
 ) -> Iterator[tuple[int, R]]:
     """(number, record) of each row that gives one, for the caller to count; the others are counted here."""
     given = False
@@ -376,15 +338,7 @@ def _records(
             yield number, record
     unused.tell(counts)
     if not given:
-        _refuse_nothing(counts, source, opened.hint())
-
-
-def _refuse_nothing(counts: RowCounts, source: str, hint: str = "") -> None:
-    if not counts.read:
-        raise InputError(f"{source}: no rows; give a file with at least one")
-    if not counts.used:
-        mend = hint or ("mend them" if counts.dropped else "give others")
-        raise InputError(f"{source}: none of {counts.read} rows can be read ({reasons(counts, neutral=True)}); {mend}")
+        refuse_nothing(counts, source, opened.hint())
 
 
 def together(groups: Iterable[list[Judgment]], counts: RowCounts) -> Iterator[list[Judgment]]:
@@ -401,108 +355,3 @@ def together(groups: Iterable[list[Judgment]], counts: RowCounts) -> Iterator[li
         held, size, key = [*held, *group] if size else list(group), size + 1, here
     if held:
         yield held
-
-
-# --- recognition
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened(Generic[F]):
-    """A file's rows, their format, and what to try where none of them can be read."""
-
-    rows: Iterator[Numbered]
-    format: F
-    hint: Callable[[], str]
-
-
-def _open(
-    kind: Kind[F], source: str, wanted: str | None, limit: int | None, columns: str | None, counts: RowCounts
-) -> _Opened[F]:
-    """The rows and their format; refuses where no row is readable. `counts` learns what is unusual about the file."""
-    rows, readable, renamed = _start(source, limit, columns, counts)
-    if not readable:
-        counts = RowCounts()
-        for number, row in rows:
-            counts.read += 1
-            counts.drop(str(row), number)
-        _refuse_nothing(counts, source)
-    chosen = _recognise(kind, readable, source, wanted, renamed)
-    if isinstance(chosen, Judged) and chosen.over is not None:
-        try:
-            chosen = cast(F, chosen.over(readable))
-        except RowError as why:
-            raise InputError(f"{source}: {why}") from None
-    return _Opened(rows, chosen, lambda: "" if renamed or wanted else suggestion(kind.noun, readable))
-
-
-def _start(
-    source: str, limit: int | None, columns: str | None, counts: RowCounts
-) -> tuple[Iterator[Numbered], list[Row], set[str]]:
-    """All rows under the names of --columns, the first readable ones of them, and these names."""
-    mapping = names.parse(columns)
-    remarks: list[str] = []
-    rows: Iterator[Numbered] = itertools.islice(read_rows(source, remarks), limit)
-    head = _head(rows)
-    readable = [row for _, row in head if isinstance(row, dict)]
-    if mapping is not None and readable:
-        mapping.refuse_missing(readable, source)
-        remarks += [f"the file's own column {shown(c)} gives way to --columns" for c in mapping.hidden(readable)]
-        head, rows = list(mapping.renamed(head)), mapping.renamed(rows)
-        readable = [row for _, row in head if isinstance(row, dict)]
-    for remark in remarks:
-        counts.note(remark, head[0][0] if head else 1)
-    return itertools.chain(head, rows), readable, set(mapping.paths if mapping else ())
-
-
-def _head(rows: Iterator[Numbered]) -> list[Numbered]:
-    """The first rows, up to the `HEAD`th that is readable."""
-    head, readable = [], 0
-    for number, row in rows:
-        head.append((number, row))
-        readable += isinstance(row, dict)
-        if readable == HEAD:
-            break
-    return head
-
-
-def _recognise(kind: Kind[F], head: list[Row], source: str, wanted: str | None, renamed: set[str]) -> F:
-    """The format asked for, or the first that fits; refuses where a column is missing from every row."""
-    columns = {column: None for row in head for column in row}  # in the file's order
-    formats = [f for f in kind.formats if wanted in (None, f.name)]
-    if not formats:
-        known = ", ".join(f.name for f in kind.formats)
-        raise InputError(f"{source}: --format {shown(wanted)} is not a format of {kind.noun}; choose one of {known}")
-    if found := _match(formats, columns, head, looks=wanted is None, renamed=renamed):
-        return found
-    absent = {f.name: [column for column in f.needs if column not in columns] for f in formats}
-    begun = [f for f in formats if 0 < len(absent[f.name]) < len(f.needs)]
-    nearest = min(begun, key=lambda f: len(absent[f.name])) if begun else formats[0]
-    missing = " or ".join(f"'{column}'" for column in absent[nearest.name])
-    also = ((noun, _match(others, columns, head)) for noun, others in KINDS if noun != kind.noun)
-    hint = next((f" (these are {noun}, format {found.name})" for noun, found in also if found), "")
-    clear = missing and (len(absent[nearest.name]) == 1 or not begun or wanted)
-    what = f"no column {missing}" if clear else "no format that is known"
-    guess = "" if renamed or hint or wanted else suggestion(kind.noun, head)
-    rest = guess or f"{kind.noun} need {kind.asks}"
-    raise InputError(f"{source}: {what}; found: {names.listed(columns)}{hint}; {rest}")
-
-
-KINDS: tuple[tuple[str, tuple[Format, ...]], ...] = (
-    (PAIRS.noun, PAIRS.formats),
-    (DEMONSTRATIONS.noun, DEMONSTRATIONS.formats),
-)
-
-
-def _match(
-    formats: Sequence[F],
-    columns: dict[str, None],
-    head: list[Row],
-    looks: bool = True,
-    renamed: Collection[str] = (),
-) -> F | None:
-    """The first that fits; of formats for which columns were renamed the one that has use for most of these."""
-    for candidate in sorted(formats, key=lambda it: -len({*renamed} & {*it.needs})) if renamed else formats:
-        there = all(column in columns for column in candidate.needs)
-        if there and (not looks or any(candidate.fits(row) for row in head)):
-            return candidate
-    return None

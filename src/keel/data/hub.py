@@ -83,14 +83,14 @@ class Place:
         """That there is no such subset or split, and which there are; empty where that is not what is wrong."""
         split = self.split or "train"
         if self.subset and subsets and self.subset not in subsets:
-            there = f"no subset {shown(self.subset)}; there are {_listed(subsets)}"
+            there = f"no subset {shown(self.subset)}, only {_listed(subsets)}"
             return f"{there}: name one as {self.name}:{subsets[0]}:{split}"
         if not splits and len(subsets) > 1:
             example = split if split in subsets else subsets[0]
             return f"it has the subsets {_listed(subsets)}: name one as {self.name}:{example}:SPLIT"
         if splits and split not in splits:
             named = ":".join(filter(None, (self.name, self.subset, splits[0])))
-            return f"no split {shown(split)}; there are {_listed(splits)}: name one as {named}"
+            return f"no split {shown(split)}, only {_listed(splits)}: name one as {named}"
         return ""
 
     def identity(self, folder_hash: Callable[[str], str]) -> str:
