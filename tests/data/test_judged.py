@@ -11,13 +11,13 @@ import pytest
 
 from keel.data import checks, formats, recognition
 from keel.data.containers import read_rows
-from keel.data.convert import convert
+from keel.data.convert import convert, write_judgments
 from keel.data.formats import open_judgments, read_judgments, read_pairs, read_prompts
 from keel.data.judged import JUDGED
 from keel.data.rows import RowError
 from keel.data.writing import write_rows
 from keel.errors import InputError
-from keel.records import Answer, Judgment, Origin, Preference, Ranking, Score
+from keel.records import Answer, Judgment, Origin, Preference, Ranking, RowCounts, Score
 
 from .examples import EXAMPLES, POST, TIE, says, user, vote
 
@@ -561,9 +561,6 @@ def test_every_format_becomes_another_or_is_refused(tmp_path, name, to):
     ],
 )
 def test_what_a_format_cannot_hold_is_refused(tmp_path, to, judgment, reason):
-    from keel.data.convert import write_judgments
-    from keel.records import RowCounts
-
     good = vote([user("p")], "a", "b", extra={"subset": "x"})
     takes = ("trl", "hh", "alpacaeval", "pandalm", "shp", "llama-factory", "rewardbench", "argilla")
     groups = [[good]] * (to in takes) + [[replace(judgment, origin=Origin("s", row))] for row in (17, 23)]
@@ -576,6 +573,22 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path, to, judgment, reason):
     assert "\n" not in line
     assert caught.value.exit_code == 2
     assert list(target.parent.iterdir()) == []
+
+
+CALLS = [{"type": "function", "function": {"name": "look", "arguments": {}}}]
+
+
+@pytest.mark.parametrize("to", ["hh", "pandalm", "shp", "alpacaeval", "llama-factory", "argilla"])
+@pytest.mark.parametrize(
+    "judgment",
+    [
+        replace(vote([user("p")], "a", "b"), answers=(Answer("a", fields={"tool_calls": CALLS}), Answer("b"))),
+        vote([user("p") | {"tools": CALLS}], "a", "b"),
+    ],
+)
+def test_fields_of_turns_are_kept_or_the_row_is_refused(tmp_path, to, judgment):
+    with pytest.raises(InputError, match=f"{to} cannot hold 1 of 1 rows"):
+        write_judgments([[judgment]], tmp_path / "b.jsonl", to, RowCounts(read=1, used=1), "s.jsonl")
 
 
 def test_what_is_left_out_is_noted(tmp_path):

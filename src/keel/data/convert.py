@@ -26,7 +26,7 @@ from keel.data.judged import JUDGED, Judged
 from keel.data.preferences import OVERALL
 from keel.data.rows import Row, RowError, shown
 from keel.data.store import is_store
-from keel.data.text import plain, prompt_key
+from keel.data.text import further, plain, prompt_key
 from keel.data.writing import write_rows
 from keel.errors import InputError
 from keel.records import (
@@ -38,6 +38,7 @@ from keel.records import (
     Origin,
     Pair,
     Preference,
+    Prompt,
     Ranking,
     RaterKind,
     RowCounts,
@@ -275,6 +276,7 @@ def _write(
 
 def _demonstration_rows(record: Demonstration, it: Demonstrated) -> Made:
     row = it.write(record)
+    _refuse_lost_fields(record.prompt, it.becomes(record).prompt)
     if replace(_read_back(it.convert, row), origin=record.origin) != it.becomes(record):
         raise RowError("it would not be read back as it is")
     return [row], []
@@ -287,7 +289,9 @@ def _judgment_rows(group: Sequence[Judgment], it: Judged) -> Made:
         for judgment in _read_back(it.read, row):
             waiting[_what_it_says(judgment)].append(judgment)
     left: dict[str, None] = {}
-    for judgment in map(it.becomes, group):
+    for original in group:
+        judgment = it.becomes(original)
+        _refuse_lost_fields(original.prompt, judgment.prompt)
         found = waiting[_what_it_says(judgment)]
         if not found:
             raise RowError("text, verdict or dimension would not be read back as they are")
@@ -343,6 +347,16 @@ def _what_it_says(judgment: Judgment) -> Hashable:
         case Ranking(ranks):
             said = tuple(sorted(zip(ranks, texts, strict=True)))
     return isinstance(judgment.prompt, str), prompt_key(judgment.prompt), judgment.dimension, said
+
+
+def _refuse_lost_fields(before: Prompt, after: Prompt) -> None:
+    """Refuse a rule of a format's that makes turns of others and forgets what they hold beside their text."""
+    held, kept = (
+        [fields for turn in prompt if (fields := further(turn))] if not isinstance(prompt, str) else []
+        for prompt in (before, after)
+    )
+    if lost := next((fields for fields in held if fields not in kept), None):
+        raise RowError(f"a turn's {', '.join(lost)} would be left out")
 
 
 def _turn(text: str, fields: Fields | None) -> str:
