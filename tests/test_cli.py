@@ -537,6 +537,50 @@ def test_limit_reads_the_first_rows_only(command, spoil, tmp_path):
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["rows"]["read"] == 8
 
 
+OWN = {"prompt": "ask", "completion": "say", "chosen": "good", "rejected": "bad"}
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "demo"])
+def test_a_file_s_own_names_of_columns(command, capfd, tmp_path, write_rows, name):
+    """Every command that reads data does the same on renamed columns as on its own names, and refuses without."""
+    plain = command(name)
+    option = "--data" if "--data" in plain else "--prompts"
+    file = Path(plain[plain.index(option) + 1])
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    spec = ",".join(f"{ours}={theirs}" for ours, theirs in OWN.items() if ours in rows[0])
+    own = write_rows(tmp_path / "own.jsonl", [{OWN.get(k, k): v for k, v in row.items()} for row in rows])
+    arguments = command(name, **{option[2:]: own})
+    refused(arguments, capfd, own, "no column")
+    assert cli.main(plain) == 0
+    assert cli.main([*command(name, **{option[2:]: own, "out": tmp_path / "again"}), "--columns", spec]) == 0
+    if name not in TRAINING:
+        assert (tmp_path / "run").read_text() == (tmp_path / "again").read_text()
+        return
+    first, second = (json.loads((tmp_path / at / "summary.json").read_text()) for at in ("run", "again"))
+    assert (first["metrics"], first["rows"]) == (second["metrics"], second["rows"])
+
+
+def test_held_out_data_have_the_same_columns(command, tmp_path, write_rows):
+    rows = [{"ask": f"where is {i}?", "good": "here, I think", "bad": "no"} for i in range(8)]
+    train, held = (write_rows(tmp_path / f"{i}.jsonl", rows[4 * i : 4 * i + 4]) for i in (0, 1))
+    spec = "prompt=ask,chosen=good,rejected=bad"
+    assert cli.main([*command("reward", data=train, eval_data=held), "--columns", spec]) == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["eval"]["loss"]["n"] == 4
+
+
+def test_help_lists_what_can_be_written(capsys, monkeypatch):
+    from keel.data.demonstrations import DEMONSTRATED
+    from keel.data.judged import JUDGED
+
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        cli.main(["data", "convert", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    listed = text.partition("Judgments: ")[2].partition(" text.")[0]
+    names = listed.replace(" Demonstrations: ", " ").replace(".", ",").replace(",,", ",")
+    assert {name.strip() for name in names.split(",")} | {"text"} >= {it.name for it in (*JUDGED, *DEMONSTRATED)}
+
+
 def test_nothing_is_left_in_gradient_mode_or_seeds(command):
     """A command does not change how its caller computes."""
     torch.manual_seed(0)

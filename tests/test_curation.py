@@ -145,6 +145,53 @@ def test_agreement_of_one_rater_alone_says_so(keel, file):
     assert "39 contests, 0 by two raters or more: agreement cannot be told" in out
 
 
+# --- a file's own names ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path, write_rows):
+    rows = [{"ask": f"{i}?", "x": "yes, do", "y": "no", "vote": i % 2, "who": "ana"} for i in range(20)]
+    return write_rows(tmp_path / "own.jsonl", rows)
+
+
+SPEC = "prompt=ask,response_a=x,response_b=y,preference=vote,rater=who"
+
+
+def test_every_command_on_data_takes_names_of_columns(keel, own, store_source, tmp_path):
+    for words in (("stats",), ("agreement",), ("check",)):
+        assert keel("data", *words, data=own)[0] == 2
+        code, _, err = keel("data", *words, data=own, columns=SPEC)
+        assert code == 0, err
+    assert "10" in keel("data", "stats", data=own, columns=SPEC)[1]
+    code, _, err = keel("data", "convert", data=own, columns=SPEC, out=store_source)
+    assert (code, "20 judgments more" in err) == (0, True)
+    assert "note: 20 'preference read as 0 = the first answer, 1 = the second'" in err
+    assert keel("data", "convert", data=own, columns=SPEC, out=tmp_path / "p.jsonl", to="trl")[0] == 0
+    assert keel("data", "split", data=own, columns=SPEC, out=tmp_path / "parts")[0] == 0
+    held = [json.loads(line) for line in (tmp_path / "parts" / "held-out.jsonl").read_text().splitlines()]
+    assert {(row["chosen"], row["rejected"]) for row in held} <= {("yes, do", "no"), ("no", "yes, do")}
+    assert len(held) == 2
+    assert keel("data", "check", data=own, eval_data=own, columns=SPEC)[0] == 2  # the same file: a leak
+
+
+def test_what_split_writes_is_the_pair_with_all_that_is_known(keel, tmp_path, write_rows):
+    rows = [
+        {
+            "prompt": f"{i}?",
+            "chosen": "yes",
+            "rejected": "no",
+            "feedback": "ai",
+            "margin": 2.0,
+            "chosen_truncated": True,
+        }
+        for i in range(10)
+    ]
+    keel("data", "split", data=write_rows(tmp_path / "a.jsonl", rows), out=tmp_path / "parts", holdout=0.5)
+    parts = (tmp_path / "parts" / f"{part}.jsonl" for part in ("train", "held-out"))
+    written = [json.loads(line) for part in parts for line in part.read_text().splitlines()]
+    assert sorted(written, key=lambda row: row["prompt"]) == rows
+
+
 # --- stats, split ---------------------------------------------------------------------------------
 
 

@@ -67,6 +67,10 @@ class Reading(Config):
     """Only the first N rows."""
     format: str | None = None
     """The data's format, where recognising it from its fields is not wanted."""
+    columns: str | None = None
+    """The file's names of columns, such as prompt=question,chosen=better,rejected=worse: on the left prompt, chosen,
+    rejected, response_a, response_b, preference, response, score, completion, messages and others that an error lists,
+    on the right the file's; prompt=meta.question reads inside. preference=label:0=a:1=b:2=tie says what values mean."""
     max_bad_share: Share = 0.05
     """Above this share of bad rows the command refuses; below it they are counted, numbered and left out."""
 
@@ -390,13 +394,18 @@ class DataConvertConfig(Reading):
     """Write data in another format, or into a store. What the target cannot hold is refused, not dropped."""
 
     data: str
-    """A file in any format that Keel knows, `store:FILE.db`, a database URL, or a hub data set."""
+    """A file in any format that Keel knows, `store:FILE.db`, a database URL, a hub data set, or a folder; of the last
+    two NAME:SPLIT or NAME:SUBSET:SPLIT is another part than the split train."""
     out: StoreName
     """File to write (.jsonl, .json, .csv, .parquet; text ones also .gz), or a store to add to (.db, a database URL)."""
     to: str | None = None
-    """Format to write, such as trl, kto, hh or alpacaeval; a store needs none."""
+    """Format to write; a store needs none. Judgments: hh, rewardbench, rewardbench-2, oasst, llama-factory,
+    llama-factory-sharegpt, trl, kto, openai-preferences, ultrafeedback, helpsteer2, helpsteer2-pairs, shp,
+    openai-summaries, pandalm, alpacaeval, argilla, preference, two-scores, ranks, scores, score. Demonstrations:
+    prompt-completion, messages, alpaca, text."""
     pairs: bool = False
-    """Write the pairs that training derives: what most raters say; ties and splits make none, and are counted."""
+    """Write the pairs that training derives: what most raters say; ties and splits make none, and are counted. As kto
+    each is a good and a bad answer; as demonstrations (messages, …) the chosen answers are written."""
 
 
 class DataSplitConfig(DataConfig):
@@ -470,6 +479,9 @@ class AnnotateConfig(Config):
     """The page is reached by HTTPS, through a proxy: cookies then travel by HTTPS only."""
     limit: Count | None = None
     """Only the first N rows of the files."""
+    columns: str | None = None
+    """The names of columns in the file of tasks, such as prompt=question,response_a=left,response_b=right: on the left
+    Keel's names, on the right the file's; a dot reads inside objects."""
     max_bad_share: Share = 0.05
     """Above this share of bad rows in a file the command refuses; below it they are counted, numbered and left out."""
 

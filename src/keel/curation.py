@@ -27,7 +27,9 @@ from keel.config import (
 from keel.data import checks, formats, survey
 from keel.data.ahead import ahead
 from keel.data.convert import convert as write
+from keel.data.convert import trl_row
 from keel.data.files import write_json, write_lines
+from keel.data.rows import RowError
 from keel.data.schema import judgments
 from keel.data.store import TABLES, Rows, Store, is_store, rows_of
 from keel.engine.progress import Bar, say
@@ -150,7 +152,7 @@ def convert(config: DataConvertConfig) -> Result | None:
         return None
     if config.to is None:
         raise InputError(f"{config.out}: say in which format to write it, such as --to trl")
-    options: dict[str, Any] = config.model_dump(include={"format", "limit", "max_bad_share", "pairs"})
+    options: dict[str, Any] = config.model_dump(include={"format", "limit", "max_bad_share", "pairs", "columns"})
     counts = write(config.data, Path(config.out), config.to, **options)
     say(checks.summarise(counts, config.data, config.format or "recognised"))
     return Result(Path(config.out), {"command": "data convert", "rows": counts.as_dict()})
@@ -162,7 +164,7 @@ def gather(config: DataConvertConfig) -> None:
     One process reads and one writes: either takes about as long.
     """
     added, counts, name = 0, RowCounts(), ""
-    read = ahead(read_for_store, config.data, config.format, config.limit)
+    read = ahead(read_for_store, config.data, config.format, config.limit, config.columns)
     with Store(config.out, create=True) as store, closing(read), Bar("judgments", None) as bar:
         for rows, counts, name in read:  # noqa: B007  (the last counts are told)
             added += store.add(rows)
@@ -172,9 +174,11 @@ def gather(config: DataConvertConfig) -> None:
     checks.refuse_bad(counts, config.max_bad_share, config.data)
 
 
-def read_for_store(data: str, format: str | None, limit: int | None) -> Iterator[tuple[Rows, RowCounts, str]]:
+def read_for_store(
+    data: str, format: str | None, limit: int | None, columns: str | None = None
+) -> Iterator[tuple[Rows, RowCounts, str]]:
     """Rows for a store, some at a time and at last none, with every row's fate so far and the name of the format."""
-    keyed, counts, name = formats.open_keyed(data, format, limit)
+    keyed, counts, name = formats.open_keyed(data, format, limit, columns)
     for rows in rows_of(keyed):
         yield rows, counts, name
     yield tuple([] for _ in TABLES), counts, name
@@ -186,24 +190,22 @@ def read_for_store(data: str, format: str | None, limit: int | None) -> Iterator
 def split(config: DataSplitConfig) -> Result:
     """Preference pairs into two files, split by prompt."""
     refuse_existing(config.out)
-    pairs, counts, name = formats.read_pairs(config.data, format=config.format, limit=config.limit)
+    pairs, counts, name = formats.read_pairs(config.data, **_how(config))
     pairs = checks.check_pairs(pairs, counts, config.max_bad_share, config.data)
     say(checks.summarise(counts, config.data, name))
     train, held_out = checks.split_by_prompt(pairs, config.holdout, config.seed)
     for file, rows in (("train", train), ("held-out", held_out)):
-        write_lines(config.out / f"{file}.jsonl", map(_row, rows))
+        write_lines(config.out / f"{file}.jsonl", (_row(pair) for pair in rows))
         say(f"{config.out / file}.jsonl: {checks.counted(len(rows), 'pair')}")
     return Result(config.out, {"command": "data split", "train": len(train), "held_out": len(held_out)})
 
 
 def _row(pair: Pair) -> dict[str, Any]:
-    """A pair in TRL's columns; a model's label stays marked."""
-    row: dict[str, Any] = {"prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected}
-    if not isinstance(pair.prompt, str):
-        row |= {side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")}
-    if pair.margin:
-        row["margin"] = pair.margin
-    return row | ({"feedback": "ai"} if pair.ai else {})
+    """A pair in TRL's columns; refused where these cannot hold it."""
+    try:
+        return trl_row(pair)
+    except RowError as error:
+        raise InputError(f"{pair.origin}: trl cannot hold the pair ({error}); take the row out") from None
 
 
 # --- stores ---------------------------------------------------------------------------------------
@@ -236,9 +238,14 @@ def backup(config: DataBackupConfig) -> Result:
 @contextmanager
 def _judgments(config: DataConfig) -> Iterator[Iterable[Judgment]]:
     """A file's judgments as they are read; at the end every row's fate is told."""
-    groups, counts, name = formats.open_judgments(config.data, format=config.format, limit=config.limit)
+    groups, counts, name = formats.open_judgments(config.data, **_how(config))
     yield (judgment for group in groups for judgment in group)
     say(checks.summarise(counts, config.data, name))
+
+
+def _how(config: DataConfig) -> dict[str, Any]:
+    """How the file is read."""
+    return config.model_dump(include={"format", "limit", "columns"})
 
 
 def _written(config: DataConfig, figures: dict[str, Any]) -> Result | None:

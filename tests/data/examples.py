@@ -707,4 +707,85 @@ EXAMPLES: dict[str, tuple[list[dict[str, Any]], list[Judgment]]] = {
             )
         ],
     ),
+    "preference": (
+        [
+            {"prompt": "Sun?", "response_a": " Picnic.", "response_b": " Sleep.", "preference": "A>B", "rater": "ann"},
+            {
+                "prompt": [user("Sun?")],
+                "response_a": [says("Sleep.")],
+                "response_b": [says("Picnic.")],
+                "preference": "right",
+                "model_a": "cub",
+                "model_b": "bear",
+                "margin": 2,
+                "turn": 1,
+            },
+            {"prompt": "Sun?", "response_a": " Picnic.", "response_b": " Nap.", "preference": "tie (bothbad)"},
+            {
+                "response_a": [user("Sun?"), says("Picnic.")],
+                "response_b": [user("Sun?"), says("Nap.")],
+                "preference": "Tie",
+            },
+        ],
+        [
+            vote("Sun?", " Picnic.", " Sleep.", rater="ann"),
+            Judgment(
+                [user("Sun?")],
+                (Answer("Sleep.", model="cub"), Answer("Picnic.", model="bear")),
+                Preference("second", 2.0),
+                extra={"turn": 1},
+            ),
+            vote("Sun?", " Picnic.", " Nap.", Preference("both_bad")),
+            vote([user("Sun?")], "Picnic.", "Nap.", TIE),
+        ],
+    ),
+    "two-scores": (
+        [
+            {"prompt": "Sun?", "response_a": "Picnic.", "response_b": "Sleep.", "score_a": 1, "score_b": -0.5, "id": 3},
+        ],
+        [
+            Judgment("Sun?", (Answer("Picnic."),), Score(1), extra={"id": 3}),
+            Judgment("Sun?", (Answer("Sleep."),), Score(-0.5), extra={"id": 3}),
+        ],
+    ),
+    "ranks": (
+        [
+            {
+                "prompt": "Sun?",
+                "responses": ["Picnic.", "Sleep.", "Nap."],
+                "ranks": [1.0, 3.0, 2.0],
+                "models": ["bear", "", "cub"],
+                "feedback": "ai",
+            },
+            {"prompt": [user("Rain?")], "responses": [[says("No.")], [says("Read.")]], "ranks": [1, 0]},
+        ],
+        [
+            Judgment(
+                "Sun?",
+                (Answer("Picnic.", model="bear"), Answer("Sleep."), Answer("Nap.", model="cub")),
+                Ranking((1, 3, 2)),
+                kind="judge",
+            ),
+            Judgment([user("Rain?")], (Answer("No."), Answer("Read.")), Ranking((2, 1))),
+        ],
+    ),
+    "scores": (
+        [{"prompt": "Sun?", "responses": ["Picnic.", "Sleep."], "scores": [4, 1.5], "rater": "ann", "id": 1}],
+        [
+            Judgment("Sun?", (Answer("Picnic."),), Score(4), rater="ann", extra={"id": 1}),
+            Judgment("Sun?", (Answer("Sleep."),), Score(1.5), rater="ann", extra={"id": 1}),
+        ],
+    ),
+    "score": (
+        [
+            {"prompt": "Sun?", "response": "Picnic.", "score": 0.75, "model": "bear"},
+            {"prompt": "Sun?", "response": "Sleep.", "score": -2, "id": 1},
+            {"prompt": "Rain?", "response": "Read.", "score": 3, "dimension": "tone"},
+        ],
+        [
+            Judgment("Sun?", (Answer("Picnic.", model="bear"),), Score(0.75)),
+            Judgment("Sun?", (Answer("Sleep."),), Score(-2), extra={"id": 1}),
+            Judgment("Rain?", (Answer("Read."),), Score(3), dimension="tone"),
+        ],
+    ),
 }

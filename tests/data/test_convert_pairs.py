@@ -156,7 +156,7 @@ def test_the_refusal_of_a_file_names_the_remedy_only_where_it_helps(votes, tmp_p
     with pytest.raises(InputError, match=r"rows? \d.*; add --pairs to .*, choose another format, or remove them$"):
         convert(source, tmp_path / "out.jsonl", "trl")
     with pytest.raises(InputError, match=r"no score': rows [\d, ]+\); choose another format, or remove them$"):
-        convert(source, tmp_path / "out.jsonl", "kto")
+        convert(source, tmp_path / "out.jsonl", "ultrafeedback")
 
 
 def test_peoples_pairs_do_not_become_a_models(votes, tmp_path):
@@ -170,10 +170,58 @@ def test_a_models_pairs_stay_marked(tmp_path, write_rows):
     assert written(tmp_path / "out.jsonl") == rows
 
 
-@pytest.mark.parametrize(("to", "reason"), [("kto", "kto is not a format of pairs"), ("messages", "of pairs")])
-def test_formats_of_other_things_are_refused(votes, tmp_path, to, reason):
-    with pytest.raises(InputError, match=f"{reason}.*choose one of .*trl"):
-        convert(votes("11"), tmp_path / "out.jsonl", to, pairs=True)
+def test_pairs_become_good_and_bad_answers(votes, tmp_path):
+    counts = convert(votes("11", "22", "00"), tmp_path / "out.jsonl", "kto", pairs=True)
+    assert sorted((row["prompt"], row["completion"], row["label"]) for row in written(tmp_path / "out.jsonl")) == [
+        ("0?", "left 0", True), ("0?", "right 0", False), ("1?", "left 1", False), ("1?", "right 1", True),
+    ]  # fmt: skip
+    assert [
+        row.get("completion_truncated") for row in written(tmp_path / "out.jsonl") if row["completion"] == "left 0"
+    ] == [True]
+    assert counts.notes["kto does not hold strength"][0] == 2
+    assert sorted((p.prompt, p.chosen) for p in read_pairs(str(tmp_path / "out.jsonl"))[0]) == [
+        ("0?", "left 0"), ("1?", "right 1"),
+    ]  # fmt: skip
+
+
+def test_pairs_become_demonstrations_of_the_chosen_answer(tmp_path, write_rows):
+    call = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+    rows = [
+        {"prompt": "a?", "chosen": "yes", "rejected": "no"},
+        {"prompt": "a?", "chosen": "yes", "rejected": "never"},
+        {"prompt": "b?", "chosen": "cut", "rejected": "no", "chosen_truncated": True},
+        {"prompt": [{"role": "user", "content": "c?"}], "chosen": [{"role": "assistant", "content": "so"}],
+         "rejected": [{"role": "assistant", "content": "no", "tool_calls": call}]},
+    ]  # fmt: skip
+    source = str(write_rows(tmp_path / "a.jsonl", rows))
+    counts = convert(source, tmp_path / "m.jsonl", "messages", pairs=True)
+    assert written(tmp_path / "m.jsonl") == [
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+        for q, a in (("a?", "yes"), ("c?", "so"))
+    ]
+    assert counts.notes == {"the rejected answer is left out": (2, [1, 4])}
+    assert {why: rows for why, (_, rows) in counts.neutral.items()} == {
+        "the same chosen answer as in an earlier pair": [2],
+        "the chosen answer was cut at a length limit: nothing to imitate": [3],
+    }
+    assert (counts.read, counts.used) == (4, 2)
+    convert(source, tmp_path / "p.jsonl", "prompt-completion", pairs=True)
+    assert [row["prompt"] for row in written(tmp_path / "p.jsonl")] == ["a?", rows[3]["prompt"]]
+    convert(source, tmp_path / "i.jsonl", "alpaca", pairs=True)
+    assert [row["instruction"] for row in written(tmp_path / "i.jsonl")] == ["a?", "c?"]
+
+
+@pytest.mark.parametrize("through_a_store", [False, True])
+def test_pairs_do_not_become_demonstrations_unasked(votes, tmp_path, write_rows, through_a_store):
+    rows = [{"prompt": "a?", "chosen": "yes", "rejected": "no"}]
+    source = votes("11") if through_a_store else str(write_rows(tmp_path / "a.jsonl", rows))
+    with pytest.raises(InputError, match=r"these are preference pairs, and alpaca .* add --pairs"):
+        convert(source, tmp_path / "out.jsonl", "alpaca")
+
+
+def test_formats_of_other_things_are_refused(votes, tmp_path):
+    with pytest.raises(InputError, match=r"ultrafeedback is not a format of pairs; choose one of .*trl, kto.*messages"):
+        convert(votes("11"), tmp_path / "out.jsonl", "ultrafeedback", pairs=True)
 
 
 def test_a_store_derives_pairs_itself(votes, tmp_path, capfd):

@@ -18,8 +18,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from keel.data import checks, formats
+from keel.data import checks
+from keel.data.demonstrations import DEMONSTRATED
 from keel.data.formats import file_hash, read_demonstrations, read_pairs, read_prompts
+from keel.data.judged import JUDGED
+from keel.data.prompted import PROMPTED
 from keel.errors import InputError
 from keel.records import Demonstration, Origin, Pair, PromptRow
 
@@ -105,7 +108,9 @@ def test_messages_in_csv_cells_are_read_as_json_and_never_as_text(tmp_path):
     source = write(tmp_path / "pairs.csv", [good, good | {"prompt": str([USER])}])  # the second: Python, not JSON
     pairs, counts, _ = read_pairs(source)
     assert [(p.prompt, p.chosen, p.rejected) for p in pairs] == [([USER], "a", "b")]
-    assert counts.dropped == {"prompt holds messages that are not JSON": (1, [2])}
+    assert counts.dropped == {
+        "prompt holds messages as Python prints them, not JSON; write the cell with json.dumps": (1, [2])
+    }
 
 
 def test_json_ending_with_one_object_a_line(tmp_path):
@@ -488,7 +493,12 @@ def test_format_overrides_recognition(tmp_path):
 def test_a_missing_column_names_what_is_there(tmp_path):
     source = write(tmp_path / "pairs.csv", [{"prompt": "p", "best": "a", "rejected": "b"}])
     assert refusal(lambda: read_pairs(source)) == (
-        f"{source}: no column 'chosen'; found: prompt, best, rejected; preference pairs need chosen and "
+        f"{source}: no column 'chosen'; found: prompt, best, rejected; prompt looks like a prompt, best and rejected "
+        "like two answers: try --columns chosen=best"
+    )
+    source = write(tmp_path / "odd.csv", [{"prompt": "p", "x": "a", "rejected": "b"}])
+    assert refusal(lambda: read_pairs(source)) == (
+        f"{source}: no column 'chosen'; found: prompt, x, rejected; preference pairs need chosen and "
         "rejected, with a prompt or as transcripts"
     )
 
@@ -620,7 +630,9 @@ def test_the_hash_of_a_hub_data_set_is_its_commit(monkeypatch):
     info = types.SimpleNamespace(sha="0123456789abcdef0123")
     api = types.SimpleNamespace(dataset_info=lambda name: {"someone/pairs": info}[name])
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api)
-    assert file_hash("someone/pairs:test") == "hub:0123456789abcdef"
+    assert file_hash("someone/pairs") == file_hash("someone/pairs:train") == "hub:0123456789abcdef"
+    assert file_hash("someone/pairs:test") == "hub:0123456789abcdef:test"
+    assert file_hash("someone/pairs:en:train") == "hub:0123456789abcdef:en:train"
     assert file_hash("nobody/pairs") == "hub:unknown"
 
 
@@ -760,6 +772,6 @@ def test_every_row_of_hh_harmless_is_accounted_for():
 
 
 def test_every_format_is_in_a_table_once():
-    for table in (formats.JUDGED, formats.DEMONSTRATED, formats.PROMPTED):
+    for table in (JUDGED, DEMONSTRATED, PROMPTED):
         names = [f.name for f in table]
         assert len(names) == len(set(names))

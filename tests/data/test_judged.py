@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from keel.data import checks, formats
+from keel.data import checks, formats, recognition
 from keel.data.containers import read_rows
-from keel.data.convert import convert
+from keel.data.convert import convert, write_judgments
 from keel.data.formats import open_judgments, read_judgments, read_pairs, read_prompts
 from keel.data.judged import JUDGED
 from keel.data.rows import RowError
+from keel.data.writing import write_rows
 from keel.errors import InputError
-from keel.records import Answer, Judgment, Origin, Preference, Ranking, Score
+from keel.records import Answer, Judgment, Origin, Preference, Ranking, RowCounts, Score
 
 from .examples import EXAMPLES, POST, STYLES, TIE, says, user, vote
 
@@ -26,6 +27,11 @@ FORMATS = {it.name: it for it in JUDGED}
 def write(path: Path, rows: list) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
+
+
+def remarks(counts) -> dict:
+    """Notes but for that on columns without a use."""
+    return {what: fate for what, fate in counts.notes.items() if not what.startswith("columns ")}
 
 
 def bare(judgments: list[Judgment]) -> list[Judgment]:
@@ -101,6 +107,11 @@ PAIRS = {  # (chosen, rejected, margin), and what makes none
     "judgebench": ([*DULL, ("Sleep.", "Picnic.", 0)], {}),
     "label-studio": (DULL, {}),
     "label-studio-min": ([("Sleep.", "Picnic.", 0)], {}),
+    "preference": ([(" Picnic.", " Sleep.", 0), ("Picnic.", "Sleep.", 2)], {"both bad": (1, [3]), "tie": (1, [4])}),
+    "two-scores": ([("Picnic.", "Sleep.", 1.5)], {}),
+    "ranks": ([("Picnic.", "Sleep.", 0), ("Picnic.", "Nap.", 0), ("Nap.", "Sleep.", 0), ("Read.", "No.", 0)], {}),
+    "scores": ([("Picnic.", "Sleep.", 2.5)], {}),
+    "score": ([("Picnic.", "Sleep.", 2.75)], {"one answer alone": (1, [3])}),
 }
 
 
@@ -118,6 +129,7 @@ def test_pairs_are_derived_and_what_makes_none_is_neutral(tmp_path, name):
     assert {reason: (count, sorted(set(rows))) for reason, (count, rows) in counts.neutral.items()} == neutral
     assert counts.read == counts.used + counts.neutral_total == len(pairs) + counts.neutral_total
     by_judges = {"ultrafeedback": [True], "alpacaeval": [True, True], "trl": [False, True]}
+    by_judges["ranks"] = [True, True, True, False]
     assert [p.ai for p in pairs] == by_judges.get(name, [False] * len(pairs))
 
 
@@ -127,7 +139,7 @@ def test_neutral_rows_are_no_bad_share(tmp_path):
     pairs, counts, name = read_pairs(source)
     assert len(checks.check_pairs(pairs, counts, 0.0)) == 1
     assert (counts.read, counts.used, counts.neutral) == (10, 1, {"tie": (9, [*range(2, 11)])})
-    assert checks.summarise(counts, "a", name).splitlines() == [
+    assert checks.summarise(counts, "a", name).splitlines()[:2] == [
         "a: format helpsteer2-pairs; 10 rows read, 1 used, 0 dropped, 9 neutral",
         "  neutral 9 'tie': rows 2, 3, 4, 5, 6, 7, 8, 9, 10",
     ]
@@ -156,12 +168,12 @@ def test_judgments_are_streamed(tmp_path, monkeypatch):
     """Beyond the head, a row is read when it is asked for, and the counts go with it."""
     taken = []
 
-    def rows(source: str):
+    def rows(source: str, remarks: list[str]):
         for number in range(1, 1001):
             taken.append(number)
             yield number, {"prompt": "p", "chosen": "a", "rejected": "b"} if number % 2 else RowError("broken JSON")
 
-    monkeypatch.setattr(formats, "read_rows", rows)
+    monkeypatch.setattr(recognition, "read_rows", rows)
     groups, counts, name = open_judgments("endless", None, 900)
     assert (name, len(taken), counts.read) == ("trl", 199, 0)  # a hundred readable rows
     for _ in range(200):
@@ -252,12 +264,12 @@ def test_what_is_missing_is_noted_and_what_says_nothing_is_neutral(tmp_path):
     }
     judgments, counts, _ = read_judgments(write(tmp_path / "u.jsonl", [ultra]))
     assert len(judgments) == 3
-    assert counts.notes == {"a rating is missing": (1, [1])}
+    assert remarks(counts) == {"a rating is missing": (1, [1])}
 
     panda = EXAMPLES["pandalm"][0][0] | {"annotator2": None}
     judgments, counts, _ = read_judgments(write(tmp_path / "p.jsonl", [panda]))
     assert [j.rater for j in judgments] == ["annotator1", "annotator3"]
-    assert counts.notes == {"no annotator2": (1, [1])}
+    assert remarks(counts) == {"no annotator2": (1, [1])}
 
     lonely = {"prompt": {"text": "Sun?", "replies": [{"text": "a", "role": "assistant", "rank": 0}]}}
     _, counts, _ = read_judgments(write(tmp_path / "t.jsonl", [EXAMPLES["oasst"][0][0], lonely]))
@@ -270,20 +282,20 @@ def test_what_is_missing_is_noted_and_what_says_nothing_is_neutral(tmp_path):
     ranked = {"prompt": {"text": "Sun?", "replies": [*replies, {"text": "b", "role": "assistant", "rank": 1}]}}
     judgments, counts, _ = read_judgments(write(tmp_path / "t.jsonl", [ranked]))
     assert [[a.text for a in j.answers] for j in judgments] == [["a", "b"]]
-    assert counts.notes == {"a person's reply has a rank, left out": (2, [1, 1])}
+    assert remarks(counts) == {"a person's reply has a rank, left out": (2, [1, 1])}
 
     rows = EXAMPLES["argilla"][0]
     drafts = rows[1] | {"helpfulness.responses.status": ["draft", "discarded"]}
     _, counts, _ = read_judgments(write(tmp_path / "a.jsonl", [*rows, drafts]))
     assert counts.neutral == {"no submitted response": (1, [3])}
-    assert counts.notes == {
+    assert remarks(counts) == {
         "a response is discarded, not submitted": (1, [1]),
         "text of why kept as a comment": (1, [1]),
         "a response is draft, not submitted": (1, [2]),
     }
 
     _, counts, _ = read_judgments(write(tmp_path / "e.jsonl", EXAMPLES["alpacaeval"][0]))
-    assert counts.notes == {"preference 0, the older code for a tie": (1, [4])}
+    assert remarks(counts) == {"preference 0, the older code for a tie": (1, [4])}
 
 
 @pytest.mark.parametrize(
@@ -380,7 +392,7 @@ def test_a_round_trip_through_trl_loses_nothing(tmp_path, ending):
     first = bare(read_judgments(str(target))[0])
     as_text = {"extra": {"id": "7", "nested": '{"a": [1, null]}'}} if ending == "csv" else {}
     assert first == [replace(j, **as_text) for j in (EVERYTHING, replace(EVERYTHING, verdict=Preference("first")))]
-    assert (counts.read, counts.notes) == (2, {})
+    assert (counts.read, counts.notes) == (2, {"columns carried along, not used: id, nested": (2, [1])})
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "jsonl.gz"])
@@ -402,7 +414,7 @@ def test_a_table_holds_a_format_but_for_the_types_of_further_columns(tmp_path, n
     """In a table all cells of a column have one type: text in CSV, and in Parquet what holds them all."""
     rows, expected = EXAMPLES[name]
     source, target = write(tmp_path / "a.jsonl", rows), tmp_path / f"b.{ending}"
-    if ending == "parquet" and name in ("trl", "kto"):  # prompts as text and as messages
+    if ending == "parquet" and name in ("trl", "kto", "preference", "ranks"):  # prompts as text and as messages
         with pytest.raises(InputError, match="not a table of one type a column"):
             convert(source, target, name)
         return
@@ -444,23 +456,25 @@ CHAT = {"trl", "openai-preferences", "argilla", "llama-factory", "llama-factory-
 ASKED = CHAT | {"orca", "shp", "pandalm", "llmbar", "judgebench", "label-studio", "label-studio-min"}
 VOTED = {"pandalm", "argilla", "judgebench", "label-studio", "label-studio-min"}
 CONVERTS = {
-    "hh": ASKED | {"hh", "alpacaeval"},
-    "trl": {"trl"},  # its second row has a dimension
-    "kto": {"kto", "kto-messages", "argilla", "ultrafeedback"},
+    "hh": ASKED | {"hh", "alpacaeval"} | {"preference"},
+    "trl": {"trl"} | {"preference"},  # its second row has a dimension
+    "kto": {"kto", "kto-messages", "argilla", "ultrafeedback"} | {"score"},
     "ultrafeedback": {"ultrafeedback"},
-    "helpsteer2": {"helpsteer2", "argilla"},
-    "helpsteer2-pairs": VOTED | {"helpsteer2-pairs", "helpsteer3"},
-    "shp": ASKED | {"hh"},
-    "openai-summaries": ASKED | {"openai-summaries"},
-    "openai-preferences": CHAT - {"llama-factory"} | {"orca"},  # its further column has a name of LLaMA-Factory's
-    "oasst": {"oasst", "argilla"},
-    "pandalm": VOTED,
-    "alpacaeval": {"alpacaeval", "judgebench"},
+    "helpsteer2": {"helpsteer2", "argilla"} | {"score", "scores", "two-scores"},
+    "helpsteer2-pairs": VOTED | {"helpsteer2-pairs", "helpsteer3"} | {"preference"},
+    "shp": ASKED | {"hh"} | {"preference"},
+    "openai-summaries": ASKED | {"openai-summaries"} | {"preference"},
+    "openai-preferences": CHAT - {"llama-factory"}
+    | {"orca"}
+    | {"preference"},  # its further column has a name of LLaMA-Factory's
+    "oasst": {"oasst", "argilla"} | {"ranks"},
+    "pandalm": VOTED | {"preference"},
+    "alpacaeval": {"alpacaeval", "judgebench"} | {"preference"},
     "argilla": {"argilla"},
-    "llama-factory": CHAT,
-    "llama-factory-sharegpt": CHAT | {"hh"},
-    "rewardbench": ASKED | {"rewardbench", "hh", "alpacaeval"},
-    "rewardbench-2": {"rewardbench-2", "argilla", "oasst", "lists"},
+    "llama-factory": CHAT | {"preference"},
+    "llama-factory-sharegpt": CHAT | {"hh"} | {"preference"},
+    "rewardbench": ASKED | {"rewardbench", "hh", "alpacaeval"} | {"preference"},
+    "rewardbench-2": {"rewardbench-2", "argilla", "oasst", "lists"} | {"ranks"},
     "kto-messages": {"kto-messages", "kto"},  # its third answer is a call of a tool
     "orca": CHAT | {"orca"},
     "ms-swift": CHAT | {"orca"},
@@ -473,6 +487,11 @@ CONVERTS = {
     "judgebench": ASKED | {"hh", "alpacaeval"},
     "label-studio": {"label-studio", "label-studio-min", "argilla"},
     "label-studio-min": ASKED | {"hh"},
+    "preference": {"preference", "argilla"},  # ties and two bad answers
+    "two-scores": {"two-scores", "scores", "score", "argilla", "ultrafeedback"},
+    "ranks": {"ranks"},  # by a judge
+    "scores": {"scores", "two-scores", "score", "argilla", "ultrafeedback"},
+    "score": {"score", "argilla", "ultrafeedback"},  # one of them alone
 }
 """What can become what. Argilla's answers are people's, so that a judge's are refused; and so on."""
 
@@ -574,9 +593,6 @@ def test_every_format_becomes_another_or_is_refused(tmp_path, name, to):
     ],
 )
 def test_what_a_format_cannot_hold_is_refused(tmp_path, to, judgment, reason):
-    from keel.data.convert import write_judgments
-    from keel.records import RowCounts
-
     good = vote([user("p")], "a", "b", extra={"subset": "x"})
     takes = ("trl", "hh", "alpacaeval", "pandalm", "shp", "llama-factory", "rewardbench", "argilla")
     groups = [[good]] * (to in takes) + [[replace(judgment, origin=Origin("s", row))] for row in (17, 23)]
@@ -591,13 +607,29 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path, to, judgment, reason):
     assert list(target.parent.iterdir()) == []
 
 
+CALLS = [{"type": "function", "function": {"name": "look", "arguments": {}}}]
+
+
+@pytest.mark.parametrize("to", ["hh", "pandalm", "shp", "alpacaeval", "llama-factory", "argilla"])
+@pytest.mark.parametrize(
+    "judgment",
+    [
+        replace(vote([user("p")], "a", "b"), answers=(Answer("a", fields={"tool_calls": CALLS}), Answer("b"))),
+        vote([user("p") | {"tools": CALLS}], "a", "b"),
+    ],
+)
+def test_fields_of_turns_are_kept_or_the_row_is_refused(tmp_path, to, judgment):
+    with pytest.raises(InputError, match=f"{to} cannot hold 1 of 1 rows"):
+        write_judgments([[judgment]], tmp_path / "b.jsonl", to, RowCounts(read=1, used=1), "s.jsonl")
+
+
 def test_what_is_left_out_is_noted(tmp_path):
     target = tmp_path / "b.jsonl"
     source = write(
         tmp_path / "a.jsonl", FORMATS["trl"].write([replace(EVERYTHING, dimension="overall", kind="unknown")])
     )
     counts = convert(source, target, "openai-preferences")
-    assert {what.removeprefix("openai-preferences does not hold ") for what in counts.notes} == {
+    assert {what.removeprefix("openai-preferences does not hold ") for what in remarks(counts)} == {
         "rater", "rubric", "seconds", "comment", "raw", "the order in which answers were shown", "strength",
         "the answers' model", "the answers' model_hash", "the answers' sampling", "the answers' logp",
         "the answers' tokens", "the answers' truncated", "the answers' draw",
@@ -691,7 +723,7 @@ def test_demonstrations_become_another_or_are_refused(tmp_path, name, to):
 
 def test_columns_of_demonstrations_are_noted(tmp_path):
     source = write(tmp_path / "a.jsonl", [{"prompt": "p", "completion": "c", "id": 1}])
-    assert convert(source, tmp_path / "b.csv", "messages").notes == {"the column id is left out": (1, [1])}
+    assert convert(source, tmp_path / "b.csv", "messages").notes == {"columns not used: id": (1, [1])}
 
 
 def test_targets_that_are_refused(tmp_path):
@@ -704,7 +736,7 @@ def test_targets_that_are_refused(tmp_path):
         ("b.parquet.gz", "trl", "end it in"),
         ("file/b.jsonl", "trl", "cannot be written"),
         ("b.jsonl", "trlx", "is not a format that can be written; choose one of hh, "),
-        ("b.jsonl", "messages", "these are preference pairs, format trl"),
+        ("b.jsonl", "messages", "these are preference pairs, and messages holds answers to imitate; add --pairs"),
     ):
         with pytest.raises(InputError, match=words):
             convert(source, tmp_path / target, to)
@@ -713,11 +745,11 @@ def test_targets_that_are_refused(tmp_path):
 
 
 def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
-    def rows(source: str):
+    def rows(source: str, remarks: list[str]):
         yield from ((n, {"prompt": "p", "chosen": "a", "rejected": "b"}) for n in range(1, 500))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(formats, "read_rows", rows)
+    monkeypatch.setattr(recognition, "read_rows", rows)
     for ending in ("jsonl", "json.gz", "csv", "parquet"):
         with pytest.raises(KeyboardInterrupt):
             convert("endless", tmp_path / f"b.{ending}", "trl")
@@ -725,13 +757,24 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_what_a_table_cannot_hold_is_refused(tmp_path):
-    rows = [{"prompt": "p", "chosen": '[{"role": "x"}]', "rejected": "b"}]
-    with pytest.raises(InputError, match=r"chosen is text that a CSV reader would take for messages.*row 1"):
-        convert(write(tmp_path / "a.jsonl", rows), tmp_path / "b.csv", "trl")
+    chat = json.dumps([user("p")])
+    for ending in ("csv", "jsonl"):
+        with (
+            pytest.raises(RowError, match="chosen is text that a reader would take for messages"),
+            write_rows(tmp_path / f"b.{ending}") as put,
+        ):
+            put({"prompt": "p", "chosen": chat})
     rows = [{"prompt": p, "chosen": "a", "rejected": "b"} for p in ("p", [user("p")])]
     with pytest.raises(InputError, match="not a table of one type a column"):
         convert(write(tmp_path / "a.jsonl", rows), tmp_path / "b.parquet", "trl")
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
+    rows = [
+        {"prompt": "p", "chosen": chat[:-1], "rejected": "[{'role': 1}] is Python"},
+        {"prompt": "p", "chosen": "[{}]"},
+    ]
+    with write_rows(tmp_path / "c.jsonl") as put:
+        put(rows[1])
+    assert [row for _, row in read_rows(str(tmp_path / "c.jsonl"))] == rows[1:]
 
 
 def test_any_text_comes_back_from_a_csv_file(tmp_path):

@@ -68,7 +68,10 @@ def test_oasst(shared):
     assert sorted(found) == sorted(expected)
     assert (name, counts.read, counts.used) == ("oasst", 100, 100 - len(unranked))
     assert (counts.dropped, counts.neutral) == ({}, {})
-    assert counts.notes == {"a reply beside ranked ones has no rank": first_ten(mixed)}
+    assert counts.notes == {
+        "a reply beside ranked ones has no rank": first_ten(mixed),
+        "columns carried along, not used: message_tree_id, tree_state": (100, [1]),
+    }
 
     pairs, counts, _ = read_pairs(str(file))
     assert len(pairs) == counts.read == counts.used == sum(len(list(combinations(e[2], 2))) for e in expected) == 754
@@ -120,7 +123,10 @@ def test_alpacaeval(shared):
     assert (counts.dropped, counts.neutral) == ({}, {})
     zeros = [i for i, r in rows if r["preference"] == 0]
     assert len(zeros) == 11
-    assert counts.notes == {"preference 0, the older code for a tie": first_ten(zeros)}
+    assert counts.notes == {
+        "preference 0, the older code for a tie": first_ten(zeros),
+        "columns carried along, not used: dataset": (6437, [1]),
+    }
     outcome = {0: "tie", 1: "first", 1.5: "tie", 2: "second"}
     assert [
         (j.prompt[0]["content"], *((a.text, a.model) for a in j.answers), j.verdict.outcome, j.rater, float(j.raw))

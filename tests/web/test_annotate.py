@@ -80,6 +80,15 @@ def test_answers_in_many_shapes(begin, rows, row):
     assert begin(tasks=rows([row])) == [("pair", "", 1, "")]
 
 
+def test_a_file_of_tasks_with_names_of_its_own(begin, rows):
+    own = rows(
+        [{"ask": "p", "left": "a", "right": "b", "said": None}, {"ask": "q", "left": "a", "right": "c", "said": 1}]
+    )
+    found = begin(tasks=own, columns="prompt=ask,response_a=left,response_b=right")
+    assert found == begin(tasks=rows([{"prompt": p, "response_a": "a", "response_b": b} for p, b in ("pb", "qc")]))
+    assert len(found) == 2
+
+
 def test_what_generate_writes_can_be_judged(begin, base, prompts_file, tmp_path):
     out = tmp_path / "answers.jsonl"
     words = {"model": base, "prompts": prompts_file, "out": out, "max-new-tokens": 4, "device": "cpu"}

@@ -5,11 +5,13 @@ went, up to the target's stated rule (`becomes`), or else the whole conversion i
 else was known of a judgment and does not come back, such as a rater's name in a format without raters, is noted with
 the row's number.
 
-With `pairs` what is written are not the judgments but the pairs that training would derive from them.
+With `pairs` what is written are not the judgments but the pairs that training would derive from them: as pairs, as two
+labelled answers each (`kto`), or, in a format of demonstrations, their chosen answers.
 """
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,29 +21,31 @@ from typing import TypeVar
 
 from keel.data import formats
 from keel.data.checks import check_pairs, reasons, refuse_bad
-from keel.data.containers import write_rows
 from keel.data.demonstrations import DEMONSTRATED, Demonstrated
 from keel.data.judged import JUDGED, Judged
 from keel.data.preferences import OVERALL
 from keel.data.rows import Row, RowError, shown
 from keel.data.store import is_store
-from keel.data.text import plain, prompt_key
+from keel.data.text import further, plain, prompt_key
+from keel.data.writing import write_rows
 from keel.errors import InputError
 from keel.records import (
     Answer,
     Demonstration,
+    Fields,
     Judgment,
     Message,
     Origin,
     Pair,
     Preference,
+    Prompt,
     Ranking,
     RaterKind,
     RowCounts,
     Score,
 )
 
-__all__ = ["convert", "write_judgments"]
+__all__ = ["convert", "trl_row", "write_judgments"]
 
 R = TypeVar("R")
 BACK = Origin("what was written")
@@ -58,6 +62,7 @@ def convert(
     limit: int | None = None,
     max_bad_share: float = 0.05,
     pairs: bool = False,
+    columns: str | None = None,
 ) -> RowCounts:
     """Read `source` (in `format`, or the one recognised) and write `target` in the format `to`; every row's fate.
 
@@ -65,38 +70,81 @@ def convert(
     ending. The file is there, whole, or not at all. Raises `InputError` where the target exists, where a row cannot be
     held, or where more than `max_bad_share` of the source's rows are bad.
     """
-    if any(it.name == to and (_holds_pairs(it) or not pairs) for it in JUDGED):
-        groups, counts = _groups(source, format, limit, max_bad_share if pairs else None)
+    if any(it.name == to and (not pairs or _holds_pairs(it)) for it in JUDGED):
+        groups, counts = _groups(source, format, limit, columns, max_bad_share if pairs else None)
         write_judgments(groups, target, to, counts, source, max_bad_share, pairs=pairs)
         return counts
     it = next((it for it in DEMONSTRATED if it.name == to), None)
-    if it is None or pairs:
-        known = [f.name for f in JUDGED if not pairs or _holds_pairs(f)] + [f.name for f in DEMONSTRATED if not pairs]
+    if it is None:
+        known = [f.name for f in JUDGED if not pairs or _holds_pairs(f)] + [f.name for f in DEMONSTRATED]
         what = "a format of pairs" if pairs else "a format that can be written"
         raise InputError(f"{target}: {shown(to)} is not {what}; choose one of {', '.join(known)}")
-    records, counts, _ = formats.open_demonstrations(source, format, limit)
+    if pairs:
+        found, counts, _ = formats.read_pairs(source, format=format, limit=limit, columns=columns)
+        records: Iterable[Demonstration] = _chosen(check_pairs(found, counts, max_bad_share, source), counts)
+    else:
+        _refuse_pairs(source, to, format, columns)
+        records, counts, _ = formats.open_demonstrations(source, format, limit, columns)
     made = ((record.origin.row, None, _attempt(_demonstration_rows, record, it)) for record in records)
     _write(made, target, counts, _Refusals(source, to, "rows", MEND), max_bad_share)
     return counts
 
 
+def _refuse_pairs(source: str, to: str, format: str | None, columns: str | None) -> None:
+    """Refuse judgments where demonstrations are asked for, with what makes demonstrations of them."""
+    if is_store(source) or (format is None and formats.kind_of(source, None, columns) == "pairs"):
+        raise InputError(
+            f"{source}: these are preference pairs, and {to} holds answers to imitate; "
+            "add --pairs to write the chosen answer of each"
+        )
+
+
+def _chosen(pairs: Iterable[Pair], counts: RowCounts) -> Iterator[Demonstration]:
+    """The chosen answers, each once for its prompt; `counts` learns what is left out."""
+    seen: set[tuple[str, str]] = set()
+    for pair in pairs:
+        row = pair.origin.row
+        key = prompt_key(pair.prompt), _turn(pair.chosen, pair.fields[0])
+        if pair.cut[0]:
+            counts.used -= 1
+            counts.skip("the chosen answer was cut at a length limit: nothing to imitate", row)
+        elif key in seen:
+            counts.used -= 1
+            counts.skip("the same chosen answer as in an earlier pair", row)
+        else:
+            seen.add(key)
+            counts.note("the rejected answer is left out", row)
+            yield Demonstration(pair.prompt, pair.chosen, pair.origin, pair.fields[0])
+
+
 def _groups(
-    source: str, format: str | None, limit: int | None, bad_pairs: float | None
+    source: str, format: str | None, limit: int | None, columns: str | None, bad_pairs: float | None
 ) -> tuple[Iterable[Sequence[Judgment]], RowCounts]:
     """Judgments that stand together or, where a share of bad pairs is given, each pair of them by itself."""
     if bad_pairs is not None:
-        pairs, counts, _ = formats.read_pairs(source, format=format, limit=limit)
-        return map(_of_pair, check_pairs(pairs, counts, bad_pairs, source)), counts
-    groups, counts, name = formats.open_judgments(source, format, limit)
+        pairs, counts, _ = formats.read_pairs(source, format=format, limit=limit, columns=columns)
+        return map(of_pair, check_pairs(pairs, counts, bad_pairs, source)), counts
+    groups, counts, name = formats.open_judgments(source, format, limit, columns)
     spread = any(it.name == name and it.spread for it in JUDGED)
     return formats.together(groups, counts) if spread else groups, counts
 
 
-def _of_pair(pair: Pair) -> list[Judgment]:
+def of_pair(pair: Pair) -> list[Judgment]:
     """A pair as a group of one judgment."""
-    answers = Answer(pair.chosen, truncated=pair.cut[0]), Answer(pair.rejected, truncated=pair.cut[1])
+    better, worse = (
+        Answer(text, truncated=cut, fields=fields, drawn=drawn)
+        for text, cut, fields, drawn in zip(
+            (pair.chosen, pair.rejected), pair.cut, pair.fields, pair.drawn, strict=True
+        )
+    )
     kind: RaterKind = "judge" if pair.ai else "unknown"
-    return [Judgment(pair.prompt, answers, Preference("first", pair.margin), kind=kind, origin=pair.origin)]
+    return [Judgment(pair.prompt, (better, worse), Preference("first", pair.margin), kind=kind, origin=pair.origin)]
+
+
+def trl_row(pair: Pair) -> Row:
+    """A pair in TRL's columns; `RowError` where it would not come back as it is."""
+    (row,), _ = _pair_rows(of_pair(pair), next(it for it in JUDGED if it.name == "trl"))
+    return row
 
 
 def write_judgments(
@@ -119,15 +167,24 @@ def write_judgments(
     if not pairs and _holds_pairs(it):
         mend = ["add --pairs to write the pairs that training derives", *mend]
     refused = _Refusals(source, to, "pairs" if pairs else "prompts" if in_store else "rows", mend)
-    make = _pair_rows if pairs else _judgment_rows
+    make = _labelled_rows if pairs and _holds_scores(it) else _pair_rows if pairs else _judgment_rows
     made = ((g[0].origin.row, partial(_place, g, it) if in_store else None, _attempt(make, g, it)) for g in groups)
     _write(made, target, counts, refused, max_bad_share)
 
 
 def _holds_pairs(it: Judged) -> bool:
-    """Whether a format can hold which of two answers is better."""
-    asked, answers = [Message(role="user", content="p")], (Answer("a"), Answer("b"))
-    return not isinstance(_attempt(_judgment_rows, [Judgment(asked, answers, Preference("first"))], it), RowError)
+    """Whether a format can hold which of two answers is better, or that one is good and the other bad."""
+    return not isinstance(_attempt(_judgment_rows, SAMPLE, it), RowError) or _holds_scores(it)
+
+
+def _holds_scores(it: Judged) -> bool:
+    """Whether what it can hold of a pair is a good and a bad answer."""
+    if not isinstance(_attempt(_judgment_rows, SAMPLE, it), RowError):
+        return False
+    return not isinstance(_attempt(_labelled_rows, SAMPLE, it), RowError)
+
+
+SAMPLE = [Judgment([Message(role="user", content="p")], (Answer("a"), Answer("b")), Preference("first"))]
 
 
 # --- writing and refusing
@@ -219,6 +276,7 @@ def _write(
 
 def _demonstration_rows(record: Demonstration, it: Demonstrated) -> Made:
     row = it.write(record)
+    _refuse_lost_fields(record.prompt, it.becomes(record).prompt)
     if replace(_read_back(it.convert, row), origin=record.origin) != it.becomes(record):
         raise RowError("it would not be read back as it is")
     return [row], []
@@ -231,7 +289,9 @@ def _judgment_rows(group: Sequence[Judgment], it: Judged) -> Made:
         for judgment in _read_back(it.read, row):
             waiting[_what_it_says(judgment)].append(judgment)
     left: dict[str, None] = {}
-    for judgment in map(it.becomes, group):
+    for original in group:
+        judgment = it.becomes(original)
+        _refuse_lost_fields(original.prompt, judgment.prompt)
         found = waiting[_what_it_says(judgment)]
         if not found:
             raise RowError("text, verdict or dimension would not be read back as they are")
@@ -249,6 +309,18 @@ def _pair_rows(group: Sequence[Judgment], it: Judged) -> Made:
     return rows, notes
 
 
+def _labelled_rows(group: Sequence[Judgment], it: Judged) -> Made:
+    """The answers of a pair each by itself: the chosen one is good, 1, the rejected one bad, 0."""
+    labelled = [
+        replace(judgment, answers=(answer,), verdict=Score(value))
+        for judgment in group
+        for answer, value in zip(judgment.answers, (1.0, 0.0), strict=True)
+    ]
+    rows, notes = _pair_rows(labelled, it)
+    graded = any(isinstance(j.verdict, Preference) and j.verdict.strength for j in group)
+    return rows, [*notes, *([f"{it.name} does not hold strength"] if graded else [])]
+
+
 def _read_back(read: Callable[[Row, Origin], R], row: Row) -> R:
     try:
         return read(row, BACK)
@@ -261,7 +333,7 @@ def _read_back(read: Callable[[Row, Origin], R], row: Row) -> R:
 
 def _what_it_says(judgment: Judgment) -> Hashable:
     """The same for two judgments that say the same of the same texts, in whatever order these were shown."""
-    texts = [answer.text for answer in judgment.answers]
+    texts = [_turn(answer.text, answer.fields) for answer in judgment.answers]
     said: Hashable
     match judgment.verdict:
         case Preference("first"):
@@ -275,6 +347,21 @@ def _what_it_says(judgment: Judgment) -> Hashable:
         case Ranking(ranks):
             said = tuple(sorted(zip(ranks, texts, strict=True)))
     return isinstance(judgment.prompt, str), prompt_key(judgment.prompt), judgment.dimension, said
+
+
+def _refuse_lost_fields(before: Prompt, after: Prompt) -> None:
+    """Refuse a rule of a format's that makes turns of others and forgets what they hold beside their text."""
+    held, kept = (
+        [fields for turn in prompt if (fields := further(turn))] if not isinstance(prompt, str) else []
+        for prompt in (before, after)
+    )
+    if lost := next((fields for fields in held if fields not in kept), None):
+        raise RowError(f"a turn's {', '.join(lost)} would be left out")
+
+
+def _turn(text: str, fields: Fields | None) -> str:
+    """An answer's text and what its turn holds beside it, as one string."""
+    return f"{text}\0{json.dumps(dict(fields), sort_keys=True, default=str)}" if fields else text
 
 
 def _left_out(before: Judgment, after: Judgment) -> Iterator[str]:
@@ -303,7 +390,7 @@ def _left_out_of_answers(before: Sequence[Answer], after: Sequence[Answer]) -> I
         found = {answer.text: answer for answer in after}
         partners = [found[answer.text] for answer in before]
     for answer, partner in zip(before, partners, strict=True):
-        for name in ("model", "model_hash", "sampling", "logp", "tokens", "truncated", "draw"):
+        for name in ("model", "model_hash", "sampling", "logp", "tokens", "truncated", "draw", "drawn"):
             known = getattr(answer, name)
             if known not in ("", None, False) and getattr(partner, name) != known:
-                yield f"the answers' {name}"
+                yield f"the answers' {'ids as drawn' if name == 'drawn' else name}"

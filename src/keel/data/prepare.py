@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from keel.config import Reading, Training
 from keel.data import checks, formats
+from keel.data.store import is_store
 from keel.data.text import Text
 from keel.errors import InputError, RowFault
 from keel.records import Bundle, Demonstration, Pair, PromptRow, RowCounts
@@ -47,7 +48,7 @@ def prompts(config: Training, source: str, text: Text, positions: int | None) ->
 
 def read_prompt_rows(config: Reading, source: str) -> tuple[list[PromptRow], RowCounts, str]:
     """Checked prompts of a file, for commands that train nothing, and the name of its format."""
-    rows, counts, name = formats.read_prompts(source, format=config.format, limit=config.limit)
+    rows, counts, name = formats.read_prompts(source, format=config.format, limit=config.limit, columns=config.columns)
     return checks.check_prompts(rows, counts, config.max_bad_share, source), counts, name
 
 
@@ -63,7 +64,7 @@ def _prepare(
     text: Text,
     positions: int | None,
 ) -> Prepared:
-    rows, counts, name = reader(source, format=config.format, limit=config.limit)
+    rows, counts, name = reader(source, format=config.format, limit=config.limit, columns=config.columns)
     rows = checker(rows, counts, config.max_bad_share, source)
     limit = min(config.max_length, positions or config.max_length)
     held_report = ""
@@ -73,7 +74,8 @@ def _prepare(
     parts: tuple[Sequence[Row], ...] = (rows,)
     if config.eval_data is not None:
         other = str(config.eval_data)
-        held_rows, held_counts, held_name = reader(other, format=config.format, limit=None)
+        columns = None if is_store(other) else config.columns
+        held_rows, held_counts, held_name = reader(other, format=config.format, limit=None, columns=columns)
         held_rows = checker(held_rows, held_counts, config.max_bad_share, other)
         _refuse_leak(rows, held_rows, source, other)
         held = encode(held_rows, held_counts, text, limit, config.max_bad_share, other)

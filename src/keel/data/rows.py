@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Collection
 from contextvars import ContextVar
+from decimal import Decimal
 from typing import Any, TypeVar
 
 from keel.records import Origin, RowCounts
@@ -74,7 +75,7 @@ def number(row: Row, column: str) -> float:
     value = row.get(column)
     if value is None or value == "":
         raise RowError(f"no {column}")
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
         raise RowError(f"{column} is not a number")
     try:
         found = float(value)
@@ -120,8 +121,13 @@ def _parsed(row: Row, column: str) -> object:
         try:
             return json.loads(value)
         except (ValueError, RecursionError):
-            raise RowError(f"{column} is not JSON") from None
+            raise RowError(f"{column} is not JSON{_printed(value)}") from None
     return value
+
+
+def _printed(value: str) -> str:
+    """What to say of a list or object as Python prints it."""
+    return ", but as Python prints it; write it with json.dumps" if value[1:].lstrip("[{ ")[:1] == "'" else ""
 
 
 def objects(row: Row, column: str) -> list[Row]:
@@ -176,6 +182,8 @@ def plain(value: Any, depth: int = 0) -> Any:
         return value if is_unicode(value) else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if value is None or isinstance(value, (bool, int)):
         return value
+    if isinstance(value, Decimal):
+        value = float(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if depth == DEPTH:

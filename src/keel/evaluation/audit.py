@@ -96,8 +96,8 @@ def _tell(findings: Sequence[Finding]) -> None:
 def examine(config: DataCheckConfig) -> Audit:
     """All checks that fit the data, in the order in which the page tells them."""
     audit = Audit()
-    kind = formats.kind_of(config.data, config.format)
-    rows, counts, name = _read(kind, config.data, config.format, config.limit)
+    kind = formats.kind_of(config.data, config.format, config.columns)
+    rows, counts, name = _read(kind, config.data, config.format, config.limit, config.columns)
     say(checks.summarise(counts, config.data, name).partition("\n")[0])  # the rest is told as findings
     audit.figures |= {"command": "data check", "data": config.data, "kind": kind, "format": name}
     audit.figures |= formats.identify(config.data, counts)
@@ -124,15 +124,17 @@ def examine(config: DataCheckConfig) -> Audit:
 # --- rows -----------------------------------------------------------------------------------------
 
 
-def _read(kind: str, source: str, format: str | None, limit: int | None) -> tuple[Sequence[Row], RowCounts, str]:
+def _read(
+    kind: str, source: str, format: str | None, limit: int | None, columns: str | None
+) -> tuple[Sequence[Row], RowCounts, str]:
     """Rows that a training command would use, whatever share of them is bad."""
     if kind == "pairs":
-        pairs, counts, name = formats.read_pairs(source, format=format, limit=limit)
+        pairs, counts, name = formats.read_pairs(source, format=format, limit=limit, columns=columns)
         return checks.check_pairs(pairs, counts, 1.0, source), counts, name
     if kind == "demonstrations":
-        demonstrations, counts, name = formats.read_demonstrations(source, format=format, limit=limit)
+        demonstrations, counts, name = formats.read_demonstrations(source, format=format, limit=limit, columns=columns)
         return checks.check_demonstrations(demonstrations, counts, 1.0, source), counts, name
-    prompts, counts, name = formats.read_prompts(source, format=format, limit=limit)
+    prompts, counts, name = formats.read_prompts(source, format=format, limit=limit, columns=columns)
     return checks.check_prompts(prompts, counts, 1.0, source), counts, name
 
 
@@ -177,7 +179,8 @@ def _fates(audit: Audit, counts: RowCounts, source: str, max_bad_share: float) -
 def _leaks(audit: Audit, rows: Sequence[Row], config: DataCheckConfig) -> None:
     """Held-out prompts that also are in the data, word for word (in whatever bytes) or nearly."""
     other = str(config.eval_data)
-    held, counts, name = _read(formats.kind_of(other), other, None, None)
+    columns = None if is_store(other) else config.columns
+    held, counts, name = _read(formats.kind_of(other, None, columns), other, None, None, columns)
     say(checks.summarise(counts, other, name))
     found = checks.leak(rows, held)
     exact = found.rows
@@ -316,7 +319,7 @@ def _agreed(audit: Audit, one: survey.Agreement) -> None:
 def _counted(config: DataCheckConfig) -> tuple[survey.Survey, list[survey.Agreement], dict[str, Any]]:
     """A survey, how far raters agree, and of a store exactly of which judgments both are."""
     if not is_store(config.data):
-        groups, heard, _ = formats.open_judgments(config.data, config.format, config.limit)
+        groups, heard, _ = formats.open_judgments(config.data, config.format, config.limit, config.columns)
         found, agreed = _survey(judgment for group in groups for judgment in group)
     elif config.limit is not None:
         keyed, heard, _ = formats.open_keyed(config.data, limit=config.limit)

@@ -96,7 +96,7 @@ def _remedy(config: AnnotateConfig) -> str:
 def answers_of_file(config: AnnotateConfig) -> list[formats.Asked]:
     """Prompts with answers to judge; bad rows are counted, and refused past the share."""
     assert config.tasks is not None
-    found, counts, name = formats.open_answers(config.tasks, limit=config.limit)
+    found, counts, name = formats.open_answers(config.tasks, limit=config.limit, columns=config.columns)
     return _checked(config, config.tasks, list(found), counts, name)
 
 

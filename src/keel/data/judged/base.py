@@ -28,7 +28,8 @@ class Judged:
     rows of judgments that stood together; both raise `RowError` with the reason where they cannot. `prompt` reads the
     prompt alone, so that a row without a verdict still asks something. `becomes` is what the format's own rule makes
     of a judgment's texts, such as a chat that becomes a transcript. `remarks` are worth a note beside the row's
-    number. `spread`: what belongs together stands on consecutive rows with the same prompt.
+    number. `spread`: what belongs together stands on consecutive rows with the same prompt. `over` is the format with
+    what only the values of the first rows tell, such as the meaning of bare numbers, or `RowError` where they do not.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Judged:
     becomes: Callable[[Judgment], Judgment] = lambda judgment: judgment
     remarks: Callable[[Row], Iterable[str]] = no_remarks
     spread: bool = False
+    over: Callable[[Sequence[Row]], Judged] | None = None
 
 
 # --- prompts

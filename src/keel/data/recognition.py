@@ -1,0 +1,201 @@
+"""Which format a file is in: its first rows are looked at, under the names of `--columns` where these are given.
+
+The first format whose columns are all there, and whose look fits, is recognised. Where none is, the refusal says what
+was found, what is asked for, and what to try.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar, cast
+
+from keel.data import columns as names
+from keel.data.checks import reasons
+from keel.data.containers import read_rows
+from keel.data.demonstrations import DEMONSTRATED
+from keel.data.judged import GENERIC, JUDGED, Judged
+from keel.data.looks import suggestion
+from keel.data.prompted import PROMPTED
+from keel.data.rows import Numbered, Row, RowError, shown
+from keel.data.unjudged import UNJUDGED, Unjudged
+from keel.errors import InputError
+from keel.records import RowCounts
+
+__all__ = [
+    "ANSWERS",
+    "DEMONSTRATIONS",
+    "JUDGMENTS",
+    "PAIRS",
+    "PROMPTS",
+    "Format",
+    "Kind",
+    "Opened",
+    "kind_of_rows",
+    "open_rows",
+    "refuse_nothing",
+]
+
+F = TypeVar("F", bound="Format")
+HEAD = 100  # readable rows from which columns and format are recognised
+
+
+class Format(Protocol):
+    """What recognition asks of a format: its name, its columns, and what tells it from another with these columns."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def needs(self) -> tuple[str, ...]: ...
+    @property
+    def fits(self) -> Callable[[Row], bool]: ...
+
+
+@dataclass(frozen=True)
+class Kind(Generic[F]):
+    """What a command reads: its formats in the order in which they are tried, and the words of a refusal."""
+
+    noun: str
+    asks: str
+    formats: tuple[F, ...]
+
+
+# --- what commands read
+
+PAIRS = Kind("preference pairs", "chosen and rejected, with a prompt or as transcripts", JUDGED)
+JUDGMENTS = Kind(
+    "judgments", "chosen and rejected, response_a, response_b and preference, or another format's columns", JUDGED
+)
+ANSWERS: Kind[Judged | Unjudged] = Kind(
+    "answers",
+    "prompt and completions (a list), prompt, response_a and response_b, or pairs",
+    (*(it for it in JUDGED if it not in GENERIC), *UNJUDGED, *GENERIC),
+)
+DEMONSTRATIONS = Kind(
+    "demonstrations", "prompt and completion, messages, instruction and output, or text", DEMONSTRATED
+)
+PROMPTS = Kind("prompts", "prompt, messages, conversations, instruction or text, or preference pairs", PROMPTED)
+
+
+# --- recognition
+
+
+@dataclass(frozen=True, slots=True)
+class Opened(Generic[F]):
+    """A file's rows, their format, and what to try where none of them can be read."""
+
+    rows: Iterator[Numbered]
+    format: F
+    hint: Callable[[], str]
+
+
+def open_rows(
+    kind: Kind[F], source: str, wanted: str | None, limit: int | None, columns: str | None, counts: RowCounts
+) -> Opened[F]:
+    """The rows and their format; refuses where no row is readable. `counts` learns what is unusual about the file."""
+    rows, readable, renamed = _start(source, limit, columns, counts)
+    if not readable:
+        counts = RowCounts()
+        for number, row in rows:
+            counts.read += 1
+            counts.drop(str(row), number)
+        refuse_nothing(counts, source)
+    chosen = _recognise(kind, readable, source, wanted, renamed)
+    if isinstance(chosen, Judged) and chosen.over is not None:
+        try:
+            chosen = cast(F, chosen.over(readable))
+        except RowError as why:
+            raise InputError(f"{source}: {why}") from None
+    return Opened(rows, chosen, lambda: "" if renamed or wanted else suggestion(kind.noun, readable))
+
+
+def _start(
+    source: str, limit: int | None, columns: str | None, counts: RowCounts
+) -> tuple[Iterator[Numbered], list[Row], set[str]]:
+    """All rows under the names of --columns, the first readable ones of them, and these names."""
+    mapping = names.parse(columns)
+    remarks: list[str] = []
+    rows: Iterator[Numbered] = itertools.islice(read_rows(source, remarks), limit)
+    head = _head(rows)
+    readable = [row for _, row in head if isinstance(row, dict)]
+    if mapping is not None and readable:
+        mapping.refuse_missing(readable, source)
+        remarks += [f"the file's own column {shown(c)} gives way to --columns" for c in mapping.hidden(readable)]
+        head, rows = list(mapping.renamed(head)), mapping.renamed(rows)
+        readable = [row for _, row in head if isinstance(row, dict)]
+    for remark in remarks:
+        counts.note(remark, head[0][0] if head else 1)
+    return itertools.chain(head, rows), readable, set(mapping.paths if mapping else ())
+
+
+def _head(rows: Iterator[Numbered]) -> list[Numbered]:
+    """The first rows, up to the `HEAD`th that is readable."""
+    head, readable = [], 0
+    for number, row in rows:
+        head.append((number, row))
+        readable += isinstance(row, dict)
+        if readable == HEAD:
+            break
+    return head
+
+
+def _recognise(kind: Kind[F], head: list[Row], source: str, wanted: str | None, renamed: set[str]) -> F:
+    """The format asked for, or the first that fits; refuses where a column is missing from every row."""
+    columns = {column: None for row in head for column in row}  # in the file's order
+    formats = [f for f in kind.formats if wanted in (None, f.name)]
+    if not formats:
+        known = ", ".join(f.name for f in kind.formats)
+        raise InputError(f"{source}: --format {shown(wanted)} is not a format of {kind.noun}; choose one of {known}")
+    if found := _match(formats, columns, head, looks=wanted is None, renamed=renamed):
+        return found
+    absent = {f.name: [column for column in f.needs if column not in columns] for f in formats}
+    begun = [f for f in formats if 0 < len(absent[f.name]) < len(f.needs)]
+    nearest = min(begun, key=lambda f: len(absent[f.name])) if begun else formats[0]
+    missing = " or ".join(f"'{column}'" for column in absent[nearest.name])
+    also = (
+        (noun, _match(others, columns, head))
+        for noun, others in ((PAIRS.noun, JUDGED), (DEMONSTRATIONS.noun, DEMONSTRATED))
+        if noun != kind.noun
+    )
+    hint = next((f" (these are {noun}, format {found.name})" for noun, found in also if found), "")
+    clear = missing and (len(absent[nearest.name]) == 1 or not begun or wanted)
+    what = f"no column {missing}" if clear else "no format that is known"
+    guess = "" if renamed or hint or wanted else suggestion(kind.noun, head)
+    rest = guess or f"{kind.noun} need {kind.asks}"
+    raise InputError(f"{source}: {what}; found: {names.listed(columns)}{hint}; {rest}")
+
+
+def _match(
+    formats: Sequence[F],
+    columns: dict[str, None],
+    head: list[Row],
+    looks: bool = True,
+    renamed: Collection[str] = (),
+) -> F | None:
+    """The first that fits; of formats for which columns were renamed the one that has use for most of these."""
+    for candidate in sorted(formats, key=lambda it: -len({*renamed} & {*it.needs})) if renamed else formats:
+        there = all(column in columns for column in candidate.needs)
+        if there and (not looks or any(candidate.fits(row) for row in head)):
+            return candidate
+    return None
+
+
+def refuse_nothing(counts: RowCounts, source: str, hint: str = "") -> None:
+    """Refuse a file without rows, or without one that can be used; `hint` says what to try."""
+    if not counts.read:
+        raise InputError(f"{source}: no rows; give a file with at least one")
+    if not counts.used:
+        mend = hint or ("mend them" if counts.dropped else "give others")
+        raise InputError(f"{source}: none of {counts.read} rows can be read ({reasons(counts, neutral=True)}); {mend}")
+
+
+def kind_of_rows(source: str, format: str | None, columns: str | None) -> str:
+    """Whether a file holds judgments ("pairs"), "demonstrations" or "prompts" alone; refuses as reading pairs would."""
+    _, readable, renamed = _start(source, None, columns, RowCounts())
+    found = {column: None for row in readable for column in row}
+    for name, known in (("pairs", JUDGED), ("demonstrations", DEMONSTRATED), ("prompts", PROMPTED)):
+        if _match([f for f in known if format in (None, f.name)], found, readable, format is None, renamed):
+            return name
+    open_rows(PAIRS, source, format, None, columns, RowCounts())
+    raise AssertionError("what matches no format is refused")
