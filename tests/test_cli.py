@@ -499,7 +499,7 @@ def test_fewer_bad_rows_than_the_share(command, capfd, spoil, tmp_path):
 
     file = spoil("dpo", change)
     capfd.readouterr()
-    assert cli.main(command("dpo", data=file, max_bad_share=0.6, steps=None, epochs=1)) == 0
+    assert cli.main(command("dpo", data=file, max_bad_share=0.6, control_tokens="keep", steps=None, epochs=1)) == 0
     err = capfd.readouterr().err
     rows = json.loads((tmp_path / "run" / "summary.json").read_text())["rows"]
     by_row = {n: reason for reason, (count, numbers) in rows["dropped"].items() for n in numbers}

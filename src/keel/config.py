@@ -400,9 +400,10 @@ class DataConvertConfig(Reading):
     """File to write (.jsonl, .json, .csv, .parquet; text ones also .gz), or a store to add to (.db, a database URL)."""
     to: str | None = None
     """Format to write; a store needs none. Judgments: hh, rewardbench, rewardbench-2, oasst, llama-factory,
-    llama-factory-sharegpt, trl, kto, openai-preferences, ultrafeedback, helpsteer2, helpsteer2-pairs, shp,
-    openai-summaries, pandalm, alpacaeval, argilla, preference, two-scores, ranks, scores, score. Demonstrations:
-    prompt-completion, messages, alpaca, text."""
+    llama-factory-sharegpt, orca, ms-swift, ms-swift-messages, axolotl, rm-bench, lists, trl, kto, kto-messages,
+    openai-preferences, ultrafeedback, helpsteer2, helpsteer2-pairs, helpsteer3, shp, openai-summaries, pandalm,
+    alpacaeval, llmbar, judgebench, label-studio, label-studio-min, argilla, preference, two-scores, ranks, scores,
+    score. Demonstrations: prompt-completion, messages, alpaca, sharegpt, text."""
     pairs: bool = False
     """Write the pairs that training derives: what most raters say; ties and splits make none, and are counted. As kto
     each is a good and a bad answer; as demonstrations (messages, …) the chosen answers are written."""

@@ -199,7 +199,7 @@ def test_pairs_become_demonstrations_of_the_chosen_answer(tmp_path, write_rows):
         {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
         for q, a in (("a?", "yes"), ("c?", "so"))
     ]
-    assert counts.notes == {"the rejected answer is left out": (2, [1, 4])}
+    assert counts.notes == {"the rejected answer is left out": (2, [1, 4]), "a chat among plain prompts": (1, [4])}
     assert {why: rows for why, (_, rows) in counts.neutral.items()} == {
         "the same chosen answer as in an earlier pair": [2],
         "the chosen answer was cut at a length limit: nothing to imitate": [3],

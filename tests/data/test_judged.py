@@ -456,38 +456,39 @@ CHAT = {"trl", "openai-preferences", "argilla", "llama-factory", "llama-factory-
 ASKED = CHAT | {"orca", "shp", "pandalm", "llmbar", "judgebench", "label-studio", "label-studio-min"}
 VOTED = {"pandalm", "argilla", "judgebench", "label-studio", "label-studio-min"}
 CONVERTS = {
-    "hh": ASKED | {"hh", "alpacaeval"} | {"preference"},
-    "trl": {"trl"} | {"preference"},  # its second row has a dimension
-    "kto": {"kto", "kto-messages", "argilla", "ultrafeedback"} | {"score"},
+    "hh": ASKED | {"hh", "alpacaeval", "preference"},
+    "trl": {"trl", "preference"},  # its second row has a dimension
+    "kto": {"kto", "kto-messages", "argilla", "ultrafeedback", "score"},
     "ultrafeedback": {"ultrafeedback"},
     "helpsteer2": {"helpsteer2", "argilla"} | {"score", "scores", "two-scores"},
-    "helpsteer2-pairs": VOTED | {"helpsteer2-pairs", "helpsteer3"} | {"preference"},
-    "shp": ASKED | {"hh"} | {"preference"},
-    "openai-summaries": ASKED | {"openai-summaries"} | {"preference"},
+    "helpsteer2-pairs": VOTED | {"helpsteer2-pairs", "helpsteer3", "preference"},
+    "shp": ASKED | {"hh", "preference"},
+    "openai-summaries": ASKED | {"openai-summaries", "preference"},
     "openai-preferences": CHAT - {"llama-factory"}
     | {"orca"}
     | {"preference"},  # its further column has a name of LLaMA-Factory's
-    "oasst": {"oasst", "argilla"} | {"ranks"},
+    "oasst": {"oasst", "argilla", "ranks"},
     "pandalm": VOTED | {"preference"},
-    "alpacaeval": {"alpacaeval", "judgebench"} | {"preference"},
+    "alpacaeval": {"alpacaeval", "judgebench", "preference"},
     "argilla": {"argilla"},
     "llama-factory": CHAT | {"preference"},
-    "llama-factory-sharegpt": CHAT | {"hh"} | {"preference"},
-    "rewardbench": ASKED | {"rewardbench", "hh", "alpacaeval"} | {"preference"},
-    "rewardbench-2": {"rewardbench-2", "argilla", "oasst", "lists"} | {"ranks"},
-    "kto-messages": {"kto-messages", "kto"},  # its third answer is a call of a tool
-    "orca": CHAT | {"orca"},
-    "ms-swift": CHAT | {"orca"},
-    "ms-swift-messages": CHAT - {"llama-factory", "argilla", "ms-swift"},  # one of its answers thinks apart
-    "axolotl": CHAT | {"hh"},
-    "lists": {"lists", "argilla", "oasst"},
-    "rm-bench": {"rm-bench", "lists", "argilla", "oasst"},
-    "helpsteer3": {"helpsteer3", "argilla"},
-    "llmbar": ASKED | {"hh", "alpacaeval"},
-    "judgebench": ASKED | {"hh", "alpacaeval"},
-    "label-studio": {"label-studio", "label-studio-min", "argilla"},
-    "label-studio-min": ASKED | {"hh"},
-    "preference": {"preference", "argilla"},  # ties and two bad answers
+    "llama-factory-sharegpt": CHAT | {"hh", "preference"},
+    "rewardbench": ASKED | {"rewardbench", "hh", "alpacaeval", "preference"},
+    "rewardbench-2": {"rewardbench-2", "argilla", "oasst", "lists", "ranks"},
+    "kto-messages": {"kto-messages", "kto", "score"},  # its third answer is a call of a tool
+    "orca": CHAT | {"orca", "preference"},
+    "ms-swift": CHAT | {"orca", "preference"},
+    "ms-swift-messages": CHAT
+    - {"llama-factory", "argilla", "ms-swift", "preference"},  # one of its answers thinks apart
+    "axolotl": CHAT | {"hh", "preference"},
+    "lists": {"lists", "argilla", "oasst", "ranks"},
+    "rm-bench": {"rm-bench", "lists", "argilla", "oasst", "ranks"},
+    "helpsteer3": {"helpsteer3", "argilla", "preference"},
+    "llmbar": ASKED | {"hh", "alpacaeval", "preference"},
+    "judgebench": ASKED | {"hh", "alpacaeval", "preference"},
+    "label-studio": {"label-studio", "label-studio-min", "argilla", "preference"},
+    "label-studio-min": ASKED | {"hh", "preference"},
+    "preference": {"preference", "argilla", "label-studio", "label-studio-min"},  # ties and two bad answers
     "two-scores": {"two-scores", "scores", "score", "argilla", "ultrafeedback"},
     "ranks": {"ranks"},  # by a judge
     "scores": {"scores", "two-scores", "score", "argilla", "ultrafeedback"},
@@ -619,8 +620,14 @@ CALLS = [{"type": "function", "function": {"name": "look", "arguments": {}}}]
     ],
 )
 def test_fields_of_turns_are_kept_or_the_row_is_refused(tmp_path, to, judgment):
+    target = tmp_path / "b.jsonl"
+    keeps_tools = to in ("llama-factory", "argilla") and not judgment.answers[0].fields
+    if keeps_tools:
+        write_judgments([[judgment]], target, to, RowCounts(read=1, used=1), "s.jsonl")
+        assert read_judgments(str(target))[0][0].prompt == judgment.prompt
+        return
     with pytest.raises(InputError, match=f"{to} cannot hold 1 of 1 rows"):
-        write_judgments([[judgment]], tmp_path / "b.jsonl", to, RowCounts(read=1, used=1), "s.jsonl")
+        write_judgments([[judgment]], target, to, RowCounts(read=1, used=1), "s.jsonl")
 
 
 def test_what_is_left_out_is_noted(tmp_path):

@@ -163,6 +163,8 @@ def tokenise(
             first_error = first_error or str(fault)
             _drop(counts, fault.reason, row.origin.row)
             continue
+        except InputError as error:  # of the model, not of the row
+            raise InputError(f"{row.origin}: {error}") from error
         for what in dict.fromkeys(notes):
             counts.note(what, row.origin.row)
         if len(bundle.completions) == 2 and bundle.completions[0].ids == bundle.completions[1].ids:
