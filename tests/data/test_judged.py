@@ -478,8 +478,8 @@ CONVERTS = {
     "kto-messages": {"kto-messages", "kto", "score"},  # its third answer is a call of a tool
     "orca": CHAT | {"orca", "preference"},
     "ms-swift": CHAT | {"orca", "preference"},
-    "ms-swift-messages": CHAT
-    - {"llama-factory", "argilla", "ms-swift", "preference"},  # one of its answers thinks apart
+    "ms-swift-messages": CHAT - {"llama-factory", "argilla", "ms-swift"}
+    | {"preference"},  # one of its answers thinks apart
     "axolotl": CHAT | {"hh", "preference"},
     "lists": {"lists", "argilla", "oasst", "ranks"},
     "rm-bench": {"rm-bench", "lists", "argilla", "oasst", "ranks"},

@@ -633,8 +633,11 @@ def _below(prompt: bytes, *parts: bytes) -> bytes:
 
 def answer_key(prompt: bytes, answer: Answer) -> bytes:
     """The key of an answer: what it says, its writer, and how and as which of several alike it was drawn."""
+    drawn = answer.model or answer.model_hash or answer.sampling or answer.draw
+    if not drawn and not answer.fields:
+        return _below(prompt, answer.text.encode())
     parts = [answer.text]
-    if answer.model or answer.model_hash or answer.sampling or answer.draw:
+    if drawn:
         parts += answer.model, answer.model_hash, _sampling(answer), str(answer.draw)
     if answer.fields:
         parts.append(_in_order(answer.fields))

@@ -95,7 +95,10 @@ def _read_trl(row: Row, origin: Origin) -> list[Judgment]:
     found = read_details(row, TRL, SIDES)
     if found is None:
         return [Judgment(before, (chosen, rejected), verdict, origin=origin)]
-    better, worse = replace(chosen, **found.answers["chosen"]), replace(rejected, **found.answers["rejected"])
+    better, worse = (
+        replace(answer, **known) if (known := found.answers[name]) else answer
+        for name, answer in zip(SIDES, (chosen, rejected), strict=True)
+    )
     answers = better, worse
     if found.swapped:
         answers, verdict = (worse, better), Preference("second", strength)
