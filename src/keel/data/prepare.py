@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from keel.config import Reading, Training
-from keel.data import checks, formats
+from keel.data import checks, doubts, formats
 from keel.data.store import is_store
 from keel.data.text import Text
 from keel.errors import InputError, RowFault
@@ -153,6 +153,7 @@ def tokenise(
     rows: Sequence[Record], counts: RowCounts, text: Text, max_length: int
 ) -> tuple[list[tuple[Record, Bundle]], str]:
     """The rows that are tokens, with their bundles, and what was wrong with the first of the others; all counted."""
+    counts.notes.pop(doubts.CONTROL.note, None)  # the tokenizer tells exactly
     done: list[tuple[Record, Bundle]] = []
     first_error = ""
     for row in rows:

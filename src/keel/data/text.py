@@ -280,7 +280,7 @@ class Text:
         _tell(rendered.notes, note)
         start, stop = rendered.spans[-1]
         opening = rendered.text[len(asked.text) : start]
-        if opening.strip():
+        if opening.strip() and len(answer) == 2:  # beside fields of its own, the text is not all of the answer
             note(f"the chat template writes {opening!r} before the answer")
         written, after = rendered.text[len(asked.text) : stop], rendered.text[stop:]
         closing, end = self._closing(after)
