@@ -182,7 +182,9 @@ def test_no_text_is_lost_no_token_is_forged_and_all_comes_back(name, data):
     assert seen == expected
     # text -> tokens -> text -> tokens
     back = text.decode(completion, turns)
-    assert back == (answer.strip() if name in TRIMS else answer)
+    whole_answer = answer.strip() if name in TRIMS else answer
+    same_ids = core == "older sentencepiece" and answer.startswith(" ")  # with its first space or without
+    assert back == whole_answer or (same_ids and back == whole_answer.removeprefix(" "))
     assert text.completion_ids(turns, back) == completion
 
 
@@ -193,6 +195,14 @@ def _joined(text, ids):
 def _without_signs(text, core):
     """Older SentencePiece tokenizers write a space of their own behind every control token."""
     return re.sub(r" +", "", text) if "sentencepiece" in core else text
+
+
+def test_an_answer_whose_tokens_do_not_give_it_back_is_said():
+    """An older SentencePiece tokenizer reads it with its first space and without as the same tokens."""
+    text = text_with(BARE, "older sentencepiece")
+    for answer, said in (("bear", False), (" bear", True)):
+        text.encode(Demonstration([u("q")], answer), 100, (notes := []).append)
+        assert ("decoding an answer's tokens does not give its text back" in notes) == said
 
 
 def test_what_stands_before_an_answer_decides_how_it_is_cut():

@@ -5,21 +5,20 @@ they are the tokenised rendering wherever that begins with the prompt's ids. A c
 end; one cut by the length limit carries none. Lengths, never ids, say where something ends, so that a tokenizer whose
 pad *is* its EOS is harmless.
 
-Text of the data is text: what spells a control token in it is encoded as text. It is marked before the template sees
-it, so that the template's own control tokens stay what they are.
+Text of the data is text: what spells a control token in it is encoded as text (`control`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
-from keel.data.template import DAY, Template, answering
+from keel.data.control import ControlTokens, Handling, Note, ends_of_marks, parts
+from keel.data.template import DAY, TRIMMED, Template, answering
 from keel.errors import InputError, RowFault
 from keel.records import (
     TURN_FIELDS,
@@ -34,18 +33,12 @@ from keel.records import (
     PromptRow,
 )
 
-ControlTokens = Literal["text", "refuse", "keep"]
-"""What becomes of a control token that data spell: text, a dropped row, or the token itself."""
 PAD_TOKEN = "<|pad|>"
 """What padding is called where Keel adds it; no text is read differently for it."""
-OPEN, CLOSE = "\ufdd0", "\ufdd1"
-"""Around what spells a control token in data. Unicode keeps both for uses inside a program."""
 CONTEXT = 8
 """Tokens of a prompt behind which a completion is decoded: enough for the space that a decoder drops at its start."""
 ANCHORS = "\n", ".", "a"
 """Signs behind which a text is read as one that does not stand alone; the first with which it does not merge."""
-Note = Callable[[str], None]
-"""Is told what is worth a remark about a row that is used."""
 
 
 class EosInsideError(RowFault):
@@ -79,19 +72,15 @@ class Text:
     answer. `eos_id` is the one that Keel writes behind plain text; a chat's is the template's.
     """
 
-    def __init__(self, tokenizer: Any, eos_ids: Iterable[int] = (), control_tokens: ControlTokens = "text") -> None:
+    def __init__(self, tokenizer: Any, eos_ids: Iterable[int] = (), control_tokens: Handling = "text") -> None:
         self.tokenizer = tokenizer
-        self.control_tokens = control_tokens
         given = [int(i) for i in eos_ids]
         if tokenizer.eos_token_id is None and not given:
             raise InputError("the tokenizer has no EOS token: set eos_token in its tokenizer_config.json")
         self.eos_id = int(tokenizer.eos_token_id if tokenizer.eos_token_id is not None else given[0])
         self.bos_id: int | None = tokenizer.bos_token_id
         self._adds_bos = self.bos_id is not None and list(tokenizer("").input_ids)[:1] == [self.bos_id]
-        self._controls = _control_tokens(tokenizer)
-        self._lengths = sorted({len(token) for token in self._controls}, reverse=True)
-        first = "".join(sorted({token[0] for token in self._controls}))
-        self._first = re.compile(f"[{re.escape(first)}]" if first else r"(?!)")
+        self.controls = ControlTokens(tokenizer, control_tokens)
         self._given = frozenset({self.eos_id, *given})
         self._leads: dict[tuple[int, ...], bool] = {}
         self._learn_template()
@@ -109,60 +98,10 @@ class Text:
         if around is None:
             return "", "", None
         opening, after = around
-        end = self._spelt(after)
-        if end is None:
+        place = next(self.controls.places(after), None)
+        if place is None:
             return opening, after, None
-        return opening, after[: end[0]], int(self.tokenizer.convert_tokens_to_ids(after[slice(*end)]))
-
-    # --- control tokens that data spell
-
-    def _spelt(self, text: str, at: int = 0) -> tuple[int, int] | None:
-        """Beginning and end of the first control token that is spelt from `at` on, the longest where several begin."""
-        for match in self._first.finditer(text, at):
-            begin = match.start()
-            for length in self._lengths:
-                if text[begin : begin + length] in self._controls:
-                    return begin, begin + length
-        return None
-
-    def _marked(self, text: str, spelt: set[str]) -> str:
-        """A text of the data with what spells a control token marked; what was found is added to `spelt`."""
-        if self.control_tokens == "keep":
-            return text
-        if OPEN in text or CLOSE in text:
-            raise RowFault("a text holds the characters U+FDD0 or U+FDD1, which are no text; remove them")
-        parts, at = [], 0
-        while (found := self._spelt(text, at)) is not None:
-            token = text[slice(*found)]
-            spelt.add(token)
-            parts += [text[at : found[0]], OPEN, token, CLOSE]
-            at = found[1]
-        return "".join([*parts, text[at:]]) if parts else text
-
-    def _marked_turn(self, turn: Message, spelt: set[str]) -> Message:
-        """A turn with all its texts marked."""
-        role = turn["role"]
-        if not role.isalpha() and any(role in token for token in self._controls):
-            raise RowFault(
-                f"the role {role[:40]!r} is part of a control token; name it user, assistant, system or tool"
-            )
-        return {**turn, **{key: self._marked_all(turn[key], spelt) for key in turn if key != "role"}}  # type: ignore
-
-    def _marked_all(self, value: Any, spelt: set[str]) -> Any:
-        if isinstance(value, str):
-            return self._marked(value, spelt)
-        if isinstance(value, dict):
-            return {key: self._marked_all(inner, spelt) for key, inner in value.items()}
-        return [self._marked_all(inner, spelt) for inner in value] if isinstance(value, list) else value
-
-    def _say_spelt(self, spelt: set[str], note: Note) -> None:
-        if spelt and self.control_tokens == "refuse":
-            raise RowFault(
-                f"a text spells the control token {min(spelt)}; remove it, or let --control-tokens take it as text",
-                f"a text spells a control token ({', '.join(sorted(spelt)[:3])})",
-            )
-        if spelt:
-            note(f"control tokens in texts ({', '.join(sorted(spelt)[:3])}) are encoded as text, see --control-tokens")
+        return opening, after[: place[0]], int(self.tokenizer.convert_tokens_to_ids(after[slice(*place)]))
 
     # --- ids out of text
 
@@ -171,15 +110,11 @@ class Text:
 
         Raises `RowFault` where a text would become control tokens.
         """
-        whole, *pieces = _MARKS.split(text)
-        ids = self._inner_ids(whole) if inner and whole else self._plain_ids(whole)
-        for place, piece in enumerate(pieces):
-            marked = place % 2 == 0
-            if marked and piece is None:  # a template has torn the two marks apart
-                continue
-            ids += self._inner_ids(piece, as_text=marked) if piece else []
-        if self.control_tokens != "keep":
-            self._require_text(text, ids)
+        ids: list[int] = []
+        for place, (part, marked) in enumerate(parts(text)):
+            alone = place == 0 and not inner and not marked
+            ids += self._plain_ids(part) if alone else self._inner_ids(part, as_text=marked)
+        self.controls.require_text(text, ids)
         return ids
 
     def _plain_ids(self, text: str, as_text: bool = False) -> list[int]:
@@ -193,25 +128,6 @@ class Text:
                 return ids[len(before) :]
         return self._plain_ids(piece, as_text)
 
-    def _require_text(self, text: str, ids: list[int]) -> None:
-        """Every control token is one that stands there outside the marks; a normaliser may have made others."""
-        found = sum(i in self._control_ids for i in ids)
-        if not found:
-            return
-        bare, at, written = _MARKS.sub("\0", text), 0, 0
-        while (place := self._spelt(bare, at)) is not None:
-            written, at = written + 1, place[1]
-        if found > written:
-            raise RowFault("a text becomes a control token in this tokenizer, which cannot encode it as text")
-
-    @cached_property
-    def _control_ids(self) -> frozenset[int]:
-        """Without the one that stands for unknown signs, which any text may become."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        unknown = {self.tokenizer.unk_token, getattr(getattr(backend, "model", None), "unk_token", None)}
-        ids = (self.tokenizer.convert_tokens_to_ids(token) for token in self._controls - unknown)
-        return frozenset(int(i) for i in ids if i is not None)
-
     def prompt_ids(self, prompt: Prompt, note: Note = _silent) -> list[int]:
         """Tokens of a prompt, with the BOS that the tokenizer itself would add and never two.
 
@@ -222,13 +138,13 @@ class Text:
     def _asked(self, prompt: Prompt, note: Note) -> _Asked:
         spelt: set[str] = set()
         if isinstance(prompt, str):
-            turns, text = [], self._marked(prompt, spelt)
+            turns, text = [], self.controls.mark(prompt, spelt)
         else:
-            turns = [self._marked_turn(turn, spelt) for turn in prompt]
+            turns = [self.controls.mark_turn(turn, spelt) for turn in prompt]
             rendered = self._template().render(turns, generate=True)
             text = rendered.text
             _tell(rendered.notes, note)
-        self._say_spelt(spelt, note)
+        self.controls.say(spelt, note)
         ids = self._ids(text)
         ids = self._with_bos(ids) if isinstance(prompt, str) else ids
         if not ids:
@@ -253,16 +169,16 @@ class Text:
         self, asked: _Asked, completion: str, fields: Fields | None, ended: bool, note: Note
     ) -> list[int]:
         spelt: set[str] = set()
-        if self.control_tokens == "keep":
+        if self.controls.handling == "keep":
             completion = self._without_ends(completion)
         if not isinstance(asked.prompt, str):
-            answer = self._marked_turn(answering(completion, fields), spelt)
+            answer = self.controls.mark_turn(answering(completion, fields), spelt)
             after, end = self._answer(asked, answer, ended, note)
         elif fields:
             raise RowFault(f"an answer with {', '.join(fields)} needs a chat as prompt, which a template can render")
         else:
-            after, end = self._marked(completion, spelt), self.eos_id
-        self._say_spelt(spelt, note)
+            after, end = self.controls.mark(completion, spelt), self.eos_id
+        self.controls.say(spelt, note)
         ids = self._behind(asked, after)
         if not self.eos_ids.isdisjoint(ids):
             raise EosInsideError
@@ -288,12 +204,10 @@ class Text:
 
     def _closing(self, after: str) -> tuple[str, int]:
         """What stands between an answer and its end, and that end's id; EOS where the template writes none."""
-        at = 0
-        while (place := self._spelt(after, at)) is not None:
+        for place in self.controls.places(after):
             token = int(self.tokenizer.convert_tokens_to_ids(after[slice(*place)]))
             if token in self.eos_ids:
                 return after[: place[0]], token
-            at = place[1]
         return after, self.eos_id
 
     def _behind(self, asked: _Asked, after: str) -> list[int]:
@@ -313,10 +227,7 @@ class Text:
 
     def _last_control(self, text: str) -> int:
         """Where the last control token of a rendering begins that is not marked; 0 where there is none."""
-        found, at = 0, text.rfind(CLOSE) + 1
-        while (place := self._spelt(text, at)) is not None:
-            found, at = place
-        return found
+        return max((begin for begin, _ in self.controls.places(text, ends_of_marks(text))), default=0)
 
     def _without_ends(self, completion: str) -> str:
         """A text without ends that it brings itself, where these count as such."""
@@ -382,7 +293,8 @@ class Text:
         that it was drawn as. `note` is told what else became of the row.
         Raises `RowFault` where the row cannot be tokens: the prompt leaves no room, a text is lost in rendering, …
         """
-        asked = self._asked(row.prompt, note)
+        told: list[str] = []
+        asked = self._asked(row.prompt, told.append)
         room = max_length - len(asked.ids)
         if room < 1:
             raise RowFault(
@@ -394,9 +306,10 @@ class Text:
         for text, cut, fields, drawn in _answers(row):
             ids = self._as_drawn(asked, text, cut, drawn)
             if ids is None:
-                ids = self._completion_ids(asked, text, fields, not cut, note)
-                self._compare_decoded(asked, ids, text, fields, note)
+                ids = self._completion_ids(asked, text, fields, not cut, told.append)
+                self._compare_decoded(asked, ids, text, fields, told)
             completions.append(Completion(ids[:room], truncated=cut or len(ids) > room, text=text))
+        _tell(told, note)
         margin = row.margin if isinstance(row, Pair) else 0.0
         return Bundle(asked.ids, completions, prompt=row.prompt, margin=margin, origin=row.origin)
 
@@ -409,10 +322,13 @@ class Text:
         whole = ends == ([] if cut else [len(ids) - 1]) and self.decode(ids, asked.prompt, asked.ids) == text
         return ids if whole else None
 
-    def _compare_decoded(self, asked: _Asked, ids: list[int], text: str, fields: Fields | None, note: Note) -> None:
-        """Note an answer whose tokens do not give its text back; that a template trims was told already."""
-        if not fields and self.decode(ids, asked.prompt, asked.ids).strip() != text.strip():
-            note("decoding an answer's tokens does not give its text back")
+    def _compare_decoded(
+        self, asked: _Asked, ids: list[int], text: str, fields: Fields | None, told: list[str]
+    ) -> None:
+        """Say of an answer that its tokens do not give its text back, unless it was told that a template trims it."""
+        back = text if fields else self.decode(ids, asked.prompt, asked.ids)
+        if back != text and not (TRIMMED in told and back.strip() == text.strip()):
+            told.append("decoding an answer's tokens does not give its text back")
 
     def completion(self, bundle: Bundle, ids: list[int], truncated: bool) -> Completion:
         """A completion record from ids sampled behind a bundle's prompt."""
@@ -480,9 +396,6 @@ class Text:
         return found
 
 
-_MARKS = re.compile(f"{OPEN}([^{OPEN}{CLOSE}]*){CLOSE}|[{OPEN}{CLOSE}]")
-
-
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """A prompt: as it is, its turns and its rendering with what spells control tokens marked, and its tokens."""
@@ -518,12 +431,6 @@ def _has_template(tokenizer: Any) -> bool:
             f"the tokenizer has several chat templates, none of them 'default'; --chat-template one of {names}"
         )
     return bool(template)
-
-
-def _control_tokens(tokenizer: Any) -> frozenset[str]:
-    """What spells a control token: special added tokens, and those that are named as BOS, EOS and so on."""
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return frozenset(token for token in added | set(tokenizer.all_special_tokens) if token)
 
 
 def _spelling(tokenizer: Any) -> str:
