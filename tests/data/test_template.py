@@ -12,7 +12,7 @@ import pytest
 import transformers.utils.chat_template_utils as library
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from keel.data.prepare import tokenise
@@ -98,11 +98,20 @@ def tokenizer_of(core, template=None):
     return made
 
 
+def _prepending():
+    """As the first conversions of Llama's tokenizer did it: a space before every text, and before it only."""
+    core = _sentencepiece("never")
+    core.pre_tokenizer = None
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return core
+
+
 CORES = {
     "bytes": _bytes(False),
     "merged bytes": _bytes(True),
     "sentencepiece": _sentencepiece("first"),
     "older sentencepiece": _sentencepiece("always"),
+    "prepending sentencepiece": _prepending(),
 }
 
 

@@ -82,7 +82,7 @@ class Text:
         self._adds_bos = self.bos_id is not None and list(tokenizer("").input_ids)[:1] == [self.bos_id]
         self.controls = ControlTokens(tokenizer, control_tokens)
         self._given = frozenset({self.eos_id, *given})
-        self._leads: dict[tuple[int, ...], bool] = {}
+        self._leads: dict[tuple[int, ...], tuple[bool, bool]] = {}
         self._learn_template()
 
     def _learn_template(self) -> None:
@@ -265,8 +265,7 @@ class Text:
         tail = prompt_ids[-CONTEXT:]
         head, whole = self._decoded(tail), self._decoded([*tail, *body])
         text = whole[len(head) :] if whole.startswith(head) else self._decoded(body)
-        if text.startswith(" ") and self._adds_space(head, tail):
-            text = text[1:]
+        text = self._without_own_space(text, head, tail)
         if isinstance(prompt, str) or (prompt is None and not self.opening.strip()):
             return text
         text = text.removeprefix(self.opening)
@@ -275,13 +274,21 @@ class Text:
     def _decoded(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def _adds_space(self, head: str, tail: list[int]) -> bool:
-        """Whether the tokenizer puts a space of its own before a text behind these tokens."""
+    def _without_own_space(self, text: str, head: str, tail: list[int]) -> str:
+        """A decoded text without the space that the tokenizer itself put before it behind these tokens.
+
+        Some put one before every text, some only before one that begins with none.
+        """
+        if not text.startswith(" "):
+            return text
         key = tuple(tail)
         if key not in self._leads:
-            after = self._behind(_Asked([], [], head, tail), "a")
-            self._leads[key] = self._decoded([*tail, *after]) == head + " a"
-        return self._leads[key]
+            asked = _Asked([], [], head, tail)
+            plain, spaced = self._behind(asked, "a"), self._behind(asked, " a")
+            adds = self._decoded([*tail, *plain]) == head + " a"
+            self._leads[key] = adds, adds and plain == spaced
+        adds, if_missing = self._leads[key]
+        return text[1:] if adds and not (if_missing and text.startswith("  ")) else text
 
     # --- bundles
 
