@@ -361,9 +361,9 @@ def test_tokens_and_rows_that_do_not_fit(check, stories):
     code, findings, figures, _ = check(rows, model=stories, max_length=300, compare=1)
     assert code == 0
     positions = check(rows, model=stories, max_length=100_000, compare=1)[1]  # the model has 512
-    assert titled(positions, "does not fit the model")["rows"] == [8]
+    assert titled(positions, "leaves no room")["rows"] == [8]
     code, findings, figures, _ = check(rows, model=stories, max_length=300, compare=1)
-    assert titled(findings, "does not fit the model")["rows"] == [8]
+    assert titled(findings, "leaves no room")["rows"] == [8]
     assert titled(findings, "cut at the length limit")["rows"] == [10]
     tokenizer = AutoTokenizer.from_pretrained(stories)
     kept = [row["chosen"] for row in rows if row is not rows[7]]
