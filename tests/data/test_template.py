@@ -287,6 +287,34 @@ def test_a_turn_that_is_moved_or_written_twice_is_said_or_found():
     assert notes.count("the chat template moves the system turn") >= 1
 
 
+def test_a_turn_that_is_written_twice_is_said():
+    twice = TWO_ROLES.replace("Q: {{ m.content }}", "Q: {{ m.content }} ({{ m.content }})")
+    text_with(twice).encode(Demonstration([u("one")], "two"), 100, (notes := []).append)
+    assert set(notes) == {"the chat template writes the user turn twice"}
+
+
+def test_a_name_that_is_left_out_is_said():
+    named = {**u("who am I?"), "name": "Alice"}
+    text_with(TWO_ROLES).encode(Demonstration([named], "two"), 100, (notes := []).append)
+    assert set(notes) == {"the name of a user turn is left out by the chat template"}
+    writes = TWO_ROLES.replace("Q: ", "{{ m.name }}: ")
+    text_with(writes).encode(Demonstration([named], "two"), 100, (notes := []).append)
+    assert notes == []
+
+
+@pytest.mark.parametrize("name", ["chatml", "gemma", "vicuna"])
+def test_a_call_is_lost_although_its_words_stand_elsewhere(name):
+    """Neither the question's words nor the answer's are those of the call, of the tool, or of the thinking."""
+    text = text_with(TEMPLATES[name])
+    call = {"type": "function", "function": {"name": "tide", "arguments": {"port": "Cadiz"}}}
+    asked = [u("tide: what is the tide in the port of Cadiz?")]
+    for fields in ({"tool_calls": [call]}, {"reasoning_content": "high"}):
+        with pytest.raises(Lost, match=r"a call of a tool|thinking"):
+            text.completion_ids(asked, "tide port Cadiz: it is high", fields)
+    with pytest.raises(Lost, match="a tool"):
+        text.prompt_ids([{**asked[0], "tools": [{"type": "function", "function": {"name": "tide"}}]}])
+
+
 def test_white_space_that_is_trimmed_is_said():
     text, notes = text_with(FOLDS_SYSTEM), []
     text.encode(Demonstration([u("  one ")], "two"), 100, notes.append)
@@ -309,14 +337,24 @@ def test_a_result_that_a_template_writes_as_json_is_found():
 def test_a_role_cannot_spell_a_control_token():
     """`<|` + role + `|>` would be one, written by the data."""
     text = text_with("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}")
-    with pytest.raises(RowFault, match="part of a control token"):
-        text.prompt_ids([u("hello"), {"role": "im_end", "content": "x"}])
+    for role in ("im_end", "s", "<|im_end|>\n<|im_start|>system", "user\nsystem", ""):
+        with pytest.raises(RowFault, match="part of a control token"):
+            text.prompt_ids([u("hello"), {"role": role, "content": "x"}])
+    assert "<|narrator|>it rains" in text.render([{"role": "narrator", "content": "it rains"}])
+
+
+def test_names_inside_a_call_are_text_too():
+    writes = TWO_ROLES.replace("A: {{ m.content }}", "A: {{ m.content }}{{ m.tool_calls | tojson }}")
+    call = {"type": "function", "function": {"name": "f", "arguments": {"</s><s>": "x"}}}
+    text = text_with(writes)
+    ids = text.completion_ids([u("q")], "", {"tool_calls": [call]})
+    assert [i for i in ids if i in text.tokenizer.all_special_ids] == [text.eos_id]
 
 
 def test_calls_of_tools_are_rendered_or_drop_their_row():
     calls = [{"type": "function", "function": {"name": "tide", "arguments": '{"port": "Cadiz", "days": 3}'}}]
     turns = [u("High tide?"), {**a(""), "tool_calls": calls}, {"role": "tool", "content": "at six"}, u("So?")]
-    with pytest.raises(Lost, match="a tool or a call of one"):
+    with pytest.raises(Lost, match="a call of a tool"):
         text_with(TEMPLATES["chatml"].replace("{% else %}", "{% elif m.role == 'tool' %}{{ m.content }}{% else %}")
                   ).prompt_ids(turns)  # fmt: skip
     writes = (

@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
 from keel.config import BestOfNConfig, Machine, PPOConfig, RewardConfig, SFTConfig, Spelling
+from keel.data.text import PAD_TOKEN
 from keel.errors import InputError
 from keel.methods import best_of_n, dpo, ppo, reward, sft
 from keel.models import checkpoints
@@ -212,6 +213,44 @@ def test_a_tokenizer_that_would_be_saved_as_another_is_saved_as_itself(make_mode
     again = checkpoints.load_text(str(tmp_path / "saved"))
     assert again.tokenizer(asked, add_special_tokens=False).input_ids == expected
     assert again.fingerprint() == text.fingerprint()
+
+
+def test_a_pad_token_that_keel_adds_is_no_token_of_the_data(make_model):
+    text = checkpoints.load_text(str(make_model("llama", tokenizer="no-pad")))
+    spelt = f"nap {PAD_TOKEN} hop"
+    pad = checkpoints.ensure_pad(text)
+    assert pad in text.tokenizer(spelt, add_special_tokens=False).input_ids  # else nothing is shown
+    assert pad not in text.prompt_ids(spelt)
+    assert pad not in text.completion_ids("what", spelt)
+
+
+def test_a_template_with_other_line_breaks_survives_saving(make_model, tmp_path):
+    """A file is read back with line breaks of one kind: reward and policy would seem to differ."""
+    base = rewritten(make_model("llama", tokenizer="chat"), tmp_path / "base", lambda folder: None)
+    file = base / "chat_template.jinja"
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    settings["chat_template"] = file.read_text().replace("\n", "\r\n")
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    file.unlink()
+    text = checkpoints.load_text(str(base))
+    checkpoints.save(checkpoints.load_policy(str(base), CPU), text, tmp_path / "saved")
+    assert checkpoints.load_text(str(tmp_path / "saved")).fingerprint() == text.fingerprint()
+
+
+def test_one_template_of_several_is_chosen_for_every_role_of_ppo(make_model, tmp_path, chats):
+    base = rewritten(make_model("llama", tokenizer="chat"), tmp_path / "base", lambda folder: None)
+    template = (base / "chat_template.jinja").read_text()
+    (base / "chat_template.jinja").unlink()
+    (base / "additional_chat_templates").mkdir()
+    for name in ("short", "long"):
+        (base / "additional_chat_templates" / f"{name}.jinja").write_text(template)
+    rule = tmp_path / "rule.yaml"
+    rule.write_text("rules:\n  - {words: [1, 5]}\n")
+    given = {"model": str(base), "prompts": str(chats), "reward": f"rule:{rule}", "device": "cpu", "steps": 1}
+    with pytest.raises(InputError, match="--chat-template one of long, short"):
+        ppo.train(PPOConfig(**given, out=tmp_path / "none", max_new_tokens=4))
+    run = ppo.train(PPOConfig(**given, out=tmp_path / "ppo", max_new_tokens=4, rollout_size=4, chat_template="short"))
+    assert checkpoints.load_text(str(run.final)).tokenizer.chat_template == template
 
 
 def test_spelling_is_no_part_of_a_fingerprint(base):

@@ -25,6 +25,8 @@ OPEN, CLOSE = "\ufdd0", "\ufdd1"
 MARKS = re.compile(f"{OPEN}([^{OPEN}{CLOSE}]*){CLOSE}|[{OPEN}{CLOSE}]")
 ROLES = frozenset(("system", "developer", "user", "assistant", "tool"))
 """Roles that control tokens are named after; any other could make one up (`<|` + role + `|>`)."""
+ROLE = re.compile(r"[\w.-]{1,40}")
+"""How other roles may be spelt: a word, which ends no turn and begins none."""
 NAMED = 3
 """Tokens named in one remark."""
 
@@ -81,9 +83,9 @@ class ControlTokens:
     def mark_turn(self, turn: Message, spelt: set[str]) -> Message:
         """A turn with all its texts marked; a role that could make up a control token is refused."""
         role = turn["role"]
-        if role not in ROLES and any(role in token for token in self._spellings):
+        if role not in ROLES and (not ROLE.fullmatch(role) or any(role in token for token in self._spellings)):
             raise RowFault(
-                f"the role {role[:40]!r} is part of a control token; name it user, assistant, system or tool"
+                f"the role {role[:40]!r} could be part of a control token; name it user, assistant, system or tool"
             )
         return {**turn, **{key: self._mark_all(turn[key], spelt) for key in turn if key != "role"}}  # type: ignore
 
@@ -91,7 +93,7 @@ class ControlTokens:
         if isinstance(value, str):
             return self.mark(value, spelt)
         if isinstance(value, dict):
-            return {key: self._mark_all(inner, spelt) for key, inner in value.items()}
+            return {self._mark_all(key, spelt): self._mark_all(inner, spelt) for key, inner in value.items()}
         return [self._mark_all(inner, spelt) for inner in value] if isinstance(value, list) else value
 
     def say(self, spelt: set[str], note: Note) -> None:

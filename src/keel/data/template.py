@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from keel.errors import RowFault
@@ -179,39 +180,85 @@ class Template:
     # --- one conversation at a time
 
     def _searched(self, turns: Sequence[Message], text: str, generate: bool) -> Rendered:
-        """Look for every piece of every turn, each behind the one before it."""
-        self._require_places(turns, generate)
+        """Look for every piece of every turn, each behind the turn before it."""
         rendered = Rendered(text, [])
+        self._require_places(turns, generate, rendered.notes)
         at = 0
         for number, turn in enumerate(turns):
+            last = number == len(turns) - 1
             start, end = len(text), at
-            for piece in pieces(turn):
-                begin, stop = _find(piece, turn, text, at, rendered.notes, last=number == len(turns) - 1)
-                start, end = min(start, begin), max(end, stop)
+            for kind, piece in pieces(turn):
+                place = _find(kind, piece, turn, text, at, rendered.notes, last)
+                if place is not None:
+                    start, end = min(start, place[0]), max(end, place[1])
             rendered.spans.append((min(start, end), end))
             at = max(at, end)
         rendered.notes = list(dict.fromkeys(rendered.notes))
         return rendered
 
-    def _require_places(self, turns: Sequence[Message], generate: bool) -> None:
-        """Refuse where the text of a turn has no place, whatever it is: `a` would be found in `assistant`."""
-        marked: list[Message] = []
-        for at, turn in enumerate(turns):
-            copy: Any = {**turn}
-            if turn["content"].strip():
-                copy["content"] = _marker(at)
-            marked.append(copy)
+    def _require_places(self, turns: Sequence[Message], generate: bool, notes: list[str]) -> None:
+        """Refuse where a text of a turn has no place, whatever it is: `a` would be found in `assistant`."""
+        markers = _Markers()
         try:
-            text = self.write(marked, generate=generate)
+            text = self.write([markers.turn(at, turn) for at, turn in enumerate(turns)], generate=generate)
         except TemplateFault:
             return
-        for at, turn in enumerate(turns):
-            if turn["content"].strip() and _marker(at) not in text:
-                raise Lost(f"the chat template leaves out the {turn['role']} turn")
+        for marker, (number, kind) in markers.places.items():
+            role, last = turns[number]["role"], number == len(turns) - 1
+            if marker in text:
+                if kind == "text" and text.count(marker) > 1:
+                    notes.append(f"the chat template writes the {role} turn twice")
+            elif kind == "name":
+                notes.append(f"the name of a {role} turn is left out by the chat template")
+            elif kind == "thinking" and not last:
+                notes.append(EARLIER)
+            else:
+                raise Lost(f"the chat template leaves out {_described(role, kind)}")
+
+
+class _Markers:
+    """Stand-ins for the texts of a conversation: whose turn each belongs to, and what kind of text it stands for."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, tuple[int, str]] = {}
+
+    def turn(self, number: int, turn: Message) -> Message:
+        """A turn with a marker for every text."""
+        copy: Any = {**turn}
+        for name, kind in (("content", "text"), ("reasoning_content", "thinking"), ("name", "name")):
+            if str(turn.get(name) or "").strip():
+                copy[name] = self._new(number, kind)
+        for name, kind in (("tool_calls", "call"), ("tools", "tool")):
+            if turn.get(name):
+                copy[name] = [_with_function(call, partial(self._inside, number, kind)) for call in copy[name]]
+        marked: Message = copy
+        return marked
+
+    def _new(self, number: int, kind: str) -> str:
+        marker = _marker(len(self.places))
+        self.places[marker] = number, kind
+        return marker
+
+    def _inside(self, number: int, kind: str, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._new(number, kind) if value.strip() else value
+        if isinstance(value, Mapping):
+            return {key: self._inside(number, kind, inner) for key, inner in value.items()}
+        return [self._inside(number, kind, it) for it in value] if isinstance(value, (list, tuple)) else value
+
+
+def _with_function(call: Mapping[str, Any], change: Any) -> dict[str, Any]:
+    """A call or a tool with its name, and a call's arguments, changed."""
+    function = dict(call.get("function") or call)
+    for key in ("name", "arguments"):
+        if key in function:
+            function[key] = change(_parsed(function[key]) if key == "arguments" else function[key])
+    return {**call, "function": function} if "function" in call else function
 
 
 _LEFT, _RIGHT = " \n\t", "\t\n "
 TRIMMED = "white space around a turn is trimmed by the chat template"
+EARLIER = "thinking in an earlier turn is left out by the chat template"
 
 
 def _marker(at: int) -> str:
@@ -223,31 +270,36 @@ def _fault(error: Exception) -> TemplateFault:
     return TemplateFault(f"the chat template cannot render it: {words}")
 
 
-def _find(piece: str, turn: Message, text: str, at: int, notes: list[str], last: bool) -> tuple[int, int]:
-    """Where a piece of a turn stands from `at` on, or else before it; what was done to it is noted."""
+def _find(
+    kind: str, piece: str, turn: Message, text: str, at: int, notes: list[str], last: bool
+) -> tuple[int, int] | None:
+    """Where a piece of a turn stands from `at` on; a text also before it, where it was moved. What was done is noted.
+
+    None for thinking that a template leaves out of a turn that is not the last. Raises `Lost` for all else.
+    """
     ways = ((piece, ""), (piece.strip(), TRIMMED), (_in_json(piece), "a turn is written as JSON by the chat template"))
-    for start in (at, 0):
+    for start in (at, 0) if kind == "text" else (at,):
         for form, note in ways:
             found = text.find(form, start)
             if form and found >= 0:
                 notes += [note] if note else []
                 notes += [f"the chat template moves the {turn['role']} turn"] if start != at else []
                 return found, found + len(form)
-    rest = piece.rpartition(_THOUGHT)[2].strip()
-    if turn["role"] == "assistant" and _THOUGHT in piece and not last and rest and text.find(rest, at) >= 0:
-        notes.append("thinking in an earlier turn is left out by the chat template")
-        found = text.find(rest, at)
-        return found, found + len(rest)
-    if last and turn["role"] == "assistant" and piece == turn["content"]:
+    if turn["role"] == "assistant" and not last:
+        rest = piece.rpartition(_THOUGHT)[2].strip()
+        if kind == "thinking":
+            return None
+        if kind == "text" and _THOUGHT in piece and rest and (found := text.find(rest, at)) >= 0:
+            notes.append(EARLIER)
+            return found, found + len(rest)
+    if last and turn["role"] == "assistant" and kind == "text":
         raise Lost("the chat template cuts the answer")
-    raise Lost(f"the chat template leaves out or changes {_described(turn, piece)}")
+    raise Lost(f"the chat template leaves out or changes {_described(turn['role'], kind)}")
 
 
-def _described(turn: Message, piece: str) -> str:
-    if piece == turn["content"]:
-        return f"the {turn['role']} turn"
-    thinking = piece == turn.get("reasoning_content")
-    return f"the {turn['role']} turn's thinking" if thinking else "a tool or a call of one"
+def _described(role: str, kind: str) -> str:
+    what = {"text": f"the {role} turn", "thinking": f"the {role} turn's thinking", "tool": "a tool"}
+    return what.get(kind, "a call of a tool")
 
 
 def _in_json(text: str) -> str:
@@ -257,22 +309,20 @@ def _in_json(text: str) -> str:
 # --- what a turn says -----------------------------------------------------------------------------
 
 
-def pieces(turn: Message) -> Iterator[str]:
-    """Every text of a turn that its rendering must hold: thinking, content, names and values of calls, of tools."""
+def pieces(turn: Message) -> Iterator[tuple[str, str]]:
+    """(kind, text) of what stands in a turn's own place: thinking, text, names and values of calls."""
     if turn.get("reasoning_content"):
-        yield turn["reasoning_content"]
+        yield "thinking", turn["reasoning_content"]
     if turn["content"].strip():
-        yield turn["content"]
+        yield "text", turn["content"]
     for call in turn.get("tool_calls") or ():
         function = call.get("function") or call
-        yield from _leaves([function.get("name"), _parsed(function.get("arguments"))])
-    for tool in turn.get("tools") or ():
-        name = (tool.get("function") or tool).get("name")
-        yield from _leaves(name)
+        for leaf in _leaves([function.get("name"), _parsed(function.get("arguments"))]):
+            yield "call", leaf
 
 
 def _leaves(value: Any) -> Iterator[str]:
-    """The texts inside lists and objects, names of objects' members among them."""
+    """The texts inside lists and objects, names of members among them."""
     if isinstance(value, str):
         if value.strip():
             yield value

@@ -46,7 +46,7 @@ class EosInsideError(RowFault):
 
     def __init__(self) -> None:
         super().__init__(
-            "the completion goes on after an EOS token; remove it from the text, or cut there",
+            "the completion goes on after an EOS token, which --control-tokens keep takes as one; remove it there",
             "EOS inside a completion",
         )
 
@@ -85,9 +85,14 @@ class Text:
         self._leads: dict[tuple[int, ...], tuple[bool, bool]] = {}
         self._learn_template()
 
+    def learn_tokens(self) -> None:
+        """Find out anew which control tokens there are: the tokenizer has got another."""
+        self.controls = ControlTokens(self.tokenizer, self.controls.handling)
+
     def _learn_template(self) -> None:
         """Find out what the tokenizer's template, as it is now, writes around an answer, and how that ends."""
         self._learned = self.tokenizer.chat_template
+        self._last: _Asked | None = None
         self.template = Template(self.tokenizer, self._learned) if _has_template(self.tokenizer) else None
         self.opening, self.closing, end = self._around_answers()
         self.eos_ids = self._given | ({end} if end is not None else frozenset())
@@ -136,6 +141,13 @@ class Text:
         return self._asked(prompt, note).ids
 
     def _asked(self, prompt: Prompt, note: Note) -> _Asked:
+        """A prompt as it is asked; the last one is kept, for the next answer to it."""
+        kept = self._last if note is _silent and self.tokenizer.chat_template is self._learned else None
+        if kept is None or kept.prompt is not prompt:
+            kept = self._last = self._read(prompt, note)
+        return kept
+
+    def _read(self, prompt: Prompt, note: Note) -> _Asked:
         spelt: set[str] = set()
         if isinstance(prompt, str):
             turns, text = [], self.controls.mark(prompt, spelt)

@@ -98,7 +98,7 @@ def load_roles(config: PPOConfig) -> Roles:
     by_rule = config.reward.startswith("rule:")
     if by_rule:
         value = checkpoints.new_scalar_model(
-            config.model, config, checkpoints.ensure_pad(checkpoints.load_text(config.model))
+            config.model, config, checkpoints.ensure_pad(checkpoints.load_text(config.model, config))
         )
     else:
         value = checkpoints.load_reward(config.reward, config)

@@ -70,6 +70,8 @@ def load_text(name: str, spelling: Spelling | None = None) -> Text:
     extra = eos if isinstance(eos, list) else [eos]
     if spelling.chat_template is not None:
         tokenizer.chat_template = chat_template(spelling.chat_template, tokenizer)
+    if isinstance(tokenizer.chat_template, str):  # files are read back with line breaks of one kind
+        tokenizer.chat_template = tokenizer.chat_template.replace("\r\n", "\n").replace("\r", "\n")
     return Text(tokenizer, [i for i in extra if i is not None], spelling.control_tokens)
 
 
@@ -134,6 +136,7 @@ def ensure_pad(text: Text) -> int:
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in text.eos_ids:
         return int(tokenizer.pad_token_id)
     tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    text.learn_tokens()  # data may spell it
     return int(tokenizer.pad_token_id)
 
 
@@ -280,7 +283,10 @@ TRIED = 8
 def require_same_tokens(text: Text, other: Text, bundles: Sequence[Bundle], name: str) -> None:
     """Refuse a model that reads a run's prompts as other ids: its numbers would be about something else."""
     if what := text.difference(other, [bundle.prompt for bundle in bundles[:TRIED]]):
-        raise InputError(f"{name}: its {what} differs from the policy's; train it from the same base model")
+        raise InputError(
+            f"{name}: its {what} differs from the policy's; train it from the same base model, or anew if an earlier "
+            "version saved it"
+        )
 
 
 def same_vocabulary(left: nn.Module, right: nn.Module, what: str) -> None:

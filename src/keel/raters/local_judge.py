@@ -20,7 +20,7 @@ from torch import nn
 from keel.config import Machine
 from keel.data.text import Text
 from keel.engine.forward import in_batches, sequence_logps
-from keel.errors import InputError
+from keel.errors import InputError, RowFault
 from keel.models import checkpoints
 from keel.raters import Missing, Task
 from keel.raters.pairs import IDENTICAL, Heard, Settled, identical, judgments, settle, show, swap, version
@@ -75,8 +75,7 @@ class LocalJudge:
         results: list[list[Judgment] | Missing] = []
         asked: dict[int, list[Bundle]] = {}
         for index, task in enumerate(tasks):
-            bundles = [] if identical(task) else self._bundles(task)
-            fault = self._fault(bundles)
+            bundles, fault = self._asked(task)
             self.missing += fault is not None
             same = judgments(task, dict.fromkeys(self.rubric.names, IDENTICAL), self.identity, self.rubric)
             results.append(Missing(fault) if fault else same)
@@ -87,6 +86,14 @@ class LocalJudge:
         for index, bundles in asked.items():
             results[index] = self._settled(tasks[index], [next(found).tolist() for _ in bundles])
         return results
+
+    def _asked(self, task: Task) -> tuple[list[Bundle], str | None]:
+        """What the model is asked about a task, and why it cannot be, or None. Identical answers need no question."""
+        try:
+            bundles = [] if identical(task) else self._bundles(task)
+        except RowFault as fault:
+            return [], fault.reason
+        return bundles, self._fault(bundles)
 
     def _bundles(self, task: Task) -> list[Bundle]:
         """Per order and dimension a bundle of four completions, a letter each."""
