@@ -367,11 +367,26 @@ def test_tokens_and_rows_that_do_not_fit(check, stories):
     assert titled(findings, "cut at the length limit")["rows"] == [10]
     tokenizer = AutoTokenizer.from_pretrained(stories)
     kept = [row["chosen"] for row in rows if row is not rows[7]]
-    lengths = [1 + len(tokenizer(text, add_special_tokens=False).input_ids) for text in kept]
+    ids = lambda text: tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
+    lengths = [1 + len(ids("\n" + text)) - len(ids("\n")) for text in kept]  # as behind another text
     told = figures["tokens"]["chosen"]
     assert told["max"] == max(lengths)
     assert told["median"] == float(torch.tensor(lengths, dtype=torch.float64).quantile(0.5))
     assert figures["tokens"]["cut"] == 1
+
+
+def test_a_long_prompt_beside_long_answers_does_not_end_the_comparison(check, stories):
+    """The model has 512 positions: one prompt of 400 tokens and answers of 200 elsewhere fit apart, not together."""
+    rows = rows_like(60)
+    rows[7]["prompt"] = sentence(random.Random(0), 130, 130)
+    for at in range(20, 40):
+        rows[at]["chosen"] = sentence(random.Random(at), 120, 120)
+    code, findings, figures, _ = check(rows, model=stories, compare=60)
+    assert code == 0
+    left_out = figures["distribution"]["too_long"]
+    assert 1 <= left_out <= 3  # the long one, and what is longer than the prompts of 95 pairs in 100
+    assert titled(findings, "not compared: too long")
+    assert figures["distribution"]["pairs"] == 60 - left_out
 
 
 # --- the page -------------------------------------------------------------------------------------

@@ -403,6 +403,10 @@ def _against_model(audit: Audit, rows: Sequence[Row], counts: RowCounts, config:
         audit.find("note", distribution.HEADLINES[distribution.FEW], few)
         return
     audit.figures["distribution"] = found
+    if found["too_long"] or found["cut_at"]:
+        cut = f", answers are compared up to {found['cut_at']} tokens" if found["cut_at"] else ""
+        left = checks.counted(found["too_long"], "pair")
+        audit.find("note", f"{left} not compared: too long", f"The model's own answers must fit beside a prompt{cut}.")
     levels: dict[str, Level] = {distribution.OFF: "warning", distribution.ON: "good"}
     several = len(found["sources"]) > 1
     for source in found["sources"] if several else [found]:

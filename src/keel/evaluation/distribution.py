@@ -33,6 +33,7 @@ from keel.engine.optimizer import Optimizer
 from keel.engine.progress import Bar
 from keel.engine.run import generator
 from keel.engine.sampler import sample
+from keel.models.checkpoints import positions
 from keel.records import Bundle, Pair
 from keel.stats import Estimate
 
@@ -182,7 +183,9 @@ def compare(
 
     None where there are too few. `histogram` counts pairs and own pairs by log-ratio, in nats, between shared edges.
     """
-    some = [rows[at] for at in _spread([prompt_key(pair.prompt) for pair, _ in rows], config.compare, config.seed)]
+    fitting, cut_at = _fitting(rows, positions(model))
+    keys = [prompt_key(pair.prompt) for pair, _ in fitting]
+    some = [fitting[at] for at in _spread(keys, config.compare, config.seed)]
     if len({prompt_key(pair.prompt) for pair, _ in some}) < FEWEST:
         return None
     found = examine(
@@ -198,7 +201,28 @@ def compare(
     edges = np.histogram_bin_edges(np.clip(every, *np.quantile(every, (0.005, 0.995))), 32)
     counts = [np.histogram(np.clip(side, edges[0], edges[-1]), edges)[0].tolist() for side in every]
     histogram = {"edges": edges.tolist(), "pairs": counts[0], "own": counts[1]}
-    return found.as_dict() | {"temperature": config.temperature, "of": len(rows), "histogram": histogram}
+    told = {"temperature": config.temperature, "of": len(rows), "histogram": histogram}
+    return found.as_dict() | told | {"too_long": len(rows) - len(fitting), "cut_at": cut_at}
+
+
+ROOM_FOR = 0.95
+"""Share of the pairs whose prompts get room for a whole answer beside them; answers are cut there."""
+
+
+def _fitting(
+    rows: Sequence[tuple[Pair, Bundle]], limit: int | None
+) -> tuple[Sequence[tuple[Pair, Bundle]], int | None]:
+    """The pairs behind whose prompts the model could write the longest answer, and where answers are cut for that.
+
+    Own samples are as long as the longest answer: one long prompt beside one long answer would exceed the positions.
+    """
+    prompts = [len(bundle.prompt_ids) for _, bundle in rows]
+    longest = max((len(c) for _, bundle in rows for c in bundle.completions), default=0)
+    if limit is None or not rows or max(prompts) + longest <= limit:
+        return rows, None
+    cut_at = min(longest, max(1, limit - int(np.quantile(prompts, ROOM_FOR))))
+    fitting = [(pair, bundle) for pair, bundle in rows if len(bundle.prompt_ids) + cut_at <= limit]
+    return [(pair, _cut(bundle, bundle, cut_at)) for pair, bundle in fitting], cut_at if cut_at < longest else None
 
 
 def _spread(keys: Sequence[str], most: int, seed: int) -> list[int]:
