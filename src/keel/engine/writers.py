@@ -150,6 +150,7 @@ class RemoteWriter:
             logp=answer.logp,
             tokens=answer.tokens,
             truncated=answer.truncated,
+            fields=answer.fields,
         )
 
 
