@@ -190,6 +190,17 @@ def test_a_wrong_key_or_address_ends_the_call(from_server):
         collect(from_server(stub, server="localhost:8000"))
 
 
+@pytest.mark.parametrize(("option", "value"), [("chat-template", "chatml"), ("control-tokens", "refuse")])
+def test_options_that_a_server_does_not_see_are_refused(option, value, from_server, capsys):
+    with Stub(answers) as stub:
+        config = from_server(stub)
+        flags = {"model": "big", "server": stub.url, "prompts": config.prompts, "store": config.store, option: value}
+        assert cli.main(["collect", *(part for k, v in flags.items() for part in (f"--{k}", v))]) == 2
+        assert stub.calls == []
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert f"{option.replace('-', '_')} has no meaning with server" in line
+
+
 def test_what_came_before_the_account_was_empty_is_kept(from_server):
     with Stub(lambda call: answers(call) if call.number < 4 else fail(402, "pay")) as stub:
         config = from_server(stub, concurrency=1)
