@@ -34,7 +34,7 @@ def choose(
 
 
 def mind_personal(rows: Iterable[PromptRow], counts: RowCounts, how: Personal) -> list[PromptRow]:
-    """Rows with personal data kept, masked in all turns and their fields, or dropped; a note of each kind counts them in any case."""
+    """Rows with personal data kept, masked in all turns and their fields, or dropped; notes count each kind."""
     kept = []
     for row in rows:
         masked, kinds = _masked(row.prompt)
