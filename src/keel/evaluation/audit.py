@@ -267,12 +267,13 @@ def _texts(row: Row) -> Iterator[str]:
     else:
         for turn in row.prompt:
             yield turn["content"]
-            yield from personal.texts_in(further(turn))
+            if more := further(turn):
+                yield from personal.texts_in(more)
     match row:
         case Pair():
             yield from (row.chosen, row.rejected)
-            for fields in row.fields:
-                yield from personal.texts_in(dict(fields or {}))
+            for fields in filter(None, row.fields):
+                yield from personal.texts_in(dict(fields))
         case Demonstration():
             yield row.completion
             yield from personal.texts_in(dict(row.fields or {}))
