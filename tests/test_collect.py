@@ -126,6 +126,41 @@ def test_other_ways_of_drawing_are_other_answers(configure_collect):
         assert survey.count_store(store).answers == 5 * 24
 
 
+def test_other_ways_of_reading_are_other_answers(configure_collect, make_model, write_rows, tmp_path):
+    """Told by what a template says, whatever its file is called; without either option as it was before."""
+    chats = [[{"role": "user", "content": f"what can {name} do</s>?"}] for name in ("teddy", "bruno")]
+    given = {
+        "model": str(make_model("llama", tokenizer="chat")),
+        "prompts": str(write_rows(tmp_path / "chats.jsonl", [{"prompt": chat} for chat in chats])),
+    }
+    turns = "{% for m in messages %}ASK {{ m.content }}. {% endfor %}"
+    for name, more in (("one", ""), ("same", ""), ("other", "now ")):
+        (tmp_path / name).write_text(turns + more)
+
+    def drawn(**changes):
+        figures = collect(configure_collect(**given, **changes)).summary
+        assert figures["drawn"] + figures["found"] == 6
+        return figures["drawn"]
+
+    template = {name: str(tmp_path / name) for name in ("one", "same", "other")}
+    assert drawn() == 6
+    assert drawn(chat_template=template["one"]) == 6
+    assert drawn(chat_template=template["same"]) == 0
+    assert drawn(chat_template=template["other"]) == 6
+    assert drawn(control_tokens="keep") == 6
+    assert drawn(chat_template=template["one"], control_tokens="keep") == 6
+    assert drawn() == drawn(chat_template=template["other"]) == drawn(control_tokens="keep") == 0
+    rows = stored_sampling(configure_collect().store)
+    assert rows[json.dumps({"max_new_tokens": 8, "seed": 0, "temperature": 1.0, "top_p": 1.0})] == 6
+
+
+def stored_sampling(source):
+    """How many answers were drawn in each way, spelt with sorted keys."""
+    with Store(source) as store:
+        kept = [json.loads(row.sampling) for row in store.read(survey.schema.answers.select())]
+    return Counter(json.dumps(way, sort_keys=True) for way in kept)
+
+
 def test_more_answers_are_drawn_beside_those_that_are_there(configure_collect, rules):
     """And only pairs with a new answer are judged."""
     collect(configure_collect(n=2, rater=[rules]))

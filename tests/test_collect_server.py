@@ -190,6 +190,17 @@ def test_a_wrong_key_or_address_ends_the_call(from_server):
         collect(from_server(stub, server="localhost:8000"))
 
 
+@pytest.mark.parametrize(("option", "value"), [("chat-template", "chatml"), ("control-tokens", "refuse")])
+def test_options_that_a_server_does_not_see_are_refused(option, value, from_server, capsys):
+    with Stub(answers) as stub:
+        config = from_server(stub)
+        flags = {"model": "big", "server": stub.url, "prompts": config.prompts, "store": config.store, option: value}
+        assert cli.main(["collect", *(part for k, v in flags.items() for part in (f"--{k}", v))]) == 2
+        assert stub.calls == []
+    [line] = capsys.readouterr().err.strip().splitlines()
+    assert f"{option.replace('-', '_')} has no meaning with server" in line
+
+
 def test_what_came_before_the_account_was_empty_is_kept(from_server):
     with Stub(lambda call: answers(call) if call.number < 4 else fail(402, "pay")) as stub:
         config = from_server(stub, concurrency=1)
@@ -253,6 +264,33 @@ def test_progress_is_told_as_answers_come(from_server, monkeypatch, capsys):
         collect(from_server(stub))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("prompts: 0/8")]
     assert [line.split("  ")[-1] for line in lines] == [f"{2 * i} answers" for i in range(1, 9)]
+
+
+def test_calls_and_thoughts_are_kept_and_shown_to_who_judges(from_server, write_rows, tmp_path):
+    """Both stand in the store with the text, and the judge reads all of them."""
+    call = {"id": "c1", "type": "function", "function": {"name": "honey_shop", "arguments": "{}"}}
+    chat = [{"role": "user", "content": "Honey?"}]
+    rows = [{"messages": chat, "tools": [{"type": "function", "function": {"name": "honey_shop", "parameters": {}}}]}]
+
+    def script(call_):
+        if call_.body["model"] == "judge-1":
+            return say(verdict("A"))
+        if len([c for c in stub.calls if c.body["model"] == "big"]) == 1:
+            return say(None, finish="tool_calls", tool_calls=[call])
+        return say("In the jar.", reasoning="Bears keep it there.")
+
+    with Stub(script) as stub:
+        prompts = str(write_rows(tmp_path / "asked.jsonl", rows))
+        config = from_server(stub, prompts=prompts, rater=["judge:judge-1"], judge_server=stub.url)
+        assert collect(config).summary["drawn"] == 2
+    with Store(config.store) as store:
+        [(_, judgment), *_] = [pair for group in store.groups() for pair in group]
+    assert {a.text: a.fields for a in judgment.answers} == {
+        "": {"tool_calls": [call]},
+        "In the jar.": {"reasoning_content": "Bears keep it there."},
+    }
+    read = next(c.user for c in stub.calls if c.body["model"] == "judge-1")
+    assert all(words in read for words in ("In the jar.", "Bears keep it there.", "honey_shop"))
 
 
 # --- addresses

@@ -350,6 +350,14 @@ class CollectConfig(Sampling):
     out: Path | None = None
     """JSON file for the figures, besides the screen."""
 
+    @model_validator(mode="after")
+    def _options_that_would_do_nothing(self) -> CollectConfig:
+        if self.server is not None:
+            for name in Spelling.model_fields:
+                if getattr(self, name) != Spelling.model_fields[name].default:
+                    raise ValueError(f"{name} has no meaning with server, which renders chats itself: leave it out")
+        return self
+
 
 class DataConfig(Reading):
     """What the commands on preference data share."""

@@ -84,12 +84,17 @@ class PromptRow:
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """A prompt with the answer to imitate: `Demonstration("2 + 2 =", " 4")`. Plain text has an empty prompt."""
+    """A prompt with the answer to imitate: `Demonstration("2 + 2 =", " 4")`. Plain text has an empty prompt.
+
+    `cut` says that the answer was drawn up to a length limit: it has no end. `drawn` are its tokens as drawn.
+    """
 
     prompt: Prompt
     completion: str
     origin: Origin = field(default_factory=Origin)
     fields: Fields | None = None
+    cut: bool = False
+    drawn: Drawn | None = None
 
 
 @dataclass(frozen=True, slots=True)

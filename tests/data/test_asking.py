@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from keel.data import asking
@@ -132,3 +134,31 @@ def test_masking_keeps_what_a_turn_holds_beside_its_text():
 def test_system_turns_in_other_bytes_do_not_part_near_repeats():
     rows = [[system(name), user(BEAR + more)] for name, more in (("Ä\nB", ""), ("A\u0308 B", "!"), ("A B", "?"))]
     assert chosen(*rows, drop_near=True)[1].dropped == {"near-duplicate of an earlier prompt": (1, [2])}
+
+
+def test_personal_data_are_masked_in_calls_thoughts_and_tools():
+    """At any depth, in arguments as an object or as JSON text, which stays JSON; the rest stays as it is."""
+    lookup = {"type": "function", "function": {"name": "find", "description": f"Ask {MAIL} for access."}}
+    called = [
+        {"type": "function", "function": {"name": "find", "arguments": {"who": [MAIL, 7], "phone": 2025550143}}},
+        {"id": "c2", "type": "function", "function": {"name": "find", "arguments": '{"mobile": 2025550143, "é": "b"}'}},
+        {"id": "c3", "type": "function", "function": {"name": "find", "arguments": '{"n": 1}'}},
+    ]
+    chat = [
+        {**user("Whose?"), "tools": [lookup]},
+        {**says(""), "reasoning_content": f"I call {PHONE}.", "tool_calls": called},
+        {"role": "tool", "content": "Ann's.", "tool_call_id": "c2", "name": "find"},
+    ]
+    [kept], counts = chosen(chat, personal_data="mask")
+    assert counts.notes == {f"personal data masked: {kind}": (1, [1]) for kind in ("email", "phone")}
+    assert kept[0]["tools"] == [{**lookup, "function": {"name": "find", "description": "Ask [email] for access."}}]
+    assert kept[1]["reasoning_content"] == "I call [phone]."
+    first, second, third = (call["function"]["arguments"] for call in kept[1]["tool_calls"])
+    assert first == {"who": ["[email]", 7], "phone": "[phone]"}
+    assert json.loads(second) == {"mobile": "[phone]", "é": "b"}
+    assert third == '{"n": 1}'
+    assert kept[2] == chat[2]
+    assert called[0]["function"]["arguments"]["who"] == [MAIL, 7], "what was given is not changed"
+    assert chosen(kept, personal_data="mask")[0] == [kept]
+    with pytest.raises(InputError, match="personal data"):
+        chosen(chat, personal_data="drop")

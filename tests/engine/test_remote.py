@@ -460,3 +460,65 @@ def test_a_caller_that_pauses_loses_nothing():
             found[index] = answers
             time.sleep(0.5)
     assert all(len(answers) == 1 for answers in found.values())
+
+
+# --- tools and thinking
+
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+
+
+def message(finish="stop", **fields):
+    """A reply whose message holds these fields."""
+    reply = chat("", finish=finish)
+    reply.body["choices"][0]["message"] = {"role": "assistant", **fields}
+    return reply
+
+
+def test_tools_are_sent_beside_the_turns_and_calls_kept_as_fields():
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"place": "Łódź"}'}}
+    prompt = [{"role": "system", "content": "Be brief.", "tools": [TOOL]}, {"role": "user", "content": "Rain?"}]
+    with Stub(lambda *_: message("tool_calls", content=None, tool_calls=[call])) as server:
+        [answer] = draw(server, [prompt])[0]
+    [(path, body)] = server.calls
+    assert path == "/v1/chat/completions"
+    assert body["tools"] == [TOOL]
+    assert body["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Rain?"}]
+    assert prompt[0]["tools"] == [TOOL], "what was given is not changed"
+    assert (answer.text, answer.fields, answer.truncated) == ("", {"tool_calls": [call]}, False)
+    assert type(answer.fields["tool_calls"][0]["function"]) is dict
+
+
+def test_earlier_calls_are_sent_with_arguments_as_text_and_no_tools_where_there_are_none():
+    def spelt(arguments):
+        return {"id": "7", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+
+    called = {"role": "assistant", "content": "", "tool_calls": [spelt({"place": "Łódź"}), spelt('{"a": 1}')]}
+    told = {"role": "tool", "content": "Wet.", "tool_call_id": "7"}
+    with Stub(lambda *_: chat("Yes.")) as server:
+        [answer] = draw(server, [[*CHAT, called, told]])[0]
+    [(_, body)] = server.calls
+    assert "tools" not in body
+    assert [body["messages"][0], body["messages"][2]] == [CHAT[0], told]
+    sent = [call["function"]["arguments"] for call in body["messages"][1]["tool_calls"]]
+    assert [json.loads(words) for words in sent] == [{"place": "Łódź"}, {"a": 1}]
+    assert (answer.text, answer.fields) == ("Yes.", None)
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_thinking_that_stands_apart_is_a_field(name):
+    with Stub(lambda *_: message(content="4.", **{name: "2 and 2."})) as server:
+        [answer] = draw(server, [CHAT])[0]
+    assert (answer.text, answer.fields) == ("4.", {"reasoning_content": "2 and 2."})
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"content": None, "reasoning": "2 and 2."}, "the completion has no text"),
+        ({"content": None, "tool_calls": [{"type": "function", "function": {"arguments": "{}"}}]}, "names no tool"),
+        ({"content": None, "tool_calls": ["weather"]}, "names no tool"),
+    ],
+)
+def test_what_is_no_answer_has_its_reason(fields, why):
+    with Stub(lambda *_: message(**fields)) as server:
+        assert why in draw(server, [CHAT])[0]

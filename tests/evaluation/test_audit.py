@@ -192,6 +192,28 @@ def test_personal_data_by_kind(check):
     assert figures["personal"] == {"email": {"count": 2, "rows": [4, 5]}, "phone": {"count": 1, "rows": [5]}}
 
 
+def test_personal_data_in_fields_of_turns_and_answers(check):
+    """Of the prompt's tools and of both answers' calls and thoughts."""
+    rows = rows_like(60)
+    for at in (6, 7, 8):
+        rows[at]["prompt"] = [{"role": "user", "content": rows[at]["prompt"]}]
+        for side in ("chosen", "rejected"):
+            rows[at][side] = [{"role": "assistant", "content": rows[at][side]}]
+    call = {"type": "function", "function": {"name": "send", "arguments": '{"to": {"address": "bear@example.org"}}'}}
+    rows[6]["rejected"][0]["tool_calls"] = [call]
+    rows[7]["chosen"][0]["reasoning_content"] = "Their number is +44 20 7946 0958."
+    tool = {"type": "function", "function": {"name": "send", "description": "Mails as bear@example.net."}}
+    rows[8]["tools"] = [tool]
+    _, _, figures, _ = check(rows)
+    assert figures["personal"] == {"email": {"count": 2, "rows": [7, 9]}, "phone": {"count": 1, "rows": [8]}}
+
+
+def test_personal_data_in_the_thoughts_of_a_demonstration(check):
+    turns = [{"role": "user", "content": "Sun?"}, {"role": "assistant", "content": "Yes.", "reasoning_content": "?"}]
+    rows = [{"messages": turns}, {"messages": [turns[0], {**turns[1], "reasoning_content": "Ask bear@example.org."}]}]
+    assert check(rows)[2]["personal"] == {"email": {"count": 1, "rows": [2]}}
+
+
 # --- what gives the better answer away ------------------------------------------------------------
 
 

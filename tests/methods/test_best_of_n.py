@@ -11,8 +11,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from keel.config import BestOfNConfig, GenerateConfig
+from keel.data.convert import convert
+from keel.data.formats import read_demonstrations
+from keel.data.prepare import encode
 from keel.errors import InputError
 from keel.methods.best_of_n import best_of_n, generate
+from keel.models import checkpoints
+from keel.records import Drawn
 
 
 @pytest.fixture
@@ -191,3 +196,68 @@ def test_chat_prompts(options, make_model, write_rows, tmp_path):
     options["prompts"] = str(write_rows(tmp_path / "chats.jsonl", [{"prompt": chat}]))
     (row,) = rows_of(generate(GenerateConfig(**options)))
     assert row["prompt"] == chat
+
+
+# --- the file as demonstrations
+
+
+@pytest.mark.parametrize(("tokenizer", "limit"), [("plain", 40), ("chat", 12)])
+def test_the_best_are_imitated_as_they_were_drawn(options, make_model, write_rows, tmp_path, tokenizer, limit):
+    """Ids and end are the sampler's, which the text alone does not give: some respelt, some cut."""
+    prompts = [f"what can {name} do" for name in ("teddy", "bruno", "mila", "otto", "ida", "leo")]
+    asked = [[{"role": "user", "content": it}] for it in prompts] if tokenizer == "chat" else prompts
+    options |= {
+        "model": str(make_model("llama", tokenizer=tokenizer)),
+        "prompts": str(write_rows(tmp_path / "asked.jsonl", [{"prompt": it} for it in asked])),
+        "max_new_tokens": limit,
+    }
+    rows = rows_of(best_of_n(BestOfNConfig(**options, reward=rule_file(tmp_path, "rules: [{matches: a}]"), n=4)))
+    read, counts, name = read_demonstrations(str(options["out"]))
+    assert name == "prompt-completion"
+    text = checkpoints.load_text(options["model"])
+    bundles = dict(zip([it.origin.row for it in read], encode(read, counts, text, 100, 0.0, "best"), strict=True))
+    kept = {at: row["candidates"][row["best"]] for at, row in enumerate(rows, 1)}
+    assert {it["truncated"] for it in kept.values()} == {True, False}
+    respelt = 0
+    for at, bundle in bundles.items():
+        [completion] = bundle.completions
+        assert (completion.ids, completion.truncated) == (kept[at]["ids"], kept[at]["truncated"])
+        plain = text.completion_ids(bundle.prompt, rows[at - 1]["completion"])
+        respelt += plain[: len(completion)] != completion.ids
+    assert respelt > 0
+    cut = [at for at, it in kept.items() if it["truncated"]]
+    assert counts.notes["an answer was drawn up to a length limit: it gets no EOS"] == (len(cut), cut)
+    assert not any("not used" in note for note in counts.notes)
+
+
+def best_row(**changes):
+    best = {"text": "honey", "truncated": True, "ids": [5, 6]}
+    row = {"prompt": "p", "completion": "honey", "tokenizer": "f", "best": 1, "candidates": [{"text": "tea"}, best]}
+    return {**row, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "cut", "drawn", "note"),
+    [
+        ({}, True, Drawn("f", (5, 6)), None),
+        ({"tokenizer": None}, True, None, None),
+        ({"completion": "honey."}, False, None, "completion is not the text of the best candidate"),
+        ({"best": 2}, False, None, "best and candidates are not those of best-of-n"),
+        ({"best": "B", "candidates": ["A", "B"]}, False, None, "best and candidates are not those of best-of-n"),
+    ],
+)
+def test_what_stands_beside_a_completion_is_used_where_it_belongs_to_it(
+    write_rows, tmp_path, changes, cut, drawn, note
+):
+    [read], counts, _ = read_demonstrations(str(write_rows(tmp_path / "best.jsonl", [best_row(**changes)])))
+    assert (read.cut, read.drawn) == (cut, drawn)
+    assert [found for found in counts.notes if note and note in found] or not note
+
+
+def test_what_another_format_cannot_hold_of_the_best_is_said(write_rows, tmp_path):
+    rows = [best_row(), {**best_row(), "prompt": "q", "best": 0, "completion": "tea"}]
+    counts = convert(str(write_rows(tmp_path / "best.jsonl", rows)), tmp_path / "chats.jsonl", "messages")
+    assert counts.notes["messages does not hold the answers' truncated"] == (1, [1])
+    assert counts.notes["messages does not hold the answers' ids as drawn"] == (1, [1])
+    written = [json.loads(line) for line in (tmp_path / "chats.jsonl").read_text().splitlines()]
+    assert [row["messages"][-1]["content"] for row in written] == ["honey", "tea"]

@@ -13,6 +13,7 @@ from typing import Literal
 from keel.data import checks, personal
 from keel.data.near import near_duplicates
 from keel.data.same import fold, fold_prompt
+from keel.data.text import further
 from keel.errors import InputError
 from keel.records import Message, Prompt, PromptRow, RowCounts
 
@@ -33,7 +34,7 @@ def choose(
 
 
 def mind_personal(rows: Iterable[PromptRow], counts: RowCounts, how: Personal) -> list[PromptRow]:
-    """Rows with personal data kept, masked in all turns, or dropped; a note of each kind counts them in any case."""
+    """Rows with personal data kept, masked in all turns and their fields, or dropped; notes count each kind."""
     kept = []
     for row in rows:
         masked, kinds = _masked(row.prompt)
@@ -53,8 +54,9 @@ def _masked(prompt: Prompt) -> tuple[Prompt, Counter[str]]:
     kinds: Counter[str] = Counter()
     for turn in prompt:
         content, found = personal.mask(turn["content"])
-        turns.append({**turn, "content": content})
-        kinds += found
+        more, found_there = personal.mask_in(further(turn))
+        turns.append({**turn, "content": content, **more})
+        kinds += found + found_there
     return turns, kinds
 
 

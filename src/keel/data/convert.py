@@ -277,9 +277,10 @@ def _write(
 def _demonstration_rows(record: Demonstration, it: Demonstrated) -> Made:
     row = it.write(record)
     _refuse_lost_fields(record.prompt, it.becomes(record).prompt)
-    if replace(_read_back(it.convert, row), origin=record.origin) != it.becomes(record):
+    if replace(_read_back(it.convert, row), origin=record.origin) != replace(it.becomes(record), cut=False, drawn=None):
         raise RowError("it would not be read back as it is")
-    return [row], []
+    left = [what for what, known in (("truncated", record.cut), ("ids as drawn", record.drawn)) if known]
+    return [row], [f"{it.name} does not hold the answers' {what}" for what in left]
 
 
 def _judgment_rows(group: Sequence[Judgment], it: Judged) -> Made:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from keel.data.messages import (
     AROUND,
@@ -21,7 +22,7 @@ from keel.data.messages import (
     without_fields,
 )
 from keel.data.rows import Row, RowError, note, text, text_or
-from keel.records import Answer, Demonstration, Message, Origin, Prompt
+from keel.records import Answer, Demonstration, Drawn, Message, Origin, Prompt
 
 __all__ = ["DEMONSTRATED", "Demonstrated", "alpaca_question"]
 
@@ -78,7 +79,32 @@ def _read_completion(row: Row, origin: Origin) -> Demonstration:
     before, completion = prompt(row, "prompt"), row.get("completion")
     if isinstance(completion, list):
         return _shown(row, before, reply(before, messages(row, "completion", imitated=True), "completion"), origin)
-    return _shown(row, before, Answer(text(row, "completion")), origin)
+    found = _shown(row, before, Answer(text(row, "completion")), origin)
+    return _as_drawn(row, found) if "candidates" in row and "best" in row else found
+
+
+def _as_drawn(row: Row, found: Demonstration) -> Demonstration:
+    """The best of the candidates that `keel best-of-n` wrote beside it: whether it was cut, and its tokens."""
+    kept = _candidate(row.get("candidates"), row.get("best"))
+    if kept is None:
+        note("the columns best and candidates are not those of best-of-n, and are left out")
+        return found
+    if kept["text"] != found.completion:
+        note("completion is not the text of the best candidate: its tokens and its end are left out")
+        return found
+    ids, tokenizer = kept.get("ids"), row.get("tokenizer")
+    drawn = None
+    if isinstance(tokenizer, str) and isinstance(ids, list) and all(type(it) is int for it in ids):
+        drawn = Drawn(tokenizer, tuple(ids))
+    return replace(found, cut=kept.get("truncated") is True, drawn=drawn)
+
+
+def _candidate(candidates: object, best: object) -> dict[str, Any] | None:
+    """The candidate at `best`, if these are what best-of-n writes."""
+    if not isinstance(candidates, list) or type(best) is not int or not 0 <= best < len(candidates):
+        return None
+    found = candidates[best]
+    return found if isinstance(found, dict) and isinstance(found.get("text"), str) else None
 
 
 def _write_completion(it: Demonstration) -> Row:

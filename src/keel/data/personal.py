@@ -13,13 +13,14 @@ example dot com"). Nothing here needs a package that may be absent, so that the 
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["email", "iban", "card", "ip", "phone"]
 Span = tuple[int, int]
@@ -63,6 +64,65 @@ def mask(text: str) -> tuple[str, Counter[str]]:
         parts += [text[last : item.start], f"[{item.kind}]"]
         last = item.end
     return "".join([*parts, text[last:]]), Counter(item.kind for item in found)
+
+
+def texts_in(value: Any, name: str = "") -> Iterator[str]:
+    """Every text and whole number in what JSON can hold, each behind its key, which may say what it is.
+
+    JSON text of an object, such as a call's arguments, is read as that object. Keys themselves are names, not data.
+    """
+    value = _parsed(value)
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from texts_in(inner, key)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from texts_in(inner, name)
+    elif _is_leaf(value):
+        yield _head(name) + str(value)
+
+
+def mask_in(value: Any, name: str = "") -> tuple[Any, Counter[str]]:
+    """The same value with its `texts_in` masked, and how many of each kind."""
+    inside = _parsed(value)
+    kinds: Counter[str] = Counter()
+    masked: Any
+    if isinstance(inside, dict):
+        masked = {}
+        for key, inner in inside.items():
+            masked[key], found = mask_in(inner, key)
+            kinds += found
+        masked = json.dumps(masked, ensure_ascii=False) if isinstance(value, str) else masked
+    elif isinstance(inside, list):
+        masked = []
+        for inner in inside:
+            one, found = mask_in(inner, name)
+            masked.append(one)
+            kinds += found
+    elif _is_leaf(inside):
+        whole, kinds = mask(_head(name) + str(inside))
+        masked = whole.removeprefix(_head(name))
+    return (masked, kinds) if kinds else (value, kinds)
+
+
+def _parsed(value: Any) -> Any:
+    """The object that a text is, as JSON; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("{"):
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return found if isinstance(found, dict) else value
+
+
+def _is_leaf(value: Any) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def _head(name: str) -> str:
+    """A key as it stands before a text; one that holds personal data itself, or what looks so, says nothing."""
+    return f"{name}: " if name and not find(f"{name}: ") else ""
 
 
 def _blank(text: str, spans: list[Span]) -> str:

@@ -171,12 +171,18 @@ def tokenise(
         if len(bundle.completions) == 2 and bundle.completions[0].ids == bundle.completions[1].ids:
             _drop(counts, "both answers are the same tokens within the length limit", row.origin.row)
             continue
-        if isinstance(row, Pair) and any(row.cut):
+        if _drawn_to_a_limit(row):
             counts.note("an answer was drawn up to a length limit: it gets no EOS", row.origin.row)
         elif any(c.truncated for c in bundle.completions):
             counts.note("completion cut at the length limit", row.origin.row)
         done.append((row, bundle))
     return done, first_error
+
+
+def _drawn_to_a_limit(row: PromptRow | Demonstration | Pair) -> bool:
+    if isinstance(row, Pair):
+        return any(row.cut)
+    return isinstance(row, Demonstration) and row.cut
 
 
 def _drop(counts: RowCounts, reason: str, row: int) -> None:

@@ -431,7 +431,7 @@ def _answers(
     """Text of each answer, whether it was cut when it was drawn, its fields, its tokens."""
     match row:
         case Demonstration():
-            return [(row.completion, False, row.fields, None)]
+            return [(row.completion, row.cut, row.fields, row.drawn)]
         case Pair():
             return list(zip((row.chosen, row.rejected), row.cut, row.fields, row.drawn, strict=True))
     return []

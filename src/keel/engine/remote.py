@@ -9,6 +9,8 @@ Servers have settings of their own, and models bring more: where a server takes 
 penalty are switched off, so that what is drawn from is what is asked for. Log-probabilities are kept at temperature
 1 and top-p 1 alone: elsewhere servers give those of the raw distribution, which is not the one that was drawn from.
 
+Tools of a chat are sent as a server takes them; calls of them, and thinking that stands apart, are fields of an answer.
+
 Left out on purpose: streaming, and batch interfaces.
 """
 
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import math
 import os
 import random
@@ -27,15 +30,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from keel.data.messages import answer_of, bare, messages
+from keel.data.rows import RowError
 from keel.engine.endpoint import AGAIN, first_line, in_thread, public_address, retry_after
 from keel.engine.endpoint import said as words_of
 from keel.errors import InputError
-from keel.records import Answer, Prompt
+from keel.records import Answer, Message, Prompt
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-_ENDED = ("stop", "eos", "eos_token", "stop_sequence")
+_ENDED = ("stop", "eos", "eos_token", "stop_sequence", "tool_calls")
 _NO_KEY = "none"
 _JITTER = random.SystemRandom()  # of waits only
 NOT_ASKED = "not asked"
@@ -240,7 +245,10 @@ class _Server:
             request["logprobs"] = True if chat else 1
         if isinstance(prompt, str):
             return await self.client.completions.create(prompt=prompt, **request)
-        return await self.client.chat.completions.create(messages=prompt, **request)
+        if tools := prompt[0].get("tools"):
+            request["tools"] = tools
+        turns: Any = [_sent(turn) for turn in bare(prompt)[0]]
+        return await self.client.chat.completions.create(messages=turns, **request)
 
     def _meaning(self, error: Any) -> Exception:
         """What a status other than 200 asks for."""
@@ -282,23 +290,54 @@ class _Server:
     def _answer(self, choice: Any, written: int | None) -> Answer:
         """One completion; of `written` tokens where the server lists none."""
         message = getattr(choice, "message", None)
-        text = getattr(choice, "text", None) if message is None else message.content
         end = getattr(choice, "finish_reason", None)
         if end is None or end in ("abort", "error"):
             raise _Again("the server did not finish")
         if end != "length" and end not in _ENDED:
             raise _Failed(f"the completion ended by {end}")
-        if not isinstance(text, str):
-            raise _Failed("the completion has no text")
+        said = Answer(_worded(getattr(choice, "text", None))) if message is None else _said(message)
         logps = _logps(getattr(choice, "logprobs", None)) if "logprobs" in self.optional else None
         return Answer(
-            text,
+            said.text,
             model=self.model,
             sampling=dict(self.settings),
             logp=math.fsum(logps) if logps else None,
             tokens=len(logps) if logps else written,
             truncated=end == "length",
+            fields=said.fields,
         )
+
+
+def _sent(turn: Message) -> Message:
+    """A turn as the protocol has it: a call's arguments are JSON text."""
+    if "tool_calls" not in turn:
+        return turn
+    calls = []
+    for call in turn["tool_calls"]:
+        function = call.get("function")
+        given = function.get("arguments") if isinstance(function, dict) else None
+        if isinstance(function, dict) and not isinstance(given, str):
+            call = {**call, "function": {**function, "arguments": json.dumps(given or {}, ensure_ascii=False)}}
+        calls.append(call)
+    return {**turn, "tool_calls": calls}
+
+
+def _said(message: Any) -> Answer:
+    """The text of a chat's answer, which may be none beside calls of tools, and what it holds besides."""
+    content = getattr(message, "content", None)
+    calls = [getattr(call, "to_dict", lambda it=call: it)() for call in getattr(message, "tool_calls", None) or []]
+    thoughts = {name: getattr(message, name, None) for name in ("reasoning_content", "reasoning")}
+    turn = {"role": "assistant", "content": "" if content is None and calls else _worded(content), **thoughts}
+    try:
+        return answer_of(messages({"answer": [turn | ({"tool_calls": calls} if calls else {})]}, "answer")[0])
+    except RowError as fault:
+        raise _Failed(f"the completion cannot be kept: {fault}") from fault
+
+
+def _worded(content: Any) -> str:
+    if not isinstance(content, str):
+        raise _Failed("the completion has no text")
+    return content
 
 
 def _logps(given: Any) -> list[float] | None:

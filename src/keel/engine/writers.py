@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from keel.config import CollectConfig
+from keel.data.text import Text
 from keel.engine.endpoint import public_address
 from keel.engine.progress import say
 from keel.engine.remote import NOT_ASKED, sample_remote
@@ -57,7 +58,8 @@ class LocalWriter:
         limit = room(self.policy, config.max_new_tokens)
         self.room = sys.maxsize if limit is None else limit
         weights = checkpoints.weights_hash(self.policy)[:16]
-        self.like = Answer("", model=config.model, model_hash=weights, sampling=_sampling(config))
+        sampling = {**_sampling(config), **_spelling(config, self.text)}
+        self.like = Answer("", model=config.model, model_hash=weights, sampling=sampling)
         self.at_once = max(1, ROUNDS_OF_ROWS * config.max_rows // config.n)
 
     def write(self, rows: Sequence[PromptRow], number: int, have: int) -> Iterator[list[Written]]:
@@ -150,6 +152,7 @@ class RemoteWriter:
             logp=answer.logp,
             tokens=answer.tokens,
             truncated=answer.truncated,
+            fields=answer.fields,
         )
 
 
@@ -160,6 +163,17 @@ def _sampling(config: CollectConfig) -> dict[str, float | str]:
         "max_new_tokens": config.max_new_tokens,
         "seed": config.seed,
     }
+
+
+def _spelling(config: CollectConfig, text: Text) -> dict[str, str]:
+    """How prompts are read, where that is not the model's own way: the template's hash, what control tokens become."""
+    found = {}
+    if config.chat_template is not None:
+        template = str(text.tokenizer.chat_template).encode("utf-8", "surrogatepass")
+        found["chat_template"] = hashlib.sha256(template).hexdigest()[:16]
+    if config.control_tokens != "text":
+        found["control_tokens"] = config.control_tokens
+    return found
 
 
 def _seed(seed: int, number: int, have: int) -> int:

@@ -20,7 +20,7 @@ from keel.data import bias, checks, doubts, formats, personal, prepare, same, su
 from keel.data.files import write_json
 from keel.data.near import near_duplicates
 from keel.data.store import Store, is_store
-from keel.data.text import plain
+from keel.data.text import further, plain
 from keel.engine.progress import Bar, say
 from keel.errors import InputError
 from keel.records import Bundle, Demonstration, Judgment, Pair, PromptRow, Result, RowCounts
@@ -261,15 +261,22 @@ _KINDS = {
 
 
 def _texts(row: Row) -> Iterator[str]:
+    """All texts of a row, those in fields of its turns and answers included."""
     if isinstance(row.prompt, str):
         yield row.prompt
     else:
-        yield from (turn["content"] for turn in row.prompt)
+        for turn in row.prompt:
+            yield turn["content"]
+            if more := further(turn):
+                yield from personal.texts_in(more)
     match row:
         case Pair():
             yield from (row.chosen, row.rejected)
+            for fields in filter(None, row.fields):
+                yield from personal.texts_in(dict(fields))
         case Demonstration():
             yield row.completion
+            yield from personal.texts_in(dict(row.fields or {}))
 
 
 def _some(rows: Sequence[int]) -> dict[str, Any]:
