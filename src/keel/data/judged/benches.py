@@ -161,8 +161,9 @@ def _holds_several(value: object) -> bool:
 
 def _looks_like_rm_bench(row: Row) -> bool:
     values = [row.get(name) for name in ("chosen", "rejected")]
-    texts = all(isinstance(value, str) or (isinstance(value, list) and isinstance(value[0], str)) for value in values)
-    return isinstance(row.get("prompt"), str) and all(map(_holds_several, values)) and texts
+    if not isinstance(row.get("prompt"), str) or not all(map(_holds_several, values)):
+        return False
+    return all(isinstance(value, str) or isinstance(value[0], str) for value in values)
 
 
 LISTS = (
