@@ -299,10 +299,43 @@ def test_a_conversation_that_a_label_calls_bad_is_not_imitated(tmp_path):
     assert (len(found), counts.dropped) == (1, {"label says that the answer is bad": (1, [2])})
 
 
+IMITATED = "is not used: the answer is imitated all the same, which may change what is learnt"
+LABELLED = {
+    "kto": {"prompt": "Sun?", "completion": "Yes."},
+    "kto-messages": {"messages": [user("Sun?"), says("Yes.")]},
+}
+
+
 @pytest.mark.parametrize("column", ["score", "rating", "reward", "label"])
 def test_a_number_beside_a_demonstration_is_noted(tmp_path, column):
-    found, counts, _ = read_demonstrations(write(tmp_path / "a.jsonl", {"messages": [user("a"), says("b")], column: 0}))
-    assert (len(found), counts.notes) == (1, {f"the column {column} is left out": (1, [1])})
+    found, counts, _ = read_demonstrations(write(tmp_path / "a.jsonl", {"messages": [user("a"), says("b")], column: 3}))
+    assert (len(found), counts.notes) == (1, {f"{column} {IMITATED}": (1, [1])})
+
+
+@pytest.mark.parametrize("word", ["bad", "good", 3, "-1"])
+def test_a_label_that_is_no_verdict_is_said_to_be_imitated_all_the_same(tmp_path, word):
+    row = {"prompt": "Sun?", "completion": "Yes.", "label": word}
+    found, counts, name = read_demonstrations(write(tmp_path / "a.jsonl", row))
+    assert (len(found), name, counts.notes) == (1, "prompt-completion", {f"label {IMITATED}": (1, [1])})
+
+
+@pytest.mark.parametrize(("good", "bad"), [(1, 0), ("1", "0"), ("1.0", "0.0"), (1.0, 0.0), ("TRUE", "False")])
+@pytest.mark.parametrize("form", ["kto", "kto-messages"])
+def test_what_a_number_calls_bad_is_not_imitated(tmp_path, good, bad, form):
+    rows = [{"label": label} | LABELLED[form] for label in (bad, good, good)]
+    source = write(tmp_path / "a.jsonl", *rows)
+    judgments, _, name = read_judgments(source)
+    assert ([judgment.verdict.value for judgment in judgments], name) == ([0, 1, 1], form)
+    with pytest.raises(InputError, match=f"these are preference pairs, format {form}"):
+        read_demonstrations(source)
+    found, counts, _ = read_demonstrations(source, format={"kto": "prompt-completion"}.get(form, "messages"))
+    assert (len(found), counts.dropped) == (2, {"label says that the answer is bad": (1, [1])})
+
+
+def test_a_number_beside_plain_text_is_a_class(tmp_path):
+    rows = [{"text": "A dull film.", "label": 0}, {"text": "A fine film.", "label": 1}]
+    found, counts, _ = read_demonstrations(write(tmp_path / "a.jsonl", *rows))
+    assert (len(found), counts.dropped, counts.notes) == (2, {}, {f"label {IMITATED}": (2, [1, 2])})
 
 
 # --- sides
