@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from keel.data import checks
-from keel.data.convert import convert
+from keel.data.convert import _left_out, convert, write_judgments
 from keel.data.formats import kind_of, open_answers, read_demonstrations, read_judgments, read_pairs, read_prompts
 from keel.data.messages import ROLES
 from keel.data.preferences import derive
@@ -383,6 +383,22 @@ def test_two_answers_that_differ_in_their_calls_alone_are_two(tmp_path):
     pairs, counts, _ = read_pairs(source)
     assert len(checks.check_pairs(pairs, counts, 1.0)) == 1
     assert counts.dropped == {"chosen equals rejected": (1, [3]), "contradictory pair": (2, [2, 4])}
+
+
+def test_calls_shown_in_another_order_are_told_apart_by_what_they_call(tmp_path):
+    """Only the order is lost of two answers without a text, and nothing that is known of either."""
+    answers = tuple(
+        Answer("", model=model, fields={"tool_calls": calls(name)["tool_calls"]})
+        for name, model in (("weather", "m1"), ("tides", "m2"))
+    )
+    before = Judgment([user("Sun?")], answers, Preference("second"))
+    swapped = Judgment([user("Sun?")], answers[::-1], Preference("first"))
+    assert list(_left_out(before, before)) == []
+    assert list(_left_out(before, swapped)) == ["the order in which answers were shown"]
+    counts = RowCounts(read=1, used=1)
+    write_judgments([[before]], tmp_path / "a.jsonl", "openai-preferences", counts, "s.jsonl")
+    said = {what.removeprefix("openai-preferences does not hold ") for what in counts.notes}
+    assert said == {"the order in which answers were shown", "the answers' model"}
 
 
 def test_votes_on_other_calls_are_other_contests(tmp_path):

@@ -260,7 +260,8 @@ def kind_of(source: str, format: str | None = None, columns: str | None = None) 
     return kind_of_rows(source, format, columns)
 
 
-RENAMED, AS_IT_IS = "read under the names of --columns", "--columns is not used: the file has none of the columns it names"
+RENAMED = "read under the names of --columns"
+AS_IT_IS = "--columns is not used: the file has none of the columns it names"
 
 
 def columns_of_two(source: str, other: str | None, columns: str | None) -> tuple[str | None, str | None, str]:

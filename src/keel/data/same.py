@@ -13,14 +13,13 @@ the keyboard, so that `fold` leaves them out.
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import Literal, TypeVar
 
-from keel.data.text import further
+from keel.data.text import fields_key, further
 from keel.records import Fields, Message, Prompt
 
 T = TypeVar("T", str, Prompt)
@@ -122,7 +121,7 @@ def _turn(turn: Message, fold: Callable[[str], str]) -> str:
 
 def fold_fields(fields: Fields | None) -> str:
     """One string for what a turn holds beside its text; empty for nothing."""
-    return fold(json.dumps(fields, sort_keys=True, ensure_ascii=False)) if fields else ""
+    return fold(fields_key(fields))
 
 
 # --- many texts -----------------------------------------------------------------------------------
