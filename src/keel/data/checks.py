@@ -161,11 +161,13 @@ def _contradictions(pairs: Sequence[Pair], records: Sequence[Compared]) -> list[
     Prompts of another layout may rightly have another verdict: few pairs get as far as this comparison.
     """
     seen = set(records)
-    swapped = [(record[0], record[2], record[1]) if record else () for record in records]
-    likely = [bool(record) and record in seen for record in swapped]
-    asked = [same.fold_layout(pair.prompt) if it else "" for pair, it in zip(pairs, likely, strict=True)]
-    told = {(prompt, record) for prompt, record, it in zip(asked, records, likely, strict=True) if it}
-    return [it and (prompt, record) in told for prompt, record, it in zip(asked, swapped, likely, strict=True)]
+    likely = [bool(record) and (record[0], record[2], record[1]) in seen for record in records]
+    places = [at for at, it in enumerate(likely) if it]
+    asked = {at: same.fold_layout(pairs[at].prompt) for at in places}
+    told = {(asked[at], *records[at][1:]) for at in places}
+    for at in places:
+        likely[at] = (asked[at], records[at][2], records[at][1]) in told
+    return likely
 
 
 def _answers(row: AnyRow) -> tuple[Told, ...]:
