@@ -568,6 +568,44 @@ def test_held_out_data_have_the_same_columns(command, tmp_path, write_rows):
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["eval"]["loss"]["n"] == 4
 
 
+ASKED = [{"ask": f"where is {i}?", "good": "here, I think", "bad": "no"} for i in range(8)]
+CALLED = "prompt=ask,chosen=good,rejected=bad"
+
+
+def renamed(rows):
+    return [dict(zip(("prompt", "chosen", "rejected"), row.values(), strict=True)) for row in rows]
+
+
+def test_held_out_data_may_have_the_names_that_keel_knows(command, capfd, tmp_path, write_rows):
+    train = str(write_rows(tmp_path / "train.jsonl", ASKED[:4]))
+    held = str(write_rows(tmp_path / "held.jsonl", renamed(ASKED[4:])))
+    said = "note: 1 '--columns is not used: the file has none of the columns it names': row 1"
+    assert cli.main([*command("reward", data=train, eval_data=held), "--columns", CALLED]) == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["eval"]["loss"]["n"] == 4
+    assert said in capfd.readouterr().err
+    assert cli.main(["data", "check", "--data", train, "--eval-data", held, "--columns", CALLED]) == 0
+    assert said in capfd.readouterr().err
+    partly = [{"ask": row["ask"], "chosen": row["good"], "rejected": row["bad"]} for row in ASKED[4:]]
+    held = write_rows(tmp_path / "partly.jsonl", partly)
+    arguments = [*command("reward", data=train, eval_data=held, out=tmp_path / "other"), "--columns", CALLED]
+    refused(arguments, capfd, "no columns 'good' or 'bad'")
+
+
+def test_beside_a_store_held_out_data_have_names_of_their_own(command, capfd, tmp_path, write_rows):
+    rows = renamed(ASKED[:4])
+    store = f"store:{tmp_path / 'votes.db'}"
+    assert cli.main(["data", "convert", "--data", str(write_rows(tmp_path / "a.jsonl", rows)), "--out", store]) == 0
+    held = str(write_rows(tmp_path / "held.jsonl", ASKED[4:]))
+    told = ["--columns", CALLED]
+    assert cli.main([*command("reward", data=store, eval_data=held), *told]) == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["eval"]["loss"]["n"] == 4
+    assert cli.main(["data", "check", "--data", store, "--eval-data", held, *told]) == 0
+    refused([*command("reward", data=store, out=tmp_path / "other"), *told], capfd, "leave out --columns")
+    wrong = write_rows(tmp_path / "wrong.jsonl", renamed(ASKED[4:]))
+    arguments = [*command("reward", data=store, eval_data=wrong, out=tmp_path / "other"), *told]
+    refused(arguments, capfd, "which --columns names")
+
+
 def test_help_lists_what_can_be_written(capsys, monkeypatch):
     from keel.data.demonstrations import DEMONSTRATED
     from keel.data.judged import JUDGED

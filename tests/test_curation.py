@@ -292,6 +292,14 @@ def test_split_leaves_no_prompt_on_both_sides(keel, file, tmp_path):
     assert keel("data", "split", data=file, out=tmp_path / "parts")[0] == 2
 
 
+def test_split_refuses_text_that_would_be_read_back_as_messages(keel, tmp_path, write_rows):
+    talk = json.dumps([{"role": "assistant", "content": "yes"}])
+    rows = [{"prompt": f"{i}?", "responses": [talk if i == 7 else "yes", "no"], "scores": [2, 1]} for i in range(10)]
+    code, _, err = keel("data", "split", data=write_rows(tmp_path / "a.jsonl", rows), out=tmp_path / "parts")
+    assert (code, (tmp_path / "parts").exists()) == (2, False)
+    assert "a.jsonl row 8: trl cannot hold the pair (chosen is text that a reader would take for messages)" in err
+
+
 # --- stores ---------------------------------------------------------------------------------------
 
 

@@ -489,8 +489,8 @@ class AnnotateConfig(Config):
     limit: Count | None = None
     """Only the first N rows of the files."""
     columns: str | None = None
-    """The names of columns in the file of tasks, such as prompt=question,response_a=left,response_b=right: on the left
-    Keel's names, on the right the file's; a dot reads inside objects."""
+    """The names of columns in --tasks and --gold, such as prompt=question,response_a=left,response_b=right: on the left
+    Keel's names, on the right the files'; a dot reads inside objects. --gold may have Keel's own."""
     max_bad_share: Share = 0.05
     """Above this share of bad rows in a file the command refuses; below it they are counted, numbered and left out."""
 

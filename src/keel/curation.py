@@ -26,6 +26,7 @@ from keel.config import (
 )
 from keel.data import checks, formats, survey
 from keel.data.ahead import ahead
+from keel.data.cells import refuse_ambiguous
 from keel.data.convert import convert as write
 from keel.data.convert import trl_row
 from keel.data.files import write_json, write_lines
@@ -194,8 +195,9 @@ def split(config: DataSplitConfig) -> Result:
     pairs = checks.check_pairs(pairs, counts, config.max_bad_share, config.data)
     say(checks.summarise(counts, config.data, name))
     train, held_out = checks.split_by_prompt(pairs, config.holdout, config.seed)
-    for file, rows in (("train", train), ("held-out", held_out)):
-        write_lines(config.out / f"{file}.jsonl", (_row(pair) for pair in rows))
+    parts = {"train": list(map(_row, train)), "held-out": list(map(_row, held_out))}  # before anything is written
+    for file, rows in parts.items():
+        write_lines(config.out / f"{file}.jsonl", rows)
         say(f"{config.out / file}.jsonl: {checks.counted(len(rows), 'pair')}")
     return Result(config.out, {"command": "data split", "train": len(train), "held_out": len(held_out)})
 
@@ -203,9 +205,11 @@ def split(config: DataSplitConfig) -> Result:
 def _row(pair: Pair) -> dict[str, Any]:
     """A pair in TRL's columns; refused where these cannot hold it."""
     try:
-        return trl_row(pair)
+        row = trl_row(pair)
+        refuse_ambiguous(row)
     except RowError as error:
         raise InputError(f"{pair.origin}: trl cannot hold the pair ({error}); take the row out") from None
+    return row
 
 
 # --- stores ---------------------------------------------------------------------------------------

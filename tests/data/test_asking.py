@@ -119,10 +119,17 @@ def test_nothing_left_to_ask_is_refused():
 
 
 def test_a_prompt_is_asked_once_in_whatever_bytes():
-    asked = ["Où ?", "Ou\u0300\u00a0?", [user("Où ? ")], [system("Bear."), user("Où ?")], "Ou ?"]
+    asked = ["Où ?", "Ou\u0300\u00a0?", [user("Où ?")], [user("Où  ? ")], [system("Bear."), user("Où ?")], "Ou ?"]
     found, counts = chosen(*asked)
-    assert found == ["Où ?", [system("Bear."), user("Où ?")], "Ou ?"]
-    assert counts.dropped == {"prompt of an earlier row": (2, [2, 3])}
+    assert found == ["Où ?", [user("Où ?")], [system("Bear."), user("Où ?")], "Ou ?"]
+    assert counts.dropped == {"prompt of an earlier row": (2, [2, 4])}
+
+
+def test_prompts_of_another_layout_are_all_asked():
+    loop, chat = ["for x in y:\n\tp(x)\nq(y)", "for x in y:\n\tp(x)\n\tq(y)"], "1.\n2."
+    given = [*loop, [user(chat)], [user(chat.replace("\n", " "))]]
+    found, counts = chosen(*given)
+    assert (found, counts.dropped) == (given, {})
 
 
 def test_masking_keeps_what_a_turn_holds_beside_its_text():

@@ -90,7 +90,7 @@ def test_all_sides_of_a_contradiction_go():
 def test_contradictions_in_other_bytes():
     rows = [
         pair(1, "Wie geht's?", "Schön", "Na  ja"),
-        pair(2, [USER | {"content": "Wie geht's? "}], "Na ja", "Scho\u0308n"),  # a chat that asks the same
+        pair(2, "Wie\u00a0geht's? ", "Na ja", "Scho\u0308n"),
         pair(3, "Wie geht's", "Na ja", "Schön"),
         pair(4, "Wie geht's?", "Schon", "Na ja"),
         pair(5, "code?", "if a:\n  b", "if a: b"),
@@ -100,6 +100,23 @@ def test_contradictions_in_other_bytes():
     counts = counted(rows)
     assert [p.origin.row for p in check_pairs(rows, counts, 1.0)] == [3, 4, 5, 6, 7]
     assert counts.dropped == {"contradictory pair": (2, [1, 2])}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Mend:\nfor x in y:\n    p(x)\nq(y)", "Mend:\nfor x in y:\n    p(x)\n    q(y)"),
+        ("Sort: a b", "Sort:\na\nb"),
+        ([USER | {"content": "- a\n  - b"}], [USER | {"content": "- a\n- b"}]),
+        ("Sun?", [USER]),
+    ],
+)
+def test_prompts_that_a_reader_tells_apart_may_have_opposite_verdicts(one, other):
+    rows = [pair(1, one), pair(2, other, "b", "a"), pair(3, "r", "c", "d"), pair(4, "r", "d", "c")]
+    counts = counted(rows)
+    assert [p.origin.row for p in check_pairs(rows, counts, 1.0)] == [1, 2]
+    assert counts.dropped == {"contradictory pair": (2, [3, 4])}
+    assert leak(rows[:1], rows[1:2]).rows == [2]  # where memory is measured they are one
 
 
 CALLS = [{"type": "function", "function": {"name": name, "arguments": {}}} for name in ("sun", "rain")]

@@ -344,6 +344,28 @@ def test_a_refusal_proposes_what_then_works(file, read, rows, spec):
 
 
 @pytest.mark.parametrize(
+    ("read", "row", "why"),
+    [
+        (read_demonstrations, {"instruction": "i", "output": "x", "history": [["a", "b"]]}, "history has no place"),
+        (read_prompts, {"instruction": "i", "history": [["a", "b"]], "query": "Why?"}, "history has no place"),
+        (read_demonstrations, {"prompt": "p", "completion": 3, "question": "q", "answer": "x"}, "completion is not"),
+        (read_pairs, {"chosen": "a", "rejected": ["b"], "question": "q"}, "rejected "),
+    ],
+)
+def test_nothing_is_proposed_that_would_read_past_what_is_wrong(file, read, row, why):
+    line = refusal(lambda: read(file([row, row])))
+    assert why in line
+    assert "--columns" not in line
+    assert line.endswith("mend them")
+
+
+def test_a_broken_row_takes_no_proposal_away(tmp_path):
+    source = tmp_path / "a.jsonl"
+    source.write_text('{"query": "Why so?", "chosen": "a", "rejected": "b"}\n{"query": \n')
+    assert refusal(lambda: read_pairs(str(source))).endswith("try --columns prompt=query")
+
+
+@pytest.mark.parametrize(
     "rows",
     [
         [{"id": 1, "x": "a", "y": "b"}],

@@ -325,6 +325,26 @@ def test_a_column_is_kept_down_to_a_hundred_levels(tmp_path):
     assert counts.dropped == {"a column is nested more than 100 levels deep": (1, [2])}
 
 
+@pytest.mark.parametrize("column", ["chosen", "rejected"])
+def test_an_empty_list_of_answers_is_a_bad_row(tmp_path, column):
+    rows = [{"prompt": f"p{i}", "chosen": ["a", "b"], "rejected": ["c", "d"], "domain": "chat"} for i in range(2)]
+    rows[0][column] = []
+    found, counts, name = read_judgments(write(tmp_path / "styles.jsonl", rows))
+    assert (name, len(found), counts.dropped) == ("rm-bench", 1, {f"{column} is empty": (1, [1])})
+
+
+@pytest.mark.parametrize("it", FORMATS.values(), ids=FORMATS)
+def test_no_value_stops_recognition(it):
+    """Recognition looks at rows of any form before a reader judges them."""
+    odd = [None, "", "[", "{", 0, True, [], {}, [None], [[]], [{}], [[], []], [1, 2], {"messages": None}]
+    columns = sorted({*it.needs, "prompt", "chosen", "rejected", "messages"})
+    for values in itertools.product(odd, repeat=2):
+        for two in itertools.combinations(columns, 2):
+            for rest in ("p", ["a", "b"]):
+                row = dict.fromkeys(columns, rest) | dict(zip(two, values, strict=True))
+                assert isinstance(it.fits(row), bool), row
+
+
 def test_a_labelled_file_is_not_imitated(tmp_path):
     source = write(tmp_path / "kto.jsonl", EXAMPLES["kto"][0])
     with pytest.raises(InputError, match="format kto"):

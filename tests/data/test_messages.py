@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from keel.data import checks
-from keel.data.convert import convert
+from keel.data.convert import _left_out, convert, write_judgments
 from keel.data.formats import kind_of, open_answers, read_demonstrations, read_judgments, read_pairs, read_prompts
 from keel.data.messages import ROLES
 from keel.data.preferences import derive
@@ -299,10 +299,43 @@ def test_a_conversation_that_a_label_calls_bad_is_not_imitated(tmp_path):
     assert (len(found), counts.dropped) == (1, {"label says that the answer is bad": (1, [2])})
 
 
+IMITATED = "is not used: the answer is imitated all the same, which may change what is learnt"
+LABELLED = {
+    "kto": {"prompt": "Sun?", "completion": "Yes."},
+    "kto-messages": {"messages": [user("Sun?"), says("Yes.")]},
+}
+
+
 @pytest.mark.parametrize("column", ["score", "rating", "reward", "label"])
 def test_a_number_beside_a_demonstration_is_noted(tmp_path, column):
-    found, counts, _ = read_demonstrations(write(tmp_path / "a.jsonl", {"messages": [user("a"), says("b")], column: 0}))
-    assert (len(found), counts.notes) == (1, {f"the column {column} is left out": (1, [1])})
+    found, counts, _ = read_demonstrations(write(tmp_path / "a.jsonl", {"messages": [user("a"), says("b")], column: 3}))
+    assert (len(found), counts.notes) == (1, {f"{column} {IMITATED}": (1, [1])})
+
+
+@pytest.mark.parametrize("word", ["bad", "good", 3, "-1"])
+def test_a_label_that_is_no_verdict_is_said_to_be_imitated_all_the_same(tmp_path, word):
+    row = {"prompt": "Sun?", "completion": "Yes.", "label": word}
+    found, counts, name = read_demonstrations(write(tmp_path / "a.jsonl", row))
+    assert (len(found), name, counts.notes) == (1, "prompt-completion", {f"label {IMITATED}": (1, [1])})
+
+
+@pytest.mark.parametrize(("good", "bad"), [(1, 0), ("1", "0"), ("1.0", "0.0"), (1.0, 0.0), ("TRUE", "False")])
+@pytest.mark.parametrize("form", ["kto", "kto-messages"])
+def test_what_a_number_calls_bad_is_not_imitated(tmp_path, good, bad, form):
+    rows = [{"label": label} | LABELLED[form] for label in (bad, good, good)]
+    source = write(tmp_path / "a.jsonl", *rows)
+    judgments, _, name = read_judgments(source)
+    assert ([judgment.verdict.value for judgment in judgments], name) == ([0, 1, 1], form)
+    with pytest.raises(InputError, match=f"these are preference pairs, format {form}"):
+        read_demonstrations(source)
+    found, counts, _ = read_demonstrations(source, format={"kto": "prompt-completion"}.get(form, "messages"))
+    assert (len(found), counts.dropped) == (2, {"label says that the answer is bad": (1, [1])})
+
+
+def test_a_number_beside_plain_text_is_a_class(tmp_path):
+    rows = [{"text": "A dull film.", "label": 0}, {"text": "A fine film.", "label": 1}]
+    found, counts, _ = read_demonstrations(write(tmp_path / "a.jsonl", *rows))
+    assert (len(found), counts.dropped, counts.notes) == (2, {}, {f"label {IMITATED}": (2, [1, 2])})
 
 
 # --- sides
@@ -350,6 +383,22 @@ def test_two_answers_that_differ_in_their_calls_alone_are_two(tmp_path):
     pairs, counts, _ = read_pairs(source)
     assert len(checks.check_pairs(pairs, counts, 1.0)) == 1
     assert counts.dropped == {"chosen equals rejected": (1, [3]), "contradictory pair": (2, [2, 4])}
+
+
+def test_calls_shown_in_another_order_are_told_apart_by_what_they_call(tmp_path):
+    """Only the order is lost of two answers without a text, and nothing that is known of either."""
+    answers = tuple(
+        Answer("", model=model, fields={"tool_calls": calls(name)["tool_calls"]})
+        for name, model in (("weather", "m1"), ("tides", "m2"))
+    )
+    before = Judgment([user("Sun?")], answers, Preference("second"))
+    swapped = Judgment([user("Sun?")], answers[::-1], Preference("first"))
+    assert list(_left_out(before, before)) == []
+    assert list(_left_out(before, swapped)) == ["the order in which answers were shown"]
+    counts = RowCounts(read=1, used=1)
+    write_judgments([[before]], tmp_path / "a.jsonl", "openai-preferences", counts, "s.jsonl")
+    said = {what.removeprefix("openai-preferences does not hold ") for what in counts.notes}
+    assert said == {"the order in which answers were shown", "the answers' model"}
 
 
 def test_votes_on_other_calls_are_other_contests(tmp_path):

@@ -89,6 +89,33 @@ def test_a_file_of_tasks_with_names_of_its_own(begin, rows):
     assert len(found) == 2
 
 
+KNOWN = {"prompt": "r", "chosen": "a", "rejected": "b"}
+
+
+@pytest.mark.parametrize(
+    ("gold", "note"),
+    [
+        ({"ask": "r", "left": "a", "right": "b", "preference": "a"}, "read under the names of --columns"),
+        (KNOWN, "--columns is not used: the file has none of the columns it names"),
+    ],
+)
+def test_gold_with_names_of_its_own_or_those_of_keel(begin, rows, capsys, gold, note):
+    own = rows([{"ask": "p", "left": "a", "right": "b"}])
+    spec = "prompt=ask,response_a=left,response_b=right"
+    found = begin(tasks=own, gold=rows([gold], "gold.jsonl"), columns=spec)
+    assert [bool(it[3]) for it in found] == [False, True]
+    assert f"note: 1 '{note}': row 1" in capsys.readouterr().err
+
+
+def test_names_of_columns_without_a_file_are_refused(source, begin, rows, capsys):
+    begin(tasks=rows(ROWS))
+    assert refused("--store", source, "--columns", "prompt=ask") == 2
+    assert "give --tasks or --gold" in capsys.readouterr().err
+    gold = rows([{"ask": "p", "good": "a", "bad": "b"}], "gold.jsonl")
+    found = begin(gold=gold, columns="prompt=ask,chosen=good,rejected=bad")
+    assert sum(bool(it[3]) for it in found) == 1
+
+
 def test_what_generate_writes_can_be_judged(begin, base, prompts_file, tmp_path):
     out = tmp_path / "answers.jsonl"
     words = {"model": base, "prompts": prompts_file, "out": out, "max-new-tokens": 4, "device": "cpu"}

@@ -12,7 +12,7 @@ from typing import Literal
 
 from keel.data import checks, personal
 from keel.data.near import near_duplicates
-from keel.data.same import fold, fold_prompt
+from keel.data.same import fold, fold_layout
 from keel.data.text import further
 from keel.errors import InputError
 from keel.records import Message, Prompt, PromptRow, RowCounts
@@ -61,10 +61,10 @@ def _masked(prompt: Prompt) -> tuple[Prompt, Counter[str]]:
 
 
 def distinct(rows: Iterable[PromptRow], counts: RowCounts) -> list[PromptRow]:
-    """Each prompt once, in the bytes of its first row."""
+    """Each prompt once, in the bytes of its first row. Layout counts, and a chat is not the text that it asks."""
     first: dict[str, PromptRow] = {}
     for row in rows:
-        if first.setdefault(fold_prompt(row.prompt), row) is not row:
+        if first.setdefault(fold_layout(row.prompt), row) is not row:
             _drop(counts, "prompt of an earlier row", row)
     return list(first.values())
 

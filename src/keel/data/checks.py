@@ -60,7 +60,7 @@ def check_pairs(pairs: Sequence[Pair], counts: RowCounts, max_bad_share: float, 
     """
     sound = _keep(pairs, counts, pair_fault)
     records = _records(sound)
-    wrong = _contradictions(records)
+    wrong = _contradictions(sound, records)
     for pair in compress(sound, wrong):
         counts.drop(CONTRADICTORY, pair.origin.row)
     right = [not is_wrong for is_wrong in wrong]
@@ -155,10 +155,19 @@ def _records(rows: Sequence[AnyRow]) -> list[Compared]:
     return records
 
 
-def _contradictions(records: Sequence[Compared]) -> list[bool]:
-    """Of each pair whether another says the opposite of the same two answers to the same prompt."""
+def _contradictions(pairs: Sequence[Pair], records: Sequence[Compared]) -> list[bool]:
+    """Of each pair whether another says the opposite of the same two answers to the same prompt.
+
+    Prompts of another layout may rightly have another verdict: few pairs get as far as this comparison.
+    """
     seen = set(records)
-    return [bool(record) and (record[0], record[2], record[1]) in seen for record in records]
+    likely = [bool(record) and (record[0], record[2], record[1]) in seen for record in records]
+    places = [at for at, it in enumerate(likely) if it]
+    asked = {at: same.fold_layout(pairs[at].prompt) for at in places}
+    told = {(asked[at], *records[at][1:]) for at in places}
+    for at in places:
+        likely[at] = (asked[at], records[at][2], records[at][1]) in told
+    return likely
 
 
 def _answers(row: AnyRow) -> tuple[Told, ...]:

@@ -82,6 +82,13 @@ class Columns:
             names = " or ".join(f"'{shown(path)}'" for path in absent)
             raise InputError(f"{source}: {what} {names}, which --columns names; found: {listed(found)}")
 
+    def meant_for(self, head: Sequence[Row]) -> bool:
+        """Whether these rows bear the names on the right, and not those on the left instead."""
+        others = [path for name, path in self.paths.items() if name != path]
+        there = [any(_has(row, path) for row in head) for path in others]
+        ours = all(any(name in row for row in head) for name in self.paths)
+        return all(there) or (any(there) and not ours)
+
     def hidden(self, head: Sequence[Row]) -> list[str]:
         """The file's own columns that give way to others of the same name."""
         taken = set(self.paths.values())

@@ -17,7 +17,8 @@ from typing import IO, Any, cast
 
 from keel.data.cells import unfold
 from keel.data.delimited import csv_rows
-from keel.data.hub import INSTALL, first_line, is_pointer, place_of
+from keel.data.files import first_line
+from keel.data.hub import INSTALL, is_pointer, place_of
 from keel.data.rows import Numbered, Row, RowError, shown
 from keel.errors import InputError
 

@@ -11,7 +11,6 @@ labelled answers each (`kto`), or, in a format of demonstrations, their chosen a
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from keel.data import formats
 from keel.data.checks import check_pairs, reasons, refuse_bad
 from keel.data.demonstrations import DEMONSTRATED, Demonstrated
 from keel.data.judged import JUDGED, Judged
+from keel.data.messages import answer_key
 from keel.data.preferences import OVERALL
 from keel.data.rows import Row, RowError, shown
 from keel.data.store import is_store
@@ -32,7 +32,6 @@ from keel.errors import InputError
 from keel.records import (
     Answer,
     Demonstration,
-    Fields,
     Judgment,
     Message,
     Origin,
@@ -104,7 +103,7 @@ def _chosen(pairs: Iterable[Pair], counts: RowCounts) -> Iterator[Demonstration]
     seen: set[tuple[str, str]] = set()
     for pair in pairs:
         row = pair.origin.row
-        key = prompt_key(pair.prompt), _turn(pair.chosen, pair.fields[0])
+        key = prompt_key(pair.prompt), answer_key(Answer(pair.chosen, fields=pair.fields[0]))
         if pair.cut[0]:
             counts.used -= 1
             counts.skip("the chosen answer was cut at a length limit: nothing to imitate", row)
@@ -334,7 +333,7 @@ def _read_back(read: Callable[[Row, Origin], R], row: Row) -> R:
 
 def _what_it_says(judgment: Judgment) -> Hashable:
     """The same for two judgments that say the same of the same texts, in whatever order these were shown."""
-    texts = [_turn(answer.text, answer.fields) for answer in judgment.answers]
+    texts = [answer_key(answer) for answer in judgment.answers]
     said: Hashable
     match judgment.verdict:
         case Preference("first"):
@@ -360,11 +359,6 @@ def _refuse_lost_fields(before: Prompt, after: Prompt) -> None:
         raise RowError(f"a turn's {', '.join(lost)} would be left out")
 
 
-def _turn(text: str, fields: Fields | None) -> str:
-    """An answer's text and what its turn holds beside it, as one string."""
-    return f"{text}\0{json.dumps(dict(fields), sort_keys=True, default=str)}" if fields else text
-
-
 def _left_out(before: Judgment, after: Judgment) -> Iterator[str]:
     """What was known of a judgment and does not come back."""
     if "unknown" not in (before.kind, after.kind) and before.kind != after.kind:
@@ -373,7 +367,7 @@ def _left_out(before: Judgment, after: Judgment) -> Iterator[str]:
         known = getattr(before, name)
         if known not in ("", "unknown", None) and getattr(after, name) != known:
             yield name
-    if [answer.text for answer in before.answers] != [answer.text for answer in after.answers]:
+    if list(map(answer_key, before.answers)) != list(map(answer_key, after.answers)):
         yield "the order in which answers were shown"
     if getattr(before.verdict, "strength", 0) != getattr(after.verdict, "strength", 0):
         yield "strength"
@@ -385,11 +379,8 @@ def _left_out(before: Judgment, after: Judgment) -> Iterator[str]:
 
 
 def _left_out_of_answers(before: Sequence[Answer], after: Sequence[Answer]) -> Iterator[str]:
-    if [answer.text for answer in before] == [answer.text for answer in after]:
-        partners = list(after)
-    else:
-        found = {answer.text: answer for answer in after}
-        partners = [found[answer.text] for answer in before]
+    keys, found = list(map(answer_key, before)), {answer_key(answer): answer for answer in after}
+    partners = list(after) if keys == list(map(answer_key, after)) else [found[key] for key in keys]
     for answer, partner in zip(before, partners, strict=True):
         for name in ("model", "model_hash", "sampling", "logp", "tokens", "truncated", "draw", "drawn"):
             known = getattr(answer, name)

@@ -21,7 +21,7 @@ from keel.data.messages import (
     turn_spoken,
     without_fields,
 )
-from keel.data.rows import Row, RowError, note, text, text_or
+from keel.data.rows import Row, RowError, good_or_bad, note, text, text_or
 from keel.records import Answer, Demonstration, Drawn, Message, Origin, Prompt
 
 __all__ = ["DEMONSTRATED", "Demonstrated", "alpaca_question"]
@@ -51,24 +51,28 @@ class Demonstrated:
     may: tuple[str, ...] = BESIDE
 
 
-def _shown(row: Row, before: Prompt, answer: Answer, origin: Origin) -> Demonstration:
-    """An answer to imitate; one that a column calls bad is dropped, and a rating beside it noted."""
+def _shown(row: Row, before: Prompt, answer: Answer, origin: Origin, classes: bool = False) -> Demonstration:
+    """An answer to imitate; one that a column calls bad is dropped, and a rating beside it noted.
+
+    `classes`: a number in the column label names a class, no verdict.
+    """
     for column in LABELS:
-        if (good := _verdict(row.get(column), numbers=column != "label")) is False:
+        good = good_or_bad(row.get(column))
+        if classes and column == "label" and str(row.get(column)).strip()[:1].isdigit():
+            good = None
+        if good is False:
             raise RowError(f"{column} says that the answer is bad")
-        if good is None and row.get(column) not in (None, ""):
-            note(f"the column {column} is left out")
+        if good is None:
+            _not_minded(row, column)
     for column in RATINGS:
-        if row.get(column) not in (None, ""):
-            note(f"the column {column} is left out")
+        _not_minded(row, column)
     return Demonstration(around(row, before), answer.text, origin, answer.fields)
 
 
-def _verdict(value: object, numbers: bool) -> bool | None:
-    """Whether a label says that an answer is good or bad, in words or, where `numbers` mean that, as 1 or 0."""
-    word = str(value).strip().lower() if isinstance(value, (str, int, float)) else ""
-    words = {"true": True, "false": False} | ({"1": True, "0": False, "1.0": True, "0.0": False} if numbers else {})
-    return words.get(word)
+def _not_minded(row: Row, column: str) -> None:
+    """Note what may say that an answer is not to be imitated, and cannot be told."""
+    if row.get(column) not in (None, ""):
+        note(f"{column} is not used: the answer is imitated all the same, which may change what is learnt")
 
 
 def _answer(it: Demonstration) -> Answer:
@@ -116,7 +120,7 @@ def _write_completion(it: Demonstration) -> Row:
 
 def _unlabelled(row: Row) -> bool:
     """Without a verdict: answers judged bad are not to be imitated."""
-    return _verdict(row.get("label"), numbers=False) is None
+    return good_or_bad(row.get("label")) is None
 
 
 def _read_chat(row: Row, origin: Origin) -> Demonstration:
@@ -214,7 +218,7 @@ def _read_alpaca(row: Row, origin: Origin) -> Demonstration:
 def _read_text(row: Row, origin: Origin) -> Demonstration:
     if taken := next((name for name in AROUND if row.get(name)), None):
         raise RowError(f"plain text has no place for the column {taken}")
-    return _shown(row, "", Answer(text(row, "text")), origin)
+    return _shown(row, "", Answer(text(row, "text")), origin, classes=True)
 
 
 def _chat(it: Demonstration) -> Demonstration:

@@ -31,6 +31,7 @@ from keel.data.recognition import (
     Format,
     Kind,
     Opened,
+    bears_columns,
     kind_of_rows,
     open_rows,
     refuse_nothing,
@@ -44,6 +45,7 @@ from keel.errors import InputError
 from keel.records import Answer, Demonstration, Judgment, Origin, Pair, Prompt, PromptRow, RowCounts
 
 __all__ = [
+    "columns_of_two",
     "file_hash",
     "identify",
     "kind_of",
@@ -258,6 +260,22 @@ def kind_of(source: str, format: str | None = None, columns: str | None = None) 
     return kind_of_rows(source, format, columns)
 
 
+RENAMED = "read under the names of --columns"
+AS_IT_IS = "--columns is not used: the file has none of the columns it names"
+
+
+def columns_of_two(source: str, other: str | None, columns: str | None) -> tuple[str | None, str | None, str]:
+    """--columns as they are for the data and for a second file, and what is worth a note on the latter.
+
+    The second file may have Keel's own names. Beside a store, which has no such names, --columns is for it alone.
+    """
+    if columns is None or other is None or is_store(other):
+        return columns, None, ""
+    if is_store(source):
+        return None, columns, RENAMED
+    return (columns, columns, RENAMED) if bears_columns(other, columns) else (columns, None, AS_IT_IS)
+
+
 def identify(source: str, counts: RowCounts) -> dict[str, object]:
     """What a manifest says of data: the file's hash, or exactly which rows of a store were given.
 
@@ -361,7 +379,7 @@ def _records(
     opened: Opened[F], convert: Callable[[Row, Origin], R], source: str, counts: RowCounts, unused: Unused
 ) -> Iterator[tuple[int, R]]:
     """(number, record) of each row that gives one, for the caller to count; the others are counted here."""
-    given = False
+    given, lacking = False, True
     for number, row in opened.rows:
         try:
             if isinstance(row, RowError):
@@ -373,12 +391,13 @@ def _records(
         except RowError as error:
             counts.read += 1
             counts.drop(str(error), number)
+            lacking &= error is row or str(error).startswith("no ")  # other names of columns can help
         else:
             given = True
             yield number, record
     unused.tell(counts)
     if not given:
-        refuse_nothing(counts, source, opened.hint())
+        refuse_nothing(counts, source, opened.hint() if lacking else "")
 
 
 def together(groups: Iterable[list[Judgment]], counts: RowCounts) -> Iterator[list[Judgment]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from keel.data.files import first_line
 from keel.data.rows import Numbered, shown
 from keel.errors import InputError
 
@@ -127,11 +128,6 @@ def is_pointer(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(len(LFS)) == LFS
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, on one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _numbered(files: list[Path], read: Read) -> Iterator[Numbered]:

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from typing import Any
 
 from keel.data.rows import Row, RowError, is_unicode, items, mapping, note, shown, text
-from keel.data.text import further
+from keel.data.text import fields_key, further
 from keel.records import ANSWER_FIELDS, Answer, Message, Prompt
 
 __all__ = [
@@ -467,6 +467,4 @@ def without_fields(answer: Answer) -> str:
 
 def answer_key(answer: Answer) -> str:
     """One string per distinct answer to a prompt: its text, and what its turn holds besides."""
-    if not answer.fields:
-        return answer.text
-    return f"{answer.text}\1{json.dumps(dict(answer.fields), sort_keys=True, ensure_ascii=False)}"
+    return f"{answer.text}\1{fields_key(answer.fields)}" if answer.fields else answer.text

@@ -8,7 +8,6 @@ from typing import TypeVar
 
 from keel.config import Reading, Training
 from keel.data import checks, doubts, formats
-from keel.data.store import is_store
 from keel.data.text import Text
 from keel.errors import InputError, RowFault
 from keel.records import Bundle, Demonstration, Pair, PromptRow, RowCounts
@@ -64,7 +63,9 @@ def _prepare(
     text: Text,
     positions: int | None,
 ) -> Prepared:
-    rows, counts, name = reader(source, format=config.format, limit=config.limit, columns=config.columns)
+    other = None if config.eval_data is None else str(config.eval_data)
+    columns, other_columns, said = formats.columns_of_two(source, other, config.columns)
+    rows, counts, name = reader(source, format=config.format, limit=config.limit, columns=columns)
     rows = checker(rows, counts, config.max_bad_share, source)
     limit = min(config.max_length, positions or config.max_length)
     held_report = ""
@@ -72,10 +73,10 @@ def _prepare(
     held: list[Bundle] = []
     held_counts: RowCounts | None = None
     parts: tuple[Sequence[Row], ...] = (rows,)
-    if config.eval_data is not None:
-        other = str(config.eval_data)
-        columns = None if is_store(other) else config.columns
-        held_rows, held_counts, held_name = reader(other, format=config.format, limit=None, columns=columns)
+    if other is not None:
+        held_rows, held_counts, held_name = reader(other, format=config.format, limit=None, columns=other_columns)
+        if said:
+            held_counts.note(said, 1)
         held_rows = checker(held_rows, held_counts, config.max_bad_share, other)
         _refuse_leak(rows, held_rows, source, other)
         held = encode(held_rows, held_counts, text, limit, config.max_bad_share, other)

@@ -32,6 +32,7 @@ __all__ = [
     "Format",
     "Kind",
     "Opened",
+    "bears_columns",
     "kind_of_rows",
     "open_rows",
     "refuse_nothing",
@@ -127,6 +128,13 @@ def _start(
     for remark in remarks:
         counts.note(remark, head[0][0] if head else 1)
     return itertools.chain(head, rows), readable, set(mapping.paths if mapping else ())
+
+
+def bears_columns(source: str, columns: str) -> bool:
+    """Whether the names of --columns are those of this file, which may have Keel's own."""
+    mapping = names.parse(columns)
+    readable = [row for _, row in _head(read_rows(source)) if isinstance(row, dict)]
+    return mapping is None or not readable or mapping.meant_for(readable)
 
 
 def _head(rows: Iterator[Numbered]) -> list[Numbered]:

@@ -86,6 +86,15 @@ def number(row: Row, column: str) -> float:
     return found
 
 
+WORDS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+"""A label's value, as tools and CSV cells spell it: good or bad."""
+
+
+def good_or_bad(value: object) -> bool | None:
+    """Whether a label says that an answer is good; None where it says neither."""
+    return WORDS.get(str(value).strip().lower()) if isinstance(value, (str, int, float)) else None
+
+
 def margin(row: Row) -> float:
     """The optional `margin`; null or an empty cell is a pair without a grade."""
     value = row.get("margin")

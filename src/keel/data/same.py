@@ -13,14 +13,13 @@ the keyboard, so that `fold` leaves them out.
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Hashable, Sequence
 from functools import lru_cache
 from typing import Literal, TypeVar
 
-from keel.data.text import further
+from keel.data.text import fields_key, further
 from keel.records import Fields, Message, Prompt
 
 T = TypeVar("T", str, Prompt)
@@ -88,21 +87,33 @@ def fold_prompt(prompt: Prompt) -> str:
     A system turn that says nothing counts as none; what turns hold beside their text counts.
     """
     text, turns = _asked(prompt)
-    return fold(text) if text is not None else "\0".join(map(_turn, turns))
+    return fold(text) if text is not None else "\0".join(_turn(turn, fold) for turn in turns)
+
+
+def fold_layout(prompt: Prompt) -> str:
+    """One string for all prompts that a reader cannot tell apart: layout counts, and a chat is not a text."""
+    if isinstance(prompt, str):
+        return fold_answer(prompt)
+    return "\0" + "\0".join(_turn(turn, fold_answer) for turn in _speaking(prompt))
 
 
 def _asked(prompt: Prompt) -> tuple[str | None, list[Message]]:
     """The text of a prompt that is one user's text and nothing else, and the turns of another."""
     if isinstance(prompt, str):
         return prompt, []
-    turns = [turn for turn in prompt if turn["role"] != "system" or len(turn) > 2 or turn["content"].strip()]
+    turns = _speaking(prompt)
     if not turns:
         return "", []
     alone = len(turns) == 1 and turns[0]["role"] == "user" and len(turns[0]) == 2
     return (turns[0]["content"], []) if alone else (None, turns)
 
 
-def _turn(turn: Message) -> str:
+def _speaking(turns: list[Message]) -> list[Message]:
+    """The turns of a chat, without system turns that say nothing."""
+    return [turn for turn in turns if turn["role"] != "system" or len(turn) > 2 or turn["content"].strip()]
+
+
+def _turn(turn: Message, fold: Callable[[str], str]) -> str:
     key = f"{turn['role']}\1{fold(turn['content'])}"
     more = further(turn)
     return f"{key}\1{fold_fields(more)}" if more else key
@@ -110,7 +121,7 @@ def _turn(turn: Message) -> str:
 
 def fold_fields(fields: Fields | None) -> str:
     """One string for what a turn holds beside its text; empty for nothing."""
-    return fold(json.dumps(fields, sort_keys=True, ensure_ascii=False)) if fields else ""
+    return fold(fields_key(fields))
 
 
 # --- many texts -----------------------------------------------------------------------------------

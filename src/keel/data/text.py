@@ -476,9 +476,13 @@ def prompt_key(prompt: Prompt) -> str:
 
 
 def _turn_key(turn: Message) -> str:
-    more = further(turn)
-    key = f"{turn['role']}\1{turn['content']}"
-    return f"{key}\1{json.dumps(more, sort_keys=True, ensure_ascii=False)}" if more else key
+    key, more = f"{turn['role']}\1{turn['content']}", fields_key(further(turn))
+    return f"{key}\1{more}" if more else key
+
+
+def fields_key(fields: Fields | None) -> str:
+    """One string for what a turn holds beside its text; empty for nothing."""
+    return json.dumps(dict(fields), sort_keys=True, ensure_ascii=False) if fields else ""
 
 
 def further(turn: Message) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import IO, TextIO, cast
 
 from keel.data.cells import refuse_ambiguous
-from keel.data.hub import INSTALL, first_line
+from keel.data.files import first_line
+from keel.data.hub import INSTALL
 from keel.data.rows import Row, RowError
 from keel.errors import InputError
 

@@ -96,8 +96,9 @@ def _tell(findings: Sequence[Finding]) -> None:
 def examine(config: DataCheckConfig) -> Audit:
     """All checks that fit the data, in the order in which the page tells them."""
     audit = Audit()
-    kind = formats.kind_of(config.data, config.format, config.columns)
-    rows, counts, name = _read(kind, config.data, config.format, config.limit, config.columns)
+    columns, _, _ = formats.columns_of_two(config.data, config.eval_data, config.columns)
+    kind = formats.kind_of(config.data, config.format, columns)
+    rows, counts, name = _read(kind, config.data, config.format, config.limit, columns)
     say(checks.summarise(counts, config.data, name).partition("\n")[0])  # the rest is told as findings
     audit.figures |= {"command": "data check", "data": config.data, "kind": kind, "format": name}
     audit.figures |= formats.identify(config.data, counts)
@@ -179,8 +180,10 @@ def _fates(audit: Audit, counts: RowCounts, source: str, max_bad_share: float) -
 def _leaks(audit: Audit, rows: Sequence[Row], config: DataCheckConfig) -> None:
     """Held-out prompts that also are in the data, word for word (in whatever bytes) or nearly."""
     other = str(config.eval_data)
-    columns = None if is_store(other) else config.columns
+    _, columns, noted = formats.columns_of_two(config.data, other, config.columns)
     held, counts, name = _read(formats.kind_of(other, None, columns), other, None, None, columns)
+    if noted:
+        counts.note(noted, 1)
     say(checks.summarise(counts, other, name))
     found = checks.leak(rows, held)
     exact = found.rows

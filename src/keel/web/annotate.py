@@ -32,6 +32,8 @@ def annotate(config: AnnotateConfig) -> None:
     """Put tasks in, then serve until interrupted. Nothing is written before files and address are seen to be good."""
     if config.rubric is not None:
         load_rubric(config.rubric)
+    if config.columns is not None and config.tasks is None and config.gold is None:
+        raise InputError("--columns names the columns of a file; give --tasks or --gold, or leave it out")
     found = None if config.tasks is None else answers_of_file(config)
     gold = None if config.gold is None else verdicts_of_file(config)
     with listening(config) as door, Store(config.store, create=True) as store:
@@ -96,7 +98,8 @@ def _remedy(config: AnnotateConfig) -> str:
 def answers_of_file(config: AnnotateConfig) -> list[formats.Asked]:
     """Prompts with answers to judge; bad rows are counted, and refused past the share."""
     assert config.tasks is not None
-    found, counts, name = formats.open_answers(config.tasks, limit=config.limit, columns=config.columns)
+    columns, _, _ = formats.columns_of_two(config.tasks, config.gold, config.columns)
+    found, counts, name = formats.open_answers(config.tasks, limit=config.limit, columns=columns)
     return _checked(config, config.tasks, list(found), counts, name)
 
 
@@ -105,8 +108,13 @@ def verdicts_of_file(config: AnnotateConfig) -> list[Judgment]:
     assert config.gold is not None
     if config.kind in ("score", "ranking"):
         raise InputError(f"--gold holds pairs, which have no place among tasks of --kind {config.kind}; leave it out")
-    groups, counts, name = formats.open_judgments(config.gold, limit=config.limit)
+    columns, noted = config.columns, ""
+    if config.tasks is not None:
+        _, columns, noted = formats.columns_of_two(config.tasks, config.gold, columns)
+    groups, counts, name = formats.open_judgments(config.gold, limit=config.limit, columns=columns)
     found = [judgment for group in groups for judgment in group]
+    if noted:
+        counts.note(noted, 1)
     for judgment in found:
         if not isinstance(judgment.verdict, Preference):
             counts.note("no preference between two answers: not used as gold", judgment.origin.row)

@@ -160,8 +160,8 @@ def _holds_several(value: object) -> bool:
 
 
 def _looks_like_rm_bench(row: Row) -> bool:
-    values = [row.get(name) for name in ("chosen", "rejected")]
-    texts = all(isinstance(value, str) or (isinstance(value, list) and isinstance(value[0], str)) for value in values)
+    values = row.get("chosen"), row.get("rejected")
+    texts = all(isinstance(v, str) or (isinstance(v, list) and v and isinstance(v[0], str)) for v in values)
     return isinstance(row.get("prompt"), str) and all(map(_holds_several, values)) and texts
 
 

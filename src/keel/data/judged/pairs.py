@@ -33,7 +33,7 @@ from keel.data.messages import (
     tools_of,
     without_fields,
 )
-from keel.data.rows import Row, RowError, mapping, margin, objects, others, text
+from keel.data.rows import Row, RowError, good_or_bad, mapping, margin, objects, others, text
 from keel.records import Answer, Judgment, Message, Origin, Preference, Prompt, Score
 
 # --- TRL pairs
@@ -136,7 +136,6 @@ def _answered(before: Prompt, answer: Answer) -> Prompt:
 
 KTO = frozenset(("prompt", "completion", "label", *AROUND))
 KTO_CHAT = frozenset(("messages", "label", *AROUND))
-LABELS = {"true": 1.0, "false": 0.0, "1": 1.0, "0": 0.0, "1.0": 1.0, "0.0": 0.0}
 
 
 def _label(row: Row) -> float:
@@ -144,10 +143,10 @@ def _label(row: Row) -> float:
     value = row.get("label")
     if value is None or value == "":
         raise RowError("no label")
-    word = str(value).lower() if isinstance(value, (str, bool, int, float)) else ""
-    if word not in LABELS:
+    good = good_or_bad(value)
+    if good is None:
         raise RowError("label is neither true nor false")
-    return LABELS[word]
+    return float(good)
 
 
 def _kto_prompt(row: Row) -> Prompt:
@@ -207,11 +206,8 @@ def _verdict(judgment: Judgment) -> bool:
 
 
 def _is_verdict(row: Row) -> bool:
-    """Whether a chat's label says that its last turn is good or bad; a number may be anything."""
-    label, turns = row.get("label"), row.get("messages")
-    if not isinstance(label, bool) and not (isinstance(label, str) and label.lower() in ("true", "false")):
-        return False
-    return isinstance(turns, list)
+    """Whether a chat's label says that its last turn is good or bad."""
+    return good_or_bad(row.get("label")) is not None and isinstance(row.get("messages"), list)
 
 
 # --- Anthropic HH
