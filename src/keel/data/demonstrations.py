@@ -65,7 +65,8 @@ def _shown(row: Row, before: Prompt, answer: Answer, origin: Origin, classes: bo
         if good is None:
             _not_minded(row, column)
     for column in RATINGS:
-        _not_minded(row, column)
+        if not (column == "score" and _candidate(row.get("candidates"), row.get("best"))):  # by which it is the best
+            _not_minded(row, column)
     return Demonstration(around(row, before), answer.text, origin, answer.fields)
 
 
