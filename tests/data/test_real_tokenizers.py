@@ -115,7 +115,7 @@ def filled(text, conversation):
 def tokenised_whole(text, turns, answer):
     """The library's tokens of the whole conversation, what its texts spell being text, up to the first real end."""
     tokenizer = text.tokenizer
-    program = text.template._program  # with the day fixed: the library's own changes at midnight
+    program = text.template._programs["default"]  # with the day fixed: the library's own changes at midnight
     ids = tokenizer.apply_chat_template(
         [*turns, a(answer)], chat_template=program, tokenize=True, return_dict=False, sanitize_control_tokens=True
     )

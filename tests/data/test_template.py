@@ -468,6 +468,15 @@ def test_a_named_template_ends_its_answers_with_a_control_token(name):
             text.prompt_ids([*turns, {"role": "oracle", "content": "x"}])
 
 
+def test_of_several_templates_the_default_is_taken_and_that_for_tools_where_there_are_some():
+    tools = [{"type": "function", "function": {"name": "tide"}}]
+    several = {"default": TWO_ROLES, "tool_use": "{{ tools[0].function.name }}\n" + TWO_ROLES, "rag": DATED}
+    text = text_with(several)
+    assert text.render([u("q")]) == "Q: q\nA: "
+    assert text.render([{**u("q"), "tools": tools}]) == "tide\nQ: q\nA: "
+    assert text.completion_ids([u("q")], "yes")[-1] == text.eos_id
+
+
 def test_a_named_template_needs_its_tokens_and_says_which_fit():
     tokenizer = tokenizer_of(Tokenizer(models.BPE(vocab={"<s>": 0, "</s>": 1, "<unk>": 2, "<pad>": 3}, merges=[])))
     with pytest.raises(

@@ -76,11 +76,13 @@ class _Layout:
 class Template:
     """A chat template around a tokenizer's special tokens."""
 
-    def __init__(self, tokenizer: Any, source: str) -> None:
-        self.source = source
-        self.reads_clock = "strftime_now" in source
+    def __init__(self, tokenizer: Any, source: str | Mapping[str, str]) -> None:
+        """`source` is a template, or several by name: `default`, and perhaps `tool_use` for chats with tools."""
+        sources = {"default": source} if isinstance(source, str) else dict(source)
+        self.reads_clock = any("strftime_now" in one for one in sources.values())
         self._tokenizer = tokenizer
-        self._program = (_FIXED_CLOCK if self.reads_clock else "") + source
+        clock = _FIXED_CLOCK if self.reads_clock else ""
+        self._programs = {name: clock + one for name, one in sources.items()}
         self._layouts: dict[tuple[tuple[str, ...], bool], _Layout | None] = {}
 
     def write(self, turns: Sequence[Message], *, generate: bool) -> str:
@@ -101,11 +103,12 @@ class Template:
             raise _fault(error) from error
 
     def _apply(self, turns: list[dict[str, Any]], tools: Any, generate: bool) -> str:
+        program = self._programs.get("tool_use") if tools else None
         return str(
             self._tokenizer.apply_chat_template(
                 turns,
                 tools=tools,
-                chat_template=self._program,
+                chat_template=program or self._programs["default"],
                 tokenize=False,
                 add_generation_prompt=generate,
             )

@@ -70,9 +70,15 @@ def load_text(name: str, spelling: Spelling | None = None) -> Text:
     extra = eos if isinstance(eos, list) else [eos]
     if spelling.chat_template is not None:
         tokenizer.chat_template = chat_template(spelling.chat_template, tokenizer)
-    if isinstance(tokenizer.chat_template, str):  # files are read back with line breaks of one kind
-        tokenizer.chat_template = tokenizer.chat_template.replace("\r\n", "\n").replace("\r", "\n")
+    tokenizer.chat_template = _with_line_breaks(tokenizer.chat_template)
     return Text(tokenizer, [i for i in extra if i is not None], spelling.control_tokens)
+
+
+def _with_line_breaks(template: Any) -> Any:
+    """A template, or several by name, with line breaks of the kind with which files are read back."""
+    if isinstance(template, dict):
+        return {name: _with_line_breaks(one) for name, one in template.items()}
+    return template.replace("\r\n", "\n").replace("\r", "\n") if isinstance(template, str) else template
 
 
 def load_policy(name: str, machine: Machine) -> nn.Module:
