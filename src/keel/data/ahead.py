@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Generator, Iterator
 from multiprocessing import get_context
 from multiprocessing.queues import Queue
@@ -47,7 +48,12 @@ def _next(queue: Queue[tuple[str, Any]], process: Any) -> tuple[str, Any]:
                 raise RunFailed("a process that reads was killed; is there enough memory? Call again") from None
 
 
+RARELY = 200_000
+"""Objects made between two searches for cycles in a process that reads: it makes millions, and hardly any cycle."""
+
+
 def _run(queue: Queue[tuple[str, Any]], function: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]) -> None:
+    gc.set_threshold(RARELY)
     try:
         for thing in function(*arguments):
             queue.put(("thing", thing))
