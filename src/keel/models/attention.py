@@ -8,16 +8,18 @@ the backbone see nothing of this.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "keel"
 PRODUCTS = 1 << 19
@@ -118,21 +120,40 @@ def attend(
     if packing is None and decoding is None:
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return out, None
+    if attention_mask is not None and attention_mask.numel() > 1:
+        raise ValueError("masks of its own")  # sparse attention, biases: they say more than a packing does
     for name in ("softcap", "s_aux", "position_bias"):
         if options.get(name) is not None:
-            raise ValueError(f"packed attention knows no {name}")
+            raise ValueError(f"attention with {name}")
     scale = options.get("scaling") or query.shape[-1] ** -0.5
+    width = value.shape[-1]
+    if width < key.shape[-1]:  # DeepSeek's: the kernels want one width, and what is added stays 0
+        value = pad(value, (0, key.shape[-1] - width))
+    out = _shared(module, query, key, value, scale, packing, decoding)
+    return out[..., :width].transpose(1, 2), None
+
+
+def _shared(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    packing: Packing | None,
+    decoding: Decoding | None,
+) -> Tensor:
+    """Attention of packed bundles, or of completions that are being written: [B, heads, T, width]."""
     if decoding is not None:
-        return decoding.attend(module.layer_idx, query, key, value, scale).transpose(1, 2), None  # type: ignore[arg-type]
+        return decoding.attend(module.layer_idx, query, key, value, scale)  # type: ignore[arg-type]
     assert packing is not None
     if packing.seen is not None:
         packing.seen[module.layer_idx] = key, value  # type: ignore[index]
     if query.device.type == "cpu":
-        return _Packed.apply(query, key, value, packing, scale).transpose(1, 2), None  # type: ignore[no-untyped-call]
+        return _Packed.apply(query, key, value, packing, scale)  # type: ignore[no-any-return, no-untyped-call]
     if (groups := query.shape[1] // key.shape[1]) > 1:
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     way = by_flex if _flex_works(query.device, query.dtype) else by_mask
-    return way(query, key, value, packing, scale).transpose(1, 2), None
+    return way(query, key, value, packing, scale)
 
 
 # --- on a GPU -------------------------------------------------------------------------------------
@@ -417,5 +438,32 @@ def _joined(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
     return torch.lerp(b[0], a[0], share)
 
 
+# --- what a backbone asks for ---------------------------------------------------------------------
+
+
+@contextmanager
+def windows() -> Iterator[list[int]]:
+    """Collects how far back the layers of a backbone look that is called meanwhile, where that is not to the start.
+
+    Windows and chunks of whatever name; 0 stands for a mask that is none of these.
+    """
+    global _asked
+    _asked = []
+    try:
+        yield _asked
+    finally:
+        _asked = None
+
+
+_asked: list[int] | None = None
+
+
+def _mask(*arguments: Any, local_size: int | None = None, use_vmap: bool = False, **options: Any) -> Any:
+    """Transformers' interface for masks: as for `sdpa`, and noted."""
+    if _asked is not None and (use_vmap or local_size is not None):
+        _asked.append(0 if use_vmap or local_size is None else local_size)
+    return sdpa_mask(*arguments, local_size=local_size, use_vmap=use_vmap, **options)
+
+
 AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+AttentionMaskInterface.register(NAME, _mask)

@@ -22,8 +22,8 @@ from keel.config import Machine, Spelling
 from keel.data.templates import chat_template
 from keel.data.text import PAD_TOKEN, Text
 from keel.errors import InputError, RunFailed
-from keel.models.fused import fuse
-from keel.models.heads import check_head, scalar_head
+from keel.models import limits, trials
+from keel.models.heads import scalar_head
 from keel.models.machine import device_of, dtype_of, prepare
 from keel.records import Bundle
 
@@ -87,9 +87,7 @@ def load_policy(name: str, machine: Machine) -> nn.Module:
 
     if is_reward_folder(name):
         raise InputError(f"{name} is a reward model, not a language model: give the policy it was trained beside")
-    model = _load(AutoModelForCausalLM, name, machine)
-    check_head(model, name)
-    return model
+    return _load(AutoModelForCausalLM, name, machine)
 
 
 def load_reward(name: str, machine: Machine) -> nn.Module:
@@ -171,8 +169,7 @@ def _load(auto: Any, name: str, machine: Machine, fresh: tuple[str, ...] = (), *
         )
     model.config.use_cache = False
     module: nn.Module = model.to(device).eval()
-    if device.type == "cpu":
-        fuse(module)
+    trials.ways_of(module, name)
     return module
 
 
@@ -278,8 +275,7 @@ def weights_hash(model: nn.Module) -> str:
 
 def positions(model: Any) -> int | None:
     """How many tokens the model can read, where it says so."""
-    value = getattr(model.config, "max_position_embeddings", None)
-    return int(value) if value is not None else None
+    return limits.positions(model)
 
 
 TRIED = 8
