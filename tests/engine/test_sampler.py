@@ -93,7 +93,7 @@ def test_a_window_wider_than_the_text_is_full_attention(make_model, family):
     )
     bundles = draw(model, text, PROMPTS[:2] + PROMPTS[3:], n=3)
     handle.remove()
-    assert shapes[:2] == [1, 9]  # three prompts in one row, then three answers to each
+    assert shapes[:2] == [1, 12]  # four prompts in one row, then three answers to each
     for bundle in bundles:
         for c in bundle.completions:
             torch.testing.assert_close(c.logps, logps_of(theirs, bundle.prompt_ids, c.ids), rtol=0, atol=1e-3)
