@@ -426,7 +426,7 @@ def patched(packs):
     with pytest.MonkeyPatch.context() as patch:
         way = passes.packed if packs else passes.rows
         patch.setattr(forward, "way_to", lambda model, longest: way)
-        patch.setattr(trials, "ways_of", lambda model: trials.Ways("", way, passes.rows, 10, (), 0.0))
+        patch.setattr(trials, "ways_of", lambda model: trials.Ways("", way, passes.rows, 10, (), 0.0, None))
         yield
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from keel.engine.head import TokenScores, score_tokens
+from keel.errors import InputError
 from keel.models import passes, trials
 from keel.models.heads import scalars
 from keel.models.limits import side
@@ -85,6 +86,7 @@ def _hidden(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States
 def _by_side(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
     """The pass itself; where a model reads positions by the length of the text, one for each kind of length."""
     ways = trials.ways_of(model)
+    _require_room(ways, bundles)
     sides = [side_of(ways.switches, b, c) for b in bundles for c in b.completions]
     if len(set(sides)) <= 1:
         return _way(model, bundles)(model, bundles)
@@ -101,6 +103,16 @@ def _by_side(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, State
         parts.append(hidden)
         rows += len(hidden)
     return torch.cat(parts), [found[i] for i in range(len(sides))]
+
+
+def _require_room(ways: trials.Ways, bundles: Sequence[Bundle]) -> None:
+    """Beyond its positions a model has none, or others for all texts of the pass."""
+    longest = max(map(width_of, bundles), default=0)
+    if ways.positions is not None and longest > ways.positions:
+        raise InputError(
+            f"a text of {longest} tokens is longer than the {ways.positions} positions of {ways.name}; "
+            "lower --max-length, or --max-new-tokens"
+        )
 
 
 def side_of(switches: tuple[int, ...], bundle: Bundle, completion: Completion) -> int:

@@ -298,7 +298,7 @@ class _Separate(_Rows):
             new.append(self.asked.popleft())
         cells = [cell for slot, one in enumerate(new) for cell in self.seat(slot, *one)]
         self.cells = torch.tensor(cells, device=self.device)
-        self.cache = passes.OwnCache(self.model)
+        self.cache = passes.OwnCache(self.model, trials.ways_of(self.model).makes_cache)
         last = self.cache.start([bundle.prompt_ids for bundle, _ in new])
         owners = torch.tensor([i for i, (_, copies) in enumerate(new) for _ in range(copies)], device=self.device)
         self.cache.take(owners)

@@ -24,8 +24,14 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 NAME = "keel"
 PRODUCTS = 1 << 19
 """Up to this many scores a head, a span's gradients in bf16 on a CPU are computed with all of its scores at once."""
+UNDERSTOOD = {"scaling", "dropout", "sliding_window", "is_causal", "position_ids", "use_cache", "cache_position"}
+"""What a layer may say of its attention beside queries, keys and values: windows are looked after in `trials`."""
 SMALL = 1 << 15
 """So many scores a head cost as much as a span of its own: completions that waste fewer on each other share one."""
+
+
+class NotPacked(ValueError):  # noqa: N818  (says why, in a few words)
+    """A layer wants something of its attention that a packing does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +124,16 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface: [B, heads, T, width] -> [B, T, heads, width]."""
     if packing is None and decoding is None:
+        if _asked is not None:
+            _asked.used(attention_mask)
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return out, None
     if attention_mask is not None and attention_mask.numel() > 1:
-        raise ValueError("masks of its own")  # sparse attention, biases: they say more than a packing does
-    for name in ("softcap", "s_aux", "position_bias"):
-        if options.get(name) is not None:
-            raise ValueError(f"attention with {name}")
+        raise NotPacked("masks of its own")  # sparse attention, biases: they say more than a packing does
+    if meant := sorted(name for name, value in options.items() if value is not None and name not in UNDERSTOOD):
+        raise NotPacked(f"attention with {', '.join(meant)}")  # sinks, caps, chosen keys: whatever it is called
+    if options.get("is_causal") is False:
+        raise NotPacked("attention to what follows")
     scale = options.get("scaling") or query.shape[-1] ** -0.5
     width = value.shape[-1]
     if width < key.shape[-1]:  # DeepSeek's: the kernels want one width, and what is added stays 0
@@ -441,28 +450,48 @@ def _joined(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
 # --- what a backbone asks for ---------------------------------------------------------------------
 
 
-@contextmanager
-def windows() -> Iterator[list[int]]:
-    """Collects how far back the layers of a backbone look that is called meanwhile, where that is not to the start.
+@dataclass(slots=True)
+class Asked:
+    """What the layers of a backbone look at in a plain pass."""
 
-    Windows and chunks of whatever name; 0 stands for a mask that is none of these.
-    """
+    windows: list[int] = field(default_factory=list)
+    """How far back each layer looks whose view does not reach the start, whatever the config calls that; 0: unknown."""
+    _masks: dict[int, int | None] = field(default_factory=dict)
+    _held: list[Tensor] = field(default_factory=list)
+
+    def made(self, mask: Tensor, size: int | None) -> None:
+        """A mask was made; `size` is None where it shows all that came before."""
+        self._masks[mask.untyped_storage().data_ptr()] = size
+        self._held.append(mask)  # no other mask can then have its address
+
+    def used(self, mask: Tensor | None) -> None:
+        """A layer was given a mask; one that the interface did not make says something that a packing does not."""
+        if mask is not None and (size := self._masks.get(mask.untyped_storage().data_ptr(), 0)) is not None:
+            self.windows.append(size)
+
+
+_asked: Asked | None = None
+
+
+@contextmanager
+def watched() -> Iterator[Asked]:
+    """Sees what layers look at in plain passes meanwhile."""
     global _asked
-    _asked = []
+    _asked = Asked()
     try:
         yield _asked
     finally:
         _asked = None
 
 
-_asked: list[int] | None = None
-
-
 def _mask(*arguments: Any, local_size: int | None = None, use_vmap: bool = False, **options: Any) -> Any:
-    """Transformers' interface for masks: as for `sdpa`, and noted."""
-    if _asked is not None and (use_vmap or local_size is not None):
-        _asked.append(0 if use_vmap or local_size is None else local_size)
-    return sdpa_mask(*arguments, local_size=local_size, use_vmap=use_vmap, **options)
+    """Transformers' interface for masks: as for `sdpa`; where it is watched, no mask is left out."""
+    if _asked is None:
+        return sdpa_mask(*arguments, local_size=local_size, use_vmap=use_vmap, **options)
+    options["allow_is_causal_skip"] = False
+    mask = sdpa_mask(*arguments, local_size=local_size, use_vmap=use_vmap, **options)
+    _asked.made(mask, 0 if use_vmap else local_size)
+    return mask
 
 
 AttentionInterface.register(NAME, attend)

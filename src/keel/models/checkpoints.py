@@ -22,7 +22,7 @@ from keel.config import Machine, Spelling
 from keel.data.templates import chat_template
 from keel.data.text import PAD_TOKEN, Text
 from keel.errors import InputError, RunFailed
-from keel.models import limits, trials
+from keel.models import trials
 from keel.models.heads import scalar_head
 from keel.models.machine import device_of, dtype_of, prepare
 from keel.records import Bundle
@@ -271,11 +271,6 @@ def weights_hash(model: nn.Module) -> str:
         digest.update(key.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def positions(model: Any) -> int | None:
-    """How many tokens the model can read, where it says so."""
-    return limits.positions(model)
 
 
 TRIED = 8

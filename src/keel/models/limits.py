@@ -30,7 +30,7 @@ def positions(model: Any) -> int | None:
     Tables of positions that are numbered from behind the padding (RoBERTa's kind) hold as many fewer.
     """
     config = text_config(model)
-    limit = next((int(n) for name in POSITIONS if (n := getattr(config, name, None)) is not None), None)
+    limit = next((int(n) for name in POSITIONS if (n := getattr(config, name, None)) is not None and n > 0), None)
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             own = module.num_embeddings - module.padding_idx - 1

@@ -131,14 +131,16 @@ def decode(model: nn.Module, token: Tensor, decoding: Decoding) -> Tensor:
 class OwnCache:
     """Rows of one length with the family's own cache: sliding windows, recurrent states and the like."""
 
-    def __init__(self, model: Any) -> None:
-        self._model, self._trunk = model, trunk(model)
+    def __init__(self, model: Any, made: bool = False) -> None:
+        """`made`: the backbone makes a cache of a class of its own (MiniMax), which is given none to start with."""
+        self._model, self._trunk, self._made = model, trunk(model), made
         self._named = cache_argument(self._trunk)
         self._length = 0
+        self._cache: Any = None
 
     def start(self, sequences: Sequence[list[int]]) -> Tensor:
         """Sequences of one length, read from the beginning: the hidden state after each, [N, D]."""
-        self._cache = DynamicCache(config=self._model.config)
+        self._cache = None if self._made else DynamicCache(config=self._model.config)
         self._length = len(sequences[0])
         ids = torch.tensor(sequences, device=device_of_model(self._model))
         return self._pass(ids, torch.arange(self._length, device=ids.device))
@@ -150,12 +152,16 @@ class OwnCache:
 
     def take(self, rows: Tensor) -> None:
         """Only these rows go on, in this order; a row may be taken more than once."""
-        self._cache.reorder_cache(rows)
+        if self._made:
+            self._cache.batch_select_indices(rows)
+        else:
+            self._cache.reorder_cache(rows)
 
     def _pass(self, ids: Tensor, positions: Tensor) -> Tensor:
         given = {self._named: self._cache, "position_ids": positions.expand(len(ids), -1)}
         given = {name: value for name, value in given.items() if name in _arguments(self._trunk)}
         out = self._trunk(input_ids=ids, use_cache=True, **given)
+        self._cache = getattr(out, self._named) if self._made else self._cache
         hidden: Tensor = out.last_hidden_state[:, -1]
         return hidden
 

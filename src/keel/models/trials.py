@@ -6,6 +6,7 @@ told once in one line with the reason; what reads ahead, or has logits that noth
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from keel.errors import InputError
-from keel.models import attention, passes
+from keel.models import attention, limits, passes
 from keel.models.attention import Decoding
 from keel.models.fused import fuse
-from keel.models.heads import head_of
+from keel.models.heads import exact, head_of, trunk
 from keel.models.limits import switches, vocabulary_of
 from keel.records import Bundle, Completion
 from keel.says import say
@@ -44,6 +45,10 @@ class Ways:
     """Lengths beyond which positions are read otherwise: texts on both sides never share a pass."""
     noise: float
     """How far two plain passes over the same tokens are apart, as a share of the root mean square."""
+    positions: int | None
+    """Tokens of the longest text that the model can read."""
+    makes_cache: bool = False
+    """Whether the backbone wants to make its cache itself."""
     written: dict[Writing, bool] = field(default_factory=dict)
     """Of the ways of writing that were tried, whether they are right."""
 
@@ -85,12 +90,14 @@ def writes(model: nn.Module, way: Writing) -> bool:
     """
     ways = ways_of(model)
     if way not in ways.written:
-        trial, slower = _WRITING[way]
+        trial, cache, slower = _WRITING[way]
         reason = "" if ways.together is passes.packed or way == "cached" else "it cannot share a prompt"
         reason = reason or _difference(model, trial, _expected(model), ways.noise)
+        if reason and way == "cached" and not _difference(model, _made, _expected(model), ways.noise):
+            ways.makes_cache, reason = True, ""
         ways.written[way] = not reason
         if reason and (way == "cached" or ways.together is passes.packed):
-            _tell(f"{ways.name} cannot go on from {way} keys and values ({reason}): {slower}")
+            _tell(f"{ways.name} does not go on from {cache} ({reason}): {slower}")
     return ways.written[way]
 
 
@@ -109,29 +116,55 @@ def _tried(model: Any, name: str) -> Ways:
     _fused(model, noise)
     if model.get_output_embeddings() is not None:
         head_of(model)
-    ways = Ways(type(model).__name__, passes.packed, passes.rows, UNBOUNDED, switches(model), noise)
+    ways = Ways(
+        type(model).__name__, passes.packed, passes.rows, UNBOUNDED, switches(model), noise, limits.positions(model)
+    )
     bundles, expected = _bundles(model), _alone(model)
     own = model.config._attn_implementation
     reason = _packs(model, bundles, expected, ways)
     if reason:
         if model.config._attn_implementation != own:
-            model.set_attn_implementation(own)
+            _attend(model, own)
         ways.together, ways.reach = passes.rows, 0
         _tell(f"{ways.name} cannot share a prompt between completions ({reason}): computed once for each of them")
     if reason := _difference(model, lambda m: _of(passes.rows(m, bundles)), expected, noise):
         ways.apart = passes.alone
         ways.together = passes.alone if ways.together is passes.rows else ways.together
         _tell(f"{ways.name} changes with what stands beside a text ({reason}): each goes alone")
+    _learns(model, name, ways, bundles)
     return ways
+
+
+def _learns(model: Any, name: str, ways: Ways, bundles: list[Bundle]) -> None:
+    """Refuse what has no gradient in evaluation mode, the only one in which it is ever computed (law 5)."""
+    backbone = [p for p in trunk(model).parameters() if p.requires_grad and p.is_floating_point()]
+    if not backbone:
+        return
+    small = [p for p in backbone if p.dim() < 2] or [min(backbone, key=Tensor.numel)]  # norms and biases of all layers
+    words: list[Tensor] = []  # and what the first layer is given: to get there, all is passed
+    handle = model.get_input_embeddings().register_forward_hook(lambda *at: words.append(at[-1]))
+    try:
+        with torch.enable_grad():
+            hidden, _ = ways.together(model, bundles)
+            given = [x for x in (*small, *words) if x.requires_grad]
+            found = torch.autograd.grad(hidden.float().square().mean(), given, allow_unused=True)
+    except FAILED as error:
+        raise InputError(
+            f"{name}: {ways.name} has no gradient in evaluation mode ({_short(error)}); give a model of another kind"
+        ) from error
+    finally:
+        handle.remove()
+    if not all(bool(torch.isfinite(x).all()) for x in found if x is not None):
+        raise InputError(f"{name}: its gradients are not finite on a few tokens; try --precision fp32")
 
 
 def _causal(model: Any, name: str) -> float:
     """Refuse what reads ahead; how far rounding alone moves hidden states."""
     ids = _tokens(model)
     try:
-        whole, part = (passes.plain(model, [ids[:n]])[0].float() for n in (9, 6))
+        whole, part, other = (passes.plain(model, [x])[0].float() for x in (ids[:9], ids[:6], ids[:6] + ids[8:]))
     except RuntimeError as error:
-        if next(model.parameters()).dtype == torch.float32:
+        if exact(model):
             raise
         raise InputError(f"{name}: does not run in bf16 ({_short(error)}); use --precision fp32") from error
     if not bool(torch.isfinite(whole).all()):
@@ -139,7 +172,7 @@ def _causal(model: Any, name: str) -> float:
             f"{name}: hidden states are not finite on a few tokens; its weights are broken, or need --precision fp32"
         )
     noise = _distance(whole[:6], part)
-    if noise > (1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1):
+    if _distance(whole[:6], other[:6]) > (1e-4 if exact(model) else 0.01) or noise > (1e-3 if exact(model) else 0.1):
         raise InputError(
             f"{name}: reads ahead: what it says of a text changes with the tokens that follow; give a decoder "
             "(an encoder becomes none by is_decoder alone, without training)"
@@ -161,15 +194,26 @@ def _fused(model: Any, noise: float) -> None:
 def _packs(model: Any, bundles: list[Bundle], expected: Tensor, ways: Ways) -> str:
     """Why not; '' where bundles can share a row up to `ways.reach`, which is found here."""
     try:
-        model.set_attn_implementation(attention.NAME)
-        with attention.windows() as asked:
+        _attend(model, attention.NAME)
+        with attention.watched() as asked:
             passes.plain(model, [bundles[0].prompt_ids])
     except FAILED as error:
-        return _short(error)
-    ways.reach = min(asked, default=UNBOUNDED)
+        return _why(error)
+    ways.reach = min(asked.windows, default=UNBOUNDED)
     if not ways.reach:
         return "masks of its own"
     return _difference(model, lambda m: _of(passes.packed(m, bundles)), expected, ways.noise)
+
+
+def _attend(model: Any, implementation: str) -> None:
+    """Choose how attention is computed; a family that does not let it be chosen is told of in a line of Keel's own."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        model.set_attn_implementation(implementation)
+    finally:
+        logger.setLevel(level)
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -210,10 +254,15 @@ def _written(model: Any) -> Tensor:
     return torch.cat(found)
 
 
-def _cached(model: Any) -> Tensor:
+def _made(model: Any) -> Tensor:
+    """With a cache that the backbone makes itself."""
+    return _cached(model, made=True)
+
+
+def _cached(model: Any, made: bool = False) -> Tensor:
     """With the family's own cache."""
     prompts, added = _writers(model)
-    cache = passes.OwnCache(model)
+    cache = passes.OwnCache(model, made)
     last = cache.start(prompts)
     cache.take(torch.tensor([0, 0, 1, 1], device=last.device))
     found = [last.repeat_interleave(2, 0)]
@@ -224,9 +273,9 @@ def _cached(model: Any) -> Tensor:
     return torch.cat(found)
 
 
-_WRITING: dict[Writing, tuple[Callable[[Any], Tensor], str]] = {
-    "shared": (_written, "answers are written with its own cache"),
-    "cached": (_cached, "each token reads the whole text anew"),
+_WRITING: dict[Writing, tuple[Callable[[Any], Tensor], str, str]] = {
+    "shared": (_written, "a prompt that is kept once", "answers are written with its own cache"),
+    "cached": (_cached, "its own cache", "each token reads the whole text anew"),
 }
 
 # --- comparing ------------------------------------------------------------------------------------
@@ -261,17 +310,21 @@ def _difference(model: Any, way: Callable[[Any], Tensor], expected: Tensor, nois
     try:
         found = way(model)
     except FAILED as error:
-        return _short(error)
+        return _why(error)
     if found.shape != expected.shape:
         return "other shapes"
     distance = _distance(found.float(), expected.float())
-    exact = next(model.parameters()).dtype == torch.float32
-    return "" if distance <= (1e-4 if exact else max(0.03, 4 * noise)) else f"off by {distance:.0%}"
+    bound = max(1e-5, 30 * noise) if exact(model) else max(0.03, 4 * noise)
+    return "" if distance <= bound else f"off by {distance:.1g}"
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
     """Root mean square of the difference, as a share of that of `b`."""
     return float((a - b).square().mean().sqrt() / b.square().mean().sqrt().clamp(min=1e-30))
+
+
+def _why(error: BaseException) -> str:
+    return str(error) if isinstance(error, attention.NotPacked) else "it takes no such input"
 
 
 def _short(error: BaseException) -> str:
