@@ -169,6 +169,8 @@ def _load(auto: Any, name: str, machine: Machine, fresh: tuple[str, ...] = (), *
             config = AutoConfig.from_pretrained(folder)
             dtype = dtype_of(machine, getattr(config.get_text_config(), "hidden_size", 0))
             model, info = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True, **kwargs)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
     except Exception as error:  # the library's own, safetensors', pickle's: a file that is no model
         raise InputError(
             f"{name}: not loadable as a model ({_first_line(error)}); copy or download the folder anew"

@@ -110,9 +110,10 @@ def is_own(model: nn.Module) -> bool:
 def notice(model: nn.Module) -> str:
     """What a user must know of a model of our own class: who can load its folder."""
     config: Any = model.config
+    others = "cannot" if _library_class(config) is None else "would make another model of it"
     return (
-        f"transformers has no sequence classifier on the backbone of {config.model_type}: the scalar model is Keel's "
-        f"own {type(model).__name__}; `keel` loads it, AutoModelForSequenceClassification cannot"
+        f"transformers has no sequence classifier on the causal backbone of {config.model_type}: the scalar model is "
+        f"Keel's own {type(model).__name__}; `keel` loads it, AutoModelForSequenceClassification {others}"
     )
 
 
@@ -167,6 +168,8 @@ def own_class(config: Any, trust_remote_code: bool = False) -> Any:
     from transformers import AutoModelForCausalLM
 
     model = _skeleton(AutoModelForCausalLM, config, trust_remote_code)
+    if not _is_causal(model.config, trust_remote_code):  # Llama 3.2's text part: the library saves what it cannot read
+        raise InputError(f"{config.model_type}: no library reads its text part back; give a text model of the family")
     causal: Any = type(model)
     config_class: Any = type(model.config)
     kind = "" if _library_class(config) is None else "Causal"
