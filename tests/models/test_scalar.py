@@ -50,6 +50,11 @@ OWN: dict[str, tuple[dict[str, Any], str, str]] = {
     "internlm3": (WIDTHS, "LlamaForSequenceClassification", "model"),
     "llama4_text": (LLAMA4, "Llama4ForSequenceClassification", "model"),
     "lfm2": (WIDTHS | {"layer_types": ["conv", "full_attention"]}, "Lfm2ForSequenceClassification", "model"),
+    "falcon_h1": (
+        WIDTHS | {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_state": 8, "mamba_d_head": 8},
+        "FalconH1ForSequenceClassification",
+        "model",
+    ),
     "mamba": (
         {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
         "MambaForSequenceClassification",
@@ -127,6 +132,17 @@ def images(tmp_path_factory, base) -> Path:
     return write(tmp_path_factory.mktemp("images") / "model", t.Gemma3ForConditionalGeneration(config), base)
 
 
+@pytest.fixture(scope="module")
+def llama4(tmp_path_factory, base) -> Path:
+    """A Llama 4 that reads images, too: its causal model is the text part alone."""
+    text = OWN["llama4_text"][0] | {"vocab_size": 104, "pad_token_id": PAD, "bos_token_id": 0, "eos_token_id": 1}
+    widths = {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32}
+    vision = WHOLE_HEADS | {"intermediate_size": 128, "image_size": 28, "patch_size": 14} | widths
+    config = t.Llama4Config(text_config=text, vision_config=vision, image_token_index=103)
+    torch.manual_seed(0)
+    return write(tmp_path_factory.mktemp("llama4") / "model", t.Llama4ForConditionalGeneration(config), base)
+
+
 @torch.no_grad()
 def expected(folder: Path, head: torch.nn.Linear, ids: torch.Tensor = IDS) -> torch.Tensor:
     """Scores [B, 1] by the causal model's own hidden states."""
@@ -161,6 +177,16 @@ def test_a_score_is_the_head_on_the_causal_model_s_last_state(folder_of, kind):
     assert scalar.is_own(model) == (kind in OWN)
 
 
+@pytest.mark.parametrize("kind", LIBRARY)
+def test_our_own_class_would_do_everywhere(folder_of, kind):
+    """Also where a backbone is narrower at its end than within: OPT's projection."""
+    model, info = scalar.OwnScalarModel.from_pretrained(str(folder_of(kind)), num_labels=1, output_loading_info=True)
+    assert info["missing_keys"] == {"score.weight"}
+    assert info["unexpected_keys"] <= {"embed_out.weight"}  # GPT-NeoX's head in its files
+    torch.nn.init.normal_(model.score.weight)
+    torch.testing.assert_close(score(model.eval()), expected(folder_of(kind), model.score), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", EITHER)
 def test_so_it_is_in_bf16(folder_of, kind):
     folder = folder_of(kind)
@@ -188,11 +214,12 @@ def test_tied_or_not_the_backbone_s_weights_come_with_it(folder_of, kind, tied):
 
 @pytest.mark.parametrize("kind", EITHER)
 def test_every_weight_gets_a_gradient(folder_of, kind):
-    """Nothing of the language-model head is left. Cross attention, which has nothing to attend to here, is idle."""
+    """Nothing of the language-model head is left. Cross attention and Pegasus's computed positions are idle."""
     model = new(folder_of(kind))
     model(input_ids=IDS).logits.sum().backward()
-    idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    assert [name for name in idle if "encoder_attn" not in name] == []
+    idle = [name for name, p in model.named_parameters() if p.grad is None]
+    fixed = ["embed_positions"] if kind == "pegasus" else []
+    assert [name for name in idle if not any(part in name for part in ["encoder_attn", *fixed])] == []
 
 
 def test_an_image_reader_scores_by_its_text_part(images):
@@ -205,6 +232,17 @@ def test_an_image_reader_scores_by_its_text_part(images):
     assert model.config.get_text_config().pad_token_id == PAD
     rows = torch.nn.functional.pad(long, (0, 3), value=PAD)
     torch.testing.assert_close(score(model, rows), score(model, long), rtol=0, atol=1e-5)
+
+
+def test_a_text_part_is_taken_out_of_an_image_reader(llama4, tmp_path):
+    """As the library's causal model takes it: what is saved is a text model."""
+    model = new(llama4)
+    torch.testing.assert_close(score(model), expected(llama4, model.score), rtol=0, atol=1e-5)
+    checkpoints.save(model, checkpoints.load_text(str(llama4)), tmp_path / "text")
+    checkpoints.require_reload(model, tmp_path / "text")
+    back = checkpoints.load_reward(str(tmp_path / "text"), CPU)
+    assert back.config.model_type == "llama4_text"
+    torch.testing.assert_close(score(back), score(model), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["cohere", "bart", "images"])
@@ -229,6 +267,7 @@ def test_saved_and_loaded_it_is_the_same(folder_of, kind, machine, weights, tmp_
     checkpoints.save(model, checkpoints.load_text(str(folder)), tmp_path / "saved")
     checkpoints.require_reload(model, tmp_path / "saved")
     assert checkpoints.is_reward_folder(str(tmp_path / "saved"))
+    assert not model.can_generate()
     back = checkpoints.load_reward(str(tmp_path / "saved"), machine)
     assert type(back) is type(model)
     live, read = model.state_dict(), back.state_dict()
