@@ -364,9 +364,17 @@ def test_a_score_that_is_no_linear_head_s_is_found_out(folder_of, monkeypatch):
     torch.testing.assert_close(score(model), expected(folder, model.score), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra"])
+@pytest.mark.parametrize("machine", [CPU, BF16], ids=["fp32", "bf16"])
+def test_a_backbone_that_reads_ahead_gets_no_head(folder_of, kind, machine):
+    """An encoder loads as a causal model, too, with a warning at most."""
+    with pytest.raises(InputError, match="no decoder"):
+        new(folder_of(kind, is_decoder=False), machine)
+
+
 def test_a_model_that_fails_is_refused_in_one_line(folder_of, monkeypatch):
     monkeypatch.setattr(t.CohereModel, "forward", lambda *_, **__: torch.ones(2) + torch.ones(3))
-    with pytest.raises(InputError, match=r"model: no scalar model.*must match") as caught:
+    with pytest.raises(InputError, match=r"model: no reward or value model.*must match") as caught:
         new(folder_of("cohere"))
     assert "\n" not in str(caught.value)
 

@@ -120,7 +120,8 @@ def new_scalar_model(name: str, machine: Machine, pad_id: int) -> nn.Module:
         model = _load(scalar.OwnScalarModel, name, machine, fresh=fresh, num_labels=1)
         fault = scalar.fault(model)
     if fault:
-        raise InputError(f"{name}: no scalar model in {model.dtype}: {fault}; try --precision fp32, or another model")
+        remedy = "give a decoder" if model.dtype == torch.float32 else "try --precision fp32, or give a decoder"
+        raise InputError(f"{name}: no reward or value model can be made of it: {fault}; {remedy}")
     if scalar.is_own(model):
         say(scalar.notice(model))
     if pad_id >= model.get_input_embeddings().weight.shape[0]:  # type: ignore[operator]
