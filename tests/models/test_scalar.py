@@ -6,6 +6,7 @@ The oracle is transformers' causal language model: its last hidden state times t
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +314,38 @@ def test_a_library_that_learns_a_family_reads_its_older_folders(folder_of, tmp_p
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     torch.testing.assert_close(score(read.eval()), score(model), rtol=0, atol=1e-5)
+
+
+CODE = """
+from transformers import CohereConfig, CohereForCausalLM
+
+class MyConfig(CohereConfig):
+    model_type = "of-a-folder"
+
+class MyForCausalLM(CohereForCausalLM):
+    config_class = MyConfig
+"""
+
+
+def test_code_of_a_folder_goes_with_the_scalar_model(folder_of, monkeypatch, tmp_path):
+    """It runs only where somebody said so, and nobody is asked."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question on the terminal"))
+    folder = Path(shutil.copytree(folder_of("cohere"), tmp_path / "folder"))
+    (folder / "own_code.py").write_text(CODE)
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "own_code.MyConfig", "AutoModelForCausalLM": "own_code.MyForCausalLM"}
+    config |= {"model_type": "of-a-folder", "architectures": ["MyForCausalLM"], "auto_map": names}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="custom code"):
+        scalar.AutoScalarModel.from_pretrained(str(folder), num_labels=1)
+    model = scalar.AutoScalarModel.from_pretrained(str(folder), num_labels=1, trust_remote_code=True).eval()
+    torch.nn.init.normal_(model.score.weight)
+    torch.testing.assert_close(score(model), expected(folder_of("cohere"), model.score), rtol=0, atol=1e-5)
+    model.save_pretrained(tmp_path / "saved")
+    back = scalar.AutoScalarModel.from_pretrained(str(tmp_path / "saved"), trust_remote_code=True).eval()
+    assert type(back).__name__ == "MyForSequenceClassification"
+    torch.testing.assert_close(score(back), score(model), rtol=0, atol=1e-5)
 
 
 # --- what is said

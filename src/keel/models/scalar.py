@@ -169,7 +169,7 @@ def own_class(config: Any, trust_remote_code: bool = False) -> Any:
 
     model = _skeleton(AutoModelForCausalLM, config, trust_remote_code)
     if not _is_causal(model.config, trust_remote_code):  # Llama 3.2's text part: the library saves what it cannot read
-        raise InputError(f"{config.model_type}: no library reads its text part back; give a text model of the family")
+        raise InputError(f"the text part of {config.model_type} could not be read back once saved; give a text model")
     causal: Any = type(model)
     config_class: Any = type(model.config)
     kind = "" if _library_class(config) is None else "Causal"
@@ -181,9 +181,12 @@ def own_class(config: Any, trust_remote_code: bool = False) -> Any:
 def _own_class(causal: Any, config_class: Any, name: str, backbone_name: str) -> Any:
     """It says that it lives in the causal class's module: the library converts weights of its own classes only.
 
-    Several families share a causal class and differ in their configs alone.
+    Several families share a causal class and differ in their configs alone. Code that came with a folder is saved with
+    the model, under another heading than the language model's.
     """
     own = {"config_class": config_class, "backbone_name": backbone_name, "__module__": causal.__module__}
+    if causal._auto_class is not None:
+        own["_auto_class"] = "AutoModelForSequenceClassification"
     return type(name, (ScalarHead, causal), own)
 
 
