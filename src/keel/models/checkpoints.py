@@ -22,10 +22,11 @@ from keel.config import Machine, Spelling
 from keel.data.templates import chat_template
 from keel.data.text import PAD_TOKEN, Text
 from keel.errors import InputError, RunFailed
-from keel.models import trials
+from keel.models import scalar, trials
 from keel.models.heads import scalar_head
 from keel.models.machine import device_of, dtype_of, prepare
 from keel.records import Bundle
+from keel.says import say
 
 # --- where a model is -----------------------------------------------------------------------------
 
@@ -92,30 +93,39 @@ def load_policy(name: str, machine: Machine) -> nn.Module:
 
 def load_reward(name: str, machine: Machine) -> nn.Module:
     """A trained reward model. A plain language model is refused: its head would be random."""
-    from transformers import AutoModelForSequenceClassification
-
     if Path(resolve(name)).exists() and not is_reward_folder(name):
         raise InputError(
             f"{name} is not a reward model but a plain language model; train one with `keel reward --model {name}`"
         )
-    model: Any = _load(AutoModelForSequenceClassification, name, machine)
+    model: Any = _load(scalar.AutoScalarModel, name, machine)
     if model.config.num_labels != 1:
         raise InputError(
             f"{name}: a classifier of {model.config.num_labels} labels, none of which is a score; "
             "give a reward model with one label (`keel reward` trains one)"
         )
+    if fault := scalar.fault(model):
+        raise InputError(f"{name}: {fault}; give a reward model on a decoder (`keel reward` trains one)")
     return model  # type: ignore[no-any-return]
 
 
 def new_scalar_model(name: str, machine: Machine, pad_id: int) -> nn.Module:
     """A scalar model on a language model's backbone, its head at zero, so that it starts by saying 0 everywhere."""
-    from transformers import AutoModelForSequenceClassification
-
-    model = _load(AutoModelForSequenceClassification, name, machine, fresh=("score.", "classifier."), num_labels=1)
+    fresh = ("score.", "classifier.")
+    model = _load(scalar.AutoScalarModel, name, machine, fresh=fresh, num_labels=1)
+    fault = scalar.fault(model)
+    if fault and not scalar.is_own(model):
+        model = _load(scalar.OwnScalarModel, name, machine, fresh=fresh, num_labels=1)
+        fault = scalar.fault(model)
+    if fault:
+        remedy = "give a decoder" if model.dtype == torch.float32 else "try --precision fp32, or give a decoder"
+        raise InputError(f"{name}: no reward or value model can be made of it: {fault}; {remedy}")
+    if scalar.is_own(model):
+        say(scalar.notice(model))
     if pad_id >= model.get_input_embeddings().weight.shape[0]:  # type: ignore[operator]
         model.resize_token_embeddings(pad_id + 1, mean_resizing=False)  # type: ignore[operator]
-    model.config.pad_token_id = pad_id  # type: ignore[union-attr]
-    nn.init.zeros_(scalar_head(model).weight)
+    model.config.get_text_config().pad_token_id = pad_id  # type: ignore[union-attr, operator]
+    for parameter in scalar_head(model).parameters():
+        nn.init.zeros_(parameter)
     return model
 
 
@@ -157,6 +167,8 @@ def _load(auto: Any, name: str, machine: Machine, fresh: tuple[str, ...] = (), *
             config = AutoConfig.from_pretrained(folder)
             dtype = dtype_of(machine, getattr(config.get_text_config(), "hidden_size", 0))
             model, info = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True, **kwargs)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
     except Exception as error:  # the library's own, safetensors', pickle's: a file that is no model
         raise InputError(
             f"{name}: not loadable as a model ({_first_line(error)}); copy or download the folder anew"
