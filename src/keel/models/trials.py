@@ -133,7 +133,10 @@ def _tried(model: Any, name: str) -> Ways:
             _attend(model, own)
         ways.together, ways.reach = passes.rows, 0
         _tell(f"{ways.name} cannot share a prompt between completions ({reason}): computed once for each of them")
-    if reason := _difference(model, lambda m: _of(passes.rows(m, bundles)), expected, noise):
+    reason = _difference(model, lambda m: _of(passes.rows(m, bundles)), expected, noise)
+    if getattr(limits.text_config(model), "index_topk", None):
+        reason = "it chooses what it attends to"  # of equals, by how many tokens there are, beyond a trial's few
+    if reason:
         ways.apart = passes.alone
         ways.together = passes.alone if ways.together is passes.rows else ways.together
         _tell(f"{ways.name} changes with what stands beside a text ({reason}): each goes alone")
