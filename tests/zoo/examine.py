@@ -12,6 +12,7 @@ import json
 import random
 import shutil
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -77,6 +78,19 @@ class Oracle:
     def logps(self, sequences: Sequences) -> Tensor:
         """Log-probability of every completion token, flat."""
         return torch.cat([_of_completion(self.logits(p + c), p, c) for p, c in sequences])
+
+    @torch.no_grad()
+    def logps_when_drawn(self, sequences: Sequences) -> Tensor:
+        """The same, each token's by a pass over the text up to it, as a sampler sees it.
+
+        It differs where positions are read otherwise once a text is longer than a limit.
+        """
+        found = [
+            self.logits(prompt + ids[:at])[-1].log_softmax(-1)[word]
+            for prompt, ids in sequences
+            for at, word in enumerate(ids)
+        ]
+        return torch.stack(found)
 
     def gradients(self, sequences: Sequences) -> dict[str, Tensor]:
         """Of the summed log-probabilities, by parameter; zero where none arrives."""
@@ -277,9 +291,13 @@ def drawn_log_probabilities(case: Case, model: Any, text: Any) -> None:
     drawn = sampler.sample(model, text, case.prompts, 3, max_new_tokens=NEW, generator=generator(0, "zoo"))
     recorded = torch.cat([c.logps for b in drawn for c in b.completions])
     sequences = [(b.prompt_ids, c.ids) for b in drawn for c in b.completions]
-    case.require("recorded log-probabilities", recorded, case.oracle.logps(sequences), DRAWN)
+    whole = case.oracle.logps(sequences)
     with torch.no_grad():
-        case.require("recomputed log-probabilities", forward.token_logps(model, drawn), recorded, DRAWN)
+        case.require("recomputed log-probabilities", forward.token_logps(model, drawn), whole, DRAWN)
+    if case.oracle.moving and bool((recorded - whole).abs().max() > DRAWN):
+        whole = case.oracle.logps_when_drawn(sequences)
+        case.told["crosses"] = "a text that grows beyond its limit is read anew, with other positions"
+    case.require("recorded log-probabilities", recorded, whole, DRAWN)
 
 
 def reward(case: Case, text: Any) -> None:
@@ -339,6 +357,7 @@ def examine(variant: Variant, folder: Path) -> dict[str, Any]:
     faults: list[dict[str, str]] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        started = time.perf_counter()
         make(variant, folder)
         for name, check in checks(Case(variant, folder, told)):
             try:
@@ -354,6 +373,7 @@ def examine(variant: Variant, folder: Path) -> dict[str, Any]:
             if name == "load":
                 break
     first = faults[0] if faults else {"outcome": "right", "line": "", "check": ""}
+    told["seconds"] = round(time.perf_counter() - started, 1)
     return {"name": variant.name, "family": variant.kind, **first, "faults": faults, **told}
 
 
