@@ -35,6 +35,25 @@ STARTS: dict[str, dict[str, Any]] = {
 }
 """Settings without which a family's defaults are refused by its own config."""
 
+ENCODERS = [
+    "bert",
+    "bert-generation",
+    "big_bird",
+    "camembert",
+    "data2vec-text",
+    "electra",
+    "ernie",
+    "megatron-bert",
+    "rembert",
+    "roberta",
+    "roberta-prelayernorm",
+    "roc_bert",
+    "roformer",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+]
+"""Families that are causal only where their config says `is_decoder`."""
 _DECODER = {"is_decoder": True}
 _QSA = {
     "indexer_n_heads": 2,
@@ -61,40 +80,10 @@ _DOTS = {
     "swa_v_head_dim": 8,
 }
 FAMILIES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(
-        [
-            "bert",
-            "bert-generation",
-            "big_bird",
-            "camembert",
-            "data2vec-text",
-            "electra",
-            "ernie",
-            "megatron-bert",
-            "rembert",
-            "roberta",
-            "roberta-prelayernorm",
-            "roformer",
-            "xlm-roberta",
-            "xlm-roberta-xl",
-            "git",
-        ],
-        _DECODER,
-    ),
+    **dict.fromkeys([*ENCODERS, "git"], _DECODER),
     "bamba": {"attn_layer_indices": [1]},
     "big_bird": {"is_decoder": True, "attention_type": "original_full"},
     "bigbird_pegasus": {"attention_type": "original_full"},
-    "cohere": {"logit_scale": 0.5},
-    "cohere2": {"logit_scale": 0.5},
-    "cohere2_moe": {"logit_scale": 0.5},
-    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
-    "dbrx": {
-        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
-        "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
-    },
-    "deepseek_v2": {"num_experts_per_tok": 2, "first_k_dense_replace": 1},
-    "deepseek_v4": {"layer_types": ["heavily_compressed_attention", "compressed_sparse_attention"]},
-    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
     "blt": {
         "encoder_hash_byte_group_vocab": 64,
         "encoder_hash_byte_group_size": [3, 4],
@@ -104,6 +93,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "decoder_config": _BLT_PART | {"hidden_size_global": 32},
         "global_config": {k: v for k, v in _BLT_PART.items() if k != "vocab_size"},
     },
+    "cohere": {"logit_scale": 0.5},
+    "cohere2": {"logit_scale": 0.5},
+    "cohere2_moe": {"logit_scale": 0.5},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+        "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "deepseek_v2": {"num_experts_per_tok": 2, "first_k_dense_replace": 1},
+    "deepseek_v4": {
+        "layer_types": ["heavily_compressed_attention", "compressed_sparse_attention"],
+        "compress_rates": {"heavily_compressed_attention": 8, "compressed_sparse_attention": 4},
+    },
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
     "dots3_note": {
         "text_config": _DOTS,
         "vision_config": {"adapter_in_dim": 32, "adapter_out_dim": 32},
@@ -116,10 +119,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "intermediate_size": [64, 64],
         "activation_sparsity_pattern": [0.95, 0.0],
     },
-    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
-    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
-    "hunyuan_v1_dense": {"head_dim": 8},
-    "hunyuan_v1_moe": {"head_dim": 8},
     "got_ocr2": {
         "vision_config": {
             "output_channels": 16,
@@ -129,6 +128,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
             "global_attn_indexes": [1],
         }
     },
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "hunyuan_v1_moe": {"head_dim": 8},
     "inkling_text": {"logits_mup_width_multiplier": 1.0},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
@@ -142,6 +145,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
             "image_size": 28,
         }
     },
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "minicpm3": {"dim_model_base": 16},
+    "minimax": {"block_size": 8},
+    "ministral": {"head_dim": 8},
     "mllama": {
         "vision_config": {
             "num_global_layers": 1,
@@ -153,8 +160,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
         },
         "text_config": {"num_hidden_layers": 3, "cross_attention_layers": [1]},
     },
-    "mamba2": {"num_heads": 8, "head_dim": 8},
-    "ministral": {"head_dim": 8},
     "nemotron": {"num_key_value_heads": 2},
     "phi4_multimodal": {
         "vision_config": {"image_size": 28, "crop_size": 28},
@@ -229,26 +234,6 @@ NOT_TINY = {
 }
 """Families of the mapping without a variant, and why."""
 
-ENCODERS = [
-    "bert",
-    "bert-generation",
-    "big_bird",
-    "camembert",
-    "data2vec-text",
-    "electra",
-    "ernie",
-    "megatron-bert",
-    "rembert",
-    "roberta",
-    "roberta-prelayernorm",
-    "roc_bert",
-    "roformer",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "xmod",
-]
-"""Families that are causal only where their config says `is_decoder`."""
-
 
 def _rope(**parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_theta": 10000.0, **parameters}}
@@ -266,7 +251,6 @@ _NO_LIMIT = {"original_max_position_embeddings": POSITIONS}
 FURTHER: dict[str, dict[str, dict[str, Any]]] = {
     "afmoe": {"wide": _WIDE},
     "apertus": {"llama3": _LLAMA3},
-    "bert": {"encoder": {"is_decoder": False}},
     "bloom": {"post-norm": {"apply_residual_connection_post_layernorm": True}},
     "cohere": {"qk-norm": {"use_qk_norm": True}},
     "cohere2": {"wide": _WIDE},
@@ -305,7 +289,7 @@ FURTHER: dict[str, dict[str, dict[str, Any]]] = {
     },
     "gpt_bigcode": {"many-heads": {"multi_query": False}},
     "gpt_neo": {"wide": {"window_size": POSITIONS}},
-    "gpt_neox": {"sequential": {"use_parallel_residual": False}, "partial": {"rotary_pct": 1.0}},
+    "gpt_neox": {"sequential": {"use_parallel_residual": False}, "turned-whole": {"rotary_pct": 1.0}},
     "gpt_oss": {"wide": _WIDE, "yarn": _YARN},
     "granite": {
         "scaled": {
@@ -342,7 +326,6 @@ FURTHER: dict[str, dict[str, dict[str, Any]]] = {
     "mixtral": {"window": {"sliding_window": 8}},
     "modernbert-decoder": {"wide": {"local_attention": POSITIONS}},
     "mpt": {"no-alibi": {"attn_config": {"alibi": False}}},
-    "nemotron_h": {},
     "olmo": {"clipped": {"clip_qkv": 1.0}},
     "olmo3": {"wide": _WIDE},
     "opt": {"post-norm": {"do_layer_norm_before": False}, "narrow-words": {"word_embed_proj_dim": 16}},
@@ -395,7 +378,7 @@ def all_variants() -> list[Variant]:
     found |= {f"{kind}-{name}": (kind, changes) for kind, more in FURTHER.items() for name, changes in more.items()}
     found |= {f"{kind}-encoder": (kind, {"is_decoder": False}) for kind in ENCODERS}
     return [
-        Variant(name, *found[name], *(("refused", "causal") if name in NOT_CAUSAL else ())) for name in sorted(found)
+        Variant(name, *found[name], *(("refused", "ahead") if name in NOT_CAUSAL else ())) for name in sorted(found)
     ]
 
 

@@ -68,14 +68,18 @@ def model_of(variant: Variant) -> Any:
     return model
 
 
-SPREAD = 0.2
+SPREAD, SHAKE = 0.2, 0.1
 
 
 def enliven(weights: torch.Tensor) -> None:
-    """Spread small matrices to a deviation of `SPREAD`, and shake vectors, of which many are all ones or zeros."""
+    """Spread matrices to a deviation of at least `SPREAD`; shake vectors, and matrices that are all one number.
+
+    Families begin with matrices of 0.02, which make every word alike, and with norms of 1, biases of 0, closed gates.
+    """
     if not weights.is_floating_point():
         return
-    if weights.dim() == 1:
-        weights += 0.1 * torch.randn_like(weights)
-    elif 0 < (deviation := float(weights.std())) < SPREAD:
+    deviation = float(weights.std()) if weights.dim() > 1 else 0.0
+    if not deviation > 0:
+        weights += SHAKE * torch.randn_like(weights)
+    elif deviation < SPREAD:
         weights *= SPREAD / deviation
