@@ -18,7 +18,7 @@ class Variant:
     """One tiny model: `Variant("gemma2-short-window", "gemma2", {"sliding_window": 8})`.
 
     `changes` are settings beside those of the rule; the settings of a part stand in a dict of their own. `expected` is
-    'right', or 'refused' with `word` in the line that says so.
+    'right', or 'refused' with the pattern `word` in the line that says so.
     """
 
     name: str
@@ -377,9 +377,8 @@ def all_variants() -> list[Variant]:
     found = {kind: (kind, {}) for kind in CAUSAL if kind not in NOT_TINY}
     found |= {f"{kind}-{name}": (kind, changes) for kind, more in FURTHER.items() for name, changes in more.items()}
     found |= {f"{kind}-encoder": (kind, {"is_decoder": False}) for kind in ENCODERS}
-    return [
-        Variant(name, *found[name], *(("refused", "ahead") if name in NOT_CAUSAL else ())) for name in sorted(found)
-    ]
+    refused = "refused", "encoder|ahead"
+    return [Variant(name, *found[name], *(refused if name in NOT_CAUSAL else ())) for name in sorted(found)]
 
 
 VARIANTS = all_variants()

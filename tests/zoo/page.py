@@ -22,6 +22,7 @@ refused.
 - greedy answers word for word those of a full pass per word, for one answer a prompt and for four, where answers end
   apart;
 - recorded log-probabilities of drawn answers equal to recomputed ones, to 1e-3;
+- the policy, saved, is the same model for transformers;
 - a reward head that says what the backbone's last state says, saved and read back equal to 1e-5.
 
 **Refused** means that Keel says so in one line. The table shows the line.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-SPECIALS = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+SPECIALS = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<unk>"]
 VOCABULARY = 256 + len(SPECIALS)
-PAD, BOS, EOS, START, END = range(256, VOCABULARY)
+PAD, BOS, EOS, _, END = range(256, 261)
 WIDTH, LAYERS, HEADS, POSITIONS = 32, 2, 4, 512
 _NUMBERS: list[tuple[int, str]] = [
     (

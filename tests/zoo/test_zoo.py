@@ -62,7 +62,7 @@ def test_a_model_is_right_or_refused_in_one_line(zoo: Zoo, variant: Variant):
     if variant.expected == "refused":
         assert result["outcome"] == "refused"
         assert result["check"] == "load"
-        assert variant.word in result["line"]
+        assert re.search(variant.word, result["line"])
 
 
 def test_every_family_is_here_or_has_its_reason():
