@@ -215,7 +215,11 @@ def saved(case: Case, model: Any, text: Any) -> None:
 
     folder = case.folder / "saved"
     checkpoints.save(model, text, folder)
-    case.require("log-probabilities read back", Oracle(folder).logps(case.sequences), case.expected, READ_BACK)
+    try:
+        again = Oracle(folder)
+    except ValueError as error:
+        raise Wrong(f"the saved policy is none for transformers: {' '.join(str(error).split())[:80]}") from error
+    case.require("log-probabilities read back", again.logps(case.sequences), case.expected, READ_BACK)
 
 
 def reward(case: Case, text: Any) -> None:
