@@ -1,0 +1,86 @@
+"""Every causal family of transformers, tiny: right, or refused in one line (docs/models.md).
+
+The variants go through processes of their own, as many as there are processors, and each test waits for its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+from .families import NOT_TINY, VARIANTS, Variant
+from .page import page
+from .sweep import sweep
+
+pytestmark = pytest.mark.zoo
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+RIGHT = 135
+"""So many families, as they are by rule, must be right."""
+
+
+class Zoo:
+    """Results as they come; asking for one waits for it."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.whole = len(names) == len(VARIANTS)
+        self.results: dict[str, dict[str, Any]] = {}
+        self._coming: Iterator[dict[str, Any]] = sweep(names)
+
+    def of(self, name: str) -> dict[str, Any]:
+        while name not in self.results:
+            result = next(self._coming)
+            self.results[result["name"]] = result
+        return self.results[name]
+
+    def all(self) -> list[dict[str, Any]]:
+        """Every variant's; skips the test where only some were asked for."""
+        if not self.whole:
+            pytest.skip("only some of the variants were asked for")
+        return [self.of(variant.name) for variant in VARIANTS]
+
+
+@pytest.fixture(scope="session")
+def zoo(request: pytest.FixtureRequest) -> Zoo:
+    """The variants that this session asks for, under examination."""
+    asked = [item.callspec.params.get("variant") for item in request.session.items if hasattr(item, "callspec")]
+    return Zoo([variant.name for variant in asked if isinstance(variant, Variant)])
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_a_model_is_right_or_refused_in_one_line(zoo: Zoo, variant: Variant):
+    result = zoo.of(variant.name)
+    wrong = [f for f in result["faults"] if f["outcome"] != "refused"]
+    assert not wrong, "\n".join(f"{f['outcome']} in {f['check']}: {f['line']}" for f in wrong)
+    for fault in result["faults"]:
+        assert "\n" not in fault["line"]
+        assert re.search(r"; \w", fault["line"]), f"no remedy: {fault['line']}"
+    if variant.expected == "refused":
+        assert result["outcome"] == "refused"
+        assert result["check"] == "load"
+        assert re.search(variant.word, result["line"])
+
+
+def test_every_family_is_here_or_has_its_reason():
+    families = {variant.kind for variant in VARIANTS}
+    assert families | NOT_TINY.keys() == set(CAUSAL)
+    assert not families & NOT_TINY.keys()
+    assert len(VARIANTS) >= 150
+    print("\n".join(f"{family}: {why}" for family, why in NOT_TINY.items()))
+
+
+def test_most_families_are_right(zoo: Zoo):
+    right = {result["name"] for result in zoo.all() if result["outcome"] == "right"} & set(CAUSAL)
+    assert len(right) >= RIGHT
+
+
+def test_the_page_says_what_was_found(zoo: Zoo):
+    before = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+    now = page(zoo.all(), NOT_TINY, len(CAUSAL))
+    if now != before:
+        PAGE.write_text(now, encoding="utf-8")
+    assert now == before, f"{PAGE.name} was out of date and is written anew (`pytest -m zoo` does it): commit it"
