@@ -209,7 +209,12 @@ def test_norms_that_go_wrong_together_are_left_as_they_are(model, monkeypatch):
         ("bert", {"is_decoder": False}, "reads ahead"),
         ("rwkv", {"rescale_every": 1, "context_length": 64}, "set rescale_every to 0"),
         ("reformer", {"is_decoder": True, "attn_layers": ["local"], "axial_pos_embds": False}, "no gradient"),
-        ("prophetnet", {"num_decoder_layers": 2, "num_decoder_attention_heads": 2}, "does not reproduce"),
+        (
+            "prophetnet",
+            {"pad_token_id": 0, "num_decoder_attention_heads": 2, "num_decoder_layers": 1},
+            "does not reproduce",
+        ),
+        ("prophetnet", {"num_decoder_layers": 1, "num_decoder_attention_heads": 2}, "cannot read"),  # it wants a pad
     ],
 )
 def test_what_no_way_gets_right_is_refused_by_name(kind, changes, said):
@@ -220,10 +225,10 @@ def test_what_no_way_gets_right_is_refused_by_name(kind, changes, said):
     assert "\n" not in str(refused.value)
 
 
-def test_bf16_that_does_not_run_names_the_remedy():
-    model = made("xlnet", d_model=16, n_layer=2, n_head=2, d_inner=24, attn_type="uni")
-    with pytest.raises(InputError, match="--precision fp32"):
-        trials.ways_of(model.to(torch.bfloat16), "xl")
+def test_bf16_that_does_not_run_names_the_remedy(model):
+    model.to(torch.bfloat16).model.layers[1].mlp.float()
+    with pytest.raises(InputError, match=r"does not run in bf16 \(.*\); use --precision fp32"):
+        trials.ways_of(model)
 
 
 def test_broken_numbers_are_no_matter_of_ways(model):

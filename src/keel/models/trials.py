@@ -177,9 +177,10 @@ def _causal(model: Any, name: str) -> float:
     ids = _tokens(model)
     try:
         whole, part, other = (passes.plain(model, [x])[0].float() for x in (ids[:9], ids[:6], ids[:6] + ids[8:]))
-    except RuntimeError as error:
+    except FAILED as error:
         if exact(model):
-            raise
+            remedy = "mend its config, or give a decoder of another kind"
+            raise InputError(f"{name}: cannot read a few tokens ({_short(error)}); {remedy}") from error
         raise InputError(f"{name}: does not run in bf16 ({_short(error)}); use --precision fp32") from error
     if not bool(torch.isfinite(whole).all()):
         raise InputError(
