@@ -47,7 +47,15 @@ class Config(BaseModel):
         cls.__pydantic_fields__ = {n: fields[n] for n in [*own, *(n for n in fields if n not in own)]}
 
 
-class Machine(Config):
+class Loading(Config):
+    """How models and tokenizers are loaded."""
+
+    trust_remote_code: bool = False
+    """Run Python code that a model folder brings for a kind of model that transformers does not know. It can do whatever
+    you can: read it first. By default it never runs, and such a folder is refused."""
+
+
+class Machine(Loading):
     """Where and how numbers are computed."""
 
     seed: int = 0
@@ -75,7 +83,7 @@ class Reading(Config):
     """Above this share of bad rows the command refuses; below it they are counted, numbered and left out."""
 
 
-class Spelling(Config):
+class Spelling(Loading):
     """How conversations become tokens."""
 
     chat_template: str | None = None
@@ -353,7 +361,7 @@ class CollectConfig(Sampling):
     @model_validator(mode="after")
     def _options_that_would_do_nothing(self) -> CollectConfig:
         if self.server is not None:
-            for name in Spelling.model_fields:
+            for name in Spelling.model_fields.keys() - Loading.model_fields.keys():
                 if getattr(self, name) != Spelling.model_fields[name].default:
                     raise ValueError(f"{name} has no meaning with server, which renders chats itself: leave it out")
         return self
