@@ -51,8 +51,8 @@ class Loading(Config):
     """How models and tokenizers are loaded."""
 
     trust_remote_code: bool = False
-    """Run Python code that a model folder brings for a kind of model that transformers does not know. It can do whatever
-    you can: read it first. By default it never runs, and such a folder is refused."""
+    """Run the Python code that a model's folder brings, which can do whatever you can: read it first. By default it
+    never runs, and a model of a kind that transformers does not know is refused."""
 
 
 class Machine(Loading):

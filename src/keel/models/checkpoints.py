@@ -230,6 +230,7 @@ def _save_tokenizer(text: Text, folder: Path) -> None:
     how texts are read, the tokenizer is written as one of the general class, which takes tokenizer.json as it is.
     """
     text.tokenizer.save_pretrained(folder)
+    _point_to_code(folder / "tokenizer_config.json")
     if text not in _SAVED_AS_IS:
         _SAVED_AS_IS[text] = _reads_back(text, folder)
     if _SAVED_AS_IS[text]:
@@ -240,6 +241,15 @@ def _save_tokenizer(text: Text, folder: Path) -> None:
     text.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     if not _reads_back(text, folder):
         raise RunFailed(f"{folder}: the tokenizer reads texts differently once it is saved; save it by hand")
+
+
+def _point_to_code(file: Path) -> None:
+    """Name a tokenizer's own code as the library reads it: slow and fast class; it writes the class alone."""
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    auto = settings.get("auto_map")
+    if isinstance(auto, dict) and isinstance(auto.get("AutoTokenizer"), str):
+        auto["AutoTokenizer"] = [None, auto["AutoTokenizer"]]
+        file.write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def _reads_back(text: Text, folder: Path) -> bool:

@@ -150,7 +150,7 @@ def _refuse_quantised(folder: str, name: str, config: Raw) -> None:
     text = config.get("text_config")
     for part in (config, text if isinstance(text, dict) else {}):
         for key in ("quantization_config", "compression_config"):
-            if part.get(key):
+            if part.get(key) is not None:
                 raise quantised(name, _method(part[key]))
     for file in ("quantize_config.json", "quant_config.json"):
         found = _read(folder, name, file)
@@ -298,7 +298,7 @@ def _type_of(config: Raw) -> str | None:
 
     classes = config.get("architectures") or []
     kinds = [(str(kind), known) for kind, known in NAMES.items() if known in classes]
-    return next((kind for kind, known in kinds if known.lower().startswith(re.sub("[-_]", "", kind) + "for")), None)
+    return next((kind for kind, known in kinds if known.lower().startswith(re.sub("[-_]", "", kind))), None)
 
 
 def _code_of(config: Raw) -> Raw:
@@ -398,6 +398,9 @@ def _known_tokenizer(kind: str) -> bool:
     return any(tokenizer_class_from_name(name) is not None for name in (kind, f"{kind}Fast") if name)
 
 
+NO_TOKENIZER = "no tokenizer in it; copy tokenizer.json and tokenizer_config.json there, too"
+
+
 def no_tokenizer(error: Exception, folder: str, name: str) -> InputError:
     """Why no tokenizer could be loaded."""
     said, path = first_line(error), Path(folder)
@@ -405,7 +408,7 @@ def no_tokenizer(error: Exception, folder: str, name: str) -> InputError:
         return InputError(f"{name}: config.json describes no model ({said}); copy it anew")
     package = next((one for one in ("sentencepiece", "tiktoken", "protobuf") if one in str(error).lower()), None)
     if path.is_dir() and not any(path.glob("*token*")) and not any(path.glob("vocab*")):
-        return InputError(f"{name}: no tokenizer in it; copy tokenizer.json and tokenizer_config.json there, too")
+        return InputError(f"{name}: {NO_TOKENIZER}")
     remedy = f"install {package}, or save a tokenizer.json beside the model" if package else "save one beside the model"
     return InputError(f"{name}: no tokenizer could be loaded ({said}); {remedy}")
 
@@ -425,13 +428,17 @@ def check_tokens(text: Text, folder: str, name: str, code: bool) -> None:
     """Refuse a tokenizer with tokens that a text may become and the model has no row for; its text learns the rows.
 
     Control tokens that the template does not write are harmless: a text never becomes one. Padding, which Keel never
-    embeds, and a token for images in a model without eyes are such.
+    embeds, and a token for images in a model without eyes are such. Where files are missing, the library makes an empty
+    tokenizer for some kinds of model: it is refused, too.
     """
+    tokens = text.tokenizer.get_vocab()
+    if set(tokens.values()) <= text.controls.ids | set(text.tokenizer.all_special_ids):
+        raise InputError(f"{name}: {NO_TOKENIZER}")
     rows = _rows(folder, name, code)
     if rows is None:
         return
     text.gaps.rows = rows
-    beyond = {i: token for token, i in text.tokenizer.get_vocab().items() if i >= rows}
+    beyond = {i: token for token, i in tokens.items() if i >= rows}
     if not beyond:
         return
     needed = text.eos_ids | {i for i in (text.bos_id, text.tokenizer.unk_token_id) if i is not None}

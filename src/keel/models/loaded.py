@@ -74,10 +74,13 @@ def check(model: Any, info: Mapping[str, Any], name: str, raw: Raw, fresh: tuple
 
 
 def _wrapper(missing: list[str], unexpected: set[str]) -> str:
-    """What stands before the names of all missing weights in the file, such as `module.`; else nothing."""
-    first = min((key for key in unexpected if key.endswith("." + missing[0])), key=len, default="")
-    prefix = first.removesuffix(missing[0])
-    return prefix if all(prefix + key in unexpected for key in missing) else ""
+    """What stands before the names of most missing weights in the file, such as `module.`; else nothing."""
+    for key in missing:
+        found = min((other for other in unexpected if other.endswith("." + key)), key=len, default="")
+        prefix = found.removesuffix(key)
+        if prefix and 2 * sum(prefix + other in unexpected for other in missing) > len(missing):
+            return prefix
+    return ""
 
 
 def _refuse_shapes(mismatched: Collection[tuple[str, Iterable[int], Iterable[int]]], name: str) -> None:
