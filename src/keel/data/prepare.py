@@ -153,18 +153,19 @@ def encode_parts(
 
 def require_known(bundles: Sequence[Bundle], counts: RowCounts, text: Text, share: float, source: str) -> None:
     """Refuse data of whose tokens more than a share stand for signs that the tokenizer does not know."""
-    unknown = text.gaps.unknown_share(bundles)
-    if unknown > share:
-        count, first = counts.notes[_unknown(text)]
+    found = text.gaps.unknown_share(bundles)
+    if found > share:
+        count, first = counts.notes[unknown(text)]
         rows = f"{count} rows, first {', '.join(map(str, first))}"
         raise InputError(
-            f"{source}: {unknown:.0%} of the tokens are {text.gaps.unknown_token}, which stands for signs that the "
+            f"{source}: {found:.0%} of the tokens are {text.gaps.unknown_token}, which stands for signs that the "
             f"tokenizer does not know ({rows}), above the limit of {share:.0%}; take a model whose tokenizer knows "
             "these signs, or raise --max-bad-share"
         )
 
 
-def _unknown(text: Text) -> str:
+def unknown(text: Text) -> str:
+    """The note on rows that hold signs which the tokenizer does not know."""
     return f"signs that the tokenizer does not know became {text.gaps.unknown_token}"
 
 
@@ -188,7 +189,7 @@ def tokenise(
         for what in dict.fromkeys(notes):
             counts.note(what, row.origin.row)
         if text.gaps.unknown(bundle):
-            counts.note(_unknown(text), row.origin.row)
+            counts.note(unknown(text), row.origin.row)
         if len(bundle.completions) == 2 and bundle.completions[0].ids == bundle.completions[1].ids:
             _drop(counts, "both answers are the same tokens within the length limit", row.origin.row)
             continue

@@ -172,6 +172,7 @@ def _method(settings: object) -> str:
 
 
 def quantised(name: str, method: str) -> InputError:
+    """The refusal of weights that are quantised by this method."""
     return InputError(
         f"{name}: its weights are quantised ({method}), and Keel computes with plain ones; give the unquantised model "
         "that it was made from"
@@ -363,6 +364,7 @@ def no_model(error: Exception, folder: str, name: str, config: Raw, auto: str, c
 
 
 def some(names: list[str]) -> str:
+    """The first of many names: `a, b, c, …`."""
     return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
 
 
