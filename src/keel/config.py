@@ -80,8 +80,8 @@ class Reading(Config):
     rejected, response_a, response_b, preference, response, score, completion, messages and others that an error lists,
     on the right the file's; prompt=meta.question reads inside. preference=label:0=a:1=b:2=tie says what values mean."""
     max_bad_share: Share = 0.05
-    """Above this share of bad rows the command refuses; below it they are counted, numbered and left out. The same share
-    of tokens may stand for signs that the tokenizer does not know: such rows are used, counted and numbered."""
+    """Above this share of bad rows the command refuses; below it they are counted, numbered and left out. Rows with
+    signs that the tokenizer does not know are used and numbered, up to this share of all tokens."""
 
 
 class Spelling(Loading):

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from keel.config import CollectConfig
-from keel.data import prepare
+from keel.data import checks, prepare
 from keel.data.text import Text
 from keel.engine.endpoint import public_address
 from keel.engine.progress import say
@@ -74,7 +74,7 @@ class LocalWriter:
         what = prepare.unknown(self.text)
         if what in counts.notes:
             count, first = counts.notes[what]
-            say(f"  {count} x {what} (rows {', '.join(map(str, first))})")
+            say(f"  note: {count} '{what}': {checks.which(count, first)}")
 
     def write(self, rows: Sequence[PromptRow], number: int, have: int) -> Iterator[list[Written]]:
         """All of the round at once; a prompt that the model cannot be asked gets its reason."""
