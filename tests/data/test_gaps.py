@@ -176,7 +176,7 @@ def test_collect_asks_the_others(model, write_rows, tmp_path, capfd):
 
 
 FEW = {3: {"prompt": "say \u2603"}, 9: {"prompt": "say \u00e9 \u00e9"}}
-MANY = {i: {"prompt": f"say {NOTHING * 3}"} for i in range(1, 31)}
+MANY = {i: {"prompt": f"say {'abcdefghij'[i % 10]}{'klmn'[i // 10]} {NOTHING * 3}"} for i in range(1, 31)}
 NOTE = "signs that the tokenizer does not know became <unk>"
 
 
@@ -191,7 +191,7 @@ def test_unknown_signs_are_counted_and_refused_past_the_share(model, train, writ
     assert found["notes"][NOTE] == [2, [3, 9]]
     assert found["used"] == 30
     with pytest.raises(
-        InputError, match=r"data.jsonl: \d\d% of the tokens are <unk>.*30 rows, first 1, 2.*limit of 5%"
+        InputError, match=r"data.jsonl: \d\d% of the tokens .rows 1, 2, 3, 4.*, …. are <unk>.*limit of 5%; take"
     ):
         run(MANY)
     assert run(MANY, max_bad_share=0.9)["used"] == 30
@@ -202,5 +202,19 @@ def test_unknown_signs_in_prompts(model, write_rows, tmp_path, capfd, command):
     command(model("unknown"), write_rows(tmp_path / "few.jsonl", rows("sft", FEW)), tmp_path / "few.db")
     assert f"note: 2 '{NOTE}': rows 3, 9" in capfd.readouterr().err
     many = write_rows(tmp_path / "many.jsonl", rows("sft", MANY))
-    with pytest.raises(InputError, match=r"many.jsonl: .* of the tokens are <unk>"):
+    with pytest.raises(InputError, match=r"many.jsonl: .* of the tokens .rows 1, .* are <unk>"):
         command(model("unknown"), many, tmp_path / "many.db")
+
+
+def test_data_check_refuses_what_training_refuses(model, write_rows, tmp_path, capfd):
+    from keel.config import DataCheckConfig
+    from keel.evaluation.audit import check
+
+    def run(spoilt: Any) -> None:
+        data = str(write_rows(tmp_path / "data.jsonl", rows("sft", spoilt)))
+        check(DataCheckConfig(data=data, model=model("unknown"), device="cpu", precision="fp32"))
+
+    run(FEW)
+    assert NOTE in capfd.readouterr().out
+    with pytest.raises(InputError, match=r"training would refuse these data.*of the tokens .rows 1, .* are <unk>"):
+        run(MANY)

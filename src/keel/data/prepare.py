@@ -153,15 +153,19 @@ def encode_parts(
 
 def require_known(bundles: Sequence[Bundle], counts: RowCounts, text: Text, share: float, source: str) -> None:
     """Refuse data of whose tokens more than a share stand for signs that the tokenizer does not know."""
+    if what := too_much_unknown(bundles, counts, text, share):
+        raise InputError(f"{source}: {what}; take a model whose tokenizer knows them, or raise --max-bad-share")
+
+
+def too_much_unknown(bundles: Sequence[Bundle], counts: RowCounts, text: Text, share: float) -> str:
+    """That more than a share of the tokens stand for signs that the tokenizer does not know, or nothing."""
     found = text.gaps.unknown_share(bundles)
-    if found > share:
-        count, first = counts.notes[unknown(text)]
-        rows = f"{count} rows, first {', '.join(map(str, first))}"
-        raise InputError(
-            f"{source}: {found:.0%} of the tokens are {text.gaps.unknown_token}, which stands for signs that the "
-            f"tokenizer does not know ({rows}), above the limit of {share:.0%}; take a model whose tokenizer knows "
-            "these signs, or raise --max-bad-share"
-        )
+    if found <= share:
+        return ""
+    return (
+        f"{found:.0%} of the tokens ({checks.which(*counts.notes[unknown(text)])}) are {text.gaps.unknown_token}, which "
+        f"stands for signs that the tokenizer does not know, above the limit of {share:.0%}"
+    )
 
 
 def unknown(text: Text) -> str:
