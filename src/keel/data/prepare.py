@@ -162,9 +162,10 @@ def too_much_unknown(bundles: Sequence[Bundle], counts: RowCounts, text: Text, s
     found = text.gaps.unknown_share(bundles)
     if found <= share:
         return ""
+    rows = checks.which(*counts.notes[unknown(text)])
     return (
-        f"{found:.0%} of the tokens ({checks.which(*counts.notes[unknown(text)])}) are {text.gaps.unknown_token}, which "
-        f"stands for signs that the tokenizer does not know, above the limit of {share:.0%}"
+        f"{found:.0%} of the tokens ({rows}) are {text.gaps.unknown_token}, which stands for signs that the tokenizer "
+        f"does not know, above the limit of {share:.0%}"
     )
 
 
