@@ -135,8 +135,7 @@ def _refuse_not_finite(model: nn.Module, name: str) -> None:
     for key, weight in model.named_parameters():
         if not weight.is_floating_point() or not weight.numel():
             continue
-        plain = weight if weight.dtype.itemsize > 1 else weight.float()
-        low, high = (float(end) for end in torch.aminmax(plain))  # of a tensor with NaN both are NaN
+        low, high = (float(end) for end in torch.aminmax(weight))  # of a tensor with NaN both are NaN
         if not (low - low == high - high == 0):
             what = "inf" if low == low else "NaN"
             raise InputError(
