@@ -290,6 +290,12 @@ def test_files_of_the_tokenizer(spoilt, change, says):
     assert re.search(says, refusal(spoilt(change), lambda name, machine: checkpoints.load_text(name)))
 
 
+def test_a_pointer_in_place_of_a_template(base, tmp_path):
+    (tmp_path / "mine.jinja").write_text(POINTER)
+    with pytest.raises(InputError, match=r"mine.jinja: a Git LFS pointer.*git lfs pull"):
+        checkpoints.load_text(str(base), Spelling(chat_template=str(tmp_path / "mine.jinja")))
+
+
 @pytest.mark.parametrize(
     "change",
     [sharded(), as_bin(), content("pytorch_model.bin", POINTER), content("tokenizer.model", POINTER)],
