@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from keel.config import Machine
 from keel.engine import forward
-from keel.models import checkpoints
+from keel.models import checkpoints, passes, trials
 from keel.records import Bundle, Completion
 
 CPU = Machine(device="cpu", precision="fp32")
@@ -378,7 +378,7 @@ def test_what_is_common_is_computed_once(base, monkeypatch):
     with computed(policy) as shapes:
         forward.token_logps(policy, bundles)
         assert shapes.pop() == (1, once)
-        monkeypatch.setattr(forward, "packing_to", lambda model, longest: False)
+        monkeypatch.setattr(forward, "way_to", lambda model, longest: passes.rows)
         forward.token_logps(policy, bundles)
         assert shapes.pop() == (8, 11)
         monkeypatch.setattr(forward, "PACK", False)
@@ -424,7 +424,9 @@ def test_micro_batches_cover_every_bundle_once_within_the_budget(packs, shapes, 
 def patched(packs):
     """As if the model could pack, or could not."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forward, "packing_to", lambda model, longest: packs)
+        way = passes.packed if packs else passes.rows
+        patch.setattr(forward, "way_to", lambda model, longest: way)
+        patch.setattr(trials, "ways_of", lambda model: trials.Ways("", way, passes.rows, 10, (), 0.0, None))
         yield
 
 

@@ -86,13 +86,14 @@ def test_a_window_wider_than_the_text_is_full_attention(make_model, family):
     folder = make_model(family, sliding_window=64)
     model, text = load(folder)
     theirs = oracle(folder)
+    draw(model, text, PROMPTS[:1])  # the ways of decoding are tried now
     shapes: list[int] = []
     handle = model.base_model.register_forward_pre_hook(
         lambda m, a, k: shapes.append(len(k["input_ids"])), with_kwargs=True
     )
     bundles = draw(model, text, PROMPTS[:2] + PROMPTS[3:], n=3)
     handle.remove()
-    assert shapes[0] == 4
+    assert shapes[:2] == [1, 12]  # four prompts in one row, then three answers to each
     for bundle in bundles:
         for c in bundle.completions:
             torch.testing.assert_close(c.logps, logps_of(theirs, bundle.prompt_ids, c.ids), rtol=0, atol=1e-3)

@@ -233,8 +233,17 @@ def test_families_that_scale_their_logits(tmp_path, base, family):
 
 
 def test_an_unknown_way_to_make_logits_is_refused(base, monkeypatch):
-    real = heads.scaled_logits
-    monkeypatch.setattr(heads, "scaled_logits", lambda model, hidden, temperature: 1.1 * real(model, hidden, 1.0))
+    """Here they depend on the ids beside the hidden states."""
+    from transformers import LlamaForCausalLM
+
+    real = LlamaForCausalLM.forward
+
+    def forward(self, input_ids, **options):
+        out = real(self, input_ids=input_ids, **options)
+        out.logits = out.logits + input_ids[..., None]
+        return out
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
     with pytest.raises(InputError, match="does not reproduce"):
         checkpoints.load_policy(str(base), CPU)
 

@@ -17,17 +17,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from keel.engine.head import TokenScores, score_tokens
-from keel.engine.progress import say
-from keel.models import attention
-from keel.models.attention import Packing
-from keel.models.heads import device_of_model, full_attention, scalar_head, trunk, vocabulary_of
+from keel.errors import InputError
+from keel.models import passes, trials
+from keel.models.heads import scalars
+from keel.models.limits import side
+from keel.models.passes import States
 from keel.objectives import sequence_sums
 from keel.records import Bundle, Completion, lengths_of
 
@@ -59,18 +58,13 @@ def token_scores(
 
 def scalars_at_states(model: nn.Module, bundles: Sequence[Bundle]) -> Tensor:
     """Value of every state before a completion token, flat fp32 [T]: V_t sees the prompt and tokens 0 … t-1 only."""
-    return _scalar(model, _hidden_before(model, bundles))
+    return scalars(model, _hidden_before(model, bundles))
 
 
 def scalars_at_end(model: nn.Module, bundles: Sequence[Bundle]) -> Tensor:
     """Scalar after each completion's last token, fp32 [C]: the reward, or the value where a truncated one stopped."""
     hidden, states = _hidden(model, bundles)
-    return _scalar(model, hidden[torch.tensor([at[-1] for at in states], device=hidden.device)])
-
-
-def _scalar(model: nn.Module, hidden: Tensor) -> Tensor:
-    result: Tensor = scalar_head(model)(hidden).squeeze(-1).float()
-    return result
+    return scalars(model, hidden[torch.tensor([at[-1] for at in states], device=hidden.device)])
 
 
 def _hidden_before(model: nn.Module, bundles: Sequence[Bundle]) -> Tensor:
@@ -81,17 +75,64 @@ def _hidden_before(model: nn.Module, bundles: Sequence[Bundle]) -> Tensor:
 
 # --- the backbone ---------------------------------------------------------------------------------
 
-States = list[list[int]]
-"""Per completion, the rows of the hidden states before its first token, before its second …, after its last: L + 1."""
-
 
 def _hidden(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
     """All hidden states that the bundles need, [rows, D], and where each completion finds its own."""
     own, places = _each_once(bundles)
-    longest = max(len(b.prompt_ids) + len(c) for b in own for c in b.completions)
-    packed = packing_to(model, longest)
-    hidden, states = _packed(model, [b for b in own if b.completions]) if packed else row_by_row(model, own)
+    hidden, states = _by_side(model, [b for b in own if b.completions])
     return hidden, states if places is None else [states[at] for at in places]
+
+
+def _by_side(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
+    """The pass itself; where a model reads positions by the length of the text, one for each kind of length."""
+    ways = trials.ways_of(model)
+    _require_room(ways, bundles)
+    sides = [side_of(ways.switches, b, c) for b in bundles for c in b.completions]
+    if len(set(sides)) <= 1:
+        return _way(model, bundles)(model, bundles)
+    found: dict[int, list[int]] = {}
+    parts, rows = [], 0
+    for one in sorted(set(sides)):
+        some = [
+            replace(b, completions=[c for c in b.completions if side_of(ways.switches, b, c) == one]) for b in bundles
+        ]
+        some = [b for b in some if b.completions]
+        hidden, states = _way(model, some)(model, some)
+        owners = (i for i, of in enumerate(sides) if of == one)
+        found |= {i: [row + rows for row in at] for i, at in zip(owners, states, strict=True)}
+        parts.append(hidden)
+        rows += len(hidden)
+    return torch.cat(parts), [found[i] for i in range(len(sides))]
+
+
+def _require_room(ways: trials.Ways, bundles: Sequence[Bundle]) -> None:
+    """Beyond its positions a model has none, or others for all texts of the pass."""
+    longest = max(map(width_of, bundles), default=0)
+    if ways.positions is not None and longest > ways.positions:
+        raise InputError(
+            f"a text of {longest} tokens is longer than the {ways.positions} positions of {ways.name}; "
+            "lower --max-length, or --max-new-tokens"
+        )
+
+
+def side_of(switches: tuple[int, ...], bundle: Bundle, completion: Completion) -> int:
+    """How many of a model's switches a completion with its prompt is beyond."""
+    return side(switches, len(bundle.prompt_ids) + len(completion)) if switches else 0
+
+
+def _way(model: nn.Module, bundles: Sequence[Bundle]) -> passes.Pass:
+    return way_to(model, max(map(width_of, bundles), default=0))
+
+
+def way_to(model: nn.Module, longest: int) -> passes.Pass:
+    """How bundles of up to `longest` tokens a completion go through the backbone."""
+    ways = trials.ways_of(model)
+    return ways.way(longest) if PACK else ways.apart
+
+
+def packing_to(model: nn.Module, longest: int) -> bool:
+    """Whether bundles of up to `longest` tokens a completion share one row."""
+    return way_to(model, longest) is passes.packed
 
 
 def _each_once(bundles: Sequence[Bundle]) -> tuple[Sequence[Bundle], list[int] | None]:
@@ -117,103 +158,6 @@ def _tokens_at(bundles: Sequence[Bundle], places: list[int]) -> Tensor:
     return torch.tensor([i for at in places for i in range(starts[at], starts[at] + lengths[at])], dtype=torch.long)
 
 
-def packing_to(model: nn.Module, longest: int) -> bool:
-    """Whether bundles of up to `longest` tokens a completion share one row."""
-    return PACK and full_attention(model.config, longest) and _packs(model)
-
-
-def row_by_row(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
-    """One row per completion, its prompt before it, padding behind both."""
-    sequences = [b.prompt_ids + c.ids for b in bundles for c in b.completions]
-    prompts = [len(b.prompt_ids) for b in bundles for _ in b.completions]
-    ids = _right_padded(sequences).to(device_of_model(model))
-    hidden: Tensor = trunk(model)(input_ids=ids, use_cache=False).last_hidden_state
-    width = ids.shape[1]
-    states = [
-        list(range(row * width + p - 1, row * width + len(sequence)))
-        for row, (p, sequence) in enumerate(zip(prompts, sequences, strict=True))
-    ]
-    return hidden.flatten(0, 1), states
-
-
-def _packed(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
-    """One row for all: each prompt once, its completions behind it, nothing padded.
-
-    A completion's tokens stand at the positions they would have behind the prompt alone, and attend to the prompt and
-    to themselves, so that nothing else differs from a row of its own.
-    """
-    device = device_of_model(model)
-    ids: list[int] = []
-    positions: list[int] = []
-    states: States = []
-    for bundle in bundles:
-        prompt = len(bundle.prompt_ids)
-        before = len(ids) + prompt - 1
-        ids += bundle.prompt_ids
-        positions += range(prompt)
-        for c in bundle.completions:
-            states.append([before, *range(len(ids), len(ids) + len(c))])
-            ids += c.ids
-            positions += range(prompt, prompt + len(c))
-    packing = Packing([(len(b.prompt_ids), [len(c) for c in b.completions]) for b in bundles])
-    hidden: Tensor = trunk(model)(
-        input_ids=torch.tensor([ids], device=device),
-        position_ids=torch.tensor([positions], device=device),
-        attention_mask=torch.zeros(1, 1, 1, 1, device=device),  # made already: the packing stands for it
-        packing=packing,
-        use_cache=False,
-    ).last_hidden_state
-    return hidden[0], states
-
-
-def _packs(model: Any) -> bool:
-    """Whether the model gives the same hidden states packed; tried on first use, and it stays so where it does.
-
-    Recurrent backbones, positions counted from the mask and the like do not; they are computed row by row.
-    """
-    if model not in _PACKS:
-        own = model.config._attn_implementation
-        try:
-            model.set_attn_implementation(attention.NAME)
-            _PACKS[model] = _same_packed(model)
-        except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):  # a backbone that takes no such input
-            _PACKS[model] = False
-        if not _PACKS[model]:
-            model.set_attn_implementation(own)
-            say(f"{type(model).__name__} cannot share a prompt between completions: computed once for each of them")
-    return _PACKS[model]
-
-
-_PACKS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-
-
-@torch.no_grad()
-def _same_packed(model: nn.Module) -> bool:
-    """The two ways through the backbone compared on a few tokens, without dropout."""
-    token = [i % vocabulary_of(model) for i in range(1, 12)]
-    bundles = [
-        Bundle(token[:4], [Completion(token[4:7]), Completion(token[5:10])]),
-        Bundle(token[:2], [Completion(token[2:8]), Completion(token[1:2])]),
-    ]
-    training = model.training
-    model.eval()
-    try:
-        whole, states = row_by_row(model, bundles)
-        packed, places = _packed(model, bundles)
-    finally:
-        model.train(training)
-    expected = whole[torch.tensor([i for at in states for i in at], device=whole.device)].float()
-    got = packed[torch.tensor([i for at in places for i in at], device=packed.device)].float()
-    tolerance = 1e-4 if whole.dtype == torch.float32 else 0.05
-    return bool((got - expected).abs().max() <= tolerance * expected.abs().max())
-
-
-def _right_padded(sequences: list[list[int]]) -> Tensor:
-    """Token ids [N, longest]; what stands in the padding is never seen."""
-    width = max(map(len, sequences))
-    return torch.tensor([sequence + [0] * (width - len(sequence)) for sequence in sequences])
-
-
 # --- how much at once -----------------------------------------------------------------------------
 
 
@@ -236,12 +180,12 @@ def micro_batches(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int
     for bundle in bundles:
         prompt = tuple(bundle.prompt_ids)
         longest[prompt] = max(longest.get(prompt, 0), width_of(bundle))
-    packs = packing_to(model, max(longest.values(), default=0))
+    way, switches = way_to(model, max(longest.values(), default=0)), trials.ways_of(model).switches
     rank = {prompt: at for at, prompt in enumerate(sorted(longest, key=lambda p: -longest[p]))}
     order = sorted(range(len(bundles)), key=lambda i: rank[tuple(bundles[i].prompt_ids)])
     start = 0
     while start < len(order):
-        load, stop = Load(packs), start
+        load, stop = Load(way, switches), start
         while stop < len(order) and (load.add(bundles[order[stop]]) <= micro_tokens or stop == start):
             stop += 1
         indices = order[start:stop]
@@ -250,32 +194,36 @@ def micro_batches(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int
 
 
 class Load:
-    """Tokens that a pass over bundles computes: in one row, or in a row as wide as the widest for each completion."""
+    """Tokens that a pass over bundles computes: in one row, in a row as wide as the widest for each, or one by one."""
 
-    def __init__(self, packs: bool) -> None:
-        self._packs = packs
-        self._seen: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
-        self._tokens = self._rows = self._width = 0
+    def __init__(self, way: passes.Pass, switches: tuple[int, ...] = ()) -> None:
+        self._way, self._switches = way, switches
+        self._seen: dict[tuple[int, tuple[int, ...]], set[tuple[int, ...]]] = {}
+        self._once = self._each = self._rows = self._width = 0
 
     def add(self, bundle: Bundle) -> int:
         """One more; what all take now."""
         prompt = tuple(bundle.prompt_ids)
-        if not PACK or prompt not in self._seen:
-            self._tokens += len(prompt)
-        seen = self._seen.setdefault(prompt, set())
         for completion in bundle.completions:
+            key = side_of(self._switches, bundle, completion), prompt
+            if not PACK or key not in self._seen:
+                self._once += len(prompt)
+            seen = self._seen.setdefault(key, set())
             ids = tuple(completion.ids)
             if not PACK or ids not in seen:
                 self._rows += 1
-                self._tokens += len(ids)
+                self._once += len(ids)
+                self._each += len(prompt) + len(ids)
                 seen.add(ids)
         self._width = max(self._width, width_of(bundle))
-        return self._tokens if self._packs else self._rows * self._width
+        if self._way is passes.rows:
+            return self._rows * self._width
+        return self._once if self._way is passes.packed else self._each
 
 
 def computed_tokens(model: nn.Module, bundles: Sequence[Bundle]) -> int:
     """Tokens that one pass over the bundles computes, padding included where there is any."""
-    load = Load(packing_to(model, max(map(width_of, bundles))))
+    load = Load(way_to(model, max(map(width_of, bundles))), trials.ways_of(model).switches)
     return max(load.add(bundle) for bundle in bundles)
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from keel.models.heads import logit_cap, logit_factor, scaled_logits, vocabulary_of
+from keel.models.heads import head_of, scaled_logits
+from keel.models.limits import vocabulary_of
 
 ROWS = 1024
 """Tokens whose logits are held at once."""
@@ -46,11 +47,11 @@ class TokenScores:
 def score_tokens(model: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, details: bool) -> TokenScores:
     """Scores of `targets` [T] given the hidden states before them [T, D]; without `details` the log-probabilities only.
 
-    A head that is one matrix is walked block by block; one with a bias or with capped logits row by row.
+    A head that is one matrix is walked block by block; one with a bias, capped logits or a way of its own row by row.
     """
-    head: Any = model.get_output_embeddings()  # type: ignore[operator]
-    if type(head) is nn.Linear and head.bias is None and logit_cap(model) is None:
-        factor = logit_factor(model, temperature)
+    head, kind = model.get_output_embeddings(), head_of(model)  # type: ignore[operator]
+    if type(head) is nn.Linear and head.bias is None and kind.cap is None and not kind.own:
+        factor, hidden = kind.factor / temperature, hidden.to(head.weight.dtype)
         logps, entropy, top = _Blockwise.apply(hidden, head.weight, targets, factor, details)  # type: ignore[no-untyped-call]
         return TokenScores(logps, entropy, top)
     rows = max(1, ROWS * COLUMNS // vocabulary_of(model))

@@ -20,11 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from keel.engine.forward import computed_tokens, packing_to, width_of
+from keel.engine.forward import computed_tokens, way_to, width_of
 from keel.engine.optimizer import AT_ONCE
 from keel.engine.progress import say
 from keel.errors import InputError
-from keel.models.heads import trunk, vocabulary_of
+from keel.models import passes
+from keel.models.heads import trunk
+from keel.models.limits import vocabulary_of
 from keel.records import Bundle, Completion
 
 Pass = Callable[[nn.Module, list[Bundle]], Tensor]
@@ -144,8 +146,8 @@ def largest_pass(model: nn.Module, bundles: Sequence[Bundle], batch_size: int, m
     A pass is one bundle, or keeps to `micro_tokens`.
     """
     alone = sorted(computed_tokens(model, [b]) for b in bundles)[-batch_size:]
-    packs = packing_to(model, max(map(width_of, bundles)))
-    return max(alone[-1], min(micro_tokens, sum(alone) if packs else len(alone) * alone[-1]))
+    padded = way_to(model, max(map(width_of, bundles))) is passes.rows
+    return max(alone[-1], min(micro_tokens, len(alone) * alone[-1] if padded else sum(alone)))
 
 
 # --- checkpointing --------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import sys
 import time
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,20 +16,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from keel.says import console, say
+
+__all__ = ["Bar", "console", "peak_rss_gb", "plain", "say"]
+
 LINE_EVERY = 10.0
 """Seconds between plain lines."""
 plain = False
 """Plain lines on a terminal, too: for a process beside which others report."""
-
-
-def console() -> Console:
-    """Where progress and notes go: standard error, so that standard output stays clean for results."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-def say(message: str) -> None:
-    """One line for the reader."""
-    console().print(message, markup=False)
 
 
 def peak_rss_gb() -> float:

@@ -9,17 +9,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
 
 from keel.data.text import Text, named
-from keel.engine.forward import packing_to, row_by_row
+from keel.engine.forward import packing_to
 from keel.errors import InputError, RunFailed
-from keel.models.attention import Decoding, Packing, survivors
-from keel.models.heads import device_of_model, raw_logits, scaled, trunk, vocabulary_of
+from keel.models import passes, trials
+from keel.models.attention import Decoding, survivors
+from keel.models.heads import device_of_model, raw_logits, scaled
+from keel.models.limits import positions, side, text_config, vocabulary_of
 from keel.records import Bundle, Completion, Origin, Prompt
 
 Progress = Callable[[int], None]
@@ -60,14 +60,35 @@ def sample(
         for prompt, origin in zip(prompts, origins or [Origin()] * len(prompts), strict=True)
     ]
     _check_room(model, bundles, max_new_tokens)
-    order = sorted(range(len(bundles)), key=lambda i: (-len(bundles[i].prompt_ids), i))
-    longest = len(bundles[order[0]].prompt_ids) + max_new_tokens if bundles else 0
-    kind = _Shared if bundles and packing_to(model, longest) and _decodes(model) else _Separate
-    asked = deque((bundles[i], copies) for i in order for copies in _shares(n, min(n, max_rows)))
     drawing = _Drawing(text, max_new_tokens, temperature, top_p, generator, progress)
-    while asked:
-        kind(model, asked, min(n, max_rows), max_rows, drawing).run()
+    for kind, some in _kinds(model, bundles, max_new_tokens):
+        order = sorted(some, key=lambda b: -len(b.prompt_ids))
+        asked = deque((bundle, copies) for bundle in order for copies in _shares(n, min(n, max_rows)))
+        while asked:
+            kind(model, asked, min(n, max_rows), max_rows, drawing).run()
     return bundles
+
+
+def _kinds(model: nn.Module, bundles: list[Bundle], max_new: int) -> list[tuple[type[_Rows], list[Bundle]]]:
+    """How each prompt's completions are written.
+
+    Prompts whose answers can cross a length at which positions are read otherwise, or that leave a layer's window, are
+    written with the family's own cache; those on different sides of such a length never in one pass.
+    """
+    if not bundles:
+        return []
+    switches = trials.ways_of(model).switches
+    found: dict[tuple[int, int], list[Bundle]] = {}
+    for bundle in bundles:
+        length = len(bundle.prompt_ids)
+        found.setdefault((side(switches, length), side(switches, length + max_new)), []).append(bundle)
+    longest = max(len(b.prompt_ids) for b in bundles) + max_new
+    shares = packing_to(model, longest) and trials.writes(model, "shared")
+    kinds: list[tuple[type[_Rows], list[Bundle]]] = []
+    for (before, after), some in sorted(found.items()):
+        fast = _Shared if shares and before == after else None
+        kinds.append((fast or (_Separate if trials.writes(model, "cached") else _Anew), some))
+    return kinds
 
 
 def _shares(n: int, most: int) -> list[int]:
@@ -77,13 +98,13 @@ def _shares(n: int, most: int) -> list[int]:
 
 def room(model: Any, max_new_tokens: int) -> int | None:
     """`max_length` for `Text.encode` that leaves a prompt space for a full-length answer; None where all fit."""
-    limit = getattr(model.config, "max_position_embeddings", None)
-    return None if limit is None else int(limit) - max_new_tokens + 1
+    limit = positions(model)
+    return None if limit is None else limit - max_new_tokens + 1
 
 
 def cache_bytes(model: Any, prompts: Sequence[Bundle], n: int, max_new_tokens: int, max_rows: int) -> float:
     """Most memory that drawing n completions takes beside the model: keys and values, and the words' weights."""
-    config = model.config.get_text_config()
+    config = text_config(model)
     layers, heads = (int(getattr(config, name, 1)) for name in ("num_hidden_layers", "num_attention_heads"))
     kinds = int(getattr(config, "num_key_value_heads", None) or heads)
     width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
@@ -96,7 +117,7 @@ def cache_bytes(model: Any, prompts: Sequence[Bundle], n: int, max_new_tokens: i
 
 
 def _check_room(model: Any, bundles: list[Bundle], max_new_tokens: int) -> None:
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = positions(model)
     longest = max((len(b.prompt_ids) for b in bundles), default=0)
     if limit is not None and longest + max_new_tokens > limit:
         at = max(range(len(bundles)), key=lambda i: len(bundles[i].prompt_ids))
@@ -169,6 +190,15 @@ class _Rows:
         """Only these rows go on, in this order."""
         raise NotImplementedError
 
+    def texts(self) -> list[list[int]]:
+        """Prompt and tokens so far of every row."""
+        found = []
+        for cell, length in zip(self.cells.tolist(), self.count[self.cells].tolist(), strict=True):
+            owner = self.owners[cell]
+            assert owner is not None
+            found.append(owner.prompt_ids + self.tokens[cell, :length].tolist())
+        return found
+
     def seat(self, slot: int, bundle: Bundle, copies: int) -> list[int]:
         """The cells of a bundle that takes a slot."""
         cells = [slot * self.copies + k for k in range(copies)]
@@ -237,125 +267,85 @@ class _Shared(_Rows):
         cells = [cell for slot, one in zip(free, new, strict=False) for cell in self.seat(slot, *one)]
         self.cells = torch.cat([self.cells, torch.tensor(cells, device=self.device)])
         lengths = [len(bundle.prompt_ids) for bundle, _ in new]
-        seen, last = prefill(self.model, [bundle.prompt_ids for bundle, _ in new])
+        seen, last = passes.prefill(self.model, [bundle.prompt_ids for bundle, _ in new])
         self.decoding.enter(
             torch.tensor(free[: len(new)], device=self.device), lengths, seen, self.cells[-len(cells) :]
         )
         return last.repeat_interleave(torch.tensor([copies for _, copies in new], device=self.device), 0)
 
     def step(self, token: Tensor) -> Tensor:
-        return decode(self.model, token, self.decoding)
+        return passes.decode(self.model, token, self.decoding)
 
     def keep(self, rows: Tensor) -> None:
         self.decoding.keep(rows)
 
 
 class _Separate(_Rows):
-    """Prompts of one length, all at once, with the architecture's own cache (sliding windows, recurrent states)."""
+    """Prompts of one length, all at once, with the architecture's own cache (sliding windows, recurrent states).
 
-    cache: DynamicCache | None = None
+    Where a text gets longer than one of the model's switches, all that is cached was computed with other positions, and
+    it is computed again.
+    """
+
+    cache: passes.OwnCache | None = None
 
     def enter(self) -> Tensor | None:
         if self.cache is not None:
             return None
-        length = len(self.asked[0][0].prompt_ids)
+        self.length = len(self.asked[0][0].prompt_ids)
         new: list[tuple[Bundle, int]] = []
-        while self.asked and len(new) < self.slots and len(self.asked[0][0].prompt_ids) == length:
+        while self.asked and len(new) < self.slots and len(self.asked[0][0].prompt_ids) == self.length:
             new.append(self.asked.popleft())
         cells = [cell for slot, one in enumerate(new) for cell in self.seat(slot, *one)]
         self.cells = torch.tensor(cells, device=self.device)
-        self.positions = torch.full_like(self.cells, length)
-        self.cache = DynamicCache(config=self.model.config)
-        ids = torch.tensor([bundle.prompt_ids for bundle, _ in new], device=self.device)
-        out = trunk(self.model)(input_ids=ids, past_key_values=self.cache, use_cache=True)
+        self.cache = passes.OwnCache(self.model, trials.ways_of(self.model).makes_cache)
+        last = self.cache.start([bundle.prompt_ids for bundle, _ in new])
         owners = torch.tensor([i for i, (_, copies) in enumerate(new) for _ in range(copies)], device=self.device)
-        self.cache.batch_select_indices(owners)
-        hidden: Tensor = out.last_hidden_state[:, -1]
-        return hidden[owners]
+        self.cache.take(owners)
+        return last[owners]
 
     def step(self, token: Tensor) -> Tensor:
-        out = trunk(self.model)(
-            input_ids=token[:, None],
-            position_ids=self.positions[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.positions = self.positions + 1
-        hidden: Tensor = out.last_hidden_state[:, -1]
-        return hidden
+        assert self.cache is not None
+        self.length += 1
+        if self.length - 1 in trials.ways_of(self.model).switches:
+            return self.cache.start(self.texts())
+        return self.cache.step(token)
 
     def keep(self, rows: Tensor) -> None:
         assert self.cache is not None
-        self.cache.batch_select_indices(rows)
-        self.positions = self.positions[rows]
+        self.cache.take(rows)
 
 
-# --- passes ---------------------------------------------------------------------------------------
+class _Anew(_Rows):
+    """Any prompts, each text read from its beginning for every token: slow, and right for every model."""
 
+    def enter(self) -> Tensor | None:
+        free = [s for s in range(self.slots) if not any(self.owners[s * self.copies : (s + 1) * self.copies])]
+        if not self.asked or not free:
+            return None
+        new = [self.asked.popleft() for _ in free[: len(self.asked)]]
+        cells = [cell for slot, one in zip(free, new, strict=False) for cell in self.seat(slot, *one)]
+        self.cells = torch.cat([self.cells, torch.tensor(cells, device=self.device)])
+        return self._read(self.texts()[-len(cells) :])
 
-def prefill(model: Any, prompts: Sequence[list[int]]) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor]:
-    """Prompts in one row: keys and values of every layer, and the hidden state of each prompt's last token [N, D]."""
-    device = device_of_model(model)
-    lengths = [len(ids) for ids in prompts]
-    packing = Packing([(0, [length]) for length in lengths], seen={})
-    out = trunk(model)(
-        input_ids=torch.tensor([[i for ids in prompts for i in ids]], device=device),
-        position_ids=torch.tensor([[i for length in lengths for i in range(length)]], device=device),
-        attention_mask=torch.zeros(1, 1, 1, 1, device=device),  # made already: the packing stands for it
-        packing=packing,
-        use_cache=False,
-    )
-    assert packing.seen is not None
-    last: Tensor = out.last_hidden_state[0, torch.tensor(lengths, device=device).cumsum(0) - 1]
-    return packing.seen, last
+    def step(self, token: Tensor) -> Tensor:
+        return self._read(self.texts())
 
+    def keep(self, rows: Tensor) -> None:
+        pass
 
-def decode(model: Any, token: Tensor, decoding: Decoding) -> Tensor:
-    """One token more of every row: [R] -> the hidden states after them, [R, D]."""
-    positions = decoding.begin_step(next(model.parameters()).dtype)
-    out = trunk(model)(
-        input_ids=token[:, None],
-        position_ids=positions[:, None],
-        attention_mask=torch.zeros(1, 1, 1, 1, device=token.device),  # made already: `decoding` stands for it
-        decoding=decoding,
-        use_cache=False,
-    )
-    decoding.end_step()
-    hidden: Tensor = out.last_hidden_state[:, -1]
-    return hidden
-
-
-_DECODES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-
-
-def _decodes(model: Any) -> bool:
-    """Whether decoding gives the hidden states of a plain pass; tried on first use with a few tokens."""
-    if model not in _DECODES:
-        try:
-            _DECODES[model] = _same_decoded(model)
-        except (TypeError, ValueError, AttributeError, RuntimeError, IndexError):  # a backbone that takes no such input
-            _DECODES[model] = False
-    return _DECODES[model]
-
-
-@torch.no_grad()
-def _same_decoded(model: Any) -> bool:
-    token = [i % vocabulary_of(model) for i in range(1, 12)]
-    bundles = [
-        Bundle(token[:4], [Completion(token[4:6]), Completion(token[7:9])]),
-        Bundle(token[2:4], [Completion(token[5:7]), Completion(token[1:3])]),
-    ]
-    hidden, places = row_by_row(model, bundles)
-    expected = hidden[torch.tensor(places, device=hidden.device)].float()  # [4 rows, 3, D]
-    decoding = Decoding(2, 2, 4, 2, hidden.device)
-    seen, last = prefill(model, [b.prompt_ids for b in bundles])
-    decoding.enter(torch.arange(2, device=hidden.device), [4, 2], seen, torch.arange(4, device=hidden.device))
-    got = [last.repeat_interleave(2, 0)]
-    for t in range(2):
-        written = torch.tensor([c.ids[t] for b in bundles for c in b.completions], device=hidden.device)
-        got.append(decode(model, written, decoding))
-    tolerance = 1e-4 if hidden.dtype == torch.float32 else 0.05
-    return bool((torch.stack(got, 1).float() - expected).abs().max() <= tolerance * expected.abs().max())
+    def _read(self, texts: list[list[int]]) -> Tensor:
+        """The states after these texts, those of one side of the model's switches at a time: [R, D]."""
+        ways = trials.ways_of(self.model)
+        sides = torch.tensor([side(ways.switches, len(text)) for text in texts], device=self.device)
+        hidden: Tensor | None = None
+        for one in sides.unique().tolist():
+            at = torch.nonzero(sides == one).squeeze(1)
+            found = passes.last_states(self.model, [texts[i] for i in at.tolist()], ways.apart)
+            hidden = found.new_empty(len(texts), found.shape[1]) if hidden is None else hidden
+            hidden[at] = found
+        assert hidden is not None
+        return hidden
 
 
 # --- drawing --------------------------------------------------------------------------------------

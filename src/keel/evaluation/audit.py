@@ -396,10 +396,11 @@ def _against_model(audit: Audit, rows: Sequence[Row], counts: RowCounts, config:
     """Do they fit its tokenizer and template, and do pairs look like what it says itself?"""
     from keel.evaluation import distribution
     from keel.models import checkpoints
+    from keel.models.limits import positions
 
     text = checkpoints.load_text(str(config.model), config)
     model = checkpoints.load_policy(str(config.model), config)
-    limit = min(config.max_length, checkpoints.positions(model) or config.max_length)
+    limit = min(config.max_length, positions(model) or config.max_length)
     done, first_error = prepare.tokenise(rows, counts, text, limit)
     audit.figures |= {"model": config.model, "tokens": _token_counts([bundle for _, bundle in done])}
     if first_error:

@@ -33,7 +33,7 @@ from keel.engine.optimizer import Optimizer
 from keel.engine.progress import Bar
 from keel.engine.run import generator
 from keel.engine.sampler import sample
-from keel.models.checkpoints import positions
+from keel.models.limits import positions
 from keel.records import Bundle, Pair
 from keel.stats import Estimate
 

@@ -28,6 +28,7 @@ from keel.engine.progress import say
 from keel.engine.run import Run
 from keel.errors import InputError
 from keel.models import checkpoints
+from keel.models.limits import positions
 from keel.objectives import Metrics
 from keel.records import Bundle, Result, lengths_of
 
@@ -37,7 +38,7 @@ def train(config: DPOConfig) -> Result:
     refuse_existing(config.out, config.resume)
     text = checkpoints.load_text(config.model, config)
     policy = checkpoints.load_policy(config.model, config)
-    data = prepare.pairs(config, config.data, text, checkpoints.positions(policy))
+    data = prepare.pairs(config, config.data, text, positions(policy))
     say(data.report)
     if config.reference is not None:
         other = checkpoints.load_text(config.reference, config)

@@ -22,6 +22,7 @@ from keel.engine.identities import require_zero_margin_loss
 from keel.engine.progress import say
 from keel.engine.run import Run
 from keel.models import checkpoints
+from keel.models.limits import positions
 from keel.records import Bundle, Result
 
 
@@ -36,7 +37,7 @@ def train(config: RewardConfig) -> Result:
     else:
         model = checkpoints.load_reward(config.model, config)
     dtype = next(model.parameters()).dtype
-    data = prepare.pairs(config, config.data, text, checkpoints.positions(model))
+    data = prepare.pairs(config, config.data, text, positions(model))
     say(data.report)
     memory.require(
         [(model, scalars_at_end)], memory.largest_pass(model, data.train, config.batch_size, config.micro_tokens)

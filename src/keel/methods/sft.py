@@ -20,6 +20,7 @@ from keel.engine.forward import micro_batches, token_logps, token_scores
 from keel.engine.progress import say
 from keel.engine.run import Run
 from keel.models import checkpoints
+from keel.models.limits import positions
 from keel.records import Bundle, Result
 
 
@@ -28,7 +29,7 @@ def train(config: SFTConfig) -> Result:
     refuse_existing(config.out, config.resume)
     text = checkpoints.load_text(config.model, config)
     policy = checkpoints.load_policy(config.model, config)
-    data = prepare.demonstrations(config, config.data, text, checkpoints.positions(policy))
+    data = prepare.demonstrations(config, config.data, text, positions(policy))
     say(data.report)
     memory.require(
         [(policy, token_logps)], memory.largest_pass(policy, data.train, config.batch_size, config.micro_tokens)

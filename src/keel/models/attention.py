@@ -8,22 +8,30 @@ the backbone see nothing of this.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "keel"
 PRODUCTS = 1 << 19
 """Up to this many scores a head, a span's gradients in bf16 on a CPU are computed with all of its scores at once."""
+UNDERSTOOD = {"scaling", "dropout", "sliding_window", "is_causal", "position_ids", "use_cache", "cache_position"}
+"""What a layer may say of its attention beside queries, keys and values: windows are looked after in `trials`."""
 SMALL = 1 << 15
 """So many scores a head cost as much as a span of its own: completions that waste fewer on each other share one."""
+
+
+class NotPacked(ValueError):  # noqa: N818  (says why, in a few words)
+    """A layer wants something of its attention that a packing does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,23 +124,45 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Transformers' attention interface: [B, heads, T, width] -> [B, T, heads, width]."""
     if packing is None and decoding is None:
+        if _asked is not None:
+            _asked.used(attention_mask)
         out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return out, None
-    for name in ("softcap", "s_aux", "position_bias"):
-        if options.get(name) is not None:
-            raise ValueError(f"packed attention knows no {name}")
+    if attention_mask is not None and attention_mask.numel() > 1:
+        raise NotPacked("masks of its own")  # sparse attention, biases: they say more than a packing does
+    if meant := sorted(name for name, value in options.items() if value is not None and name not in UNDERSTOOD):
+        raise NotPacked(f"attention with {', '.join(meant)}")  # sinks, caps, chosen keys: whatever it is called
+    if options.get("is_causal") is False:
+        raise NotPacked("attention to what follows")
     scale = options.get("scaling") or query.shape[-1] ** -0.5
+    width = value.shape[-1]
+    if width < key.shape[-1]:  # DeepSeek's: the kernels want one width, and what is added stays 0
+        value = pad(value, (0, key.shape[-1] - width))
+    out = _shared(module, query, key, value, scale, packing, decoding)
+    return out[..., :width].transpose(1, 2), None
+
+
+def _shared(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    packing: Packing | None,
+    decoding: Decoding | None,
+) -> Tensor:
+    """Attention of packed bundles, or of completions that are being written: [B, heads, T, width]."""
     if decoding is not None:
-        return decoding.attend(module.layer_idx, query, key, value, scale).transpose(1, 2), None  # type: ignore[arg-type]
+        return decoding.attend(module.layer_idx, query, key, value, scale)  # type: ignore[arg-type]
     assert packing is not None
     if packing.seen is not None:
         packing.seen[module.layer_idx] = key, value  # type: ignore[index]
     if query.device.type == "cpu":
-        return _Packed.apply(query, key, value, packing, scale).transpose(1, 2), None  # type: ignore[no-untyped-call]
+        return _Packed.apply(query, key, value, packing, scale)  # type: ignore[no-any-return, no-untyped-call]
     if (groups := query.shape[1] // key.shape[1]) > 1:
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     way = by_flex if _flex_works(query.device, query.dtype) else by_mask
-    return way(query, key, value, packing, scale).transpose(1, 2), None
+    return way(query, key, value, packing, scale)
 
 
 # --- on a GPU -------------------------------------------------------------------------------------
@@ -417,5 +447,52 @@ def _joined(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
     return torch.lerp(b[0], a[0], share)
 
 
+# --- what a backbone asks for ---------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Asked:
+    """What the layers of a backbone look at in a plain pass."""
+
+    windows: list[int] = field(default_factory=list)
+    """How far back each layer looks whose view does not reach the start, whatever the config calls that; 0: unknown."""
+    _masks: dict[int, int | None] = field(default_factory=dict)
+    _held: list[Tensor] = field(default_factory=list)
+
+    def made(self, mask: Tensor, size: int | None) -> None:
+        """A mask was made; `size` is None where it shows all that came before."""
+        self._masks[mask.untyped_storage().data_ptr()] = size
+        self._held.append(mask)  # no other mask can then have its address
+
+    def used(self, mask: Tensor | None) -> None:
+        """A layer was given a mask; one that the interface did not make says something that a packing does not."""
+        if mask is not None and (size := self._masks.get(mask.untyped_storage().data_ptr(), 0)) is not None:
+            self.windows.append(size)
+
+
+_asked: Asked | None = None
+
+
+@contextmanager
+def watched() -> Iterator[Asked]:
+    """Sees what layers look at in plain passes meanwhile."""
+    global _asked
+    _asked = Asked()
+    try:
+        yield _asked
+    finally:
+        _asked = None
+
+
+def _mask(*arguments: Any, local_size: int | None = None, use_vmap: bool = False, **options: Any) -> Any:
+    """Transformers' interface for masks: as for `sdpa`; where it is watched, no mask is left out."""
+    if _asked is None:
+        return sdpa_mask(*arguments, local_size=local_size, use_vmap=use_vmap, **options)
+    options["allow_is_causal_skip"] = False
+    mask = sdpa_mask(*arguments, local_size=local_size, use_vmap=use_vmap, **options)
+    _asked.made(mask, 0 if use_vmap else local_size)
+    return mask
+
+
 AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+AttentionMaskInterface.register(NAME, _mask)

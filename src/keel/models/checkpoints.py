@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,11 +23,11 @@ from keel.config import Machine, Spelling
 from keel.data.templates import chat_template
 from keel.data.text import PAD_TOKEN, Text
 from keel.errors import InputError, RunFailed
-from keel.models import folders, loaded
-from keel.models.fused import fuse
-from keel.models.heads import check_head, scalar_head
+from keel.models import folders, loaded, scalar, trials
+from keel.models.heads import scalar_head
 from keel.models.machine import device_of, dtype_of, prepare
 from keel.records import Bundle
+from keel.says import say
 
 # --- where a model is -----------------------------------------------------------------------------
 
@@ -94,37 +95,44 @@ def load_policy(name: str, machine: Machine) -> nn.Module:
 
     if is_reward_folder(name):
         raise InputError(f"{name} is a reward model, not a language model: give the policy it was trained beside")
-    model = _load(AutoModelForCausalLM, name, machine)
-    check_head(model, name)
-    return model
+    return _load(AutoModelForCausalLM, name, machine)
 
 
 def load_reward(name: str, machine: Machine) -> nn.Module:
     """A trained reward model. A plain language model is refused: its head would be random."""
-    from transformers import AutoModelForSequenceClassification
-
     if Path(resolve(name)).exists() and not is_reward_folder(name):
         raise InputError(
             f"{name} is not a reward model but a plain language model; train one with `keel reward --model {name}`"
         )
-    model: Any = _load(AutoModelForSequenceClassification, name, machine)
+    model: Any = _load(scalar.AutoScalarModel, name, machine)
     if model.config.num_labels != 1:
         raise InputError(
             f"{name}: a classifier of {model.config.num_labels} labels, none of which is a score; "
             "give a reward model with one label (`keel reward` trains one)"
         )
+    if fault := scalar.fault(model):
+        raise InputError(f"{name}: {fault}; give a reward model on a decoder (`keel reward` trains one)")
     return model  # type: ignore[no-any-return]
 
 
 def new_scalar_model(name: str, machine: Machine, pad_id: int) -> nn.Module:
     """A scalar model on a language model's backbone, its head at zero, so that it starts by saying 0 everywhere."""
-    from transformers import AutoModelForSequenceClassification
-
-    model = _load(AutoModelForSequenceClassification, name, machine, fresh=("score.", "classifier."), num_labels=1)
+    fresh = ("score.", "classifier.")
+    model = _load(scalar.AutoScalarModel, name, machine, fresh=fresh, num_labels=1)
+    fault = scalar.fault(model)
+    if fault and not scalar.is_own(model):
+        model = _load(scalar.OwnScalarModel, name, machine, fresh=fresh, num_labels=1)
+        fault = scalar.fault(model)
+    if fault:
+        remedy = "give a decoder" if model.dtype == torch.float32 else "try --precision fp32, or give a decoder"
+        raise InputError(f"{name}: no reward or value model can be made of it: {fault}; {remedy}")
+    if scalar.is_own(model):
+        say(scalar.notice(model))
     if pad_id >= model.get_input_embeddings().weight.shape[0]:  # type: ignore[operator]
         model.resize_token_embeddings(pad_id + 1, mean_resizing=False)  # type: ignore[operator]
-    model.config.pad_token_id = pad_id  # type: ignore[union-attr]
-    nn.init.zeros_(scalar_head(model).weight)
+    model.config.get_text_config().pad_token_id = pad_id  # type: ignore[union-attr, operator]
+    for parameter in scalar_head(model).parameters():
+        nn.init.zeros_(parameter)
     return model
 
 
@@ -155,30 +163,38 @@ def _load(auto: Any, name: str, machine: Machine, fresh: tuple[str, ...] = (), *
     device = device_of(machine)
     raw = folders.check(folder, name, code)
     prepare()
-    try:
-        with _quiet():
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=code)
-            folders.check_kind(config, name)
-            kwargs["dtype"] = dtype_of(machine, getattr(config.get_text_config(), "hidden_size", 0))
-            model, info = auto.from_pretrained(
-                folder,
-                trust_remote_code=code,
-                ignore_mismatched_sizes=True,  # they are refused by name
-                output_loading_info=True,
-                **kwargs,
-            )
-    except InputError:
-        raise
-    except Exception as error:  # the library's own, safetensors', pickle's: a file that is no model
-        raise folders.no_model(error, folder, name, raw, auto.__name__, code) from error
+    explained = partial(_explained, folder, name, raw, auto.__name__, code)
+    with explained():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=code)
+    folders.check_kind(config, name)
+    kwargs["dtype"] = dtype_of(machine, getattr(config.get_text_config(), "hidden_size", 0))
+    with explained():
+        model, info = auto.from_pretrained(
+            folder,
+            trust_remote_code=code,
+            ignore_mismatched_sizes=True,  # they are refused by name
+            output_loading_info=True,
+            **kwargs,
+        )
     loaded.check(model, info, name, raw, fresh)
     if type(model).__module__.startswith("transformers."):  # what is saved must not point to code that does not travel
         model.config.__dict__.pop("auto_map", None)
     model.config.use_cache = False
     module: nn.Module = model.to(device).eval()
-    if device.type == "cpu":
-        fuse(module)
+    trials.ways_of(module, name)
     return module
+
+
+@contextmanager
+def _explained(folder: str, name: str, raw: folders.Raw, auto: str, code: bool) -> Iterator[None]:
+    """Loading in silence; what the library raises is told as what is wrong with the folder."""
+    try:
+        with _quiet():
+            yield
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    except Exception as error:  # the library's own, safetensors', pickle's: a file that is no model
+        raise folders.no_model(error, folder, name, raw, auto, code) from error
 
 
 @contextmanager
@@ -285,12 +301,6 @@ def weights_hash(model: nn.Module) -> str:
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of any type and shape as its bytes, uint8 on the CPU: [...] -> [bytes]."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-
-
-def positions(model: Any) -> int | None:
-    """How many tokens the model can read, where it says so."""
-    value = getattr(model.config, "max_position_embeddings", None)
-    return int(value) if value is not None else None
 
 
 TRIED = 8

@@ -2,13 +2,15 @@
 
 In transformers both are chains of small operations, each of which reads and writes every activation, and whose
 gradients are as many again; on a CPU they take as long as a third of the matrix products. Where a module says what the
-formulas here say, tried on a few numbers when a model is loaded, it gets a subclass of its own class that computes
-them; everything else about it, its weights' names included, stays as it is.
+formulas here say, tried on a few numbers in its own precision when a model is loaded, it gets a subclass of its own
+class that computes them; everything else about it, its weights' names included, stays as it is, and so does a module
+that cannot be tried.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from types import FunctionType
 from typing import Any
 
@@ -20,14 +22,24 @@ ROTARY = "apply_rotary_pos_emb"
 """What transformers calls the function in each of its decoders."""
 
 
-def fuse(model: nn.Module) -> None:
-    """Let the norms and attention layers of a model on a CPU that can be computed so be computed so."""
+def fuse(model: nn.Module) -> Callable[[], None]:
+    """Let the norms and attention layers of a model on a CPU that can be computed so be computed so; what undoes it."""
     known: dict[type[nn.Module], type[nn.Module]] = {}
+    before: list[tuple[nn.Module, type[nn.Module]]] = []
+    dtype = next(model.parameters()).dtype
     for module in model.modules():
         own = type(module)
         if own not in known:
-            known[own] = _Norm.of(module) or _turning(own) or own
-        module.__class__ = known[own]
+            known[own] = _Norm.of(module) or _turning(own, dtype) or own
+        if known[own] is not own:
+            before.append((module, own))
+            module.__class__ = known[own]
+
+    def undo() -> None:
+        for module, own in before:
+            module.__class__ = own
+
+    return undo
 
 
 # --- norms ----------------------------------------------------------------------------------------
@@ -49,9 +61,15 @@ class _Norm(nn.Module):
         weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
         if not isinstance(weight, Tensor) or not isinstance(eps, float) or list(module.children()):
             return None
+        if len(signature(module.forward).parameters) != 1:  # a gate, for one, is no part of the formula
+            return None
         numbers = torch.linspace(-2, 3, 3 * len(weight), device=weight.device).sin().to(weight.dtype)
         numbers = numbers.view(1, 3, len(weight))
-        if not _same(module(numbers), _RootMeanSquare.apply(numbers, weight, eps)):  # type: ignore[no-untyped-call]
+        try:
+            same = _same(module(numbers), _RootMeanSquare.apply(numbers, weight, eps))  # type: ignore[no-untyped-call]
+        except (TypeError, RuntimeError, ValueError, IndexError, AttributeError):
+            return None
+        if not same:
             return None
         return _subclass(type(module), {"forward": _Norm.forward})
 
@@ -87,14 +105,14 @@ class _RootMeanSquare(torch.autograd.Function):
 # --- rotary positions -----------------------------------------------------------------------------
 
 
-def _turning(own: type[nn.Module]) -> type[nn.Module] | None:
+def _turning(own: type[nn.Module], dtype: torch.dtype) -> type[nn.Module] | None:
     """A class whose forward pass turns queries and keys by their positions, with `_Turn` for it; None for others."""
     forward = own.forward
     original = getattr(forward, "__globals__", {}).get(ROTARY)
     if ROTARY not in getattr(getattr(forward, "__code__", None), "co_names", ()) or original is None:
         return None
     turned = _turned(original)
-    if not _turns(original, turned):
+    if not _turns(original, turned, dtype):
         return None
     names = {**forward.__globals__, ROTARY: turned}
     same = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
@@ -115,15 +133,18 @@ def _turned(original: Rotary) -> Rotary:
 
 
 @torch.no_grad()
-def _turns(original: Rotary, turned: Rotary) -> bool:
-    """Whether the two say the same."""
-    numbers = torch.arange(4 * 3 * 8.0).sin().view(4, 1, 1, 3, 8)
-    q, k, cos, sin = numbers
+def _turns(original: Rotary, turned: Rotary, dtype: torch.dtype) -> bool:
+    """Whether the two say the same, in the same precision, for cosines in the model's and in fp32."""
+    numbers = torch.arange(4 * 3 * 8.0).sin().view(4, 1, 1, 3, 8).to(dtype)
+    q, k = numbers[:2]
     try:
-        expected = original(q, k, cos[0], sin[0])
+        for cos, sin in (numbers[2:, 0], numbers[2:, 0].float()):
+            expected, got = original(q, k, cos, sin), turned(q, k, cos, sin)
+            if not all(a.dtype == b.dtype and _same(a, b) for a, b in zip(expected, got, strict=True)):
+                return False
     except (TypeError, RuntimeError, ValueError, IndexError):  # a function of another kind under that name
         return False
-    return all(_same(a, b) for a, b in zip(expected, turned(q, k, cos[0], sin[0]), strict=True))
+    return True
 
 
 class _Turn(torch.autograd.Function):

@@ -2,74 +2,170 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from keel.errors import InputError
+from keel.models.limits import text_config, vocabulary_of
+
+# --- the backbone ---------------------------------------------------------------------------------
+
+
+def trunk(model: Any) -> nn.Module:
+    """The backbone that turns ids into hidden states, without any head; of several modalities the text's.
+
+    Llama 4 calls itself its base model, and a model of images and text keeps the backbone for text inside.
+    """
+    if model not in _TRUNKS:
+        base, decoder = getattr(model, "base_model", model), model.get_decoder()
+        inside = [module for module in model.children() if isinstance(module, PreTrainedModel)]
+        several = model.config.get_text_config() is not model.config
+        candidates = [decoder, base, *inside] if several else [base, *inside, decoder]
+        _TRUNKS[model] = next((module for module in candidates if module is not model), model)
+    found: nn.Module = _TRUNKS[model]
+    return found
+
+
+_TRUNKS: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
+
+# --- the language-model head ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """How logits come out of hidden states: cap(factor * matrix(h)), or in a way of the model's own."""
+
+    factor: float = 1.0
+    """What the family multiplies its logits with (Cohere, Granite)."""
+    cap: float | None = None
+    """Where the family's logits level off (Gemma 2), before the temperature divides them."""
+    own: bool = False
+    """Whether only the model's own forward pass gets them right."""
 
 
 def scaled_logits(model: nn.Module, hidden: Tensor, temperature: float) -> Tensor:
     """Logits in fp32, divided by the temperature: [R, D] -> [R, V]. The only place where this happens (law 3).
 
-    Rollout, old, current and reference log-probabilities all come through here. Model families that scale or cap
-    their logits say so in their config, and `check_head` compares with the model's own at load time.
+    Rollout, old, current and reference log-probabilities all come through here.
     """
     return scaled(model, raw_logits(model, hidden), temperature)
 
 
 def raw_logits(model: nn.Module, hidden: Tensor) -> Tensor:
     """What the head alone says, in its own precision, for those who scale it some rows at a time: [R, D] -> [R, V]."""
-    logits: Tensor = model.get_output_embeddings()(hidden)  # type: ignore[operator]
-    return logits
+    return _own_logits(model, hidden) if head_of(model).own else _matrix(model, hidden)
 
 
 def scaled(model: nn.Module, logits: Tensor, temperature: float) -> Tensor:
     """The second half of `scaled_logits`, for any part of the head's raw logits: [..., V'] -> fp32 [..., V']."""
-    logits = logits.float()
-    logits = logits * factor if (factor := logit_factor(model, 1.0)) != 1 else logits
-    if (cap := logit_cap(model)) is not None:
-        logits = cap * torch.tanh(logits / cap)
+    logits = _capped(logits.float(), head_of(model))
     return logits / temperature if temperature != 1 else logits
 
 
-def logit_factor(model: nn.Module, temperature: float) -> float:
-    """What a model family multiplies its logits with, over the temperature."""
-    config: Any = model.config
-    factor = getattr(config, "logit_scale", None) or 1.0  # Cohere
-    return float(factor) / float(getattr(config, "logits_scaling", None) or 1.0) / temperature  # Granite
+def head_of(model: nn.Module) -> Head:
+    """How this model's logits are made: found on first use by comparison with its own, and the same ever after.
+
+    Raises InputError where none of the ways gives the model's own logits.
+    """
+    if model not in _HEADS:
+        _HEADS[model] = _found(model)
+    return _HEADS[model]
 
 
-def logit_cap(model: nn.Module) -> float | None:
-    """Where the family's logits level off (Gemma 2), before the temperature divides them."""
-    cap: float | None = getattr(model.config, "final_logit_softcapping", None)
-    return cap
+_HEADS: WeakKeyDictionary[nn.Module, Head] = WeakKeyDictionary()
+REACH = 200.0
+"""Logits as large as this show a cap, where there is one."""
 
 
-def check_head(model: nn.Module, name: str) -> None:
-    """Refuse an architecture whose logits `scaled_logits` does not reproduce; a silent difference would be worse."""
-    ids = torch.arange(1, 5, device=device_of_model(model))[None] % vocabulary_of(model)
-    with torch.no_grad():
-        theirs = model(input_ids=ids, use_cache=False).logits.float()
-        ours = scaled_logits(model, trunk(model)(input_ids=ids, use_cache=False).last_hidden_state, 1.0)
-    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max())):
-        raise InputError(f"{name}: {type(model).__name__} computes its logits in a way Keel does not reproduce")
+@torch.no_grad()
+def _found(model: Any) -> Head:
+    ids = torch.arange(1, 7, device=device_of_model(model))[None] % vocabulary_of(model)
+    theirs = model(input_ids=ids, use_cache=False).logits[0].float()
+    hidden = trunk(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
+    trials = [(hidden, theirs)]
+    if own := _same(model, _tried(_own_logits, model, hidden), theirs):
+        wide = hidden * (REACH / max(float(theirs.abs().max()), 1e-6))
+        trials.append((wide, _own_logits(model, wide).float()))
+    found = [(_tried(_matrix, model, h), logits) for h, logits in trials]
+    for head in _possible(model):
+        if all(raw is not None and _same(model, _capped(raw.float(), head), logits) for raw, logits in found):
+            return head
+    if own:
+        return Head(own=True)
+    raise InputError(
+        f"{type(model).__name__} computes its logits in a way Keel does not reproduce; give a decoder of another kind"
+    )
 
 
-def trunk(model: Any) -> nn.Module:
-    """The backbone that turns ids into hidden states, without any head."""
-    base: nn.Module = model.base_model
-    return base
+def _tried(way: Callable[[Any, Tensor], Tensor], model: Any, hidden: Tensor) -> Tensor | None:
+    """Logits by one of the ways, None where the model is not made like that."""
+    try:
+        return way(model, hidden)
+    except (ValueError, TypeError, AttributeError, RuntimeError, LookupError):
+        return None
 
 
-def full_attention(config: Any, length: int) -> bool:
-    """Whether every layer attends to everything before it, within `length` positions."""
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds == {"full_attention"}:
-        return window is None or not getattr(config, "use_sliding_window", True) or window >= length
-    return kinds <= {"full_attention", "sliding_attention"} and window is not None and window >= length
+def _possible(model: Any) -> list[Head]:
+    """Factors and caps that the config names, plain ones first."""
+    config = text_config(model).to_dict()
+    named = {k: float(v) for k, v in config.items() if isinstance(v, int | float) and not isinstance(v, bool) and v > 0}
+    scales = [v for k, v in named.items() if "scal" in k or "mult" in k or "logit" in k]
+    factors = dict.fromkeys([1.0, *scales, *(1 / v for v in scales)])
+    caps = dict.fromkeys([None, *(v for k, v in named.items() if "cap" in k)])
+    return [Head(factor, cap) for factor in factors for cap in caps]
+
+
+def _matrix(model: Any, hidden: Tensor) -> Tensor:
+    """Logits by the head's matrix alone; some backbones in bf16 give fp32."""
+    head = model.get_output_embeddings()
+    logits: Tensor = head(hidden.to(head.weight.dtype))
+    return logits
+
+
+def _capped(logits: Tensor, head: Head) -> Tensor:
+    logits = logits * head.factor if head.factor != 1 else logits
+    return logits if head.cap is None else head.cap * torch.tanh(logits / head.cap)
+
+
+class _Given(BaseModelOutputWithPast):  # type: ignore[misc]
+    """A backbone's answer, whatever else a family asks it for being None."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+def _own_logits(model: Any, hidden: Tensor) -> Tensor:
+    """Logits by the model's own forward pass, its backbone standing still: [R, D] -> [R, V]."""
+    backbone = trunk(model)
+    before = vars(backbone).get("forward")
+    backbone.forward = lambda *_, **__: _Given(last_hidden_state=hidden[None])  # type: ignore[method-assign, assignment]
+    try:
+        ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits[0]
+        return logits
+    finally:
+        if before is None:
+            del backbone.forward
+        else:
+            backbone.forward = before
+
+
+def _same(model: nn.Module, a: Tensor | None, b: Tensor) -> bool:
+    """Equal but for rounding, in the precision of the model."""
+    if a is None or a.shape != b.shape:
+        return False
+    tolerance = 1e-4 if exact(model) else 2e-2
+    return bool((a.float() - b).abs().max() <= tolerance * b.abs().max())
+
+
+# --- the scalar head ------------------------------------------------------------------------------
 
 
 def scalar_head(model: nn.Module) -> nn.Linear:
@@ -81,9 +177,16 @@ def scalar_head(model: nn.Module) -> nn.Linear:
     raise InputError(f"{type(model).__name__} has no linear score head that Keel knows; use a decoder architecture")
 
 
-def vocabulary_of(model: Any) -> int:
-    """Rows of the language-model head, V."""
-    return int(model.config.vocab_size)
+def scalars(model: nn.Module, hidden: Tensor) -> Tensor:
+    """What the scalar head says, fp32: [R, D] -> [R]."""
+    head = scalar_head(model)
+    result: Tensor = head(hidden.to(head.weight.dtype)).squeeze(-1).float()
+    return result
+
+
+def exact(model: nn.Module) -> bool:
+    """Whether the model computes in fp32 throughout; some keep a few weights in fp32 that otherwise compute in bf16."""
+    return all(p.dtype not in (torch.bfloat16, torch.float16) for p in model.parameters())
 
 
 def device_of_model(model: nn.Module) -> torch.device:

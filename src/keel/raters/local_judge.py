@@ -22,6 +22,7 @@ from keel.data.text import Text
 from keel.engine.forward import in_batches, sequence_logps
 from keel.errors import InputError, RowFault
 from keel.models import checkpoints
+from keel.models.limits import positions
 from keel.raters import Missing, Task
 from keel.raters.pairs import IDENTICAL, Heard, Settled, identical, judgments, settle, show, swap, version
 from keel.raters.rubric import DEFAULT, Rubric
@@ -112,7 +113,7 @@ class LocalJudge:
 
     def _fault(self, bundles: Sequence[Bundle]) -> str | None:
         """Why the model cannot be asked, or None."""
-        most = checkpoints.positions(self.model)
+        most = positions(self.model)
         longest = max((len(b.prompt_ids) + len(c) for b in bundles for c in b.completions), default=0)
         if most is None or longest <= most:
             return None

@@ -1,0 +1,54 @@
+"""What a decoder's config says of its limits: words, positions, and lengths at which it reads positions otherwise.
+
+A config of several modalities keeps all of this in its text part, so nothing here is read from the outer one.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Any
+
+from torch import nn
+
+POSITIONS = "max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len"
+"""What configs call the number of tokens that a model can read."""
+
+
+def text_config(model: Any) -> Any:
+    """The part of a model's config that is about text."""
+    return model.config.get_text_config(decoder=True)
+
+
+def vocabulary_of(model: Any) -> int:
+    """Ids that the model can read, V."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def positions(model: Any) -> int | None:
+    """How many tokens the model can read, None where it sets no limit.
+
+    Tables of positions that are numbered from behind the padding (RoBERTa's kind) hold as many fewer.
+    """
+    config = text_config(model)
+    limit = next((int(n) for name in POSITIONS if (n := getattr(config, name, None)) is not None and n > 0), None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            own = module.num_embeddings - module.padding_idx - 1
+            limit = own if limit is None else min(limit, own)
+    return limit
+
+
+def switches(model: Any) -> tuple[int, ...]:
+    """Lengths beyond which rotary positions of a whole text are others (`longrope`), ascending.
+
+    Transformers chooses by the longest text of a call; so texts on both sides must not share one.
+    """
+    given = getattr(text_config(model), "rope_parameters", None) or {}
+    kinds = [given, *(value for value in given.values() if isinstance(value, dict))]
+    own = {int(k["original_max_position_embeddings"]) for k in kinds if k.get("rope_type") == "longrope"}
+    return tuple(sorted(own))
+
+
+def side(lengths: tuple[int, ...], tokens: int) -> int:
+    """How many of the switches a text of so many tokens is beyond."""
+    return bisect_left(lengths, tokens)

@@ -1,0 +1,286 @@
+"""A scalar head on every causal backbone: transformers' sequence classifier where it has a fitting one, else our own.
+
+A scalar model is a causal language model's backbone and a linear layer that makes one number of the last token's
+hidden state. transformers has such a class for half of its causal families. Some of its other classifiers are no such
+thing: BERT's pools the first token, BART's runs an encoder. For all these we take the causal model's own class and
+replace its language-model head. The files look the same either way: the backbone's keys as in the language model's
+checkpoint, `score.weight`, and a config that names a `…ForSequenceClassification`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from keel.errors import InputError
+from keel.models.heads import device_of_model, scalar_head, trunk
+
+ENDING = "ForSequenceClassification"
+"""What the name of every sequence classifier ends with."""
+
+LANGUAGE_MODEL = re.compile(r"(ForCausalLM|ForConditionalGeneration|(Model)?(With)?LMHead(Model)?)$")
+"""How a causal language model's class says what it is."""
+
+
+# --- our own class --------------------------------------------------------------------------------
+
+
+class ScalarHead(nn.Module):
+    """Mixed into a causal language model's class: the language-model head goes, `score` comes.
+
+    The backbone is the causal model's own, so that its weights load, convert and save as they do there.
+    """
+
+    config: Any
+    backbone_name: str
+    """The attribute that holds the backbone."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        heads = [name for name, _ in self.named_children() if name != self.backbone_name]
+        width = _width([getattr(self, name) for name in heads], config)
+        for name in heads:
+            delattr(self, name)
+        self._forget(heads)
+        self.num_labels = config.num_labels
+        self.score = nn.Linear(width, config.num_labels, bias=False)
+
+    def _forget(self, heads: list[str]) -> None:
+        """Let the library neither tie nor expect the weights of heads that are gone."""
+        gone = tuple(f"{name}." for name in heads)
+        for ties in ("_tied_weights_keys", "all_tied_weights_keys"):
+            pairs = dict(getattr(self, ties, None) or {})
+            setattr(self, ties, {target: source for target, source in pairs.items() if not target.startswith(gone)})
+        ignored = set(getattr(self, "_keys_to_ignore_on_load_unexpected", None) or [])
+        self._keys_to_ignore_on_load_unexpected = ignored | {rf"^{re.escape(start)}" for start in gone}
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """As the family draws new weights, but not those of its head: ModernBERT's decoder would look for it here."""
+        if module is not self:
+            super()._init_weights(module)  # type: ignore[misc]
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The backbone. The family's own property may miss it: Llama 4's is the model itself."""
+        backbone: nn.Module = getattr(self, self.backbone_name)
+        return backbone
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """No: it has no language-model head."""
+        return False
+
+    def get_output_embeddings(self) -> None:
+        """None: it has no language-model head."""
+        return
+
+    def forward(self, input_ids: Tensor, **inputs: Any) -> Any:
+        """Score of each row's last token that is not padding: ids [B, T] -> `.logits` [B, 1]."""
+        from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+
+        hidden = self.base_model(input_ids=input_ids, **inputs).last_hidden_state
+        pad = self.config.get_text_config().pad_token_id
+        seen = torch.ones_like(input_ids) if pad is None else (input_ids != pad).long()
+        last = (torch.arange(input_ids.shape[1], device=seen.device) * seen).argmax(-1)
+        rows = torch.arange(len(hidden), device=hidden.device)
+        state = hidden[rows, last].to(self.score.weight.dtype)  # Mamba's backbones return fp32, whatever their weights
+        return SequenceClassifierOutputWithPast(logits=self.score(state))
+
+
+def _width(heads: list[nn.Module], config: Any) -> int:
+    """Width of the hidden states: what the first linear layer of the language-model head takes.
+
+    A config's `hidden_size` is another where the backbone projects (OPT) or joins two streams (Reformer).
+    """
+    linear = [module for head in heads for module in head.modules() if isinstance(module, nn.Linear)]
+    return linear[0].in_features if linear else int(config.get_text_config().hidden_size)
+
+
+def is_own(model: nn.Module) -> bool:
+    """Whether a scalar model is of a class that only Keel can load."""
+    return isinstance(model, ScalarHead)
+
+
+def notice(model: nn.Module) -> str:
+    """What a user must know of a model of our own class: who can load its folder."""
+    config: Any = model.config
+    others = "cannot" if _library_class(config) is None else "would make another model of it"
+    return (
+        f"transformers has no sequence classifier on the causal backbone of {config.model_type}: the scalar model is "
+        f"Keel's own {type(model).__name__}; `keel` loads it, AutoModelForSequenceClassification {others}"
+    )
+
+
+# --- which class ----------------------------------------------------------------------------------
+
+
+class AutoScalarModel:
+    """Loads any scalar model on a causal backbone, as `AutoModelForSequenceClassification` loads transformers' own."""
+
+    @staticmethod
+    def from_pretrained(folder: str, *, trust_remote_code: bool = False, **kwargs: Any) -> Any:
+        """Load a scalar model, or a language model under a new head; `kwargs` are the library's."""
+        return _class_of(folder, trust_remote_code).from_pretrained(
+            folder, trust_remote_code=trust_remote_code, **kwargs
+        )
+
+
+class OwnScalarModel:
+    """`AutoScalarModel` where transformers' class has turned out not to fit."""
+
+    @staticmethod
+    def from_pretrained(folder: str, *, trust_remote_code: bool = False, **kwargs: Any) -> Any:
+        """Load a language model under a new head of our own class."""
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return own_class(config, trust_remote_code).from_pretrained(
+            folder, trust_remote_code=trust_remote_code, **kwargs
+        )
+
+
+def _class_of(folder: str, trust_remote_code: bool) -> Any:
+    """What loads a folder: transformers' auto class, or one of our own."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    named = str((config.architectures or [""])[0])
+    known = _library_class(config)
+    if (known is not None and named == known.__name__) or not _is_causal(config, trust_remote_code):
+        return AutoModelForSequenceClassification
+    own = own_class(config, trust_remote_code)
+    if known is not None and named != own.__name__ and (named.endswith(ENDING) or fits(config)):
+        return AutoModelForSequenceClassification
+    return own
+
+
+def own_class(config: Any, trust_remote_code: bool = False) -> Any:
+    """Our own scalar class for the causal family of a config.
+
+    Its name is what transformers would call it, unless transformers calls something else so.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = _skeleton(AutoModelForCausalLM, config, trust_remote_code)
+    if not _is_causal(model.config, trust_remote_code):  # Llama 3.2's text part: the library saves what it cannot read
+        raise InputError(f"the text part of {config.model_type} could not be read back once saved; give a text model")
+    causal: Any = type(model)
+    config_class: Any = type(model.config)
+    kind = "" if _library_class(config) is None else "Causal"
+    name = LANGUAGE_MODEL.sub("", causal.__name__) + kind + ENDING
+    return _own_class(causal, config_class, name, _backbone_name(model))
+
+
+@cache
+def _own_class(causal: Any, config_class: Any, name: str, backbone_name: str) -> Any:
+    """It says that it lives in the causal class's module: the library converts weights of its own classes only.
+
+    Several families share a causal class and differ in their configs alone. Code that came with a folder is saved with
+    the model, under another heading than the language model's.
+    """
+    own = {"config_class": config_class, "backbone_name": backbone_name, "__module__": causal.__module__}
+    if causal._auto_class is not None:
+        own["_auto_class"] = "AutoModelForSequenceClassification"
+    return type(name, (ScalarHead, causal), own)
+
+
+def fits(config: Any) -> bool:
+    """Whether transformers' classifier for a config is one linear layer on the causal language model's backbone."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    classifier = _skeleton(AutoModelForSequenceClassification, config)
+    parts = {name for name, part in classifier.named_children() if any(True for _ in part.parameters())}
+    try:
+        head, backbone = scalar_head(classifier), _backbone_name(classifier)
+    except InputError:
+        return False
+    if len(parts) != 2 or getattr(classifier, (parts - {backbone}).pop()) is not head:
+        return False
+    ours, theirs = (_innermost(m) for m in (_skeleton(AutoModelForCausalLM, config), classifier))
+    return type(ours) is type(theirs) and ours.state_dict().keys() == theirs.state_dict().keys()
+
+
+@torch.no_grad()
+def fault(model: nn.Module) -> str | None:
+    """What is wrong with a scalar model, tried on a few tokens; None if nothing is.
+
+    Its score must be its linear head on the backbone's last hidden state, and that state must know nothing of what
+    follows. The head is drawn for the trial: that of a new model is zero.
+    """
+    config: Any = model.config
+    ids = [i for i in range(1, 14) if i != config.get_text_config().pad_token_id]
+    rows = (ids[:6], ids[:6] + ids[6:9], ids[:6] + ids[9:12])
+    text, *longer = (torch.tensor([row], device=device_of_model(model)) for row in rows)
+    try:
+        head = scalar_head(model)
+        state, one, other = (trunk(model)(input_ids=x).last_hidden_state[:, 5].float() for x in (text, *longer))
+        with _drawn(head.weight):
+            theirs, ours = model(input_ids=text).logits.float(), head(state.to(head.weight.dtype)).float()
+    except InputError as error:
+        return str(error)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:  # the library's own code fails
+        return f"it fails on a few tokens ({(str(error).strip().splitlines() or [type(error).__name__])[0][:160]})"
+    if theirs.shape != ours.shape or not torch.allclose(theirs, ours, rtol=0.02, atol=0.02):
+        return f"{type(model).__name__} does more than a linear layer on the last token's hidden state"
+    tolerance = 1e-4 if head.weight.dtype == torch.float32 else 0.01  # texts of one length: hardly any rounding
+    if (one - other).norm() > tolerance * one.norm():
+        return f"{type(model).__name__} reads what follows a token: its backbone is no decoder"
+    return None
+
+
+@contextmanager
+def _drawn(weight: Tensor) -> Iterator[None]:
+    """Other numbers in a weight, the same each time."""
+    own = weight.data
+    weight.data = torch.randn(own.shape, generator=torch.Generator().manual_seed(0)).to(own)
+    try:
+        yield
+    finally:
+        weight.data = own
+
+
+def _library_class(config: Any) -> type | None:
+    """transformers' sequence classifier for a config."""
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as KNOWN
+
+    found: type | None = KNOWN.get(type(config), None)
+    return found
+
+
+def _is_causal(config: Any, trust_remote_code: bool) -> bool:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL
+
+    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    return type(config) in CAUSAL or (trust_remote_code and remote)
+
+
+def _skeleton(auto: Any, config: Any, trust_remote_code: bool = False) -> Any:
+    """A model without weights."""
+    with torch.device("meta"):
+        return auto.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def _backbone_name(model: Any) -> str:
+    """The attribute of a model that holds its backbone: the one with the input embeddings."""
+    embeddings = model.get_input_embeddings()
+    found = [name for name, part in model.named_children() if any(m is embeddings for m in part.modules())]
+    if not found:
+        raise InputError(f"{type(model).__name__} keeps its embeddings outside its backbone; Keel knows no head for it")
+    return str(found[0])
+
+
+def _innermost(model: Any) -> Any:
+    """The innermost model that holds the input embeddings: the text part of one that reads images, too."""
+    from transformers import PreTrainedModel
+
+    embeddings = model.get_input_embeddings()
+    for part in model.children():
+        if isinstance(part, PreTrainedModel) and any(m is embeddings for m in part.modules()):
+            return _innermost(part)
+    return model

@@ -1,0 +1,331 @@
+"""Each model is tried on its own weights, and computed in the fastest way that it gets right (law 14).
+
+The measure is a plain forward pass of each sequence alone. What says something else goes the next slower way, which is
+told once in one line with the reason; what reads ahead, or has logits that nothing reproduces, is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from keel.errors import InputError
+from keel.models import attention, limits, passes
+from keel.models.attention import Decoding
+from keel.models.fused import fuse
+from keel.models.heads import exact, head_of, trunk
+from keel.models.limits import switches, vocabulary_of
+from keel.records import Bundle, Completion
+from keel.says import say
+
+Writing = Literal["shared", "cached"]
+FAILED = (TypeError, ValueError, AttributeError, RuntimeError, LookupError, NotImplementedError, AssertionError)
+"""What backbones raise that take no such input."""
+UNBOUNDED = 1 << 60
+
+
+@dataclass(slots=True)
+class Ways:
+    """How a model is computed."""
+
+    name: str
+    together: passes.Pass
+    """Bundles through the backbone: `passes.packed`, `passes.rows` or `passes.alone`."""
+    apart: passes.Pass
+    """The same where a text is longer than `reach`."""
+    reach: int
+    """Tokens of the longest text that may be packed: up to here every layer attends to everything before it."""
+    switches: tuple[int, ...]
+    """Lengths beyond which positions are read otherwise: texts on both sides never share a pass."""
+    noise: float
+    """How far two plain passes over the same tokens are apart, as a share of the root mean square."""
+    positions: int | None
+    """Tokens of the longest text that the model can read."""
+    makes_cache: bool = False
+    """Whether the backbone wants to make its cache itself."""
+    written: dict[Writing, bool] = field(default_factory=dict)
+    """Of the ways of writing that were tried, whether they are right."""
+
+    def way(self, longest: int) -> passes.Pass:
+        """How texts of up to `longest` tokens go through the backbone."""
+        return self.together if longest <= self.reach else self.apart
+
+    def described(self) -> str:
+        """For pages: how completions are scored, and how they are written where that was tried."""
+        packs = f"packed to {self.reach}" if self.reach < UNBOUNDED else "packed"
+        names: dict[passes.Pass, str] = {passes.packed: packs, passes.rows: "rows", passes.alone: "alone"}
+        right = next((way for way, so in self.written.items() if so), "anew")
+        return f"{names[self.together]}, {right}" if self.written else names[self.together]
+
+
+_WAYS: WeakKeyDictionary[nn.Module, Ways] = WeakKeyDictionary()
+_TOLD: set[str] = set()
+
+
+def ways_of(model: nn.Module, name: str = "") -> Ways:
+    """The ways that this model gets right, tried on first use; `name` is what errors call it.
+
+    Raises InputError where it reads ahead, does not run in its precision or gives logits that nothing reproduces.
+    """
+    if model not in _WAYS:
+        training = model.training
+        model.eval()
+        try:
+            _WAYS[model] = _tried(model, name or type(model).__name__)
+        finally:
+            model.train(training)
+    return _WAYS[model]
+
+
+def writes(model: nn.Module, way: Writing) -> bool:
+    """Whether completions can be written so: with prompts kept once, or with the family's own cache; tried when asked.
+
+    What neither gets right is written anew: each token reads its whole text.
+    """
+    ways = ways_of(model)
+    if way not in ways.written:
+        trial, cache, slower = _WRITING[way]
+        reason = "" if ways.together is passes.packed or way == "cached" else "it cannot share a prompt"
+        reason = reason or _difference(model, trial, _expected(model), ways.noise)
+        if reason and way == "cached" and not _difference(model, _made, _expected(model), ways.noise):
+            ways.makes_cache, reason = True, ""
+        ways.written[way] = not reason
+        if reason and (way == "cached" or ways.together is passes.packed):
+            _tell(f"{ways.name} does not go on from {cache} ({reason}): {slower}")
+    return ways.written[way]
+
+
+def _tell(message: str) -> None:
+    if message not in _TOLD:
+        _TOLD.add(message)
+        say(message)
+
+
+# --- training and scoring -------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _tried(model: Any, name: str) -> Ways:
+    noise = _causal(model, name)
+    _fused(model, noise)
+    if model.get_output_embeddings() is not None:
+        head_of(model)
+    ways = Ways(
+        type(model).__name__, passes.packed, passes.rows, UNBOUNDED, switches(model), noise, limits.positions(model)
+    )
+    bundles, expected = _bundles(model), _alone(model)
+    own = model.config._attn_implementation
+    reason = _packs(model, bundles, expected, ways)
+    if reason:
+        if model.config._attn_implementation != own:
+            _attend(model, own)
+        ways.together, ways.reach = passes.rows, 0
+        _tell(f"{ways.name} cannot share a prompt between completions ({reason}): computed once for each of them")
+    if reason := _difference(model, lambda m: _of(passes.rows(m, bundles)), expected, noise):
+        ways.apart = passes.alone
+        ways.together = passes.alone if ways.together is passes.rows else ways.together
+        _tell(f"{ways.name} changes with what stands beside a text ({reason}): each goes alone")
+    _learns(model, name, ways, bundles)
+    return ways
+
+
+def _learns(model: Any, name: str, ways: Ways, bundles: list[Bundle]) -> None:
+    """Refuse what has no gradient in evaluation mode, the only one in which it is ever computed (law 5)."""
+    backbone = [p for p in trunk(model).parameters() if p.requires_grad and p.is_floating_point()]
+    if not backbone:
+        return
+    small = [p for p in backbone if p.dim() < 2] or [min(backbone, key=Tensor.numel)]  # norms and biases of all layers
+    words: list[Tensor] = []  # and what the first layer is given: to get there, all is passed
+    handle = model.get_input_embeddings().register_forward_hook(lambda *at: words.append(at[-1]))
+    try:
+        with torch.enable_grad():
+            hidden, _ = ways.together(model, bundles)
+            given = [x for x in (*small, *words) if x.requires_grad]
+            found = torch.autograd.grad(hidden.float().square().mean(), given, allow_unused=True)
+    except FAILED as error:
+        raise InputError(
+            f"{name}: {ways.name} has no gradient in evaluation mode ({_short(error)}); give a model of another kind"
+        ) from error
+    finally:
+        handle.remove()
+    if not all(bool(torch.isfinite(x).all()) for x in found if x is not None):
+        raise InputError(f"{name}: its gradients are not finite on a few tokens; try --precision fp32")
+
+
+def _causal(model: Any, name: str) -> float:
+    """Refuse what reads ahead; how far rounding alone moves hidden states."""
+    ids = _tokens(model)
+    try:
+        whole, part, other = (passes.plain(model, [x])[0].float() for x in (ids[:9], ids[:6], ids[:6] + ids[8:]))
+    except RuntimeError as error:
+        if exact(model):
+            raise
+        raise InputError(f"{name}: does not run in bf16 ({_short(error)}); use --precision fp32") from error
+    if not bool(torch.isfinite(whole).all()):
+        raise InputError(
+            f"{name}: hidden states are not finite on a few tokens; its weights are broken, or need --precision fp32"
+        )
+    noise = _distance(whole[:6], part)
+    if _distance(whole[:6], other[:6]) > (1e-4 if exact(model) else 0.01) or noise > (1e-3 if exact(model) else 0.1):
+        raise InputError(
+            f"{name}: reads ahead: what it says of a text changes with the tokens that follow; give a decoder "
+            "(an encoder becomes none by is_decoder alone, without training)"
+        )
+    return noise
+
+
+def _fused(model: Any, noise: float) -> None:
+    """Norms and rotary positions in fewer passes over memory, unless the whole says something else then."""
+    if next(model.parameters()).device.type != "cpu":
+        return
+    ids = [_tokens(model)[:9]]
+    before = passes.plain(model, ids)
+    undo = fuse(model)
+    if _difference(model, lambda m: passes.plain(m, ids), before, noise):
+        undo()
+
+
+def _packs(model: Any, bundles: list[Bundle], expected: Tensor, ways: Ways) -> str:
+    """Why not; '' where bundles can share a row up to `ways.reach`, which is found here."""
+    try:
+        _attend(model, attention.NAME)
+        with attention.watched() as asked:
+            passes.plain(model, [bundles[0].prompt_ids])
+    except FAILED as error:
+        return _why(error)
+    ways.reach = min(asked.windows, default=UNBOUNDED)
+    if not ways.reach:
+        return "masks of its own"
+    return _difference(model, lambda m: _of(passes.packed(m, bundles)), expected, ways.noise)
+
+
+def _attend(model: Any, implementation: str) -> None:
+    """Choose how attention is computed; a family that does not let it be chosen is told of in a line of Keel's own."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        model.set_attn_implementation(implementation)
+    finally:
+        logger.setLevel(level)
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _expected(model: Any) -> Tensor:
+    """Hidden states [3 steps x rows] of completions that are written side by side, one of which ends early."""
+    prompts, added = _writers(model)
+    texts = [prompts[0], prompts[0], prompts[1], prompts[1]]
+    after = [texts, *([text + ids[:n] for text, ids in zip(texts, added, strict=True)] for n in (1, 2))]
+    after[2] = [after[2][row] for row in KEPT]
+    return torch.stack([passes.plain(model, [text])[0, -1] for step in after for text in step])
+
+
+KEPT = [0, 3, 2]
+"""Rows that go on after the second has finished, in the order of `survivors`."""
+
+
+def _writers(model: Any) -> tuple[list[list[int]], list[list[int]]]:
+    """Two prompts of one length, and what is written behind each twice."""
+    ids = _tokens(model)
+    return [ids[:4], ids[5:9]], [ids[4:6], ids[7:9], ids[5:7], ids[1:3]]
+
+
+def _written(model: Any) -> Tensor:
+    """With prompts kept once; a row leaves after the first token."""
+    prompts, added = _writers(model)
+    seen, last = passes.prefill(model, prompts)
+    device = last.device
+    decoding = Decoding(2, 2, 4, 2, device)
+    decoding.enter(torch.arange(2, device=device), [4, 4], seen, torch.arange(4, device=device))
+    found = [last.repeat_interleave(2, 0)]
+    for t, rows in ((0, range(4)), (1, KEPT)):
+        if t:
+            decoding.keep(torch.tensor(KEPT, device=device))
+        found.append(passes.decode(model, torch.tensor([added[row][t] for row in rows], device=device), decoding))
+    return torch.cat(found)
+
+
+def _made(model: Any) -> Tensor:
+    """With a cache that the backbone makes itself."""
+    return _cached(model, made=True)
+
+
+def _cached(model: Any, made: bool = False) -> Tensor:
+    """With the family's own cache."""
+    prompts, added = _writers(model)
+    cache = passes.OwnCache(model, made)
+    last = cache.start(prompts)
+    cache.take(torch.tensor([0, 0, 1, 1], device=last.device))
+    found = [last.repeat_interleave(2, 0)]
+    for t, rows in ((0, range(4)), (1, KEPT)):
+        if t:
+            cache.take(torch.tensor(KEPT, device=last.device))
+        found.append(cache.step(torch.tensor([added[row][t] for row in rows], device=last.device)))
+    return torch.cat(found)
+
+
+_WRITING: dict[Writing, tuple[Callable[[Any], Tensor], str, str]] = {
+    "shared": (_written, "a prompt that is kept once", "answers are written with its own cache"),
+    "cached": (_cached, "its own cache", "each token reads the whole text anew"),
+}
+
+# --- comparing ------------------------------------------------------------------------------------
+
+
+def _tokens(model: Any) -> list[int]:
+    """Eleven tokens, all of them within the vocabulary."""
+    return [(7 * i + 3) % vocabulary_of(model) for i in range(11)]
+
+
+def _bundles(model: Any) -> list[Bundle]:
+    ids = _tokens(model)
+    return [
+        Bundle(ids[:4], [Completion(ids[4:7]), Completion(ids[5:10])]),
+        Bundle(ids[:2], [Completion(ids[2:8]), Completion(ids[1:2])]),
+    ]
+
+
+def _alone(model: Any) -> Tensor:
+    """The measure: every state of the trial's bundles, each sequence in a pass of its own."""
+    return _of(passes.alone(model, _bundles(model)))
+
+
+def _of(found: tuple[Tensor, passes.States]) -> Tensor:
+    hidden, states = found
+    return hidden[torch.tensor([i for at in states for i in at], device=hidden.device)]
+
+
+@torch.no_grad()
+def _difference(model: Any, way: Callable[[Any], Tensor], expected: Tensor, noise: float) -> str:
+    """What is wrong with a way, in a few words; '' where it says what is expected."""
+    try:
+        found = way(model)
+    except FAILED as error:
+        return _why(error)
+    if found.shape != expected.shape:
+        return "other shapes"
+    distance = _distance(found.float(), expected.float())
+    bound = max(1e-5, 30 * noise) if exact(model) else max(0.03, 4 * noise)
+    return "" if distance <= bound else f"off by {distance:.1g}"
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    """Root mean square of the difference, as a share of that of `b`."""
+    return float((a - b).square().mean().sqrt() / b.square().mean().sqrt().clamp(min=1e-30))
+
+
+def _why(error: BaseException) -> str:
+    return str(error) if isinstance(error, attention.NotPacked) else "it takes no such input"
+
+
+def _short(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:80]
