@@ -38,6 +38,7 @@ Raw = Mapping[str, Any]
 """A JSON file's content."""
 SHOWN = 3
 """Names shown of many."""
+SCALAR = "ForSequenceClassification"
 ANOTHER = "give a decoder, such as a Llama, Qwen, Gemma or Mistral model"
 TOGETHER = "copy config.json and the weights from one and the same checkpoint"
 
@@ -327,13 +328,14 @@ def check_kind(config: Any, name: str) -> None:
     """Refuse encoder-decoders and encoders: all that Keel computes is of a text read from left to right."""
     from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
-    kind = config.model_type
+    kind, scores = config.model_type, str((getattr(config, "architectures", None) or [""])[0]).endswith(SCALAR)
+    remedy = "give a reward model on a decoder (`keel reward` trains one)" if scores else ANOTHER
     if getattr(config, "is_encoder_decoder", False):
-        raise InputError(f"{name}: {kind} is an encoder-decoder, and Keel works with decoders alone; {ANOTHER}")
+        raise InputError(f"{name}: {kind} is an encoder-decoder, and Keel works with decoders alone; {remedy}")
     decodes = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not decodes:
         raise InputError(
-            f"{name}: {kind} is an encoder, which sees what follows a token, and Keel works with decoders; {ANOTHER}"
+            f"{name}: {kind} is an encoder and no decoder: what it says of a token depends on what follows; {remedy}"
         )
 
 
