@@ -69,13 +69,13 @@ def scaled(model: nn.Module, logits: Tensor, temperature: float) -> Tensor:
     return logits / temperature if temperature != 1 else logits
 
 
-def head_of(model: nn.Module) -> Head:
+def head_of(model: nn.Module, name: str = "") -> Head:
     """How this model's logits are made: found on first use by comparison with its own, and the same ever after.
 
     Raises InputError where none of the ways gives the model's own logits.
     """
     if model not in _HEADS:
-        _HEADS[model] = _found(model)
+        _HEADS[model] = _found(model, name or type(model).__name__)
     return _HEADS[model]
 
 
@@ -85,7 +85,7 @@ REACH = 200.0
 
 
 @torch.no_grad()
-def _found(model: Any) -> Head:
+def _found(model: Any, name: str) -> Head:
     ids = torch.arange(1, 7, device=device_of_model(model))[None] % vocabulary_of(model)
     theirs = model(input_ids=ids, use_cache=False).logits[0].float()
     hidden = trunk(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
@@ -100,7 +100,8 @@ def _found(model: Any) -> Head:
     if own:
         return Head(own=True)
     raise InputError(
-        f"{type(model).__name__} computes its logits in a way Keel does not reproduce; give a decoder of another kind"
+        f"{name}: {type(model).__name__} computes its logits in a way Keel does not reproduce; "
+        "give a decoder of another kind"
     )
 
 

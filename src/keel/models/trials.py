@@ -112,10 +112,16 @@ def _tell(message: str) -> None:
 
 @torch.no_grad()
 def _tried(model: Any, name: str) -> Ways:
+    before = _norms(model)
     noise = _causal(model, name)
+    if not torch.equal(_norms(model), before):  # RWKV halves some in evaluation mode, for fp16's sake
+        remedy = (
+            "set rescale_every to 0 in its config.json" if hasattr(model.config, "rescale_every") else "give another"
+        )
+        raise InputError(f"{name}: {type(model).__name__} changes its weights when it reads; {remedy}")
     _fused(model, noise)
     if model.get_output_embeddings() is not None:
-        head_of(model)
+        head_of(model, name)
     ways = Ways(
         type(model).__name__, passes.packed, passes.rows, UNBOUNDED, switches(model), noise, limits.positions(model)
     )
@@ -133,6 +139,11 @@ def _tried(model: Any, name: str) -> Ways:
         _tell(f"{ways.name} changes with what stands beside a text ({reason}): each goes alone")
     _learns(model, name, ways, bundles)
     return ways
+
+
+def _norms(model: nn.Module) -> Tensor:
+    """Of every parameter its norm: a pass that changes weights shows in it."""
+    return torch.stack(torch._foreach_norm(list(model.parameters())))
 
 
 def _learns(model: Any, name: str, ways: Ways, bundles: list[Bundle]) -> None:
