@@ -132,6 +132,7 @@ def test_other_ways_of_reading_are_other_answers(configure_collect, make_model, 
     given = {
         "model": str(make_model("llama", tokenizer="chat")),
         "prompts": str(write_rows(tmp_path / "chats.jsonl", [{"prompt": chat} for chat in chats])),
+        "max_bad_share": 0.5,  # the tokenizer knows no < and no capitals
     }
     turns = "{% for m in messages %}ASK {{ m.content }}. {% endfor %}"
     for name, more in (("one", ""), ("same", ""), ("other", "now ")):
@@ -540,7 +541,8 @@ def test_personal_data_reach_neither_model_nor_store_where_masked(
 ):
     """Looked for in the bytes of the store, in every turn of a log."""
     file = write_rows(tmp_path / "log.jsonl", CHATS)
-    config = configure_collect(model=str(make_model(tokenizer="chat")), prompts=str(file), personal=personal)
+    chats = {"model": str(make_model(tokenizer="chat")), "prompts": str(file), "max_bad_share": 0.5}  # it knows no @
+    config = configure_collect(**chats, personal=personal)
     rows = collect(config).summary["rows"]
     kept = b"".join(f.read_bytes() for f in tmp_path.glob("store.db*"))
     assert kept.count(b"snow?") > 0

@@ -47,7 +47,15 @@ class Config(BaseModel):
         cls.__pydantic_fields__ = {n: fields[n] for n in [*own, *(n for n in fields if n not in own)]}
 
 
-class Machine(Config):
+class Loading(Config):
+    """How models and tokenizers are loaded."""
+
+    trust_remote_code: bool = False
+    """Run the Python code that a model's folder brings, which can do whatever you can: read it first. By default it
+    never runs, and a model of a kind that transformers does not know is refused."""
+
+
+class Machine(Loading):
     """Where and how numbers are computed."""
 
     seed: int = 0
@@ -72,10 +80,11 @@ class Reading(Config):
     rejected, response_a, response_b, preference, response, score, completion, messages and others that an error lists,
     on the right the file's; prompt=meta.question reads inside. preference=label:0=a:1=b:2=tie says what values mean."""
     max_bad_share: Share = 0.05
-    """Above this share of bad rows the command refuses; below it they are counted, numbered and left out."""
+    """Above this share of bad rows the command refuses; below it they are counted, numbered and left out. Rows with
+    signs that the tokenizer does not know are used and numbered, up to this share of all tokens."""
 
 
-class Spelling(Config):
+class Spelling(Loading):
     """How conversations become tokens."""
 
     chat_template: str | None = None
@@ -353,7 +362,7 @@ class CollectConfig(Sampling):
     @model_validator(mode="after")
     def _options_that_would_do_nothing(self) -> CollectConfig:
         if self.server is not None:
-            for name in Spelling.model_fields:
+            for name in Spelling.model_fields.keys() - Loading.model_fields.keys():
                 if getattr(self, name) != Spelling.model_fields[name].default:
                     raise ValueError(f"{name} has no meaning with server, which renders chats itself: leave it out")
         return self

@@ -20,7 +20,7 @@ from keel.engine import run as run_module
 from keel.engine.optimizer import Optimizer
 from keel.engine.run import Run, schedule
 from keel.errors import InputError, RunFailed
-from keel.models import checkpoints
+from keel.models import checkpoints, loaded
 
 METHODS = ("sft", "reward", "dpo", "ppo")
 CLOCK = {"seconds", "train_seconds", "examples_per_second", "peak_rss_gb"}
@@ -293,10 +293,11 @@ def test_second_interrupt_stops_at_once(configure, monkeypatch):
 
 
 @pytest.fixture
-def poisoned(base, tmp_path):
-    """A model for which the letter H is not a number."""
+def poisoned(base, tmp_path, monkeypatch):
+    """A model for which the letter H is not a number, as if that had come about after it was loaded."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    monkeypatch.setattr(loaded, "_refuse_not_finite", lambda model, name: None)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     (letter,) = tokenizer("H", add_special_tokens=False).input_ids
     with torch.no_grad():

@@ -215,7 +215,7 @@ def test_the_best_are_imitated_as_they_were_drawn(options, make_model, write_row
     read, counts, name = read_demonstrations(str(options["out"]))
     assert name == "prompt-completion"
     text = checkpoints.load_text(options["model"])
-    bundles = dict(zip([it.origin.row for it in read], encode(read, counts, text, 100, 0.0, "best"), strict=True))
+    bundles = dict(zip([it.origin.row for it in read], encode(read, counts, text, 100, 0.05, "best"), strict=True))
     kept = {at: row["candidates"][row["best"]] for at, row in enumerate(rows, 1)}
     assert {it["truncated"] for it in kept.values()} == {True, False}
     respelt = 0

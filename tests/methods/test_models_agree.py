@@ -151,6 +151,7 @@ def test_a_template_that_is_given_is_trained_with_and_saved(make_model, tmp_path
     rows = [{"messages": [*CHAT, {"role": "assistant", "content": "nap"}]}] * 4
     data = write_rows(tmp_path / "sft.jsonl", rows)
     shared = {"model": str(base), "data": str(data), "steps": 1, "device": "cpu", "precision": "fp32"}
+    shared["max_bad_share"] = 0.5  # the tokenizer knows few of the templates' capitals
     with pytest.raises(InputError, match="--chat-template"):
         sft.train(SFTConfig(**shared, out=tmp_path / "none"))
     finals = []

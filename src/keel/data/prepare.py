@@ -144,10 +144,34 @@ def encode_parts(
             f"{source}: {counts.dropped_total} of {counts.read} rows are unusable ({checks.reasons(counts)}), "
             f"above the limit of {max_bad_share:.0%}; {first_error}; or raise --max-bad-share"
         )
+    require_known([bundle for part in bundles for bundle in part], counts, text, max_bad_share, source)
     if not all(bundles):
         side = "to train on" if not bundles[0] else "held out"
         raise InputError(f"{source}: no row {side} can be used ({checks.reasons(counts)}); {first_error}")
     return bundles
+
+
+def require_known(bundles: Sequence[Bundle], counts: RowCounts, text: Text, share: float, source: str) -> None:
+    """Refuse data of whose tokens more than a share stand for signs that the tokenizer does not know."""
+    if what := too_much_unknown(bundles, counts, text, share):
+        raise InputError(f"{source}: {what}; take a model whose tokenizer knows them, or raise --max-bad-share")
+
+
+def too_much_unknown(bundles: Sequence[Bundle], counts: RowCounts, text: Text, share: float) -> str:
+    """That more than a share of the tokens stand for signs that the tokenizer does not know, or nothing."""
+    found = text.gaps.unknown_share(bundles)
+    if found <= share:
+        return ""
+    rows = checks.which(*counts.notes[unknown(text)])
+    return (
+        f"{found:.0%} of the tokens ({rows}) are {text.gaps.unknown_token}, which stands for signs that the tokenizer "
+        f"does not know, above the limit of {share:.0%}"
+    )
+
+
+def unknown(text: Text) -> str:
+    """The note on rows that hold signs which the tokenizer does not know."""
+    return f"signs that the tokenizer does not know became {text.gaps.unknown_token}"
 
 
 def tokenise(
@@ -169,6 +193,8 @@ def tokenise(
             raise InputError(f"{row.origin}: {error}") from error
         for what in dict.fromkeys(notes):
             counts.note(what, row.origin.row)
+        if text.gaps.unknown(bundle):
+            counts.note(unknown(text), row.origin.row)
         if len(bundle.completions) == 2 and bundle.completions[0].ids == bundle.completions[1].ids:
             _drop(counts, "both answers are the same tokens within the length limit", row.origin.row)
             continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from keel.data.hub import is_pointer
 from keel.errors import InputError
 
 __all__ = ["NAMED", "chat_template"]
@@ -124,6 +125,10 @@ def chat_template(wanted: str, tokenizer: Any) -> str:
                 f"these fit it: {', '.join(fits)}"
             )
         return template
+    if is_pointer(Path(wanted)):
+        raise InputError(
+            f"--chat-template {wanted}: a Git LFS pointer in place of the file; fetch it with: git lfs pull"
+        )
     try:
         return Path(wanted).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

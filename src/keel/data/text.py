@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import Any
 
 from keel.data.control import ControlTokens, Handling, Note, ends_of_marks, parts
+from keel.data.gaps import Gaps
 from keel.data.template import DAY, TRIMMED, Template, answering
 from keel.errors import InputError, RowFault
 from keel.records import (
@@ -83,6 +84,7 @@ class Text:
         self.controls = ControlTokens(tokenizer, control_tokens)
         self._given = frozenset({self.eos_id, *given})
         self._leads: dict[tuple[int, ...], tuple[bool, bool]] = {}
+        self.gaps = Gaps(tokenizer, self._plain_ids)
         self._learn_template()
 
     def learn_tokens(self) -> None:
@@ -120,6 +122,7 @@ class Text:
             alone = place == 0 and not inner and not marked
             ids += self._plain_ids(part) if alone else self._inner_ids(part, as_text=marked)
         self.controls.require_text(text, ids)
+        self.gaps.require_rows(ids)
         return ids
 
     def _plain_ids(self, text: str, as_text: bool = False) -> list[int]:
@@ -158,6 +161,7 @@ class Text:
             _tell(rendered.notes, note)
         self.controls.say(spelt, note)
         ids = self._ids(text)
+        self.gaps.require_tokens(prompt, ids)
         ids = self._with_bos(ids) if isinstance(prompt, str) else ids
         if not ids:
             ids = [self.bos_id if self.bos_id is not None else self.eos_id]
@@ -344,8 +348,9 @@ class Text:
     def _compare_decoded(
         self, asked: _Asked, ids: list[int], text: str, fields: Fields | None, told: list[str]
     ) -> None:
-        """Say of an answer that its tokens do not give its text back, unless it was told that a template trims it."""
+        """Say of an answer that its tokens do not give its text back, unless it is told that a template trims it."""
         back = text if fields else self.decode(ids, asked.prompt, asked.ids)
+        self.gaps.require_answer(text, back)
         if back != text and not (TRIMMED in told and back.strip() == text.strip()):
             told.append("decoding an answer's tokens does not give its text back")
 

@@ -69,7 +69,8 @@ def load_scorer(name: str, machine: Machine) -> Scorer:
 def require_same_reading(spelling: Spelling, name: str, text: Text, bundles: Sequence[Bundle]) -> None:
     """Refuse a reward model that reads these prompts as other ids than the policy does; rules read text."""
     if not name.startswith("rule:"):
-        other = checkpoints.load_text(name, Spelling(control_tokens=spelling.control_tokens))
+        own = spelling.model_copy(update={"chat_template": None})
+        other = checkpoints.load_text(name, own)
         checkpoints.require_same_tokens(text, other, bundles, name)
 
 

@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import Protocol
 
 from keel.config import CollectConfig
+from keel.data import checks, prepare
 from keel.data.text import Text
 from keel.engine.endpoint import public_address
 from keel.engine.progress import say
 from keel.engine.remote import NOT_ASKED, sample_remote
 from keel.errors import RowFault
-from keel.records import Answer, Bundle, Completion, Drawn, PromptRow
+from keel.records import Answer, Bundle, Completion, Drawn, PromptRow, RowCounts
 
 ROUNDS_OF_ROWS = 4
 """A round fills the sampler so many times: its tail, where rows run out, is then a small part."""
@@ -57,10 +58,23 @@ class LocalWriter:
         say(described(self.policy))
         limit = room(self.policy, config.max_new_tokens)
         self.room = sys.maxsize if limit is None else limit
+        self._require_known(rows)
         weights = checkpoints.weights_hash(self.policy)[:16]
         sampling = {**_sampling(config), **_spelling(config, self.text)}
         self.like = Answer("", model=config.model, model_hash=weights, sampling=sampling)
         self.at_once = max(1, ROUNDS_OF_ROWS * config.max_rows // config.n)
+
+    def _require_known(self, rows: Sequence[PromptRow]) -> None:
+        """Say which prompts hold signs that the tokenizer does not know; refuse them past the share of bad rows."""
+        if self.text.gaps.unknown_id is None:
+            return
+        counts = RowCounts()
+        bundles = [bundle for _, bundle in prepare.tokenise(rows, counts, self.text, self.room)[0]]
+        prepare.require_known(bundles, counts, self.text, self.config.max_bad_share, self.config.prompts)
+        what = prepare.unknown(self.text)
+        if what in counts.notes:
+            count, first = counts.notes[what]
+            say(f"  note: {count} '{what}': {checks.which(count, first)}")
 
     def write(self, rows: Sequence[PromptRow], number: int, have: int) -> Iterator[list[Written]]:
         """All of the round at once; a prompt that the model cannot be asked gets its reason."""

@@ -405,6 +405,8 @@ def _against_model(audit: Audit, rows: Sequence[Row], counts: RowCounts, config:
     audit.figures |= {"model": config.model, "tokens": _token_counts([bundle for _, bundle in done])}
     if first_error:
         audit.find("note", "the first row that does not fit the model", first_error)
+    if strange := prepare.too_much_unknown([bundle for _, bundle in done], counts, text, config.max_bad_share):
+        audit.find("refused", strange, "Take a model whose tokenizer knows these signs, or raise --max-bad-share.")
     pairs = [(row, bundle) for row, bundle in done if isinstance(row, Pair)]
     if not pairs:
         return

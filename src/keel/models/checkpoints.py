@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,7 +23,7 @@ from keel.config import Machine, Spelling
 from keel.data.templates import chat_template
 from keel.data.text import PAD_TOKEN, Text
 from keel.errors import InputError, RunFailed
-from keel.models import scalar, trials
+from keel.models import folders, loaded, scalar, trials
 from keel.models.heads import scalar_head
 from keel.models.machine import device_of, dtype_of, prepare
 from keel.records import Bundle
@@ -46,7 +47,7 @@ def resolve(name: str) -> str:
         return str(path / "final")
     if (path / "config.yaml").exists():
         raise InputError(f"{name}: this run has no final/ yet; finish it with --resume")
-    raise InputError(f"{name}: no config.json in it; give a checkpoint folder, a run folder or a hub name")
+    raise folders.no_folder(path, name)
 
 
 # --- loading --------------------------------------------------------------------------------------
@@ -54,16 +55,20 @@ def resolve(name: str) -> str:
 
 def load_text(name: str, spelling: Spelling | None = None) -> Text:
     """The tokenizer of a model folder, with every EOS id its generation config names, read as `spelling` says."""
-    from transformers import AutoTokenizer, GenerationConfig
-
     spelling = spelling or Spelling()
     folder = resolve(name)
+    folders.check_text(folder, name, spelling.trust_remote_code)
+    return _text(folder, name, spelling)
+
+
+def _text(folder: str, name: str, spelling: Spelling) -> Text:
+    from transformers import AutoTokenizer, GenerationConfig
+
+    code = spelling.trust_remote_code
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=code)
     except Exception as error:
-        raise InputError(
-            f"{name}: no tokenizer could be loaded ({_first_line(error)}); save one beside the model"
-        ) from error
+        raise folders.no_tokenizer(error, folder, name) from error
     try:
         eos = GenerationConfig.from_pretrained(folder).eos_token_id
     except OSError:
@@ -72,7 +77,9 @@ def load_text(name: str, spelling: Spelling | None = None) -> Text:
     if spelling.chat_template is not None:
         tokenizer.chat_template = chat_template(spelling.chat_template, tokenizer)
     tokenizer.chat_template = _with_line_breaks(tokenizer.chat_template)
-    return Text(tokenizer, [i for i in extra if i is not None], spelling.control_tokens)
+    text = Text(tokenizer, [i for i in extra if i is not None], spelling.control_tokens)
+    folders.check_tokens(text, folder, name, code)
+    return text
 
 
 def _with_line_breaks(template: Any) -> Any:
@@ -131,13 +138,7 @@ def new_scalar_model(name: str, machine: Machine, pad_id: int) -> nn.Module:
 
 def is_reward_folder(name: str) -> bool:
     """Whether a folder holds a scalar model (a sequence classifier) rather than a language model."""
-    file = Path(resolve(name)) / "config.json"
-    if not file.exists():
-        return False
-    try:
-        architectures = json.loads(file.read_text(encoding="utf-8")).get("architectures") or []
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{name}: config.json is not readable ({_first_line(error)}); copy it anew") from error
+    architectures = folders.config_of(resolve(name), name).get("architectures") or []
     return any(str(a).endswith("ForSequenceClassification") for a in architectures)
 
 
@@ -158,37 +159,42 @@ def _load(auto: Any, name: str, machine: Machine, fresh: tuple[str, ...] = (), *
     """A model with all its weights from the folder, but for those whose names begin as in `fresh`."""
     from transformers import AutoConfig
 
-    folder = resolve(name)
+    folder, code = resolve(name), machine.trust_remote_code
     device = device_of(machine)
-    _require_weights(folder, name)
+    raw = folders.check(folder, name, code)
     prepare()
-    try:
-        with _quiet():
-            config = AutoConfig.from_pretrained(folder)
-            dtype = dtype_of(machine, getattr(config.get_text_config(), "hidden_size", 0))
-            model, info = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True, **kwargs)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
-    except Exception as error:  # the library's own, safetensors', pickle's: a file that is no model
-        raise InputError(
-            f"{name}: not loadable as a model ({_first_line(error)}); copy or download the folder anew"
-        ) from error
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith(fresh))
-    if missing:
-        raise InputError(
-            f"{name}: {len(missing)} weights are missing and would be random: {', '.join(missing[:3])}"
-            f"{', …' if len(missing) > 3 else ''}; copy the whole checkpoint, or give a model of the right kind"
+    explained = partial(_explained, folder, name, raw, auto.__name__, code)
+    with explained():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=code)
+    folders.check_kind(config, name)
+    kwargs["dtype"] = dtype_of(machine, getattr(config.get_text_config(), "hidden_size", 0))
+    with explained():
+        model, info = auto.from_pretrained(
+            folder,
+            trust_remote_code=code,
+            ignore_mismatched_sizes=True,  # they are refused by name
+            output_loading_info=True,
+            **kwargs,
         )
+    loaded.check(model, info, name, raw, fresh)
+    if type(model).__module__.startswith("transformers."):  # what is saved must not point to code that does not travel
+        model.config.__dict__.pop("auto_map", None)
     model.config.use_cache = False
     module: nn.Module = model.to(device).eval()
     trials.ways_of(module, name)
     return module
 
 
-def _require_weights(folder: str, name: str) -> None:
-    path = Path(folder)
-    if path.exists() and not any(path.glob("*.safetensors")) and not any(path.glob("pytorch_model*.bin")):
-        raise InputError(f"{name}: config.json but no weights (*.safetensors) in {folder}; copy them there")
+@contextmanager
+def _explained(folder: str, name: str, raw: folders.Raw, auto: str, code: bool) -> Iterator[None]:
+    """Loading in silence; what the library raises is told as what is wrong with the folder."""
+    try:
+        with _quiet():
+            yield
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    except Exception as error:  # the library's own, safetensors', pickle's: a file that is no model
+        raise folders.no_model(error, folder, name, raw, auto, code) from error
 
 
 @contextmanager
@@ -205,10 +211,6 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 # --- saving and identity --------------------------------------------------------------------------
@@ -244,6 +246,7 @@ def _save_tokenizer(text: Text, folder: Path) -> None:
     how texts are read, the tokenizer is written as one of the general class, which takes tokenizer.json as it is.
     """
     text.tokenizer.save_pretrained(folder)
+    _point_to_code(folder / "tokenizer_config.json")
     if text not in _SAVED_AS_IS:
         _SAVED_AS_IS[text] = _reads_back(text, folder)
     if _SAVED_AS_IS[text]:
@@ -256,9 +259,19 @@ def _save_tokenizer(text: Text, folder: Path) -> None:
         raise RunFailed(f"{folder}: the tokenizer reads texts differently once it is saved; save it by hand")
 
 
+def _point_to_code(file: Path) -> None:
+    """Name a tokenizer's own code as the library reads it: slow and fast class; it writes the class alone."""
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    auto = settings.get("auto_map")
+    if isinstance(auto, dict) and isinstance(auto.get("AutoTokenizer"), str):
+        auto["AutoTokenizer"] = [None, auto["AutoTokenizer"]]
+        file.write_text(json.dumps(settings, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
 def _reads_back(text: Text, folder: Path) -> bool:
+    own = not type(text.tokenizer).__module__.startswith("transformers.")  # code that was trusted to make it
     with _quiet():
-        return not text.difference(load_text(str(folder)), [])
+        return not text.difference(_text(str(folder), str(folder), Spelling(trust_remote_code=own)), [])
 
 
 def reload(model: Any, folder: Path) -> nn.Module:
@@ -271,7 +284,7 @@ def reload(model: Any, folder: Path) -> nn.Module:
 def require_reload(model: nn.Module, folder: Path) -> None:
     """A checkpoint that does not give back the model in memory, bit for bit, is a failed run."""
     live, stored = model.state_dict(), reload(model, folder).state_dict()
-    wrong = sorted(k for k in live if k not in stored or not torch.equal(live[k].cpu(), stored[k].cpu()))
+    wrong = sorted(k for k in live if k not in stored or not torch.equal(_bytes(live[k]), _bytes(stored[k])))
     if wrong:
         raise RunFailed(f"{folder}: reads back with other weights than were saved: {', '.join(wrong[:3])}")
 
@@ -281,8 +294,13 @@ def weights_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(key.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(_bytes(tensor).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of any type and shape as its bytes, uint8 on the CPU: [...] -> [bytes]."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
 
 
 TRIED = 8

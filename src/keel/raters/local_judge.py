@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from keel.config import Machine
+from keel.config import Machine, Spelling
 from keel.data.text import Text
 from keel.engine.forward import in_batches, sequence_logps
 from keel.errors import InputError, RowFault
@@ -133,7 +133,8 @@ class LocalJudge:
 
 def load_local_judge(name: str, machine: Machine, rubric: Rubric = DEFAULT) -> LocalJudge:
     """The judge in a checkpoint folder, a run folder, or of a hub name."""
-    model, text = checkpoints.load_policy(name, machine), checkpoints.load_text(name)
+    model = checkpoints.load_policy(name, machine)
+    text = checkpoints.load_text(name, Spelling(trust_remote_code=machine.trust_remote_code))
     return LocalJudge(model, text, Path(name).name, rubric, machine.micro_tokens)
 
 
