@@ -38,7 +38,7 @@ _NUMBERS: list[tuple[int, str]] = [
     (
         2,
         "num_key_value_heads num_kv_heads swa_num_key_value_heads num_experts_per_tok num_experts_per_token "
-        "num_query_groups linear_num_key_heads index_n_heads moe_k moe_topk n_group num_expert_group o_groups hc_mult "
+        "num_query_groups linear_num_key_heads moe_k moe_topk n_group num_expert_group o_groups hc_mult "
         "hc_count altup_num_inputs zero_expert_num",
     ),
     (
@@ -54,6 +54,7 @@ _NUMBERS: list[tuple[int, str]] = [
         "hidden_size_per_layer_input rotary_dim attention_head_size sliding_window window_size sliding_window_size "
         "attention_window_size attention_chunk_size local_attention",
     ),
+    (16, "index_n_heads"),  # of few, none may care for a key: equals are then chosen by the number of tokens there are
     (
         16,
         "q_lora_rank moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size "

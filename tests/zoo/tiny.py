@@ -65,6 +65,8 @@ def model_of(variant: Variant) -> Any:
     model = model.float().eval()
     for parameter in model.parameters():
         enliven(parameter.data)
+    words = model.get_input_embeddings().weight.data
+    words += SHAKE * torch.randn_like(words) * (words == 0)  # the padding's, which any model may draw
     return model
 
 

@@ -176,6 +176,7 @@ def _load(auto: Any, name: str, machine: Machine, fresh: tuple[str, ...] = (), *
             output_loading_info=True,
             **kwargs,
         )
+        scalar.require_causal(model.config, config, code)
     loaded.check(model, info, name, raw, fresh)
     if type(model).__module__.startswith("transformers."):  # what is saved must not point to code that does not travel
         model.config.__dict__.pop("auto_map", None)
