@@ -17,15 +17,14 @@ from .rule import POSITIONS, VOCABULARY
 class Variant:
     """One tiny model: `Variant("gemma2-short-window", "gemma2", {"sliding_window": 8})`.
 
-    `changes` are settings beside those of the rule; the settings of a part stand in a dict of their own. `expected` is
-    'right', or 'refused' with the pattern `word` in the line that says so.
+    `changes` are settings beside those of the rule; the settings of a part stand in a dict of their own. `refused` is a
+    pattern in the line that refuses it, or nothing where it must be right.
     """
 
     name: str
     kind: str
     changes: dict[str, Any] = field(default_factory=dict)
-    expected: str = "right"
-    word: str = ""
+    refused: str = ""
 
 
 # --- what single families need --------------------------------------------------------------------
@@ -366,8 +365,15 @@ FURTHER: dict[str, dict[str, dict[str, Any]]] = {
 }
 """More than one kind of a family: family -> name -> settings."""
 
-NOT_CAUSAL = {"cpmant", "reformer-hashed", "xlm", "xlnet", *(f"{kind}-encoder" for kind in ENCODERS)}
-"""Variants that see what comes: they must be refused."""
+REFUSED = {
+    **dict.fromkeys(("cpmant", "xlm", "xlnet", *(f"{kind}-encoder" for kind in ENCODERS)), "encoder|ahead"),
+    **dict.fromkeys(("reformer", "reformer-hashed"), "gradient"),
+    "llama-dynamic-crossed": "positions",
+    "mllama": "read back",
+    "prophetnet": "logits",
+    "rwkv-rescaled": "rescale_every",
+}
+"""Variants that must be refused, and what the line must say."""
 
 
 def all_variants() -> list[Variant]:
@@ -377,8 +383,7 @@ def all_variants() -> list[Variant]:
     found = {kind: (kind, {}) for kind in CAUSAL if kind not in NOT_TINY}
     found |= {f"{kind}-{name}": (kind, changes) for kind, more in FURTHER.items() for name, changes in more.items()}
     found |= {f"{kind}-encoder": (kind, {"is_decoder": False}) for kind in ENCODERS}
-    refused = "refused", "encoder|ahead"
-    return [Variant(name, *found[name], *(refused if name in NOT_CAUSAL else ())) for name in sorted(found)]
+    return [Variant(name, *found[name], REFUSED.get(name, "")) for name in sorted(found)]
 
 
 VARIANTS = all_variants()

@@ -64,7 +64,7 @@ def _variant(result: Mapping[str, Any]) -> str:
 def _why(result: Mapping[str, Any]) -> str:
     if result["outcome"] in ("wrong", "crashed"):
         return f"**{result['outcome']}** in {result['check']}"
-    return str(result["line"]).replace("|", "\\|").replace("<", "&lt;")
+    return str(result["line"]).removeprefix("MODEL: ").replace("|", "\\|").replace("<", "&lt;")
 
 
 def _not_here(not_tiny: Mapping[str, str]) -> list[str]:

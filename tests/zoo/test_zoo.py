@@ -59,10 +59,8 @@ def test_a_model_is_right_or_refused_in_one_line(zoo: Zoo, variant: Variant):
     for fault in result["faults"]:
         assert "\n" not in fault["line"]
         assert re.search(r"; \w", fault["line"]), f"no remedy: {fault['line']}"
-    if variant.expected == "refused":
-        assert result["outcome"] == "refused"
-        assert result["check"] == "load"
-        assert re.search(variant.word, result["line"])
+    assert result["outcome"] == ("refused" if variant.refused else "right")
+    assert re.search(variant.refused, result["line"])
 
 
 def test_every_family_is_here_or_has_its_reason():
@@ -83,4 +81,11 @@ def test_the_page_says_what_was_found(zoo: Zoo):
     now = page(zoo.all(), NOT_TINY, len(CAUSAL))
     if now != before:
         PAGE.write_text(now, encoding="utf-8")
-    assert now == before, f"{PAGE.name} was out of date and is written anew (`pytest -m zoo` does it): commit it"
+    changed = f"{PAGE.name} was out of date and is written anew (`pytest -m zoo` does it): commit it"
+    assert _without_ways(now) == _without_ways(before), changed
+
+
+def _without_ways(text: str) -> list[list[str]]:
+    """Cells of the page but for the third column: rounding differs between processors, and may decide a close trial."""
+    rows = [line.split(" | ") for line in text.splitlines()]
+    return [row[:2] + row[3:] for row in rows]

@@ -172,7 +172,10 @@ def cache_argument(backbone: nn.Module) -> str:
 
 
 def _arguments(backbone: nn.Module) -> set[str]:
-    return set(inspect.signature(backbone.forward).parameters)
+    """What a backbone can be given; a wrapper that hands all on (BART's decoder) takes what is inside of it takes."""
+    found = set(inspect.signature(backbone.forward).parameters)
+    inside = next(backbone.children(), None)
+    return found if "input_ids" in found or inside is None else _arguments(inside)
 
 
 def last_states(model: nn.Module, sequences: Sequence[list[int]], way: Pass) -> Tensor:
