@@ -19,6 +19,7 @@ from keel.engine.run import generator
 from keel.engine.sampler import completions_of, sample
 from keel.errors import InputError
 from keel.models import checkpoints
+from keel.records import Bundle
 
 CPU = Machine(device="cpu", precision="fp32")
 PROMPTS = [
@@ -405,3 +406,29 @@ def test_a_real_model_writes_as_under_generate(shared):
     for bundle in draw(model, text, prompts, n=2, temperature=0.8, max_new_tokens=60):
         for c in bundle.completions:
             torch.testing.assert_close(c.logps, logps_of(theirs, bundle.prompt_ids, c.ids, 0.8), rtol=0, atol=1e-3)
+
+
+# --- memory
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("llama", {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}),
+        ("gpt2", {"n_embd": 32, "n_layer": 3, "n_head": 4}),  # other names for the same
+        ("gemma4_text", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}),  # its layers differ
+    ],
+)
+def test_what_is_said_to_be_kept_holds_what_is_kept(kind, settings):
+    """Two prompts of three and five tokens, three answers of four tokens each: every key and value has its place."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(kind, vocab_size=50, **settings)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    prompts = [Bundle([1, 2, 3], []), Bundle([4, 5, 6, 7, 8], [])]
+    said = sampler.cache_bytes(model, prompts, 3, 4, 6)
+    with torch.no_grad():
+        cache = model(input_ids=torch.tensor([[1, 2, 3, 4, 5]]), use_cache=True).past_key_values
+    of_a_token = sum(x.numel() for layer in cache.layers for x in (layer.keys, layer.values)) * 4 / 5
+    places = 2 * 5 + 6 * 4
+    assert said == pytest.approx(of_a_token * places + 4 * 6 * 50, rel=1e-3)

@@ -19,7 +19,7 @@ from keel.errors import InputError, RunFailed
 from keel.models import passes, trials
 from keel.models.attention import Decoding, survivors
 from keel.models.heads import device_of_model, raw_logits, scaled
-from keel.models.limits import positions, side, text_config, vocabulary_of
+from keel.models.limits import positions, side, vocabulary_of
 from keel.records import Bundle, Completion, Origin, Prompt
 
 Progress = Callable[[int], None]
@@ -103,17 +103,17 @@ def room(model: Any, max_new_tokens: int) -> int | None:
 
 
 def cache_bytes(model: Any, prompts: Sequence[Bundle], n: int, max_new_tokens: int, max_rows: int) -> float:
-    """Most memory that drawing n completions takes beside the model: keys and values, and the words' weights."""
-    config = text_config(model)
-    layers, heads = (int(getattr(config, name, 1)) for name in ("num_hidden_layers", "num_attention_heads"))
-    kinds = int(getattr(config, "num_key_value_heads", None) or heads)
-    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    weight = int(next(model.parameters()).element_size())
+    """Most memory that drawing n completions takes beside the model: what is cached, and the words' weights.
+
+    What is cached is measured on a few tokens: layers differ in ways that configs call by many names.
+    """
+    few, many = (passes.cached_bytes(model, tokens) for tokens in (4, 12))
+    per_token = max(0.0, (many - few) / 8)
     slots = max(1, min(max_rows // min(n, max_rows), len(prompts)))
     rows = slots * min(n, max_rows)
     longest = max(len(b.prompt_ids) for b in prompts)
     places = slots * longest + rows * max_new_tokens
-    return float(2 * layers * kinds * width * weight * places + 4 * rows * vocabulary_of(model))
+    return per_token * places + max(0.0, few - 4 * per_token) * rows + 4.0 * rows * vocabulary_of(model)
 
 
 def _check_room(model: Any, bundles: list[Bundle], max_new_tokens: int) -> None:

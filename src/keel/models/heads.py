@@ -23,14 +23,16 @@ def trunk(model: Any) -> nn.Module:
 
     Llama 4 calls itself its base model, and a model of images and text keeps the backbone for text inside.
     """
-    if model not in _TRUNKS:
-        base, decoder = getattr(model, "base_model", model), model.get_decoder()
-        inside = [module for module in model.children() if isinstance(module, PreTrainedModel)]
-        several = model.config.get_text_config() is not model.config
-        candidates = [decoder, base, *inside] if several else [base, *inside, decoder]
-        _TRUNKS[model] = next((module for module in candidates if module is not model), model)
-    found: nn.Module = _TRUNKS[model]
-    return found
+    if model in _TRUNKS:
+        return _TRUNKS[model]
+    base, decoder = getattr(model, "base_model", model), model.get_decoder()
+    inside = [module for module in model.children() if isinstance(module, PreTrainedModel)]
+    several = model.config.get_text_config() is not model.config
+    candidates = [decoder, base, *inside] if several else [base, *inside, decoder]
+    found = next((module for module in candidates if module is not model), None)
+    if found is None:
+        return model  # type: ignore[no-any-return]
+    return _TRUNKS.setdefault(model, found)
 
 
 _TRUNKS: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()

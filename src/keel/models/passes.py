@@ -27,6 +27,9 @@ States = list[list[int]]
 Pass = Callable[[nn.Module, Sequence[Bundle]], tuple[Tensor, States]]
 """Bundles to hidden states [rows, D], and where each completion finds its own."""
 
+FAILED = (TypeError, ValueError, AttributeError, RuntimeError, LookupError, NotImplementedError, AssertionError)
+"""What backbones raise that take no such input."""
+
 
 def sequences_of(bundles: Sequence[Bundle]) -> list[list[int]]:
     """Each completion behind its prompt."""
@@ -164,6 +167,26 @@ class OwnCache:
         self._cache = getattr(out, self._named) if self._made else self._cache
         hidden: Tensor = out.last_hidden_state[:, -1]
         return hidden
+
+
+@torch.no_grad()
+def cached_bytes(model: Any, tokens: int) -> int:
+    """What the family's own cache holds of a text of so many tokens; 0 where it takes none."""
+    cache = OwnCache(model)
+    try:
+        cache.start([[1] * tokens])
+    except FAILED:
+        return 0
+    return _bytes_in(vars(cache._cache))
+
+
+def _bytes_in(found: Any) -> int:
+    """Bytes of all tensors in lists, dicts and the layers of a cache."""
+    if isinstance(found, Tensor):
+        return found.numel() * found.element_size()
+    if isinstance(found, dict | list | tuple):
+        return sum(map(_bytes_in, found.values() if isinstance(found, dict) else found))
+    return sum(map(_bytes_in, vars(found).values())) if type(found).__name__.endswith("Layer") else 0
 
 
 def cache_argument(backbone: nn.Module) -> str:

@@ -21,12 +21,11 @@ from keel.models.attention import Decoding
 from keel.models.fused import fuse
 from keel.models.heads import exact, head_of, trunk
 from keel.models.limits import switches, vocabulary_of
+from keel.models.passes import FAILED
 from keel.records import Bundle, Completion
 from keel.says import say
 
 Writing = Literal["shared", "cached"]
-FAILED = (TypeError, ValueError, AttributeError, RuntimeError, LookupError, NotImplementedError, AssertionError)
-"""What backbones raise that take no such input."""
 UNBOUNDED = 1 << 60
 
 
@@ -115,9 +114,8 @@ def _tried(model: Any, name: str) -> Ways:
     before = _norms(model)
     noise = _causal(model, name)
     if not torch.equal(_norms(model), before):  # RWKV halves some in evaluation mode, for fp16's sake
-        remedy = (
-            "set rescale_every to 0 in its config.json" if hasattr(model.config, "rescale_every") else "give another"
-        )
+        known = hasattr(model.config, "rescale_every")
+        remedy = "set rescale_every to 0 in its config.json" if known else "give a model of another kind"
         raise InputError(f"{name}: {type(model).__name__} changes its weights when it reads; {remedy}")
     _fused(model, noise)
     if model.get_output_embeddings() is not None:
@@ -324,6 +322,8 @@ def _difference(model: Any, way: Callable[[Any], Tensor], expected: Tensor, nois
     """What is wrong with a way, in a few words; '' where it says what is expected."""
     try:
         found = way(model)
+    except torch.OutOfMemoryError:  # nothing about the way
+        raise
     except FAILED as error:
         return _why(error)
     if found.shape != expected.shape:
