@@ -20,7 +20,7 @@ from keel.engine import run as run_module
 from keel.engine.optimizer import Optimizer
 from keel.engine.run import Run, schedule
 from keel.errors import InputError, RunFailed
-from keel.models import checkpoints, loaded
+from keel.models import checkpoints
 
 METHODS = ("sft", "reward", "dpo", "ppo")
 CLOCK = {"seconds", "train_seconds", "examples_per_second", "peak_rss_gb"}
@@ -293,18 +293,21 @@ def test_second_interrupt_stops_at_once(configure, monkeypatch):
 
 
 @pytest.fixture
-def poisoned(base, tmp_path, monkeypatch):
+def poisoned(base, monkeypatch):
     """A model for which the letter H is not a number, as if that had come about after it was loaded."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    monkeypatch.setattr(loaded, "_refuse_not_finite", lambda model, name: None)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
-    (letter,) = tokenizer("H", add_special_tokens=False).input_ids
-    with torch.no_grad():
-        model.get_input_embeddings().weight[letter] = math.nan
-    model.save_pretrained(tmp_path / "poisoned")
-    tokenizer.save_pretrained(tmp_path / "poisoned")
-    return tmp_path / "poisoned"
+    (letter,) = AutoTokenizer.from_pretrained(base)("H", add_special_tokens=False).input_ids
+    real = checkpoints._load
+
+    def load(*arguments, **options):
+        model = real(*arguments, **options)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[letter] = math.nan
+        return model
+
+    monkeypatch.setattr(checkpoints, "_load", load)
+    return base
 
 
 def spoiled_file(method, tmp_path, write_rows, pair_table):

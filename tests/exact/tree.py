@@ -137,11 +137,14 @@ def build() -> Tree:
 
 
 class TreeConfig(PreTrainedConfig):
-    """Both heads stand on one-hots of width `hidden_size`: the prefixes 0 … 120, or all of them for a reward."""
+    """Both heads stand on one-hots of width `hidden_size`: the prefixes 0 … 120, or all of them for a reward.
+
+    Six ids can be read, and the first four of them written.
+    """
 
     model_type = "keel_tree"
 
-    def __init__(self, vocab_size: int = 4, hidden_size: int = INNER, use_cache: bool = True, **kwargs: Any) -> None:
+    def __init__(self, vocab_size: int = 6, hidden_size: int = INNER, use_cache: bool = True, **kwargs: Any) -> None:
         self.vocab_size, self.hidden_size, self.use_cache = vocab_size, hidden_size, use_cache
         self.num_hidden_layers = 1
         super().__init__(**kwargs)
@@ -162,7 +165,7 @@ class TreeBackbone(TreeBase):
 
     def __init__(self, config: TreeConfig) -> None:
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(6, 1)  # says how many ids there are; nothing reads its weights
+        self.embed_tokens = nn.Embedding(config.vocab_size, 1)  # says how many ids there are; nothing reads its weights
         self.embed_tokens.weight.requires_grad_(False)
         self.post_init()
 
@@ -202,7 +205,7 @@ class TreeForCausalLM(TreeBase):
     def __init__(self, config: TreeConfig) -> None:
         super().__init__(config)
         self.model = TreeBackbone(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, EOS + 1, bias=False)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:

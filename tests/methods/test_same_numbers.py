@@ -43,9 +43,9 @@ def test_three_answers_to_a_prompt_are_computed_once_and_learnt_from_alike(
     train, metrics_of, monkeypatch, write_rows, tmp_path, method
 ):
     """Three pairs of each three answers, computed as six rows a prompt and as one prompt with three answers."""
-    words = [" Good rain.", " It is raining, bear.", " no idea"]
+    words = [" good rain.", " it is raining, bear.", " no idea"]
     rows = [
-        {"prompt": f"Is it raining? {i}", "chosen": words[a], "rejected": words[b]}
+        {"prompt": f"is it raining? {i}", "chosen": words[a], "rejected": words[b]}
         for i in range(8)
         for a, b in ((0, 2), (1, 2), (1, 0))
     ]

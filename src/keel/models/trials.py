@@ -113,7 +113,9 @@ def _tell(message: str) -> None:
 def _tried(model: Any, name: str) -> Ways:
     before = _norms(model)
     noise = _causal(model, name)
-    if not torch.equal(_norms(model), before):  # RWKV halves some in evaluation mode, for fp16's sake
+    if not torch.allclose(
+        _norms(model), before, rtol=0, atol=0, equal_nan=True
+    ):  # RWKV halves some in evaluation mode, for fp16's sake
         known = hasattr(model.config, "rescale_every")
         remedy = "set rescale_every to 0 in its config.json" if known else "give a model of another kind"
         raise InputError(f"{name}: {type(model).__name__} changes its weights when it reads; {remedy}")
