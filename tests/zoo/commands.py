@@ -82,7 +82,7 @@ JOBS = [f"{name} {precision}" for name in FAMILIES for precision in ("fp32", "bf
 """Every command in both precisions."""
 JOBS_IN_CI = [f"{name} {what}" for name in FAMILIES for what in ("fp32", " ".join(["bf16", *IN_CI]))]
 
-LEARN, LOWER = 20, 0.7
+LEARN, LOWER = 15, 0.7
 """Steps on one sentence, and what is at most left of the loss after them."""
 STEPS, ANSWERS, NEW = 2, 4, 12
 DRAWN = 2e-3
