@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import re
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -41,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0, or 2 for bad input, 1 for a failed run, 130 when interrupted. Never a traceback of ours."""
     arguments = sys.argv[1:] if argv is None else argv
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notes on kernels and settings would bury our lines
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
         return 0

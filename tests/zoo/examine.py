@@ -11,9 +11,7 @@ import copy
 import json
 import random
 import shutil
-import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -27,6 +25,7 @@ from .families import VARIANTS, Variant
 from .oracle import NEW, Oracle, Sequences
 from .rule import END, PAD
 from .tiny import model_of, tokenizer
+from .worker import place, serve
 
 LENGTHS = ((5, (7, 3)), (14, (12, 9)), (3, (2, 6)), (20, (11, 8)))
 """Tokens of each prompt, and of its two completions."""
@@ -299,7 +298,7 @@ def examine(variant: Variant, folder: Path) -> dict[str, Any]:
             except Wrong as error:
                 found = "wrong", str(error)
             except Exception as error:
-                found = "crashed", _place(error)
+                found = "crashed", place(error)
             faults.append({"check": name, "outcome": found[0], "line": found[1]})
             if name == "load":
                 break
@@ -377,33 +376,10 @@ def _machine() -> Any:
     return Machine(device="cpu", precision="fp32")
 
 
-def _place(error: Exception) -> str:
-    at = traceback.extract_tb(error.__traceback__)[-1]
-    words = " ".join(str(error).split())[:200]
-    return f"{type(error).__name__}: {words} ({Path(at.filename).name}:{at.lineno})"
-
-
 def main() -> None:
     """Examine the variants named, or those that standard input names as they come."""
-    import os
-
-    from transformers.utils import logging
-
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
     known = {variant.name: variant for variant in VARIANTS}
-    folder = Path(sys.argv[1])
-    for name in sys.argv[2:] or (line.strip() for line in sys.stdin):
-        try:
-            found = examine(known[name], folder / name)
-        except Exception as error:  # the model could not be made, or transformers does not run it
-            fault = {"check": "make", "outcome": "crashed", "line": _place(error)}
-            found = {"name": name, "family": known[name].kind, **fault, "faults": [fault]}
-        print(json.dumps(found), file=answers, flush=True)
-        shutil.rmtree(folder / name, ignore_errors=True)
+    serve(lambda name, folder: examine(known[name], folder))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """All variants, in as many processes as there are processors; what each said, as they come.
 
-`python -m tests.zoo.sweep [NAME …]` prints a line for every variant that is not right, and the count of each outcome.
+`python -m tests.zoo.sweep [NAME …]` prints a line for every variant and the count of each outcome;
+`python -m tests.zoo.sweep commands [NAME …]` does so for the families that go through the command line.
 """
 
 from __future__ import annotations
@@ -21,18 +22,34 @@ from typing import Any
 SECONDS = 90
 """A variant that takes longer is given up, and its process with it."""
 Result = dict[str, Any]
+EXAMINE, COMMANDS = "tests.zoo.examine", "tests.zoo.commands"
+"""Programs that answer names."""
 
 
-def sweep(names: Sequence[str], workers: int = 0) -> Iterator[Result]:
-    """Examine variants; results come in the order in which they are ready."""
+class Results:
+    """Results as they come; asking for one waits for it."""
+
+    def __init__(self, names: Sequence[str], program: str = EXAMINE) -> None:
+        self._known: dict[str, Result] = {}
+        self._coming = sweep(names, program)
+
+    def of(self, name: str) -> Result:
+        while name not in self._known:
+            result = next(self._coming)
+            self._known[result["name"]] = result
+        return self._known[name]
+
+
+def sweep(names: Sequence[str], program: str = EXAMINE) -> Iterator[Result]:
+    """What a program says of each name; results come in the order in which they are ready."""
     waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
     done: queue.SimpleQueue[Result] = queue.SimpleQueue()
     for name in names:
         waiting.put(name)
     with tempfile.TemporaryDirectory(prefix="keel-zoo-") as folder:
         threads = [
-            threading.Thread(target=_work, args=(waiting, done, Path(folder) / str(number)), daemon=True)
-            for number in range(min(workers or os.cpu_count() or 1, len(names)))
+            threading.Thread(target=_work, args=(program, waiting, done, Path(folder) / str(number)), daemon=True)
+            for number in range(min(os.cpu_count() or 1, len(names)))
         ]
         for thread in threads:
             thread.start()
@@ -42,7 +59,7 @@ def sweep(names: Sequence[str], workers: int = 0) -> Iterator[Result]:
             thread.join()
 
 
-def _work(waiting: queue.SimpleQueue[str], done: queue.SimpleQueue[Result], folder: Path) -> None:
+def _work(program: str, waiting: queue.SimpleQueue[str], done: queue.SimpleQueue[Result], folder: Path) -> None:
     """Hand names to a process of its own until none waits; a process that dies or hangs is replaced."""
     process: subprocess.Popen[str] | None = None
     while True:
@@ -50,7 +67,7 @@ def _work(waiting: queue.SimpleQueue[str], done: queue.SimpleQueue[Result], fold
             name = waiting.get_nowait()
         except queue.Empty:
             break
-        process = process or _process(folder)
+        process = process or _process(program, folder)
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(name + "\n")
@@ -68,10 +85,10 @@ def _work(waiting: queue.SimpleQueue[str], done: queue.SimpleQueue[Result], fold
         process.wait()
 
 
-def _process(folder: Path) -> subprocess.Popen[str]:
+def _process(program: str, folder: Path) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.zoo.examine", str(folder)],
+        [sys.executable, "-m", program, str(folder)],
         cwd=Path(__file__).parents[2],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -87,11 +104,13 @@ def _lost(name: str, line: str) -> Result:
 
 
 def main() -> None:
+    from .commands import JOBS
     from .families import VARIANTS
 
-    names = sys.argv[1:] or [variant.name for variant in VARIANTS]
+    commands = sys.argv[1:2] == ["commands"]
+    names = sys.argv[2 if commands else 1 :] or (JOBS if commands else [variant.name for variant in VARIANTS])
     count: Counter[str] = Counter()
-    for result in sweep(names):
+    for result in sweep(names, COMMANDS if commands else EXAMINE):
         count[result["outcome"]] += 1
         if not result["faults"]:
             print(f"right    {result['name']} | {_notes(result)}", flush=True)

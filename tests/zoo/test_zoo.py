@@ -6,7 +6,6 @@ The variants go through processes of their own, as many as there are processors,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from .families import NOT_TINY, VARIANTS, Variant
 from .page import page
-from .sweep import sweep
+from .sweep import Results
 
 pytestmark = pytest.mark.zoo
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
@@ -23,19 +22,12 @@ RIGHT = 135
 """So many families, as they are by rule, must be right."""
 
 
-class Zoo:
-    """Results as they come; asking for one waits for it."""
+class Zoo(Results):
+    """What became of each variant."""
 
     def __init__(self, names: list[str]) -> None:
+        super().__init__(names)
         self.whole = len(names) == len(VARIANTS)
-        self.results: dict[str, dict[str, Any]] = {}
-        self._coming: Iterator[dict[str, Any]] = sweep(names)
-
-    def of(self, name: str) -> dict[str, Any]:
-        while name not in self.results:
-            result = next(self._coming)
-            self.results[result["name"]] = result
-        return self.results[name]
 
     def all(self) -> list[dict[str, Any]]:
         """Every variant's; skips the test where only some were asked for."""
