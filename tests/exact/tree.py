@@ -225,7 +225,9 @@ class TreeForSequenceClassification(TreeBase):
         self.post_init()
 
     def forward(self, input_ids: Tensor, **kwargs: Any) -> SequenceClassifierOutputWithPast:
-        return SequenceClassifierOutputWithPast(logits=self.score(self.model(input_ids, **kwargs).last_hidden_state))
+        scores = self.score(self.model(input_ids, **kwargs).last_hidden_state)
+        last = (torch.arange(input_ids.shape[1]) * (input_ids != PAD)).argmax(1)
+        return SequenceClassifierOutputWithPast(logits=scores[torch.arange(len(last)), last])
 
 
 AutoConfig.register("keel_tree", TreeConfig, exist_ok=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 POSITIONS = "max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len"
 """What configs call the number of tokens that a model can read."""
@@ -20,8 +20,9 @@ def text_config(model: Any) -> Any:
 
 
 def vocabulary_of(model: Any) -> int:
-    """Ids that the model can read, V."""
-    return int(model.get_input_embeddings().weight.shape[0])
+    """Ids that the model can read, and write where it writes, V."""
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    return min(int(table.weight.shape[0]) for table in tables if isinstance(getattr(table, "weight", None), Tensor))
 
 
 def positions(model: Any) -> int | None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from keel.errors import InputError
 from keel.models.heads import device_of_model, scalar_head, scalars, trunk
+from keel.models.limits import vocabulary_of
 
 ENDING = "ForSequenceClassification"
 """What the name of every sequence classifier ends with."""
@@ -85,7 +86,7 @@ class ScalarHead(nn.Module):
         from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
         hidden = self.base_model(input_ids=input_ids, **inputs).last_hidden_state
-        pad = self.config.get_text_config().pad_token_id
+        pad = getattr(self.config.get_text_config(), "pad_token_id", None)
         seen = torch.ones_like(input_ids) if pad is None else (input_ids != pad).long()
         last = (torch.arange(input_ids.shape[1], device=seen.device) * seen).argmax(-1)
         rows = torch.arange(len(hidden), device=hidden.device)
@@ -213,7 +214,8 @@ def fault(model: nn.Module) -> str | None:
     new model is zero.
     """
     config: Any = model.config
-    ids = [i for i in range(1, 8) if i != config.get_text_config().pad_token_id][:6]
+    pad = getattr(config.get_text_config(), "pad_token_id", None)
+    ids = [i % vocabulary_of(model) for i in range(1, 8) if i % vocabulary_of(model) != pad][:6]
     text = torch.tensor([ids], device=device_of_model(model))
     try:
         head = scalar_head(model)
