@@ -198,7 +198,7 @@ def _why(policy: nn.Module, bundles: Sequence[Bundle]) -> str:
         for n in switches
         for b in bundles
         for c in b.completions
-        if len(b.prompt_ids) < n < len(b.prompt_ids) + len(c)
+        if len(b.prompt_ids) <= n < len(b.prompt_ids) + len(c)
     }
     if not crossed:
         return ""
