@@ -348,6 +348,20 @@ def test_a_policy_that_gives_no_probabilities_stops_the_run(train, configure, mo
     assert len(evidence(config.out)) == 4
 
 
+@pytest.mark.parametrize(("limit", "told"), [(24, True), (120, False)])
+def test_a_gap_of_answers_that_cross_a_limit_of_positions_has_its_remedy(
+    train, make_model, tmp_path, capsys, limit, told
+):
+    """Longrope: the sampler writes the first tokens as a short text's, and training reads all as a long one's."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0, 4.0, 8.0, 16.0], "factor": 1.0}
+    rope = {"rope_type": "longrope", "rope_theta": 100.0, "original_max_position_embeddings": limit, **factors}
+    rule = tmp_path / "rule.yaml"
+    rule.write_text("rules:\n  - {words: [1, 9]}\n")
+    model = str(make_model("llama", rope_parameters=rope))
+    train("ppo", model=model, reward=f"rule:{rule}", steps=1, max_new_tokens=24)
+    assert (f"cross {limit} tokens" in capsys.readouterr().err) is told
+
+
 def test_a_gap_between_sampler_and_trainer_is_told_once(train, monkeypatch, capsys, metrics_of):
     train("ppo")
     assert "sampler and trainer" not in capsys.readouterr().err

@@ -34,7 +34,7 @@ from keel.engine.progress import say
 from keel.engine.run import Run, generator
 from keel.engine.sampler import cache_bytes, room, sample
 from keel.engine.scorers import Scorer, load_scorer, require_same_reading
-from keel.models import checkpoints
+from keel.models import checkpoints, trials
 from keel.records import Bundle, Completion, Result, lengths_of
 
 LOGP_GAP = 0.01
@@ -167,13 +167,17 @@ def roll_out(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Seq
     run.require_finite("the reference's log-probabilities", reference, bundles)
     if run.step == 0:
         require_zero_kl(torch.cat(old), torch.cat(reference), next(roles.policy.parameters()).dtype)
-    _compare_with_sampler(run, bundles, old)
+    _compare_with_sampler(run, roles.policy, bundles, old)
     values = in_batches(scalars_at_states, roles.value, bundles, config.micro_tokens)
     return Rollout(bundles, old, reference, values, torch.empty(0), [], [])
 
 
-def _compare_with_sampler(run: Run, bundles: Sequence[Bundle], old: Sequence[Tensor]) -> None:
-    """Measure how far the sampler's own log-probabilities are from the recomputed ones, and warn beyond rounding."""
+def _compare_with_sampler(run: Run, policy: nn.Module, bundles: Sequence[Bundle], old: Sequence[Tensor]) -> None:
+    """Measure how far the sampler's own log-probabilities are from the recomputed ones, and warn beyond rounding.
+
+    They are of another kind where an answer crosses a length at which positions are read otherwise: its first tokens
+    were drawn as those of a short text, and are scored as those of a long one.
+    """
     sampled = torch.cat([c.logps for b in bundles for c in b.completions if c.logps is not None])
     gap = (sampled.cpu() - torch.cat(list(old)).cpu()).abs()
     run.observe({"sampler/logp_gap": gap})
@@ -181,8 +185,24 @@ def _compare_with_sampler(run: Run, bundles: Sequence[Bundle], old: Sequence[Ten
         run.warn(
             "sampler gap",
             f"step {run.step + 1}: sampler and trainer differ by {float(gap.mean()):.3g} nats per token on average, "
-            f"more than {LOGP_GAP:g}; the samples are not quite the policy's (see sampler/logp_gap)",
+            f"more than {LOGP_GAP:g}; the samples are not quite the policy's (see sampler/logp_gap)"
+            + _why(policy, bundles),
         )
+
+
+def _why(policy: nn.Module, bundles: Sequence[Bundle]) -> str:
+    """The remedy where answers cross such a length; '' where none does."""
+    switches = trials.ways_of(policy).switches
+    crossed = {
+        n
+        for n in switches
+        for b in bundles
+        for c in b.completions
+        if len(b.prompt_ids) <= n < len(b.prompt_ids) + len(c)
+    }
+    if not crossed:
+        return ""
+    return f": answers cross {min(crossed)} tokens, beyond which this model reads positions otherwise; keep them below"
 
 
 # --- judge ----------------------------------------------------------------------------------------
