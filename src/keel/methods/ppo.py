@@ -186,12 +186,12 @@ def _compare_with_sampler(run: Run, policy: nn.Module, bundles: Sequence[Bundle]
             "sampler gap",
             f"step {run.step + 1}: sampler and trainer differ by {float(gap.mean()):.3g} nats per token on average, "
             f"more than {LOGP_GAP:g}; the samples are not quite the policy's (see sampler/logp_gap)"
-            + _why(policy, bundles),
+            + _crossing(policy, bundles),
         )
 
 
-def _why(policy: nn.Module, bundles: Sequence[Bundle]) -> str:
-    """The remedy where answers cross such a length; '' where none does."""
+def _crossing(policy: nn.Module, bundles: Sequence[Bundle]) -> str:
+    """The length that answers grow beyond, where the policy reads positions by the length of the text; else ''."""
     switches = trials.ways_of(policy).switches
     crossed = {
         n
