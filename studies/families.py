@@ -21,7 +21,7 @@ import random
 import re
 import time
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,6 @@ OPENING = 8
 HELD, HELD_SAMPLES, GREEDY = 60, 2, 10
 LIMIT = 64
 """Tokens beyond which the Phi-3 reads positions otherwise: most stories cross it."""
-TRAIN = ["--batch-size", "16", "--max-length", "256"]
 
 # --- models ---------------------------------------------------------------------------------------
 
@@ -124,7 +123,6 @@ class Line:
     out: Path
     data: Path
     precision: str
-    figures: dict[str, Any] = field(default_factory=dict)
 
     def keel(self, made: str, command: str, *arguments: str) -> Path:
         """Run a command whose result is `made`, unless it is there; its seconds and its lines are kept."""
@@ -151,50 +149,39 @@ class Line:
         return {f.stem: float(f.read_text().split()[-2]) for f in sorted(self.out.glob("*.log"))}
 
 
+def flags(**options: object) -> list[str]:
+    """`flags(batch_size=8)`: --batch-size 8."""
+    return [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
 def go(line: Line, start: str, from_scratch: int) -> None:
     """Every command, in the order in which a project needs them. `from_scratch` is the steps of the first training."""
-    stories, held = str(line.data / "stories.jsonl"), str(line.data / "held.jsonl")
+    stories, held = (str(line.data / f"{name}.jsonl") for name in ("stories", "held"))
     openings, rule = str(line.data / "openings.jsonl"), f"rule:{line.data}/points.yaml"
-    new = ["--max-new-tokens", str(NEW_TOKENS)]
     if from_scratch:
-        fast = [
-            "--batch-size",
-            "8",
-            "--max-length",
-            "256",
-            "--learning-rate",
-            "2e-3",
-            "--schedule",
-            "cosine",
-            "--steps",
-            str(from_scratch),
-            "--holdout",
-            "0.03",
-        ]
-        start = str(line.keel("pretrained", "sft", "--model", start, "--data", stories, *fast))
+        fast = flags(batch_size=8, max_length=256, learning_rate=2e-3, schedule="cosine", steps=from_scratch)
+        asked = flags(model=start, data=stories, holdout=0.03)
+        start = str(line.keel("pretrained", "sft", *asked, *fast))
     # Cut before LIMIT tokens, a story has no end: so a model with two kinds of positions learns the shorter one, too.
-    short = ["--batch-size", "16", "--max-length", str(LIMIT - 4), "--steps", "40", "--learning-rate", "5e-4"]
-    sft = str(line.keel("sft", "sft", "--model", start, "--data", stories, *short))
-    few = ["--limit", "120", "-n", "4", *new]
-    store = line.keel("pairs.db", "collect", "--model", sft, "--prompts", openings, "--rater", rule, *few)
-    pairs = ["--data", f"store:{store}", *TRAIN]
-    judged = ["--holdout", "0.2", "--learning-rate", "1e-3"]
-    reward = str(line.keel("reward", "reward", "--model", sft, *pairs, *judged))
-    line.keel("dpo", "dpo", "--model", sft, *pairs, "--holdout", "0.2", "--learning-rate", "5e-4")
-    rollouts = ["--steps", "4", "--rollout-size", "12", "--samples-per-prompt", "4", "--batch-size", "6"]
-    bold = ["--epochs", "2", "--learning-rate", "5e-4", "--value-learning-rate", "1e-3", "--schedule", "constant"]
-    near = ["--beta", "0.05", "--value-clip", "1.0", "--truncation", "score"]
+    short = flags(batch_size=16, max_length=LIMIT - 4, steps=40, learning_rate=5e-4)
+    sft = str(line.keel("sft", "sft", *flags(model=start, data=stories), *short))
+    new = flags(max_new_tokens=NEW_TOKENS)
+    asked = flags(model=sft, prompts=openings, rater=rule, limit=120)
+    store = line.keel("pairs.db", "collect", *asked, "-n", "4", *new)
+    pairs = flags(model=sft, data=f"store:{store}", batch_size=16, max_length=256, holdout=0.2)
+    reward = str(line.keel("reward", "reward", *pairs, *flags(learning_rate=1e-3)))
+    line.keel("dpo", "dpo", *pairs, *flags(learning_rate=5e-4))
+    rollouts = flags(steps=4, rollout_size=12, samples_per_prompt=4, batch_size=6, epochs=2, truncation="score")
+    bold = flags(learning_rate=5e-4, value_learning_rate=1e-3, schedule="constant", beta=0.05, value_clip=1.0)
     for made, judge in (("ppo-rule", rule), ("ppo-reward", reward)):
-        asked = ["--model", sft, "--reward", judge, "--prompts", openings, *new]
-        line.keel(made, "ppo", *asked, *rollouts, *bold, *near)
-    line.keel(
-        "best.jsonl", "best-of-n", "--model", sft, "--reward", reward, "--prompts", held, "-n", "8", "--seed", "7", *new
-    )
+        asked = flags(model=sft, reward=judge, prompts=openings)
+        line.keel(made, "ppo", *asked, *new, *rollouts, *bold)
+    asked = flags(model=sft, reward=reward, prompts=held, seed=7)
+    line.keel("best.jsonl", "best-of-n", *asked, "-n", "8", *new)
     for policy in ("sft", "dpo", "ppo-rule", "ppo-reward"):
-        asked = ["--model", str(line.out / policy), "--prompts", held, "-n", str(HELD_SAMPLES), *new]
-        line.keel(f"{policy}.jsonl", "generate", *asked)
-    greedy = ["--prompts", held, "--limit", str(GREEDY), "--temperature", "0", *new]
-    line.keel("greedy.jsonl", "generate", "--model", sft, *greedy)
+        asked = flags(model=line.out / policy, prompts=held)
+        line.keel(f"{policy}.jsonl", "generate", *asked, "-n", str(HELD_SAMPLES), *new)
+    line.keel("greedy.jsonl", "generate", *flags(model=sft, prompts=held, limit=GREEDY, temperature=0), *new)
 
 
 # --- stories --------------------------------------------------------------------------------------
