@@ -265,6 +265,16 @@ def test_how_far_layers_look_back_is_seen_in_what_they_are_given(kind, changes, 
     torch.testing.assert_close(forward.token_logps(model, BUNDLES), theirs, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", [("doge", {"keep_window_size": 16}), ("doge", {"keep_window_size": 40})])
+def test_layers_that_choose_what_they_attend_to_read_each_text_alone(kind):
+    """Beyond the number of keys that they choose, which the trials' few tokens do not reach."""
+    model, bundles = made(kind[0], **kind[1]), bundles_of((20, (14, 5)), (3, (4, 30)), (34, (9,)))
+    theirs = plain(model, bundles)
+    torch.testing.assert_close(forward.token_logps(model, bundles), theirs, rtol=0, atol=1e-4)
+    assert trials.ways_of(model).together is passes.alone
+    assert greedy(model, new=24) == [[one, one] for one in greedy_anew(model, 24)]
+
+
 # --- positions
 
 

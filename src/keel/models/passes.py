@@ -135,9 +135,13 @@ class OwnCache:
     """Rows of one length with the family's own cache: sliding windows, recurrent states and the like."""
 
     def __init__(self, model: Any, made: bool = False) -> None:
-        """`made`: the backbone makes a cache of a class of its own (MiniMax), which is given none to start with."""
+        """`made`: the backbone makes a cache of a class of its own (MiniMax), which is given none to start with.
+
+        A few recurrent ones have a name of their own for what they are given.
+        """
         self._model, self._trunk, self._made = model, trunk(model), made
-        self._named = cache_argument(self._trunk)
+        self._takes = _arguments(self._trunk)
+        self._named = next((n for n in ("past_key_values", "cache_params") if n in self._takes), "past_key_values")
         self._length = 0
         self._cache: Any = None
 
@@ -162,7 +166,7 @@ class OwnCache:
 
     def _pass(self, ids: Tensor, positions: Tensor) -> Tensor:
         given = {self._named: self._cache, "position_ids": positions.expand(len(ids), -1)}
-        given = {name: value for name, value in given.items() if name in _arguments(self._trunk)}
+        given = {name: value for name, value in given.items() if name in self._takes}
         out = self._trunk(input_ids=ids, use_cache=True, **given)
         self._cache = getattr(out, self._named) if self._made else self._cache
         hidden: Tensor = out.last_hidden_state[:, -1]
@@ -187,11 +191,6 @@ def _bytes_in(found: Any) -> int:
     if isinstance(found, dict | list | tuple):
         return sum(map(_bytes_in, found.values() if isinstance(found, dict) else found))
     return sum(map(_bytes_in, vars(found).values())) if type(found).__name__.endswith("Layer") else 0
-
-
-def cache_argument(backbone: nn.Module) -> str:
-    """What a backbone calls the cache that it is given; a few recurrent ones have a name of their own for it."""
-    return next((n for n in ("past_key_values", "cache_params") if n in _arguments(backbone)), "past_key_values")
 
 
 def _arguments(backbone: nn.Module) -> set[str]:
