@@ -18,12 +18,13 @@ from keel.config import CollectConfig
 from keel.data import asking, checks, prepare
 from keel.data.files import write_json
 from keel.data.store import Store, answer_key, prompt_key, said_key
-from keel.engine.progress import Bar, peak_rss_gb, say
+from keel.engine.progress import Bar, peak_rss_gb
 from keel.engine.writers import LocalWriter, RemoteWriter, Writer, Written
 from keel.errors import InputError, RunFailed
 from keel.raters import Missing, Rater, Task
 from keel.raters.pairs import VerbosityBias, verbosity_biases
 from keel.records import Answer, Judgment, PromptRow, Result, RowCounts
+from keel.says import say
 
 HOPELESS = 25
 """Pairs without a verdict, or prompts without an answer, from the first on, after which nobody is asked any more."""

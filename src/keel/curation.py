@@ -33,9 +33,10 @@ from keel.data.files import write_json, write_lines
 from keel.data.rows import RowError
 from keel.data.schema import judgments
 from keel.data.store import TABLES, Rows, Store, is_store, rows_of
-from keel.engine.progress import Bar, say
+from keel.engine.progress import Bar
 from keel.errors import InputError
 from keel.records import Judgment, Pair, Result, RowCounts
+from keel.says import say
 
 # --- what there is --------------------------------------------------------------------------------
 

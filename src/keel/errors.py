@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def on_one_line(error: BaseException) -> str:
+    """What an exception says, on one line, or its name."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 class KeelError(Exception):
     """Base of every error that Keel raises on purpose; shown as one line, never as a traceback."""
 

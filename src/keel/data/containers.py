@@ -17,10 +17,9 @@ from typing import IO, Any, cast
 
 from keel.data.cells import unfold
 from keel.data.delimited import csv_rows
-from keel.data.files import first_line
 from keel.data.hub import INSTALL, is_pointer, place_of
 from keel.data.rows import Numbered, Row, RowError, shown
-from keel.errors import InputError
+from keel.errors import InputError, on_one_line
 
 __all__ = ["INSTALL", "file_hash", "read_rows"]
 
@@ -56,7 +55,7 @@ def _raw_rows(source: str, remarks: list[str]) -> Iterator[Numbered]:
     try:
         yield from container(path, source, remarks)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{source}: cannot be read ({first_line(error)}); copy the file anew") from error
+        raise InputError(f"{source}: cannot be read ({on_one_line(error)}); copy the file anew") from error
 
 
 def file_hash(source: str) -> str:
@@ -183,7 +182,7 @@ def _json_rows(path: Path, source: str, remarks: list[str]) -> Iterator[Numbered
             yield from enumerate(following, 1) if following else _jsonl_rows(path, source, remarks)
             return
         where = f"line {error.lineno}: " if isinstance(error, json.JSONDecodeError) else ""
-        detail = first_line(error)
+        detail = on_one_line(error)
         raise InputError(f"{source}: {where}broken JSON ({detail}); mend it, or write one object a line") from None
     one_line = "\n" not in text.strip()
     found = data if isinstance(data, list) else _inside(data, remarks)
@@ -257,7 +256,7 @@ def _parquet_rows(path: Path, source: str, remarks: list[str]) -> Iterator[Numbe
                 number += 1
                 yield number, row
     except (pyarrow.ArrowException, ValueError, OSError, TypeError, OverflowError) as error:
-        raise InputError(f"{source}: not a readable Parquet file ({first_line(error)}); write it anew") from error
+        raise InputError(f"{source}: not a readable Parquet file ({on_one_line(error)}); write it anew") from error
 
 
 CONTAINERS: dict[str, Container] = {

@@ -9,11 +9,6 @@ from pathlib import Path
 from typing import Any
 
 
-def first_line(error: BaseException) -> str:
-    """What an exception says, on one line, or its name."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def as_json(content: Any, indent: int | None = None) -> str:
     """JSON as every reader takes it: it has no word for what is not finite, which is missing (null) in it."""
     try:

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keel.data.files import first_line
 from keel.data.rows import Numbered, shown
-from keel.errors import InputError
+from keel.errors import InputError, on_one_line
 
 __all__ = ["INSTALL", "Place", "place_of"]
 
@@ -78,7 +77,7 @@ class Place:
                 splits += sorted({name for _, name in _data_files(Path(self.name) / self.subset, endings)} - {*splits})
             if said := self._no_such_part(subsets, splits):
                 return said
-        return f"{what} ({first_line(error)}); check the path or the name"
+        return f"{what} ({on_one_line(error)}); check the path or the name"
 
     def _no_such_part(self, subsets: list[str], splits: list[str]) -> str:
         """That there is no such subset or split, and which there are; empty where that is not what is wrong."""

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import IO, TextIO, cast
 
 from keel.data.cells import refuse_ambiguous
-from keel.data.files import first_line
 from keel.data.hub import INSTALL
 from keel.data.rows import Row, RowError
-from keel.errors import InputError
+from keel.errors import InputError, on_one_line
 
 __all__ = ["WRITTEN", "write_rows"]
 
@@ -52,7 +51,7 @@ def write_rows(target: Path) -> Iterator[Put]:
             yield checked
         partial.rename(target)
     except OSError as error:
-        raise InputError(f"{target}: cannot be written ({first_line(error)}); choose another place") from error
+        raise InputError(f"{target}: cannot be written ({on_one_line(error)}); choose another place") from error
     finally:
         if target.parent.is_dir():
             partial.unlink(missing_ok=True)
@@ -147,7 +146,7 @@ def _write_parquet(raw: IO[bytes], target: Path) -> Iterator[Put]:
                     writer.write_table(pyarrow.Table.from_pylist(batch, schema=schema))
         except (pyarrow.ArrowException, ValueError, TypeError, OverflowError) as error:
             raise InputError(
-                f"{target}: not a table of one type a column ({first_line(error)}); write JSONL"
+                f"{target}: not a table of one type a column ({on_one_line(error)}); write JSONL"
             ) from error
 
 

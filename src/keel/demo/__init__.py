@@ -21,9 +21,9 @@ from keel.data.files import write_json
 from keel.demo import model, tuning, verdicts, votes
 from keel.demo.story import Sizes, Story
 from keel.engine import progress
-from keel.engine.progress import say
 from keel.errors import InputError
 from keel.records import Result
+from keel.says import say
 
 Step = tuple[str, str, Callable[[Story], dict[str, Any]]]
 

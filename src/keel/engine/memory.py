@@ -22,12 +22,12 @@ from torch.utils.checkpoint import checkpoint
 
 from keel.engine.forward import computed_tokens, way_to, width_of
 from keel.engine.optimizer import AT_ONCE
-from keel.engine.progress import say
 from keel.errors import InputError
 from keel.models import passes
 from keel.models.heads import trunk
 from keel.models.limits import vocabulary_of
 from keel.records import Bundle, Completion
+from keel.says import say
 
 Pass = Callable[[nn.Module, list[Bundle]], Tensor]
 """`token_logps`, `scalars_at_end` …: what training asks a model for."""

@@ -18,8 +18,6 @@ from rich.progress import (
 
 from keel.says import console, say
 
-__all__ = ["Bar", "console", "peak_rss_gb", "plain", "say"]
-
 LINE_EVERY = 10.0
 """Seconds between plain lines."""
 plain = False

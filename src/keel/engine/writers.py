@@ -12,10 +12,10 @@ from keel.config import CollectConfig
 from keel.data import checks, prepare
 from keel.data.text import Text
 from keel.engine.endpoint import public_address
-from keel.engine.progress import say
 from keel.engine.remote import NOT_ASKED, sample_remote
 from keel.errors import RowFault
 from keel.records import Answer, Bundle, Completion, Drawn, PromptRow, RowCounts
+from keel.says import say
 
 ROUNDS_OF_ROWS = 4
 """A round fills the sampler so many times: its tail, where rows run out, is then a small part."""

@@ -21,9 +21,10 @@ from keel.data.files import write_json
 from keel.data.near import near_duplicates
 from keel.data.store import Store, is_store
 from keel.data.text import further, plain
-from keel.engine.progress import Bar, say
+from keel.engine.progress import Bar
 from keel.errors import InputError
 from keel.records import Bundle, Demonstration, Judgment, Pair, PromptRow, Result, RowCounts
+from keel.says import say
 
 Level = Literal["refused", "warning", "note", "good"]
 Row = Pair | Demonstration | PromptRow

@@ -20,7 +20,7 @@ from keel.config import BestOfNConfig, GenerateConfig, refuse_existing
 from keel.data import checks, prepare
 from keel.data.files import write_lines
 from keel.data.text import Text
-from keel.engine.progress import Bar, peak_rss_gb, say
+from keel.engine.progress import Bar, peak_rss_gb
 from keel.engine.run import generator
 from keel.engine.sampler import room, sample
 from keel.engine.scorers import load_scorer, require_same_reading
@@ -28,6 +28,7 @@ from keel.errors import InputError
 from keel.models import checkpoints
 from keel.models.machine import described
 from keel.records import Bundle, Result, RowCounts
+from keel.says import say
 
 
 def generate(config: GenerateConfig) -> Result:

@@ -24,13 +24,13 @@ from keel.engine import memory
 from keel.engine.batches import Batches, prompt_of
 from keel.engine.forward import in_batches, micro_batches, sequence_logps
 from keel.engine.identities import require_zero_margin_loss
-from keel.engine.progress import say
 from keel.engine.run import Run
 from keel.errors import InputError
 from keel.models import checkpoints
 from keel.models.limits import positions
 from keel.objectives import Metrics
 from keel.records import Bundle, Result, lengths_of
+from keel.says import say
 
 
 def train(config: DPOConfig) -> Result:

@@ -30,12 +30,12 @@ from keel.engine.forward import (
     token_scores,
 )
 from keel.engine.identities import require_unit_ratio, require_zero_kl
-from keel.engine.progress import say
 from keel.engine.run import Run, generator
 from keel.engine.sampler import cache_bytes, room, sample
 from keel.engine.scorers import Scorer, load_scorer, require_same_reading
 from keel.models import checkpoints, trials
 from keel.records import Bundle, Completion, Result, lengths_of
+from keel.says import say
 
 LOGP_GAP = 0.01
 """Mean gap between the sampler's and the trainer's log-probabilities, in nats per token, beyond which PPO warns."""

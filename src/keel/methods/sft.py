@@ -17,11 +17,11 @@ from keel.data import prepare
 from keel.engine import memory
 from keel.engine.batches import Batches
 from keel.engine.forward import micro_batches, token_logps, token_scores
-from keel.engine.progress import say
 from keel.engine.run import Run
 from keel.models import checkpoints
 from keel.models.limits import positions
 from keel.records import Bundle, Result
+from keel.says import say
 
 
 def train(config: SFTConfig) -> Result:

@@ -15,10 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from keel.data.files import first_line
 from keel.data.hub import is_pointer
 from keel.data.text import Text
-from keel.errors import InputError, RowFault
+from keel.errors import InputError, RowFault, on_one_line
 
 __all__ = [
     "TOGETHER",
@@ -67,7 +66,7 @@ def _read(folder: str, name: str, file: str) -> Raw | None:
         if not isinstance(content, dict):
             raise ValueError("not an object")
     except ValueError as error:
-        raise InputError(f"{name}: {file} is not readable ({first_line(error)}); copy it anew") from error
+        raise InputError(f"{name}: {file} is not readable ({on_one_line(error)}); copy it anew") from error
     return content
 
 
@@ -343,7 +342,7 @@ def no_model(error: Exception, folder: str, name: str, config: Raw, auto: str, c
     """What the library's own error means. `auto` is the class that was to load the model."""
     from transformers import __version__
 
-    said = first_line(error)
+    said = on_one_line(error)
     if auto in _code_of(config) and not code and "trust_remote_code" in str(error):
         return _needs_code(name, config, "model class")
     if "Unrecognized configuration class" in said:
@@ -407,7 +406,7 @@ NO_TOKENIZER = "no tokenizer in it; copy tokenizer.json and tokenizer_config.jso
 
 def no_tokenizer(error: Exception, folder: str, name: str) -> InputError:
     """Why no tokenizer could be loaded."""
-    said, path = first_line(error), Path(folder)
+    said, path = on_one_line(error), Path(folder)
     if said == _config_fault(folder):
         return InputError(f"{name}: config.json describes no model ({said}); copy it anew")
     package = next((one for one in ("sentencepiece", "tiktoken", "protobuf") if one in str(error).lower()), None)
@@ -424,7 +423,7 @@ def _config_fault(folder: str) -> str:
     try:
         AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever it is, the tokenizer's is compared with it
-        return first_line(error)
+        return on_one_line(error)
     return ""
 
 

@@ -17,10 +17,11 @@ from keel.config import AnnotateConfig, RatersAddConfig, RatersListConfig, Rater
 from keel.data import checks, formats, people
 from keel.data.store import Store
 from keel.data.tasks import Kind, NewTask, Queue, tasks_of, tasks_of_store
-from keel.engine.progress import Bar, say
+from keel.engine.progress import Bar
 from keel.errors import InputError
 from keel.raters.rubric import load_rubric
 from keel.records import Judgment, Preference, RowCounts
+from keel.says import say
 from keel.web.app import make_app
 from keel.web.campaign import Campaign, campaign_of, keep
 

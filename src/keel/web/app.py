@@ -33,10 +33,10 @@ from keel.data.people import Session
 from keel.data.shown import text_of, turns_of
 from keel.data.store import Store
 from keel.data.tasks import GoneError, Queue, Turn
-from keel.engine.progress import say
 from keel.errors import InputError
 from keel.raters.rubric import Rubric
 from keel.records import Answer, Preference, Prompt, Ranking, Score, Verdict
+from keel.says import say
 from keel.web.render import sound, to_html
 
 HERE = Path(__file__).parent

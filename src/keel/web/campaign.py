@@ -11,9 +11,9 @@ from keel.config import AnnotateConfig
 from keel.data.schema import settings, tasks
 from keel.data.store import Store
 from keel.data.tasks import Kind
-from keel.engine.progress import say
 from keel.errors import InputError
 from keel.raters.rubric import DEFAULT, Rubric, load_rubric
+from keel.says import say
 
 NAME = "campaign"
 
