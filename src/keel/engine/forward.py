@@ -63,8 +63,13 @@ def scalars_at_states(model: nn.Module, bundles: Sequence[Bundle]) -> Tensor:
 
 def scalars_at_end(model: nn.Module, bundles: Sequence[Bundle]) -> Tensor:
     """Scalar after each completion's last token, fp32 [C]: the reward, or the value where a truncated one stopped."""
+    return scalars(model, states_at_end(model, bundles))
+
+
+def states_at_end(model: nn.Module, bundles: Sequence[Bundle]) -> Tensor:
+    """Hidden state after each completion's last token, [C, D]."""
     hidden, states = _hidden(model, bundles)
-    return scalars(model, hidden[torch.tensor([at[-1] for at in states], device=hidden.device)])
+    return hidden[torch.tensor([at[-1] for at in states], device=hidden.device)]
 
 
 def _hidden_before(model: nn.Module, bundles: Sequence[Bundle]) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from keel.data.text import Text, named
-from keel.engine.forward import packing_to
+from keel.engine.forward import in_batches, packing_to, states_at_end
 from keel.errors import InputError, RunFailed
 from keel.models import passes, trials
 from keel.models.attention import Decoding, survivors
@@ -29,6 +29,8 @@ AT_ONCE = 16
 """Rows whose words' weights are computed at once."""
 SUM = 1e-30, 1e30
 """Between these a sum of exponentials has lost nothing in fp32; beyond, the largest logit is taken off first."""
+READ = 8192
+"""Tokens that are read at once where whole texts are."""
 ENTER = 8
 """Prompts enter when one row in so many is free: a pass over a few tokens costs as much as over many."""
 
@@ -335,17 +337,9 @@ class _Anew(_Rows):
         pass
 
     def _read(self, texts: list[list[int]]) -> Tensor:
-        """The states after these texts, those of one side of the model's switches at a time: [R, D]."""
-        ways = trials.ways_of(self.model)
-        sides = torch.tensor([side(ways.switches, len(text)) for text in texts], device=self.device)
-        hidden: Tensor | None = None
-        for one in sides.unique().tolist():
-            at = torch.nonzero(sides == one).squeeze(1)
-            found = passes.last_states(self.model, [texts[i] for i in at.tolist()], ways.apart)
-            hidden = found.new_empty(len(texts), found.shape[1]) if hidden is None else hidden
-            hidden[at] = found
-        assert hidden is not None
-        return hidden
+        """The states after these texts, some at a time: [R, D]."""
+        bundles = [Bundle(text[:-1], [Completion(text[-1:])]) for text in texts]
+        return torch.cat(in_batches(states_at_end, self.model, bundles, READ))
 
 
 # --- drawing --------------------------------------------------------------------------------------

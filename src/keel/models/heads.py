@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from keel.errors import InputError
+from keel.models.attempt import attempt
 from keel.models.limits import text_config, vocabulary_of
 
 # --- the backbone ---------------------------------------------------------------------------------
@@ -89,18 +90,22 @@ REACH = 200.0
 @torch.no_grad()
 def _found(model: Any, name: str) -> Head:
     ids = torch.arange(1, 7, device=device_of_model(model))[None] % vocabulary_of(model)
-    seen: list[Tensor] = []  # of the same pass: not every pass can be repeated to the last digit
-    handle = trunk(model).register_forward_hook(lambda *at: seen.append(at[-1].last_hidden_state[0]))
-    theirs = model(input_ids=ids, use_cache=False).logits[0].float()
-    handle.remove()
-    hidden = seen[-1] if seen else trunk(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
+    seen: list[Any] = []  # of the same pass: not every pass can be repeated to the last digit
+    handle = trunk(model).register_forward_hook(lambda *at: seen.append(at[-1]))
+    try:
+        theirs = model(input_ids=ids, use_cache=False).logits[0].float()
+    finally:
+        handle.remove()
+    out = seen[-1] if seen else trunk(model)(input_ids=ids, use_cache=False)
+    hidden = out.last_hidden_state[0]
     trials = [(hidden, theirs)]
-    if own := _same(model, _tried(_own_logits, model, hidden), theirs):
+    if own := _same(model, attempt(partial(_own_logits, model, hidden)), theirs):
         wide = hidden * (REACH / max(float(theirs.abs().max()), 1e-6))
         trials.append((wide, _own_logits(model, wide).float()))
-    found = [(_tried(_matrix, model, h), logits) for h, logits in trials]
-    for head in _possible(model):
-        if all(raw is not None and _same(model, _capped(raw.float(), head), logits) for raw, logits in found):
+    found = [(attempt(partial(_matrix, model, h)), logits) for h, logits in trials]
+    fits = [(raw.float(), logits) for raw, logits in found if isinstance(raw, Tensor)]
+    for head in _possible(model) if len(fits) == len(trials) else []:
+        if all(_same(model, _capped(raw, head), logits) for raw, logits in fits):
             return head
     if own:
         return Head(own=True)
@@ -108,16 +113,6 @@ def _found(model: Any, name: str) -> Head:
         f"{name}: {type(model).__name__} computes its logits in a way Keel does not reproduce; "
         "give a decoder of another kind"
     )
-
-
-def _tried(way: Callable[[Any, Tensor], Tensor], model: Any, hidden: Tensor) -> Tensor | None:
-    """Logits by one of the ways, None where the model is not made like that."""
-    try:
-        return way(model, hidden)
-    except torch.OutOfMemoryError:
-        raise
-    except (ValueError, TypeError, AttributeError, RuntimeError, LookupError):
-        return None
 
 
 def _possible(model: Any) -> list[Head]:
@@ -165,9 +160,9 @@ def _own_logits(model: Any, hidden: Tensor) -> Tensor:
             backbone.forward = before
 
 
-def _same(model: nn.Module, a: Tensor | None, b: Tensor) -> bool:
+def _same(model: nn.Module, a: Tensor | Exception, b: Tensor) -> bool:
     """Equal but for rounding, in the precision of the model."""
-    if a is None or a.shape != b.shape:
+    if isinstance(a, Exception) or a.shape != b.shape:
         return False
     tolerance = 1e-4 if exact(model) else 2e-2
     return bool((a.float() - b).abs().max() <= tolerance * b.abs().max())

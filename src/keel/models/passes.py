@@ -18,17 +18,15 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
+from keel.models.attempt import attempt
 from keel.models.attention import Decoding, Packing
 from keel.models.heads import device_of_model, trunk
-from keel.records import Bundle, Completion
+from keel.records import Bundle
 
 States = list[list[int]]
 """Per completion, the rows of the hidden states before its first token, before its second …, after its last: L + 1."""
 Pass = Callable[[nn.Module, Sequence[Bundle]], tuple[Tensor, States]]
 """Bundles to hidden states [rows, D], and where each completion finds its own."""
-
-FAILED = (TypeError, ValueError, AttributeError, RuntimeError, LookupError, NotImplementedError, AssertionError)
-"""What backbones raise that take no such input."""
 
 
 def sequences_of(bundles: Sequence[Bundle]) -> list[list[int]]:
@@ -177,11 +175,8 @@ class OwnCache:
 def cached_bytes(model: Any, tokens: int) -> int:
     """What the family's own cache holds of a text of so many tokens; 0 where it takes none."""
     cache = OwnCache(model)
-    try:
-        cache.start([[1] * tokens])
-    except FAILED:
-        return 0
-    return _bytes_in(vars(cache._cache))
+    read = attempt(lambda: cache.start([[1] * tokens]))
+    return 0 if isinstance(read, Exception) else _bytes_in(vars(cache._cache))
 
 
 def _bytes_in(found: Any) -> int:
@@ -198,9 +193,3 @@ def _arguments(backbone: nn.Module) -> set[str]:
     found = set(inspect.signature(backbone.forward).parameters)
     inside = next(backbone.children(), None)
     return found if "input_ids" in found or inside is None else _arguments(inside)
-
-
-def last_states(model: nn.Module, sequences: Sequence[list[int]], way: Pass) -> Tensor:
-    """The hidden state after each text, all computed anew: [N, D]."""
-    hidden, states = way(model, [Bundle(ids[:-1], [Completion(ids[-1:])]) for ids in sequences])
-    return hidden[torch.tensor([at[-1] for at in states], device=hidden.device)]

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from keel.errors import InputError
+from keel.errors import InputError, on_one_line
+from keel.models.attempt import attempt
 from keel.models.heads import device_of_model, scalar_head, scalars, trunk
 from keel.models.limits import vocabulary_of
 
@@ -217,15 +218,19 @@ def fault(model: nn.Module) -> str | None:
     pad = getattr(config.get_text_config(), "pad_token_id", None)
     ids = [i % vocabulary_of(model) for i in range(1, 8) if i % vocabulary_of(model) != pad][:6]
     text = torch.tensor([ids], device=device_of_model(model))
+
+    def said() -> tuple[Tensor, Tensor]:
+        with _drawn(scalar_head(model).weight):
+            state = trunk(model)(input_ids=text).last_hidden_state[:, -1]
+            return scalars(model, state)[:, None], model(input_ids=text).logits.float()
+
     try:
-        head = scalar_head(model)
-        with _drawn(head.weight):
-            ours = scalars(model, trunk(model)(input_ids=text).last_hidden_state[:, -1])[:, None]
-            theirs = model(input_ids=text).logits.float()
+        found = attempt(said)
     except InputError as error:
         return str(error)
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:  # the library's own code fails
-        return f"it fails on a few tokens ({(str(error).strip().splitlines() or [type(error).__name__])[0][:160]})"
+    if isinstance(found, Exception):  # the library's own code fails
+        return f"it fails on a few tokens ({on_one_line(found)})"
+    ours, theirs = found
     if theirs.shape != ours.shape or not torch.allclose(theirs, ours, rtol=0.02, atol=0.02):
         return f"{type(model).__name__} does more than a linear layer on the last token's hidden state"
     return None

@@ -15,13 +15,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from keel.errors import InputError
+from keel.errors import InputError, on_one_line
 from keel.models import attention, limits, passes
+from keel.models.attempt import attempt
 from keel.models.attention import Decoding
 from keel.models.fused import fuse
 from keel.models.heads import exact, head_of, trunk
 from keel.models.limits import switches, vocabulary_of
-from keel.models.passes import FAILED
 from keel.records import Bundle, Completion
 from keel.says import say
 
@@ -93,8 +93,9 @@ def writes(model: nn.Module, way: Writing) -> bool:
     if way not in ways.written:
         trial, cache, slower = _WRITING[way]
         reason = "" if ways.together is passes.packed or way == "cached" else "it cannot share a prompt"
-        reason = reason or _difference(model, trial, _expected(model), ways.noise)
-        if reason and way == "cached" and not _difference(model, _made, _expected(model), ways.noise):
+        expected = _expected(model)
+        reason = reason or _difference(model, trial, expected, ways.noise)
+        if reason and way == "cached" and not _difference(model, _made, expected, ways.noise):
             ways.makes_cache, reason = True, ""
         ways.written[way] = not reason
         if reason and (way == "cached" or ways.together is passes.packed):
@@ -113,35 +114,18 @@ def _tell(message: str) -> None:
 
 @torch.no_grad()
 def _tried(model: Any, name: str) -> Ways:
-    before = _norms(model)
-    noise = _causal(model, name)
-    if not torch.allclose(
-        _norms(model), before, rtol=0, atol=0, equal_nan=True
-    ):  # RWKV halves some in evaluation mode, for fp16's sake
-        known = hasattr(model.config, "rescale_every")
-        remedy = "set rescale_every to 0 in its config.json" if known else "give a model of another kind"
-        raise InputError(f"{name}: {type(model).__name__} changes its weights when it reads; {remedy}")
-    _fused(model, noise)
+    states, noise = _causal(model, name)
+    _fused(model, states, noise)
     if model.get_output_embeddings() is not None:
         head_of(model, name)
     ways = Ways(
         type(model).__name__, passes.packed, passes.rows, UNBOUNDED, switches(model), noise, limits.positions(model)
     )
     bundles, expected = _bundles(model), _alone(model)
-    own = model.config._attn_implementation
-    reason = _packs(model, bundles, expected, ways)
-    if reason:
-        if model.config._attn_implementation != own:
-            _attend(model, own)
+    if reason := _packs(model, bundles, expected, ways):
         ways.together, ways.reach = passes.rows, 0
         _tell(f"{ways.name} cannot share a prompt between completions ({reason}): computed once for each of them")
-    reason = _difference(model, lambda m: _of(passes.rows(m, bundles)), expected, noise)
-    chooses = [name for name in CHOICES if getattr(limits.text_config(model), name, None)]
-    if chooses:
-        reason = "it chooses what it attends to"  # of equals, by how many tokens there are, beyond a trial's few
-    if "keep_window_size" in chooses:  # Doge's steps choose otherwise than its passes
-        ways.written = {"shared": False, "cached": False}
-    if reason:
+    if reason := _mixes(model, bundles, expected, ways):
         ways.apart = passes.alone
         ways.together = passes.alone if ways.together is passes.rows else ways.together
         _tell(f"{ways.name} changes with what stands beside a text ({reason}): each goes alone")
@@ -149,9 +133,83 @@ def _tried(model: Any, name: str) -> Ways:
     return ways
 
 
+def _causal(model: Any, name: str) -> tuple[Tensor, float]:
+    """Refuse what reads ahead; hidden states of nine tokens [9, D], and how far rounding alone moves them."""
+    ids, before = _tokens(model), _norms(model)
+    texts = (ids[:9], ids[:6], ids[:6] + ids[8:])
+    found = attempt(lambda: [passes.plain(model, [text])[0] for text in texts])
+    if isinstance(found, Exception):
+        if exact(model):
+            remedy = "mend its config, or give a decoder of another kind"
+            raise InputError(f"{name}: cannot read a few tokens ({on_one_line(found)}); {remedy}") from found
+        raise InputError(f"{name}: does not run in bf16 ({on_one_line(found)}); use --precision fp32") from found
+    whole, part, other = (states.float() for states in found)
+    if not bool(torch.isfinite(whole).all()):
+        raise InputError(
+            f"{name}: hidden states are not finite on a few tokens; its weights are broken, or need --precision fp32"
+        )
+    if not torch.allclose(_norms(model), before, rtol=0, atol=0, equal_nan=True):  # RWKV halves some, for fp16's sake
+        known = hasattr(model.config, "rescale_every")
+        remedy = "set rescale_every to 0 in its config.json" if known else "give a model of another kind"
+        raise InputError(f"{name}: {type(model).__name__} changes its weights when it reads; {remedy}")
+    noise = _distance(whole[:6], part)
+    ahead = _distance(whole[:6], other[:6]) > (1e-4 if exact(model) else 0.01)
+    if ahead or (exact(model) and noise > 1e-3):  # in bf16 a token may go to another expert in a text of another length
+        raise InputError(
+            f"{name}: reads ahead: what it says of a text changes with the tokens that follow; give a decoder "
+            "(an encoder becomes none by is_decoder alone, without training)"
+        )
+    return found[0], noise
+
+
 def _norms(model: nn.Module) -> Tensor:
     """Of every parameter its norm: a pass that changes weights shows in it."""
     return torch.stack(torch._foreach_norm(list(model.parameters())))
+
+
+def _fused(model: Any, states: Tensor, noise: float) -> None:
+    """Norms and rotary positions in fewer passes over memory, unless nine tokens' states are others then."""
+    if next(model.parameters()).device.type != "cpu":
+        return
+    undo = fuse(model)
+    if _difference(model, lambda m: passes.plain(m, [_tokens(m)[:9]])[0], states, noise):
+        undo()
+
+
+def _packs(model: Any, bundles: list[Bundle], expected: Tensor, ways: Ways) -> str:
+    """Why not; '' where bundles can share a row up to `ways.reach`, which is found here."""
+    own = model.config._attn_implementation
+    reason = _reach(model, bundles, ways)
+    reason = reason or _difference(model, lambda m: _of(passes.packed(m, bundles)), expected, ways.noise)
+    if reason and model.config._attn_implementation != own:
+        _attend(model, own)
+    return reason
+
+
+def _reach(model: Any, bundles: list[Bundle], ways: Ways) -> str:
+    """Watch what the layers look at in a plain pass; why they cannot be packed at all, or ''."""
+
+    def watch() -> list[int]:
+        _attend(model, attention.NAME)
+        with attention.watched() as asked:
+            passes.plain(model, [bundles[0].prompt_ids])
+        return asked.windows
+
+    windows = attempt(watch)
+    if isinstance(windows, Exception):
+        return _why(windows)
+    ways.reach = min(windows, default=UNBOUNDED)
+    return "" if ways.reach else "masks of its own"
+
+
+def _mixes(model: Any, bundles: list[Bundle], expected: Tensor, ways: Ways) -> str:
+    """Why rows cannot be computed side by side, or ''."""
+    chooses = [name for name in CHOICES if getattr(limits.text_config(model), name, None)]
+    if "keep_window_size" in chooses:  # Doge's steps choose otherwise than its passes
+        ways.written = {"shared": False, "cached": False}
+    if chooses:  # of equals, by how many tokens there are, beyond a trial's few
+        return "it chooses what it attends to"
+    return _difference(model, lambda m: _of(passes.rows(m, bundles)), expected, ways.noise)
 
 
 def _learns(model: Any, name: str, ways: Ways, bundles: list[Bundle]) -> None:
@@ -160,78 +218,29 @@ def _learns(model: Any, name: str, ways: Ways, bundles: list[Bundle]) -> None:
     if not backbone:
         return
     small = [p for p in backbone if p.dim() < 2] or [min(backbone, key=Tensor.numel)]  # norms and biases of all layers
-    words: list[Tensor] = []  # and what the first layer is given: to get there, all is passed
+    found = attempt(lambda: _gradients(model, ways, bundles, small))
+    if isinstance(found, Exception):
+        raise InputError(
+            f"{name}: {ways.name} has no gradient in evaluation mode ({on_one_line(found)}); "
+            "give a model of another kind"
+        ) from found
+    if not all(bool(torch.isfinite(x).all()) for x in found if x is not None):
+        raise InputError(f"{name}: its gradients are not finite on a few tokens; try --precision fp32")
+
+
+def _gradients(model: Any, ways: Ways, bundles: list[Bundle], small: list[nn.Parameter]) -> tuple[Tensor | None, ...]:
+    """Of some small parameters, and of what the first layer is given: to get there, all layers are passed."""
+    words: list[Tensor] = []
     handle = model.get_input_embeddings().register_forward_hook(lambda *at: words.append(at[-1]))
     try:
         with torch.enable_grad():
             hidden, _ = ways.together(model, bundles)
             given = [x for x in (*small, *words) if x.requires_grad]
             if not hidden.requires_grad:  # of parts that may be trained, none is used
-                return
-            found = torch.autograd.grad(hidden.float().square().mean(), given, allow_unused=True)
-    except torch.OutOfMemoryError:
-        raise
-    except FAILED as error:
-        raise InputError(
-            f"{name}: {ways.name} has no gradient in evaluation mode ({_short(error)}); give a model of another kind"
-        ) from error
+                return ()
+            return torch.autograd.grad(hidden.float().square().mean(), given, allow_unused=True)
     finally:
         handle.remove()
-    if not all(bool(torch.isfinite(x).all()) for x in found if x is not None):
-        raise InputError(f"{name}: its gradients are not finite on a few tokens; try --precision fp32")
-
-
-def _causal(model: Any, name: str) -> float:
-    """Refuse what reads ahead; how far rounding alone moves hidden states."""
-    ids = _tokens(model)
-    try:
-        whole, part, other = (passes.plain(model, [x])[0].float() for x in (ids[:9], ids[:6], ids[:6] + ids[8:]))
-    except torch.OutOfMemoryError:
-        raise
-    except FAILED as error:
-        if exact(model):
-            remedy = "mend its config, or give a decoder of another kind"
-            raise InputError(f"{name}: cannot read a few tokens ({_short(error)}); {remedy}") from error
-        raise InputError(f"{name}: does not run in bf16 ({_short(error)}); use --precision fp32") from error
-    if not bool(torch.isfinite(whole).all()):
-        raise InputError(
-            f"{name}: hidden states are not finite on a few tokens; its weights are broken, or need --precision fp32"
-        )
-    noise = _distance(whole[:6], part)
-    ahead = _distance(whole[:6], other[:6]) > (1e-4 if exact(model) else 0.01)
-    if ahead or (exact(model) and noise > 1e-3):  # in bf16 a token may go to another expert in a text of another length
-        raise InputError(
-            f"{name}: reads ahead: what it says of a text changes with the tokens that follow; give a decoder "
-            "(an encoder becomes none by is_decoder alone, without training)"
-        )
-    return noise
-
-
-def _fused(model: Any, noise: float) -> None:
-    """Norms and rotary positions in fewer passes over memory, unless the whole says something else then."""
-    if next(model.parameters()).device.type != "cpu":
-        return
-    ids = [_tokens(model)[:9]]
-    before = passes.plain(model, ids)
-    undo = fuse(model)
-    if _difference(model, lambda m: passes.plain(m, ids), before, noise):
-        undo()
-
-
-def _packs(model: Any, bundles: list[Bundle], expected: Tensor, ways: Ways) -> str:
-    """Why not; '' where bundles can share a row up to `ways.reach`, which is found here."""
-    try:
-        _attend(model, attention.NAME)
-        with attention.watched() as asked:
-            passes.plain(model, [bundles[0].prompt_ids])
-    except torch.OutOfMemoryError:
-        raise
-    except FAILED as error:
-        return _why(error)
-    ways.reach = min(asked.windows, default=UNBOUNDED)
-    if not ways.reach:
-        return "masks of its own"
-    return _difference(model, lambda m: _of(passes.packed(m, bundles)), expected, ways.noise)
 
 
 def _attend(model: Any, implementation: str) -> None:
@@ -336,12 +345,9 @@ def _of(found: tuple[Tensor, passes.States]) -> Tensor:
 @torch.no_grad()
 def _difference(model: Any, way: Callable[[Any], Tensor], expected: Tensor, noise: float) -> str:
     """What is wrong with a way, in a few words; '' where it says what is expected."""
-    try:
-        found = way(model)
-    except torch.OutOfMemoryError:  # nothing about the way
-        raise
-    except FAILED as error:
-        return _why(error)
+    found = attempt(lambda: way(model))
+    if isinstance(found, Exception):
+        return _why(found)
     if found.shape != expected.shape:
         return "other shapes"
     distance = _distance(found.float(), expected.float())
@@ -356,7 +362,3 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 def _why(error: BaseException) -> str:
     return str(error) if isinstance(error, attention.NotPacked) else "it takes no such input"
-
-
-def _short(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:80]
