@@ -432,3 +432,18 @@ def test_what_is_said_to_be_kept_holds_what_is_kept(kind, settings):
     of_a_token = sum(x.numel() for layer in cache.layers for x in (layer.keys, layer.values)) * 4 / 5
     places = 2 * 5 + 6 * 4
     assert said == pytest.approx(of_a_token * places + 4 * 6 * 50, rel=1e-3)
+
+
+def test_what_a_cache_of_a_family_s_own_class_holds_is_reckoned_with():
+    """MiniMax's layers of one kind keep a state a row, those of the other keys and values."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kinds = ["linear_attention", "full_attention"]
+    config = AutoConfig.for_model(
+        "minimax", vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
+        num_key_value_heads=2, intermediate_size=48, num_local_experts=2, layer_types=kinds, block_size=8,
+    )  # fmt: skip
+    said = sampler.cache_bytes(AutoModelForCausalLM.from_config(config).eval(), [Bundle([1, 2, 3], [])], 2, 4, 2)
+    keys_and_values = 2 * 2 * 8 * 4 * (3 + 2 * 4)
+    states = 4 * 8 * 8 * 4 * 2
+    assert said == keys_and_values + states + 4 * 2 * 50

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -174,9 +175,14 @@ class OwnCache:
 @torch.no_grad()
 def cached_bytes(model: Any, tokens: int) -> int:
     """What the family's own cache holds of a text of so many tokens; 0 where it takes none."""
-    cache = OwnCache(model)
-    read = attempt(lambda: cache.start([[1] * tokens]))
-    return 0 if isinstance(read, Exception) else _bytes_in(vars(cache._cache))
+
+    def held(made: bool) -> int:
+        cache = OwnCache(model, made)
+        cache.start([[1] * tokens])
+        return _bytes_in(vars(cache._cache))
+
+    found = (attempt(partial(held, made)) for made in (False, True))
+    return next((count for count in found if isinstance(count, int)), 0)
 
 
 def _bytes_in(found: Any) -> int:
