@@ -100,6 +100,26 @@ def test_a_window_wider_than_the_text_is_full_attention(make_model, family):
             torch.testing.assert_close(c.logps, logps_of(theirs, bundle.prompt_ids, c.ids), rtol=0, atol=1e-3)
 
 
+def test_a_prompt_beyond_the_window_slows_no_other(make_model):
+    """The short ones are still decoded together, in one row; the long one goes on from the family's own cache."""
+    folder = make_model("mistral-window", sliding_window=24)
+    model, text = load(folder)
+    prompts = [*PROMPTS[:2], PROMPTS[2] * 2]
+    draw(model, text, prompts)  # the ways of decoding are tried now
+    shapes: list[tuple[int, ...]] = []
+    handle = model.base_model.register_forward_pre_hook(
+        lambda m, a, k: shapes.append(tuple(k["input_ids"].shape)), with_kwargs=True
+    )
+    *short, long = draw(model, text, prompts, n=3)
+    handle.remove()
+    assert (1, sum(len(b.prompt_ids) for b in short)) in shapes
+    assert (1, len(long.prompt_ids)) in shapes
+    assert (6, 1) in shapes
+    for bundle in (*short, long):
+        for c in bundle.completions:
+            torch.testing.assert_close(c.logps, logps_of(oracle(folder), bundle.prompt_ids, c.ids), rtol=0, atol=1e-3)
+
+
 @pytest.fixture(scope="module")
 def six_tokens(tmp_path_factory):
     """A model over six tokens, whose answers of up to three tokens can be enumerated."""

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import uvicorn
+from tests.web.served import PATIENCE, fill
 from tests.web.served import Server as Process
-from tests.web.served import fill
 
 from keel.data import people
 from keel.data.store import Store
@@ -81,7 +81,7 @@ def serving(app: Any) -> Iterator[str]:
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
     thread.start()
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE
     while not server.started and thread.is_alive() and time.monotonic() < end:
         time.sleep(0.01)
     assert server.started, "the server did not start"
@@ -147,8 +147,10 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
             viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=width < 500, locale="en-GB"
         )
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(PATIENCE * 1000)
         watch(page, server.url, watched := Watched(failures=failures))
+        if failures:  # routes that are added once a page stands can miss its next request
+            page.route("**/api/**", lambda route: route.continue_())
         opened.append((context, page, watched))
         if script:
             page.add_init_script(script)

@@ -17,6 +17,9 @@ from keel.data.store import Store
 from keel.data.tasks import NewTask, Queue
 from keel.records import Answer
 
+PATIENCE = 30
+"""Seconds in which a browser on a busy machine shows what is waited for."""
+
 
 class Server:
     """`keel annotate` over a store; `restart` is `kill -9` and a new process on the same port."""

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import sqlalchemy as sa
+from tests.web.served import PATIENCE
 
 from keel.data.schema import turns
 from keel.data.tasks import NewTask
@@ -62,7 +63,7 @@ def texts(page):
     return [text.strip() for text in page.locator(".answer .body").all_inner_texts()]
 
 
-def until(page, condition, seconds=15):
+def until(page, condition, seconds=PATIENCE):
     """Until the JavaScript condition holds; asked from outside, since the page's policy forbids eval."""
     end = time.monotonic() + seconds
     while not page.evaluate(condition):
@@ -72,7 +73,7 @@ def until(page, condition, seconds=15):
 
 def wait_for_other(page, shown):
     """Until another task than the one whose answers are `shown` is there, or none."""
-    end = time.monotonic() + 15
+    end = time.monotonic() + PATIENCE
     while page.evaluate("document.body.classList.contains('busy')") or (
         page.is_visible("#task") and texts(page) == shown
     ):
@@ -1402,6 +1403,6 @@ def test_a_lost_connection_is_said_and_figures_stay(team, visit):
     page = visit(team, "eva", at="/admin", failures=True)
     page.wait_for_selector("#raters tr[data-key=ana]")
     page.route("**/api/admin", lambda route: route.abort())
-    page.wait_for_selector("#fresh.problem", timeout=12_000)
+    page.wait_for_selector("#fresh.problem")
     assert page.inner_text("#fresh").startswith("No connection; figures of ")
     assert page.locator("#raters tr").count() == 3

@@ -245,6 +245,8 @@ _LLAMA3 = _rope(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_f
 _LINEAR = _rope(rope_type="linear", factor=4.0)
 _DYNAMIC = _rope(rope_type="dynamic", factor=8.0)
 _WIDE = {"sliding_window": POSITIONS}
+_AT_16 = {"sliding_window": 16}
+"""Between the few tokens on which models are tried at load and those of the texts here."""
 _NO_LIMIT = {"original_max_position_embeddings": POSITIONS}
 
 FURTHER: dict[str, dict[str, dict[str, Any]]] = {
@@ -252,13 +254,13 @@ FURTHER: dict[str, dict[str, dict[str, Any]]] = {
     "apertus": {"llama3": _LLAMA3},
     "bloom": {"post-norm": {"apply_residual_connection_post_layernorm": True}},
     "cohere": {"qk-norm": {"use_qk_norm": True}},
-    "cohere2": {"wide": _WIDE},
+    "cohere2": {"wide": _WIDE, "window-16": _AT_16},
     "deepseek_v2": {"plain-queries": {"q_lora_rank": None}},
     "deepseek_v3": {
         "plain-queries": {"q_lora_rank": None},
         "yarn": _rope(rope_type="yarn", factor=4.0, mscale=1.0, mscale_all_dim=1.0, **_FROM_16),
     },
-    "deepseek_v32": {"all-keys": {"index_topk": POSITIONS}},
+    "deepseek_v32": {"all-keys": {"index_topk": POSITIONS}, "keys-16": {"index_topk": 16}},
     "exaone4": {"wide": _WIDE},
     "falcon": {
         "alibi": {"alibi": True},
@@ -267,7 +269,11 @@ FURTHER: dict[str, dict[str, dict[str, Any]]] = {
     },
     "gemma2": {"wide": _WIDE, "no-caps": {"final_logit_softcapping": None, "attn_logit_softcapping": None}},
     "gemma3": {"wide": {"text_config": _WIDE}},
-    "gemma3_text": {"wide": _WIDE, "caps": {"final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0}},
+    "gemma3_text": {
+        "wide": _WIDE,
+        "window-16": _AT_16,
+        "caps": {"final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0},
+    },
     "gemma3n_text": {
         "shared-keys": {
             "num_hidden_layers": 4,
@@ -289,7 +295,7 @@ FURTHER: dict[str, dict[str, dict[str, Any]]] = {
     "gpt_bigcode": {"many-heads": {"multi_query": False}},
     "gpt_neo": {"wide": {"window_size": POSITIONS}},
     "gpt_neox": {"sequential": {"use_parallel_residual": False}, "turned-whole": {"rotary_pct": 1.0}},
-    "gpt_oss": {"wide": _WIDE, "yarn": _YARN},
+    "gpt_oss": {"wide": _WIDE, "window-16": _AT_16, "yarn": _YARN},
     "granite": {
         "scaled": {
             "logits_scaling": 4.0,
@@ -321,7 +327,16 @@ FURTHER: dict[str, dict[str, dict[str, Any]]] = {
     "minicpm3": {"longrope-crossed": _rope(**_LONG, **_FROM_16)},
     "minimax": {"attention-first": {"layer_types": ["linear_attention", "full_attention"]}},
     "ministral": {"wide": _WIDE},
-    "mistral": {"wide": _WIDE, "no-window": {"sliding_window": None}},
+    "minimax_m3_vl_text": {
+        "sparse": {
+            "layer_types": ["full_attention", "minimax_m3_sparse"],
+            "index_n_heads": 2,
+            "index_head_dim": 8,
+            "index_block_size": 4,
+            "index_topk_blocks": 2,
+        }
+    },
+    "mistral": {"wide": _WIDE, "window-16": _AT_16, "no-window": {"sliding_window": None}},
     "mixtral": {"window": {"sliding_window": 8}},
     "modernbert-decoder": {"wide": {"local_attention": POSITIONS}},
     "mpt": {"no-alibi": {"attn_config": {"alibi": False}}},

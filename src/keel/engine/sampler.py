@@ -80,15 +80,15 @@ def _kinds(model: nn.Module, bundles: list[Bundle], max_new: int) -> list[tuple[
     if not bundles:
         return []
     switches = trials.ways_of(model).switches
-    found: dict[tuple[int, int], list[Bundle]] = {}
+    found: dict[tuple[int, int, bool], list[Bundle]] = {}
     for bundle in bundles:
         length = len(bundle.prompt_ids)
-        found.setdefault((side(switches, length), side(switches, length + max_new)), []).append(bundle)
-    longest = max(len(b.prompt_ids) for b in bundles) + max_new
-    shares = packing_to(model, longest) and trials.writes(model, "shared")
+        before, after = side(switches, length), side(switches, length + max_new)
+        shares = before == after and packing_to(model, length + max_new)
+        found.setdefault((before, after, shares), []).append(bundle)
     kinds: list[tuple[type[_Rows], list[Bundle]]] = []
-    for (before, after), some in sorted(found.items()):
-        fast = _Shared if shares and before == after else None
+    for (_, _, shares), some in sorted(found.items()):
+        fast = _Shared if shares and trials.writes(model, "shared") else None
         kinds.append((fast or (_Separate if trials.writes(model, "cached") else _Anew), some))
     return kinds
 
