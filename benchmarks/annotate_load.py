@@ -28,10 +28,11 @@ import httpx
 import numpy as np
 import sqlalchemy as sa
 
-from keel.data import people, schema
-from keel.data.store import Store
-from keel.data.tasks import NewTask, Queue
+from keel.annotation import accounts
+from keel.annotation.queue import NewTask, Queue
 from keel.records import Answer
+from keel.store import schema
+from keel.store.store import Store
 
 WORDS = ("the bear walks to the river and sits down on a stone in the sun " * 12).split()
 
@@ -90,7 +91,7 @@ def fill(load: Load, tasks: int) -> dict[str, str]:
     began = time.perf_counter()
     with Store(load.source, create=True) as store:
         Queue(store).add((pair(i) for i in range(tasks)), overlap=load.overlap)
-        tokens = {name: people.add(store, name) for name in (f"rater-{i:02}" for i in range(load.raters))}
+        tokens = {name: accounts.add(store, name) for name in (f"rater-{i:02}" for i in range(load.raters))}
     print(f"{tasks:,} tasks put in: {time.perf_counter() - began:.1f} s", flush=True)
     return tokens
 

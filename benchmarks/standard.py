@@ -16,13 +16,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from keel import world
-from keel.data import checks, formats
-from keel.data.files import write_lines
-from keel.data.text import Text
+from keel.data import checks, sources
 from keel.demo.model import new_tokenizer
 from keel.engine.batches import Batches, prompt_of
+from keel.files.jsonl import write_lines
 from keel.models import checkpoints
 from keel.records import Bundle, Pair
+from keel.text.tokenisation import Text
 
 BATCH = 8
 ROUNDS_BATCH = 24
@@ -108,7 +108,7 @@ def write(folder: Path, kept: list[tuple[Pair, Bundle]], count: int, batch: int 
 
 def read(file: str) -> list[Pair]:
     """People's pairs, the unusable ones left out."""
-    pairs, counts, _ = formats.read_pairs(file)
+    pairs, counts, _ = sources.read_pairs(file)
     return checks.check_pairs(pairs, counts, 0.05, file)
 
 

@@ -30,11 +30,11 @@ from torch import Tensor
 
 from keel import cli, stats
 from keel.config import Machine
-from keel.data.files import read_lines, write_lines
-from keel.data.text import Text
 from keel.evaluation.answers import sequence_kl
+from keel.files.jsonl import read_lines, write_lines
 from keel.models import checkpoints
 from keel.records import Bundle, Completion
+from keel.text.tokenisation import Text
 
 GIRLS = ["Lily", "Mia", "Sue", "Lucy", "Anna", "Sara", "Amy", "Jane", "Emma", "Mary"]
 RULE = f"rules:\n  - {{contains: [{', '.join(GIRLS)}]}}\n  - {{matches: '\"'}}\n"

@@ -18,13 +18,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from keel import stats
 from keel.config import DPOConfig, RewardConfig, SFTConfig
-from keel.data import checks, formats
-from keel.data.files import write_lines
-from keel.data.text import Text, prompt_key
+from keel.data import checks, sources
 from keel.demo.model import new_tokenizer
+from keel.files.jsonl import write_lines
 from keel.methods import dpo, reward, sft
 from keel.models import checkpoints
 from keel.records import Pair
+from keel.text.tokenisation import Text, prompt_key
 
 NEVER = 10**9
 MAX_LENGTH = 512
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/hh"))
     parser.add_argument("--folds", type=int, default=5)
     options = parser.parse_args()
-    pairs, counts, name = formats.read_pairs(options.data)
+    pairs, counts, name = sources.read_pairs(options.data)
     pairs = checks.check_pairs(pairs, counts, 0.05, options.data)
     print(checks.summarise(counts, options.data, name))
     options.out.mkdir(parents=True, exist_ok=True)

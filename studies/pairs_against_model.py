@@ -13,13 +13,13 @@ import argparse
 from pathlib import Path
 
 from keel import stats
+from keel.audit.on_policy import examine
 from keel.config import Machine
-from keel.data.files import read_lines
 from keel.engine.run import generator
-from keel.engine.sampler import sample
 from keel.evaluation.answers import sequence_kl
-from keel.evaluation.distribution import examine
+from keel.files.jsonl import read_lines
 from keel.models import checkpoints
+from keel.sampling.local import sample
 
 TEMPERATURE = 0.8
 """At which the demo draws."""

@@ -607,8 +607,8 @@ def test_beside_a_store_held_out_data_have_names_of_their_own(command, capfd, tm
 
 
 def test_help_lists_what_can_be_written(capsys, monkeypatch):
-    from keel.data.demonstrations import DEMONSTRATED
-    from keel.data.judged import JUDGED
+    from keel.formats.demonstrations import DEMONSTRATED
+    from keel.formats.judgments import JUDGED
 
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):

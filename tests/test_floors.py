@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import textwrap
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,34 +17,17 @@ import keel
 SOURCE = Path(keel.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 
-FLOORS = {
-    "keel.world": 0,
-    "keel.errors": 1,
-    "keel.says": 1,
-    "keel.records": 1,
-    "keel.objectives": 1,
-    "keel.stats": 1,
-    "keel.config": 1,
-    "keel.data": 2.0,
-    "keel.models": 2.1,
-    "keel.engine": 2.2,
-    "keel.methods": 3,
-    "keel.raters": 3,
-    "keel.evaluation": 4,
-    "keel.demo": 5,
-    "keel.collect": 5,
-    "keel.compare": 5,
-    "keel.curation": 5,
-    "keel.cli": 6,
-    "keel.web": 6,
-    "keel.serve": 6,
-}
-"""Within the engine's floor: engine imports models imports data."""
+ROOMS = (
+    "cli", "demo", "commands", "web", "audit", "evaluation", "raters", "methods", "sampling", "engine", "models",
+    "annotation", "data", "store", "formats", "text", "files", "pages", "config", "progress", "stats", "objectives",
+    "guidelines", "records", "says", "errors", "world",
+)  # fmt: skip
+"""From the roof to the ground: a module imports its own room and those after it."""
 
 NOT_NEIGHBOURS = ("keel.methods", "keel.raters")
 
-SHARED = {"keel.raters", "keel.raters.rubric", "keel.raters.pairs", "keel.raters.replies"}
-"""What raters stand on: their Protocol, the rubric, how a pair is shown and a reply read. No rater is in it."""
+SHARED = {"keel.raters", "keel.raters.two_orders", "keel.raters.replies"}
+"""What raters stand on: their Protocol, how a pair is shown and a reply read. No rater is in it."""
 
 
 def name_of(file: Path) -> str:
@@ -50,13 +35,13 @@ def name_of(file: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def floor_of(module: str) -> float | None:
-    """None for the package itself, which everyone may ask for its version."""
+def room_of(module: str) -> int | None:
+    """The room's place among all, 0 at the top; None for the package, which everyone may ask for its version."""
     if module in ("keel", "keel.__version__"):
         return None
-    found = [floor for prefix, floor in FLOORS.items() if module == prefix or module.startswith(prefix + ".")]
-    assert found, f"{module} stands on no floor: add it to FLOORS"
-    return found[0]
+    room = module.split(".")[1]
+    assert room in ROOMS, f"{module} stands in no room: add it to ROOMS"
+    return ROOMS.index(room)
 
 
 def imports_of(file: Path) -> Iterator[tuple[int, str]]:
@@ -87,13 +72,50 @@ def own_imports(file: Path) -> list[tuple[int, str]]:
 
 @pytest.mark.parametrize("file", MODULES, ids=name_of)
 def test_imports_go_down_only(file):
-    """A module imports its own floor and those below it; TYPE_CHECKING and function bodies are no way round."""
-    here = floor_of(name_of(file))
+    """A module imports its own room and those below it; TYPE_CHECKING and function bodies are no way round."""
+    here = room_of(name_of(file))
     for line, name in own_imports(file):
-        there = floor_of(name)
+        there = room_of(name)
         if there is not None:
             assert here is not None, f"{file}:{line}: the package itself imports {name}"
-            assert there <= here, f"{file}:{line}: {name_of(file)} (floor {here}) imports {name} (floor {there})"
+            assert here <= there, f"{file}:{line}: {name_of(file)} imports {name}, which stands above it"
+
+
+def test_a_room_has_one_purpose_and_a_file_fits_in_the_head():
+    """No room above 15 % of the source, no file above 500 lines, no class above 250."""
+    lines = Counter({file: file.read_text(encoding="utf-8").count("\n") for file in MODULES})
+    rooms = Counter(dict.fromkeys(ROOMS, 0))
+    for file, count in lines.items():
+        rooms[file.relative_to(SOURCE).with_suffix("").parts[0]] += count
+    assert {room: n for room, n in rooms.items() if n > 0.15 * lines.total()} == {}
+    assert {str(file): n for file, n in lines.items() if n > 500} == {}
+    classes = {
+        f"{file}:{node.lineno} {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for file in MODULES
+        for node in ast.parse(file.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    }
+    assert {name: n for name, n in classes.items() if n > 250} == {}
+
+
+def tree() -> str:
+    """The rooms as README shows them: what each is for, and its files."""
+    shown = ["src/keel/"]
+    for room in ROOMS:
+        folder = SOURCE / room
+        file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+        purpose = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
+        shown.append(f"  {room + ('/' if folder.is_dir() else '.py'):<14}{' '.join(purpose.split())}")
+        if folder.is_dir():
+            inside = sorted({f.relative_to(folder).parts[0].removesuffix(".py") for f in folder.rglob("*.py")})
+            names = "  ".join(name for name in inside if name != "__init__")
+            shown += [f"{' ' * 16}{line}" for line in textwrap.wrap(names, 100) if line]
+    return "\n".join(shown)
+
+
+def test_readme_shows_the_tree():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert tree() in readme, f"README's tree is this now:\n{tree()}"
 
 
 @pytest.mark.parametrize("file", MODULES, ids=name_of)

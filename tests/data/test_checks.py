@@ -20,9 +20,9 @@ from keel.data.checks import (
     split_by_prompt,
     summarise,
 )
-from keel.data.same import fold_prompt
 from keel.errors import InputError
 from keel.records import Demonstration, Origin, Pair, PromptRow, RowCounts
+from keel.text.same import fold_prompt
 
 USER = {"role": "user", "content": "Sun?"}
 

@@ -10,12 +10,12 @@ from collections import Counter
 import pytest
 
 from keel import cli
+from keel.annotation.queue import NewTask, Queue
 from keel.data.convert import convert
-from keel.data.formats import read_pairs
-from keel.data.store import Store
-from keel.data.tasks import NewTask, Queue
+from keel.data.sources import read_pairs
 from keel.errors import InputError
 from keel.records import Answer, Preference
+from keel.store.store import Store
 
 WORDS = {"1": "first", "2": "second", "0": "tie", "x": "both_bad"}
 NUMBER = {"left": "1", "right": "2"}

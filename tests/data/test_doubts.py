@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from keel.data import doubts, formats
+from keel.data import doubts, sources
 from keel.data.checks import check_demonstrations, check_pairs, check_prompts
 from keel.records import Demonstration, Origin, Pair, PromptRow, RowCounts
 
@@ -104,7 +104,7 @@ def test_chats_among_plain_prompts_and_the_other_way():
 
 def noted(tmp_path, write_rows, rows):
     file = write_rows(tmp_path / "rows.jsonl", rows)
-    return {what: seen for what, seen in formats.read_pairs(str(file))[1].notes.items() if "order" in what}
+    return {what: seen for what, seen in sources.read_pairs(str(file))[1].notes.items() if "order" in what}
 
 
 def row(number, **more):

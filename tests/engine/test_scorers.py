@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from keel.config import Machine
-from keel.data.text import plain
 from keel.engine.scorers import load_scorer
 from keel.errors import InputError
 from keel.records import Bundle, Completion
+from keel.text.tokenisation import plain
 
 CPU = Machine(device="cpu", precision="fp32")
 

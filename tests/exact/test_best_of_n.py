@@ -14,8 +14,8 @@ from scipy.stats import chisquare
 from keel import stats
 from keel.config import BestOfNConfig
 from keel.engine.run import generator
-from keel.engine.sampler import completions_of, sample
 from keel.methods.best_of_n import best_of_n
+from keel.sampling.local import completions_of, sample
 
 from .tree import DEPTH, EOS, Folders, Tree, kl, policy_of, text
 

@@ -35,10 +35,10 @@ from transformers.modeling_outputs import (
 )
 
 from keel.config import PPOConfig
-from keel.data.text import Text
 from keel.methods import ppo
 from keel.models import checkpoints
 from keel.records import Bundle, Completion, Result
+from keel.text.tokenisation import Text
 
 EOS, ASK, PAD = 3, 4, 5
 DEPTH = 5

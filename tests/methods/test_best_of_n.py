@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from keel.config import BestOfNConfig, GenerateConfig
 from keel.data.convert import convert
-from keel.data.formats import read_demonstrations
 from keel.data.prepare import encode
+from keel.data.sources import read_demonstrations
 from keel.errors import InputError
 from keel.methods.best_of_n import best_of_n, generate
 from keel.models import checkpoints

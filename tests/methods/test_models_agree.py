@@ -9,10 +9,10 @@ import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
 from keel.config import BestOfNConfig, Machine, PPOConfig, RewardConfig, SFTConfig, Spelling
-from keel.data.text import PAD_TOKEN
 from keel.errors import InputError
 from keel.methods import best_of_n, dpo, ppo, reward, sft
 from keel.models import checkpoints
+from keel.text.tokenisation import PAD_TOKEN
 
 CHAT = [{"role": "user", "content": "what can teddy do?"}]
 CPU = Machine(device="cpu", precision="fp32")

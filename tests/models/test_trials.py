@@ -13,11 +13,12 @@ import torch
 import transformers as t
 from torch import nn
 
-from keel.engine import forward, sampler
+from keel.engine import forward
 from keel.engine.run import generator
 from keel.errors import InputError
 from keel.models import fused, heads, limits, passes, trials
 from keel.records import Bundle, Completion
+from keel.sampling import local
 
 COMMON: dict[str, Any] = {
     "vocab_size": 60,
@@ -95,7 +96,7 @@ PROMPTS = ["5 9 30", "8 2 44", "11 12 13 14 15 16 17"]
 
 
 def greedy(model: Any, n: int = 2, new: int = 10) -> list[list[list[int]]]:
-    bundles = sampler.sample(
+    bundles = local.sample(
         model, NoText(), PROMPTS, n, max_new_tokens=new, temperature=0.0, generator=generator(0, "trial")
     )
     return [[c.ids for c in b.completions] for b in bundles]

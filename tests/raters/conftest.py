@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from keel.guidelines import DEFAULT, Rubric
 from keel.raters import Task
 from keel.raters.judge import Judge, JudgeConfig
-from keel.raters.rubric import DEFAULT, Rubric
 from keel.records import Answer
 
 from .stub import Stub

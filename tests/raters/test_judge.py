@@ -16,11 +16,11 @@ import pytest
 from pydantic import ValidationError
 
 from keel.errors import InputError
+from keel.guidelines import DEFAULT, Rubric
 from keel.raters import Missing, Task
 from keel.raters import judge as judge_module
 from keel.raters.judge import Judge, JudgeConfig
 from keel.raters.replies import NoVerdict, read_again
-from keel.raters.rubric import DEFAULT, Rubric
 from keel.records import Answer, Preference
 
 from .conftest import KEY

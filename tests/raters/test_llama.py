@@ -5,9 +5,9 @@ from __future__ import annotations
 import openai
 import pytest
 
+from keel.guidelines import Rubric
 from keel.raters import Missing, Task
 from keel.raters.judge import Judge, JudgeConfig
-from keel.raters.rubric import Rubric
 from keel.records import Answer
 
 SHORT = Rubric((("overall", "Which is better?"),))

@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from keel.config import Machine
 from keel.errors import InputError
+from keel.guidelines import DEFAULT, Rubric
 from keel.raters import Missing, Task, local_judge
 from keel.raters.local_judge import load_local_judge, read_scores
-from keel.raters.pairs import swap
-from keel.raters.rubric import DEFAULT, Rubric
+from keel.raters.two_orders import swap
 from keel.records import Answer, Preference
 
 MACHINE = Machine(device="cpu", precision="fp32")

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keel.guidelines import DEFAULT, Rubric
 from keel.raters import Task
-from keel.raters.pairs import Heard
 from keel.raters.replies import NoVerdict, Refused, Unreadable, ask, keep, read_again, read_reply, schema
-from keel.raters.rubric import DEFAULT, Rubric
+from keel.raters.two_orders import Heard
 from keel.records import Answer, Preference
 
 TWO = Rubric((("truth", "x"), ("form", "y")))

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from keel.data.rules import load_rubric
 from keel.raters import Missing, Rater, Task
 from keel.raters.rules import RuleRater
 from keel.records import Answer, Preference
+from keel.text.rules import load_rubric
 
 
 @pytest.fixture

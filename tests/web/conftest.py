@@ -17,11 +17,11 @@ import uvicorn
 from tests.web.served import PATIENCE, fill
 from tests.web.served import Server as Process
 
-from keel.data import people
-from keel.data.store import Store
-from keel.data.tasks import NewTask, Queue
-from keel.raters.rubric import DEFAULT, Rubric
+from keel.annotation import accounts
+from keel.annotation.queue import NewTask, Queue
+from keel.guidelines import DEFAULT, Rubric
 from keel.records import Judgment
+from keel.store.store import Store
 from keel.web.app import make_app
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -53,7 +53,7 @@ class Watched:
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """`serve(tasks, rubric=…, lease=…, overlap=…, guidelines=…, accounts=…)` starts a server."""
+    """`serve(tasks, rubric=…, lease=…, overlap=…, guidelines=…, team=…)` starts a server."""
     with ExitStack() as stack:
 
         def start(
@@ -62,12 +62,12 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
             rubric: Rubric = DEFAULT,
             lease: float = 900.0,
             overlap: int = 1,
-            accounts: dict[str, str] = PEOPLE,
+            team: dict[str, str] = PEOPLE,
         ) -> Server:
             store = stack.enter_context(Store(f"store:{tmp_path}/annotate.db", create=True))
             queue = Queue(store, lease=lease)
             queue.add(tasks, overlap=overlap)
-            tokens = {name: people.add(store, name, role) for name, role in accounts.items()}
+            tokens = {name: accounts.add(store, name, role) for name, role in team.items()}
             url = stack.enter_context(serving(make_app(store, queue, rubric)))
             return Server(url, tokens, store, queue)
 

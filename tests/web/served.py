@@ -12,10 +12,10 @@ from typing import Any
 
 import httpx
 
-from keel.data import people
-from keel.data.store import Store
-from keel.data.tasks import NewTask, Queue
+from keel.annotation import accounts
+from keel.annotation.queue import NewTask, Queue
 from keel.records import Answer
+from keel.store.store import Store
 
 PATIENCE = 30
 """Seconds in which a browser on a busy machine shows what is waited for."""
@@ -85,6 +85,6 @@ def fill(
 ) -> tuple[str, dict[str, str]]:
     with Store(source, create=True) as store:
         Queue(store).add(pairs(count), overlap=overlap)
-        tokens = {name: people.add(store, name) for name in raters}
-        tokens["zoe"] = people.add(store, "zoe", "admin")
+        tokens = {name: accounts.add(store, name) for name in raters}
+        tokens["zoe"] = accounts.add(store, "zoe", "admin")
     return source, tokens

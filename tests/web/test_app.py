@@ -8,10 +8,10 @@ import httpx
 import pytest
 from tests.web.served import Client, fill
 
-from keel.data import people
-from keel.data.store import Store
-from keel.data.tasks import NewTask, Queue
+from keel.annotation import accounts
+from keel.annotation.queue import NewTask, Queue
 from keel.records import Answer
+from keel.store.store import Store
 from keel.web.app import shown_answers, shown_prompt
 
 PAGES = ["/admin", "/api/task", "/api/admin"]
@@ -139,7 +139,7 @@ def test_scores_and_rankings(run_server, tmp_path):
     answers = [Answer(text) for text in ("a", "b", "c")]
     with Store(source, create=True) as store:
         Queue(store).add([NewTask("p", answers, "ranking"), NewTask("p", answers[:1], "score")])
-        token = people.add(store, "ana")
+        token = accounts.add(store, "ana")
     ana = Client(run_server(source, kind="score").url, token)
     for good, bad in (({"ranks": [2, 1, 2]}, {"ranks": [1, 3, 3]}), ({"value": 5}, {"value": 6})):
         key = ana.task()["task"]["key"]
@@ -197,7 +197,7 @@ def test_cookies_that_were_signed_out_revoked_or_have_expired(served):
     ben = Client(server.url, tokens["ben"])
     assert ben.get("/api/task").status_code == 200
     with Store(source) as store:
-        people.revoke(store, "ben")
+        accounts.revoke(store, "ben")
     assert ben.get("/api/task").status_code == 401
     assert Client(server.url, tokens["ben"]).signed.status_code == 401
     zoe = Client(server.url, tokens["zoe"])

@@ -9,10 +9,10 @@ import pytest
 import sqlalchemy as sa
 from tests.web.served import PATIENCE
 
-from keel.data.schema import turns
-from keel.data.tasks import NewTask
-from keel.raters.rubric import Rubric
+from keel.annotation.queue import NewTask
+from keel.guidelines import Rubric
 from keel.records import Answer, Preference, Ranking, Score
+from keel.store.schema import turns
 
 pytestmark = pytest.mark.browser
 
@@ -1011,7 +1011,7 @@ def test_no_text_ever_runs(serve, visit, shot):
     rubric = Rubric((("overall", HOSTILE[0] + "? " + "\n\n".join(HOSTILE)),))
     name = "<img src=x onerror=window.__hacked=1>"
     accounts = {name: "rater", "ben": "rater", "eva": "admin"}
-    server = serve(hostile_everywhere(), overlap=2, rubric=rubric, accounts=accounts)
+    server = serve(hostile_everywhere(), overlap=2, rubric=rubric, team=accounts)
     page = visit(server, name)
     page.keyboard.press("g")
     shot(page, "hostile-guidelines")

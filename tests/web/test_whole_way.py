@@ -9,10 +9,11 @@ import re
 from tests.web.served import Client, fill
 
 from keel import cli
-from keel.collect import collect
+from keel.annotation import accounts
+from keel.commands.collect import collect
 from keel.config import CollectConfig
-from keel.data import formats, people
-from keel.data.store import Store
+from keel.data import sources
+from keel.store.store import Store
 
 LEFT = {"verdicts": {"overall": {"outcome": "first", "strength": 2}}}
 
@@ -45,7 +46,7 @@ def test_a_planted_love_of_the_left_side(run_server, tmp_path, train, configure)
     keel("data", "stats", data=source, out=tmp_path / "stats.json")
     assert json.loads((tmp_path / "stats.json").read_text())["first_wins"]["mean"] == 1.0
 
-    pairs, _, _ = formats.read_pairs(source)
+    pairs, _, _ = sources.read_pairs(source)
     assert {str(p.prompt): p.chosen for p in pairs} == stood_left
     assert {p.margin for p in pairs} == {2.0}
     found = train("dpo", config=configure("dpo", data=source, holdout=0.0))
@@ -66,11 +67,11 @@ def test_collected_answers_are_put_to_people_whose_verdicts_train(run_server, tm
         collect(config)
     assert "put to people: keel annotate" in capfd.readouterr().err
     with Store(source) as store:
-        token = people.add(store, "ana")
+        token = accounts.add(store, "ana")
     ana = Client(run_server(source).url, token)
     done = 0
     while task := ana.task()["task"]:
         assert ana.post(f"/api/task/{task['key']}", json=LEFT).status_code == 200
         done += 1
     assert 3 <= done <= 9  # three answers each, those that are alike put once
-    assert formats.read_pairs(source)[1].used == done
+    assert sources.read_pairs(source)[1].used == done

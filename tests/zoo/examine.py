@@ -172,11 +172,11 @@ def half(case: Case) -> None:
 
 def greedy(case: Case, model: Any, text: Any) -> None:
     """Word for word what a full pass per word says, with one answer a prompt and with four."""
-    from keel.engine import sampler
     from keel.engine.run import generator
+    from keel.sampling import local
 
     for n in (1, 4):
-        drawn = sampler.sample(
+        drawn = local.sample(
             model, text, case.prompts, n, max_new_tokens=NEW, temperature=0.0, generator=generator(0, "zoo")
         )
         for number, (bundle, (answer, ahead)) in enumerate(zip(drawn, case.answers, strict=True)):
@@ -193,10 +193,11 @@ def greedy(case: Case, model: Any, text: Any) -> None:
 
 def drawn_log_probabilities(case: Case, model: Any, text: Any) -> None:
     """What the sampler recorded, against the trainer's pass and the oracle's."""
-    from keel.engine import forward, sampler
+    from keel.engine import forward
     from keel.engine.run import generator
+    from keel.sampling import local
 
-    drawn = sampler.sample(model, text, case.prompts, 3, max_new_tokens=NEW, generator=generator(0, "zoo"))
+    drawn = local.sample(model, text, case.prompts, 3, max_new_tokens=NEW, generator=generator(0, "zoo"))
     recorded = torch.cat([c.logps for b in drawn for c in b.completions])
     sequences = [(b.prompt_ids, c.ids) for b in drawn for c in b.completions]
     whole = case.oracle.logps(sequences)

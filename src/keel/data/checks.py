@@ -1,7 +1,7 @@
 """What bad input gets: rows that teach nothing, or the wrong thing, are dropped, counted and numbered (law
 6).
 
-The readers in `formats` judge a row's *form*; the checks here judge its *content*, for records from any
+The readers in `sources` judge a row's *form*; the checks here judge its *content*, for records from any
 source. Above a stated share of bad rows, both kinds together, a command refuses: then something else is wrong
 with the file. Rows that are right but make no pair, such as ties, are no part of that share. Each `check_*` takes
 the records with the counts that a reader made of them, and keeps `read == used + dropped + neutral`.
@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from itertools import compress
 from typing import TypeVar
 
-from keel.data import doubts, same
-from keel.data.store import is_store
-from keel.data.text import further, prompt_key
+from keel.data import doubts
 from keel.errors import InputError
 from keel.records import Demonstration, Fields, Pair, Prompt, PromptRow, RowCounts
+from keel.store.store import is_store
+from keel.text import same
+from keel.text.tokenisation import further, prompt_key
 
 __all__ = [
     "check_demonstrations",

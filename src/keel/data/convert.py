@@ -18,17 +18,15 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from keel.data import formats
+from keel.data import sources
 from keel.data.checks import check_pairs, reasons, refuse_bad
-from keel.data.demonstrations import DEMONSTRATED, Demonstrated
-from keel.data.judged import JUDGED, Judged
-from keel.data.messages import answer_key
-from keel.data.preferences import OVERALL
-from keel.data.rows import Row, RowError, shown
-from keel.data.store import is_store
-from keel.data.text import further, plain, prompt_key
-from keel.data.writing import write_rows
+from keel.data.derive import OVERALL
 from keel.errors import InputError
+from keel.files.fields import Row, RowError, shown
+from keel.files.writing import write_rows
+from keel.formats.demonstrations import DEMONSTRATED, Demonstrated
+from keel.formats.judgments import JUDGED, Judged
+from keel.formats.messages import answer_key
 from keel.records import (
     Answer,
     Demonstration,
@@ -43,6 +41,8 @@ from keel.records import (
     RowCounts,
     Score,
 )
+from keel.store.store import is_store
+from keel.text.tokenisation import further, plain, prompt_key
 
 __all__ = ["convert", "trl_row", "write_judgments"]
 
@@ -79,11 +79,11 @@ def convert(
         what = "a format of pairs" if pairs else "a format that can be written"
         raise InputError(f"{target}: {shown(to)} is not {what}; choose one of {', '.join(known)}")
     if pairs:
-        found, counts, _ = formats.read_pairs(source, format=format, limit=limit, columns=columns)
+        found, counts, _ = sources.read_pairs(source, format=format, limit=limit, columns=columns)
         records: Iterable[Demonstration] = _chosen(check_pairs(found, counts, max_bad_share, source), counts)
     else:
         _refuse_pairs(source, to, format, columns)
-        records, counts, _ = formats.open_demonstrations(source, format, limit, columns)
+        records, counts, _ = sources.open_demonstrations(source, format, limit, columns)
     made = ((record.origin.row, None, _attempt(_demonstration_rows, record, it)) for record in records)
     _write(made, target, counts, _Refusals(source, to, "rows", MEND), max_bad_share)
     return counts
@@ -91,7 +91,7 @@ def convert(
 
 def _refuse_pairs(source: str, to: str, format: str | None, columns: str | None) -> None:
     """Refuse judgments where demonstrations are asked for, with what makes demonstrations of them."""
-    if is_store(source) or (format is None and formats.kind_of(source, None, columns) == "pairs"):
+    if is_store(source) or (format is None and sources.kind_of(source, None, columns) == "pairs"):
         raise InputError(
             f"{source}: these are preference pairs, and {to} holds answers to imitate; "
             "add --pairs to write the chosen answer of each"
@@ -121,11 +121,11 @@ def _groups(
 ) -> tuple[Iterable[Sequence[Judgment]], RowCounts]:
     """Judgments that stand together or, where a share of bad pairs is given, each pair of them by itself."""
     if bad_pairs is not None:
-        pairs, counts, _ = formats.read_pairs(source, format=format, limit=limit, columns=columns)
+        pairs, counts, _ = sources.read_pairs(source, format=format, limit=limit, columns=columns)
         return map(of_pair, check_pairs(pairs, counts, bad_pairs, source)), counts
-    groups, counts, name = formats.open_judgments(source, format, limit, columns)
+    groups, counts, name = sources.open_judgments(source, format, limit, columns)
     spread = any(it.name == name and it.spread for it in JUDGED)
-    return formats.together(groups, counts) if spread else groups, counts
+    return sources.together(groups, counts) if spread else groups, counts
 
 
 def of_pair(pair: Pair) -> list[Judgment]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from keel.data import same
 from keel.records import Demonstration, Judgment, Pair, Preference, PromptRow, RowCounts
+from keel.text import same
 
 Row = Pair | Demonstration | PromptRow
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
-from keel.data.judged.generic import spelt
-from keel.data.rows import Row, shown
+from keel.files.fields import Row, shown
+from keel.formats.judgments.generic import spelt
 
 __all__ = ["suggestion"]
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from keel.config import Reading, Training
-from keel.data import checks, doubts, formats
-from keel.data.text import Text
+from keel.data import checks, doubts, sources
 from keel.errors import InputError, RowFault
 from keel.records import Bundle, Demonstration, Pair, PromptRow, RowCounts
+from keel.text.tokenisation import Text
 
 Row = TypeVar("Row", PromptRow, Demonstration, Pair)
 Record = TypeVar("Record", bound=PromptRow | Demonstration | Pair)
@@ -32,22 +32,22 @@ class Prepared:
 
 def pairs(config: Training, source: str, text: Text, positions: int | None) -> Prepared:
     """Preference pairs: completion 0 of each bundle is the chosen one."""
-    return _prepare(formats.read_pairs, checks.check_pairs, config, source, text, positions)
+    return _prepare(sources.read_pairs, checks.check_pairs, config, source, text, positions)
 
 
 def demonstrations(config: Training, source: str, text: Text, positions: int | None) -> Prepared:
     """Demonstrations and plain text: one completion per bundle."""
-    return _prepare(formats.read_demonstrations, checks.check_demonstrations, config, source, text, positions)
+    return _prepare(sources.read_demonstrations, checks.check_demonstrations, config, source, text, positions)
 
 
 def prompts(config: Training, source: str, text: Text, positions: int | None) -> Prepared:
     """Prompts alone: bundles without completions."""
-    return _prepare(formats.read_prompts, checks.check_prompts, config, source, text, positions)
+    return _prepare(sources.read_prompts, checks.check_prompts, config, source, text, positions)
 
 
 def read_prompt_rows(config: Reading, source: str) -> tuple[list[PromptRow], RowCounts, str]:
     """Checked prompts of a file, for commands that train nothing, and the name of its format."""
-    rows, counts, name = formats.read_prompts(source, format=config.format, limit=config.limit, columns=config.columns)
+    rows, counts, name = sources.read_prompts(source, format=config.format, limit=config.limit, columns=config.columns)
     return checks.check_prompts(rows, counts, config.max_bad_share, source), counts, name
 
 
@@ -64,12 +64,12 @@ def _prepare(
     positions: int | None,
 ) -> Prepared:
     other = None if config.eval_data is None else str(config.eval_data)
-    columns, other_columns, said = formats.columns_of_two(source, other, config.columns)
+    columns, other_columns, said = sources.columns_of_two(source, other, config.columns)
     rows, counts, name = reader(source, format=config.format, limit=config.limit, columns=columns)
     rows = checker(rows, counts, config.max_bad_share, source)
     limit = min(config.max_length, positions or config.max_length)
     held_report = ""
-    facts: dict[str, object] = {"data": source, "format": name, **formats.identify(source, counts), **_ai(rows)}
+    facts: dict[str, object] = {"data": source, "format": name, **sources.identify(source, counts), **_ai(rows)}
     held: list[Bundle] = []
     held_counts: RowCounts | None = None
     parts: tuple[Sequence[Row], ...] = (rows,)
@@ -81,7 +81,7 @@ def _prepare(
         _refuse_leak(rows, held_rows, source, other)
         held = encode(held_rows, held_counts, text, limit, config.max_bad_share, other)
         held_report = "\n" + checks.summarise(held_counts, other, held_name)
-        identity = formats.identify(other, held_counts)
+        identity = sources.identify(other, held_counts)
         facts |= {"eval_data": other, **{f"eval_{key}": value for key, value in identity.items()}}
     elif config.holdout:
         parts = checks.split_by_prompt(rows, config.holdout, config.seed)

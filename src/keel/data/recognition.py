@@ -11,16 +11,16 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar, cast
 
-from keel.data import columns as names
 from keel.data.checks import reasons
-from keel.data.containers import read_rows
-from keel.data.demonstrations import DEMONSTRATED
-from keel.data.judged import GENERIC, JUDGED, Judged
 from keel.data.looks import suggestion
-from keel.data.prompted import PROMPTED
-from keel.data.rows import Numbered, Row, RowError, shown
-from keel.data.unjudged import UNJUDGED, Unjudged
 from keel.errors import InputError
+from keel.files.containers import read_rows
+from keel.files.fields import Numbered, Row, RowError, shown
+from keel.formats import columns as names
+from keel.formats.answers import UNJUDGED, Unjudged
+from keel.formats.demonstrations import DEMONSTRATED
+from keel.formats.judgments import GENERIC, JUDGED, Judged
+from keel.formats.prompts import PROMPTED
 from keel.records import RowCounts
 
 __all__ = [

@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 
-from keel import world
+from keel import progress, world
 from keel.config import DemoConfig
-from keel.data.files import write_json
 from keel.demo import model, tuning, verdicts, votes
 from keel.demo.story import Sizes, Story
-from keel.engine import progress
 from keel.errors import InputError
+from keel.files.jsonl import write_json
 from keel.records import Result
 from keel.says import say
 
@@ -89,7 +88,7 @@ def demo(config: DemoConfig, sizes: Sizes | None = None) -> Result:
     unfinished = [name for name, *_ in STEPS if not story.record(name).exists()]
     if unfinished:
         tell(story, unfinished)
-    from keel.evaluation import report
+    from keel.demo import report
 
     summary = summarise(story)
     write_json(config.out / "summary.json", summary)

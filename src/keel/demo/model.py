@@ -10,11 +10,11 @@ import torch
 
 from keel import world
 from keel.config import SFTConfig
-from keel.data.files import write_lines
-from keel.data.text import Text
 from keel.demo.story import MICRO_TOKENS, Story, ask, figures_of
+from keel.files.jsonl import write_lines
 from keel.methods import sft
 from keel.models import checkpoints
+from keel.text.tokenisation import Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -15,15 +15,15 @@ import torch
 
 from keel import world
 from keel.config import DemoConfig, Machine
-from keel.data.files import read_lines, write_json
-from keel.data.text import Text
-from keel.engine.progress import Bar, peak_rss_gb
 from keel.engine.run import generator
-from keel.engine.sampler import sample
 from keel.engine.scorers import RewardModelScorer
+from keel.files.jsonl import read_lines, write_json
 from keel.models import checkpoints
+from keel.progress import Bar, peak_rss_gb
 from keel.records import Bundle, Result
+from keel.sampling.local import sample
 from keel.says import say
+from keel.text.tokenisation import Text
 
 BEST_OF = 16
 TEMPERATURE = 0.8

@@ -9,13 +9,13 @@ import torch
 
 from keel import objectives, stats, world
 from keel.config import DPOConfig, PPOConfig, RewardConfig
-from keel.data.files import read_lines
-from keel.data.text import Text
 from keel.demo.story import MAX_ROWS, MICRO_TOKENS, TEMPERATURE, Story, figures_of, longer
 from keel.engine.forward import in_batches, scalars_at_end
 from keel.evaluation import answers as verdict
+from keel.files.jsonl import read_lines
 from keel.methods import dpo, ppo, reward
 from keel.records import Bundle, Pair, Result
+from keel.text.tokenisation import Text
 
 
 def prefer(story: Story) -> dict[str, Any]:

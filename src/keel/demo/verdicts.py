@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from keel import stats, world
-from keel.data.files import read_lines, write_lines
 from keel.demo.story import BEST_OF, MICRO_TOKENS, TEMPERATURE, Story, draw
 from keel.engine.scorers import RewardModelScorer
 from keel.evaluation import answers as verdict
+from keel.files.jsonl import read_lines, write_lines
 from keel.records import Bundle
 
 

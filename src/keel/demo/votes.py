@@ -6,18 +6,18 @@ from itertools import islice
 from typing import Any
 
 from keel import stats, world
-from keel.collect import collect
+from keel.audit import check
+from keel.commands.collect import collect
 from keel.config import CollectConfig, DataCheckConfig
-from keel.data import formats
-from keel.data.files import write_lines
-from keel.data.preferences import derive
-from keel.data.store import Store, said_key
+from keel.data import sources
+from keel.data.derive import derive
 from keel.demo.story import MAX_ROWS, MICRO_TOKENS, TEMPERATURE, Story, draw, longer, pick
 from keel.errors import RunFailed
-from keel.evaluation import audit
+from keel.files.jsonl import write_lines
 from keel.raters import Missing, Task
 from keel.raters.simulated import Simulated
 from keel.records import Bundle, Pair
+from keel.store.store import Store, said_key
 
 LOVE_OF_LENGTH = 40.0
 """Of the people whose votes mislead on purpose: log-odds for ten words more."""
@@ -46,7 +46,7 @@ def collect_votes(story: Story) -> dict[str, Any]:
     assert gathered is not None
     few = few_pairs(story)
     second_opinions(story)
-    pairs, counts, _ = formats.read_pairs(story.store)
+    pairs, counts, _ = sources.read_pairs(story.store)
     policy = story.policy("sft")
     held_out = story.prompts[1]
     fresh = draw(story, policy, pick(story, held_out, sizes.held_out_pairs, "held-out pairs"), 2, "held-out pairs")
@@ -79,7 +79,7 @@ def fresh_store(story: Story) -> None:
 
 def few_pairs(story: Story) -> list[Pair]:
     """Pairs of the first answers that people saw, voted on by people who love length."""
-    groups, _, _ = formats.open_judgments(story.store)
+    groups, _, _ = sources.open_judgments(story.store)
     shown = [Task(j.prompt, *j.answers) for group in groups for j in group][: 2 * story.sizes.few_votes]
     misled = Simulated(story.seed, world.Population(length_bias=LOVE_OF_LENGTH)).rate(shown)
     judgments = [j for _, said in misled if not isinstance(said, Missing) for j in said]
@@ -107,7 +107,7 @@ def check_votes(story: Story) -> dict[str, Any]:
         out=story.out / "data" / "check.json",
         page=story.out / "data.html",
     )
-    found = audit.check(config)
+    found = check.check(config)
     assert found is not None
     figures = found.summary
     distribution = figures.get("distribution") or {}

@@ -1,0 +1,1 @@
+"""What a training loop calls: one forward pass over bundles, one optimiser step, one run folder."""

@@ -35,15 +35,15 @@ import torch
 from torch import Tensor, nn
 
 from keel.config import Training, refuse_existing
-from keel.data.files import as_json, write_json
-from keel.data.text import Text
 from keel.engine.optimizer import Optimizer
-from keel.engine.progress import Bar, peak_rss_gb
 from keel.errors import InputError, KeelError, RunFailed
+from keel.files.jsonl import as_json, write_json
 from keel.models import checkpoints
 from keel.models.machine import described
+from keel.progress import Bar, peak_rss_gb
 from keel.records import Bundle, Result, RowCounts
 from keel.says import say
+from keel.text.tokenisation import Text
 
 EVALUATIONS = 5
 """Evaluations on held-out data in a run, where nothing else is asked for."""

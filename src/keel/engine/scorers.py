@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from keel.config import Machine, Spelling
-from keel.data.rules import Rubric, RuleFault, load_rubric
-from keel.data.text import Text, named, plain
 from keel.engine.forward import in_batches, scalars_at_end
 from keel.errors import InputError
 from keel.models import checkpoints
 from keel.records import Bundle
+from keel.text.rules import Rubric, RuleFault, load_rubric
+from keel.text.tokenisation import Text, named, plain
 
 
 class Scorer(Protocol):

@@ -1,0 +1,1 @@
+"""How good is a policy? Rates against another, with intervals."""

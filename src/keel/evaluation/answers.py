@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from keel import stats
-from keel.data.text import prompt_key
 from keel.engine.forward import in_batches, sequence_logps
 from keel.records import Bundle
+from keel.text.tokenisation import prompt_key
 
 Numbers = Sequence[float]
 

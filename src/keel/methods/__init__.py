@@ -1,0 +1,1 @@
+"""One visible loop for each method. They never import each other."""

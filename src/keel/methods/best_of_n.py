@@ -18,17 +18,17 @@ from torch import nn
 from keel import stats
 from keel.config import BestOfNConfig, GenerateConfig, refuse_existing
 from keel.data import checks, prepare
-from keel.data.files import write_lines
-from keel.data.text import Text
-from keel.engine.progress import Bar, peak_rss_gb
 from keel.engine.run import generator
-from keel.engine.sampler import room, sample
 from keel.engine.scorers import load_scorer, require_same_reading
 from keel.errors import InputError
+from keel.files.jsonl import write_lines
 from keel.models import checkpoints
 from keel.models.machine import described
+from keel.progress import Bar, peak_rss_gb
 from keel.records import Bundle, Result, RowCounts
+from keel.sampling.local import room, sample
 from keel.says import say
+from keel.text.tokenisation import Text
 
 
 def generate(config: GenerateConfig) -> Result:

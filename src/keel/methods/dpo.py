@@ -23,8 +23,8 @@ from keel.data import prepare
 from keel.engine import memory
 from keel.engine.batches import Batches, prompt_of
 from keel.engine.forward import in_batches, micro_batches, sequence_logps
-from keel.engine.identities import require_zero_margin_loss
 from keel.engine.run import Run
+from keel.engine.step0 import require_zero_margin_loss
 from keel.errors import InputError
 from keel.models import checkpoints
 from keel.models.limits import positions

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from keel import objectives, stats
 from keel.config import PPOConfig, refuse_existing
 from keel.data import prepare
-from keel.data.text import Text
 from keel.engine import memory
 from keel.engine.batches import Batches
 from keel.engine.forward import (
@@ -29,13 +28,14 @@ from keel.engine.forward import (
     token_logps,
     token_scores,
 )
-from keel.engine.identities import require_unit_ratio, require_zero_kl
 from keel.engine.run import Run, generator
-from keel.engine.sampler import cache_bytes, room, sample
 from keel.engine.scorers import Scorer, load_scorer, require_same_reading
+from keel.engine.step0 import require_unit_ratio, require_zero_kl
 from keel.models import checkpoints, trials
 from keel.records import Bundle, Completion, Result, lengths_of
+from keel.sampling.local import cache_bytes, room, sample
 from keel.says import say
+from keel.text.tokenisation import Text
 
 LOGP_GAP = 0.01
 """Mean gap between the sampler's and the trainer's log-probabilities, in nats per token, beyond which PPO warns."""

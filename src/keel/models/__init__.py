@@ -1,0 +1,1 @@
+"""Models in and out of folders, and the ways in which each is computed rightly."""

@@ -20,14 +20,14 @@ import torch
 from torch import nn
 
 from keel.config import Machine, Spelling
-from keel.data.templates import chat_template
-from keel.data.text import PAD_TOKEN, Text
 from keel.errors import InputError, RunFailed
 from keel.models import folders, loaded, scalar, trials
 from keel.models.heads import scalar_head
 from keel.models.machine import device_of, dtype_of, prepare
 from keel.records import Bundle
 from keel.says import say
+from keel.text.named_templates import chat_template
+from keel.text.tokenisation import PAD_TOKEN, Text
 
 # --- where a model is -----------------------------------------------------------------------------
 

@@ -15,9 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from keel.data.hub import is_pointer
-from keel.data.text import Text
 from keel.errors import InputError, RowFault, on_one_line
+from keel.files.hub import is_pointer
+from keel.text.tokenisation import Text
 
 __all__ = [
     "TOGETHER",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from keel.data.store import Store
-from keel.data.tasks import NewTask, Queue
+from keel.annotation.queue import NewTask, Queue
 from keel.raters import Missing, Task
 from keel.records import Judgment
+from keel.store.store import Store
 
 
 class People:

@@ -1,6 +1,6 @@
 """A judge behind any OpenAI-compatible endpoint: OpenAI, vLLM, SGLang, llama.cpp and many more.
 
-Each pair is asked about twice, once in each order, at temperature 0 (see `pairs` for how the two become one verdict,
+Each pair is asked about twice, once in each order, at temperature 0 (see `two_orders` for how the two become one verdict,
 `replies` for the words). What fails for a while (no connection, no reply in time, 408, 409, 429, 5xx) is asked again
 after growing, jittered waits, an unreadable reply once more; past a deadline the task is `Missing`. What cannot get
 better (401, 402, 403, 404, an exhausted quota) stops the command.
@@ -28,14 +28,14 @@ from urllib.request import getproxies, proxy_bypass
 from pydantic import ConfigDict, Field, model_validator
 
 from keel.config import Config, Count, NonNegative, Positive
-from keel.engine.endpoint import AGAIN, first_line, in_thread, retry_after
-from keel.engine.endpoint import said as words_of
 from keel.errors import InputError
+from keel.guidelines import DEFAULT, Rubric
 from keel.raters import Missing, Task
-from keel.raters.pairs import IDENTICAL, identical, judgments, settle, swap
 from keel.raters.replies import TEMPLATE, NoVerdict, Refused, Unreadable, ask, keep, read_reply, schema
-from keel.raters.rubric import DEFAULT, Rubric
+from keel.raters.two_orders import IDENTICAL, identical, judgments, settle, swap
 from keel.records import Judgment, Message
+from keel.sampling.client import AGAIN, first_line, in_thread, retry_after
+from keel.sampling.client import said as words_of
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

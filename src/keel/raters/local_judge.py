@@ -18,15 +18,15 @@ from typing import Any
 from torch import nn
 
 from keel.config import Machine, Spelling
-from keel.data.text import Text
 from keel.engine.forward import in_batches, sequence_logps
 from keel.errors import InputError, RowFault
+from keel.guidelines import DEFAULT, Rubric
 from keel.models import checkpoints
 from keel.models.limits import positions
 from keel.raters import Missing, Task
-from keel.raters.pairs import IDENTICAL, Heard, Settled, identical, judgments, settle, show, swap, version
-from keel.raters.rubric import DEFAULT, Rubric
+from keel.raters.two_orders import IDENTICAL, Heard, Settled, identical, judgments, settle, show, swap, version
 from keel.records import Bundle, Completion, Judgment, Outcome, Prompt
+from keel.text.tokenisation import Text
 
 _LETTERS: dict[str, Outcome] = {"A": "first", "B": "second", "C": "tie", "D": "both_bad"}
 _QUESTION = """\

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from keel.guidelines import Rubric
 from keel.raters import Task
-from keel.raters.pairs import IDENTICAL, Heard, Settled, settle, show, version
-from keel.raters.rubric import Rubric
+from keel.raters.two_orders import IDENTICAL, Heard, Settled, settle, show, version
 from keel.records import Message, Outcome
 
 _VERDICTS: dict[str, Outcome] = {"A": "first", "B": "second", "tie": "tie", "both bad": "both_bad"}

@@ -1,16 +1,16 @@
 """Rules as a rater: the answer with the higher score is better, in each dimension of the rubric.
 
-The language of rules is that of `keel.data.rules`; a reward and a rater can be one file.
+The language of rules is that of `keel.text.rules`; a reward and a rater can be one file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from keel.data.rules import Measured, Rubric, RuleFault, total
-from keel.data.text import plain
 from keel.raters import Missing, Task
 from keel.records import Judgment, Outcome, Preference
+from keel.text.rules import Measured, Rubric, RuleFault, total
+from keel.text.tokenisation import plain
 
 
 class RuleRater:

@@ -6,9 +6,9 @@ import random
 from collections.abc import Iterator, Sequence
 
 from keel import world
-from keel.data.text import plain
 from keel.raters import Missing, Task
 from keel.records import Judgment, Preference
+from keel.text.tokenisation import plain
 
 
 class Simulated:

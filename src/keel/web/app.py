@@ -27,16 +27,17 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from keel.data import oversight, people, survey
-from keel.data.files import finite
-from keel.data.people import Session
-from keel.data.shown import text_of, turns_of
-from keel.data.store import Store
-from keel.data.tasks import GoneError, Queue, Turn
+from keel.annotation import accounts, team
+from keel.annotation.accounts import Session
+from keel.annotation.queue import GoneError, Queue, Turn
 from keel.errors import InputError
-from keel.raters.rubric import Rubric
+from keel.files.jsonl import finite
+from keel.guidelines import Rubric
 from keel.records import Answer, Preference, Prompt, Ranking, Score, Verdict
 from keel.says import say
+from keel.store import survey
+from keel.store.store import Store
+from keel.text.shown import text_of, turns_of
 from keel.web.render import sound, to_html
 
 HERE = Path(__file__).parent
@@ -221,7 +222,7 @@ class Desk:
     def _overview(self) -> dict[str, Any]:
         agreed = survey.agreement(survey.said_in_store(self.store, "person"))
         found = {
-            "progress": oversight.totals(self.store),
+            "progress": team.totals(self.store),
             "agreement": [
                 {
                     "dimension": one.dimension,
@@ -234,9 +235,9 @@ class Desk:
                 }
                 for one in agreed
             ],
-            "raters": [worker.as_dict() for worker in oversight.workers(self.store)],
-            "disagreements": [self._disagreement(one) for one in oversight.disagreements(self.store)],
-            "flags": [self._flag(flag) for flag in oversight.flags(self.store)],
+            "raters": [worker.as_dict() for worker in team.workers(self.store)],
+            "disagreements": [self._disagreement(one) for one in team.disagreements(self.store)],
+            "flags": [self._flag(flag) for flag in team.flags(self.store)],
         }
         return finite(found)  # type: ignore[no-any-return]
 
@@ -244,7 +245,7 @@ class Desk:
         kept = {name: flag[name] for name in ("task", "kind", "rater", "note")}
         return kept | {"prompt_text": _plain(flag["prompt"]), "answers": shown_answers(flag["answers"])}
 
-    def _disagreement(self, one: oversight.Disagreement) -> dict[str, Any]:
+    def _disagreement(self, one: team.Disagreement) -> dict[str, Any]:
         names = tuple(dict.fromkeys(verdict["dimension"] for verdict in one.verdicts))
         return {
             "task": one.task,
@@ -320,7 +321,7 @@ def desk(request: Request) -> Desk:
 def visitor(request: Request) -> Session | None:
     """Who has signed in, if anybody."""
     cookie = request.cookies.get(COOKIE, "")
-    return people.session_of(desk(request).store, cookie) if cookie else None
+    return accounts.session_of(desk(request).store, cookie) if cookie else None
 
 
 def member(request: Request) -> Session:
@@ -380,18 +381,18 @@ def _signing(app: FastAPI) -> None:
         address = request.client.host if request.client else ""
         if at.must_wait(address):
             raise HTTPException(429, "too many wrong tokens; wait five minutes", {"Retry-After": str(int(WINDOW))})
-        found = people.sign_in(at.store, body.token.strip())
+        found = accounts.sign_in(at.store, body.token.strip())
         if found is None:
             at.failed(address)
             raise HTTPException(401, "this token opens nothing; ask for another (keel raters add)")
         cookie, session = found
         options: dict[str, Any] = {"httponly": True, "samesite": "strict", "secure": at.secure, "path": "/"}
-        response.set_cookie(COOKIE, cookie, max_age=int(people.SESSION), **options)
+        response.set_cookie(COOKIE, cookie, max_age=int(accounts.SESSION), **options)
         return {"name": session.name, "role": session.role}
 
     @app.post("/api/sign-out")
     def sign_out(request: Request, session: Member, at: AtDesk, response: Response) -> dict[str, str]:
-        people.sign_out(at.store, request.cookies[COOKIE])
+        accounts.sign_out(at.store, request.cookies[COOKIE])
         response.delete_cookie(COOKIE, path="/")
         return {}
 

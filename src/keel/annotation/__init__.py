@@ -1,0 +1,1 @@
+"""The work of people: tasks in a queue, accounts, and what a team has done."""

@@ -1,0 +1,110 @@
+"""Who may sign in to the annotation page: accounts with personal tokens, of which only hashes are kept, and sessions.
+
+A token is 32 random bytes, so that a plain SHA-256 of it can neither be guessed nor reversed. Roles: a `rater` judges;
+an `adjudicator` decides, too, where raters disagree, and sees the figures; an `admin` as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import sqlalchemy as sa
+
+from keel.errors import InputError
+from keel.store.schema import accounts, sessions
+from keel.store.store import Store
+
+Role = Literal["rater", "adjudicator", "admin"]
+SESSION = 24 * 3_600.0
+"""Seconds until one has to sign in again."""
+LONGEST_NAME = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A person who may sign in."""
+
+    name: str
+    role: Role
+    made: float
+    revoked: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A person who has signed in; `csrf` is what every request that changes something must carry."""
+
+    name: str
+    role: Role
+    csrf: str
+
+
+def add(store: Store, name: str, role: Role = "rater") -> str:
+    """Make an account; returns its token, which is kept nowhere. One that was revoked gets a new token."""
+    if not name.strip() or name != name.strip() or len(name) > LONGEST_NAME or not name.isprintable() or "(" in name:
+        raise InputError(f"the name {name[:60]!r} must be 1 to {LONGEST_NAME} printable characters without brackets")
+    if role not in get_args(Role):
+        raise InputError(f"no role {role!r}; choose one of {', '.join(get_args(Role))}")
+    token = f"keel-{secrets.token_urlsafe(32)}"
+    row = {"role": role, "token": _hash(token), "made": time.time(), "revoked": None}
+    with store.writing() as connection:
+        there = connection.execute(sa.select(accounts.c.revoked).where(accounts.c.name == name)).first()
+        if there is not None and there.revoked is None:
+            raise InputError(f"{store.source}: there is a rater {name!r} already; revoke that token first, or use it")
+        if there is None:
+            connection.execute(sa.insert(accounts).values(name=name, **row))
+        else:
+            connection.execute(sa.update(accounts).where(accounts.c.name == name).values(**row))
+    return token
+
+
+def everyone(store: Store) -> list[Account]:
+    """All accounts, by name."""
+    columns: list[Any] = [accounts.c.name, accounts.c.role, accounts.c.made, accounts.c.revoked]
+    return [Account(*tuple(row)) for row in store.read(sa.select(*columns).order_by(accounts.c.name))]
+
+
+def revoke(store: Store, name: str) -> None:
+    """From now on the token opens nothing, and whoever came in with it is out. What was judged stays."""
+    with store.writing() as connection:
+        live = accounts.c.name == name, accounts.c.revoked.is_(None)
+        if not connection.execute(sa.update(accounts).where(*live).values(revoked=time.time())).rowcount:
+            raise InputError(f"{store.source}: no rater {name!r} with a token; `keel raters list` shows who has one")
+        connection.execute(sa.delete(sessions).where(sessions.c.name == name))
+
+
+def sign_in(store: Store, token: str) -> tuple[str, Session] | None:
+    """What the cookie is to hold, and the session; None where the token opens nothing."""
+    cookie, csrf, now = secrets.token_urlsafe(32), secrets.token_urlsafe(24), time.time()
+    with store.writing() as connection:
+        live = accounts.c.token == _hash(token), accounts.c.revoked.is_(None)
+        found = connection.execute(sa.select(accounts.c.name, accounts.c.role).where(*live)).first()
+        if found is None:
+            return None
+        connection.execute(sa.delete(sessions).where(sessions.c.expires < now))
+        row = {"key": _hash(cookie), "name": found.name, "csrf": csrf, "expires": now + SESSION}
+        connection.execute(sa.insert(sessions).values(**row))
+    return cookie, Session(found.name, found.role, csrf)
+
+
+def session_of(store: Store, cookie: str) -> Session | None:
+    """Who sent this cookie; None where it is unknown, expired, signed out or revoked."""
+    columns: list[Any] = [sessions.c.name, accounts.c.role, sessions.c.csrf]
+    statement = sa.select(*columns).join(accounts, accounts.c.name == sessions.c.name)
+    live = sessions.c.key == _hash(cookie), sessions.c.expires >= time.time(), accounts.c.revoked.is_(None)
+    found = store.read(statement.where(*live))
+    return Session(*tuple(found[0])) if found else None
+
+
+def sign_out(store: Store, cookie: str) -> None:
+    """The cookie opens nothing any more."""
+    with store.writing() as connection:
+        connection.execute(sa.delete(sessions).where(sessions.c.key == _hash(cookie)))
+
+
+def _hash(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()

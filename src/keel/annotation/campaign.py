@@ -1,0 +1,87 @@
+"""By what the tasks of a store are asked: kept in it, so that whoever starts the server again asks the same."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from keel.annotation.queue import Kind
+from keel.config import AnnotateConfig
+from keel.errors import InputError
+from keel.guidelines import DEFAULT, Rubric, load_rubric
+from keel.says import say
+from keel.store.schema import settings, tasks
+from keel.store.store import Store
+
+NAME = "campaign"
+
+
+@dataclass(frozen=True, slots=True)
+class Campaign:
+    """The rubric, whether its dimensions are asked one at a time, and the kind of task that is made of answers."""
+
+    rubric: Rubric = DEFAULT
+    one_at_a_time: bool = False
+    kind: Kind = "pair"
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        """What a task is put in for: each dimension, or all at once."""
+        return self.rubric.names if self.one_at_a_time else ("",)
+
+    def as_json(self) -> str:
+        """What the store keeps."""
+        kept = {"dimensions": self.rubric.dimensions, "one at a time": self.one_at_a_time, "kind": self.kind}
+        return json.dumps(kept)
+
+
+def campaign_of(config: AnnotateConfig, store: Store) -> Campaign:
+    """What the options say, and where they say nothing, what the store's tasks are asked by.
+
+    Raises `InputError` where tasks that are there would be asked by other dimensions: what some have said and what
+    others would say could not be compared.
+    """
+    former = _kept(store)
+    base = former or Campaign()
+    wanted = Campaign(
+        base.rubric if config.rubric is None else load_rubric(config.rubric),
+        config.one_at_a_time or base.one_at_a_time,
+        config.kind or base.kind,
+    )
+    if former is not None and store.read(sa.select(tasks.c.id).limit(1)):
+        _require_alike(config, former, wanted)
+    return wanted
+
+
+def _require_alike(config: AnnotateConfig, former: Campaign, wanted: Campaign) -> None:
+    asked = ", ".join(former.rubric.names)
+    if set(former.rubric.names) != set(wanted.rubric.names):
+        raise InputError(
+            f"{config.rubric}: what {config.store} holds is asked by {asked}; leave --rubric out to go on with that, "
+            "or judge by other dimensions in a store of its own"
+        )
+    if former.one_at_a_time != wanted.one_at_a_time:
+        raise InputError(
+            f"--one-at-a-time: {config.store} has tasks that ask all of {asked} on a page; leave the option out, or "
+            "use a store of its own"
+        )
+    if former.rubric.version != wanted.rubric.version:
+        say(f"{config.rubric}: other guidelines than before; verdicts keep the version by which they were given")
+
+
+def keep(store: Store, campaign: Campaign) -> None:
+    """For the next start."""
+    with store.writing() as connection:
+        connection.execute(sa.delete(settings).where(settings.c.name == NAME))
+        connection.execute(sa.insert(settings).values(name=NAME, value=campaign.as_json()))
+
+
+def _kept(store: Store) -> Campaign | None:
+    found = store.read(sa.select(settings.c.value).where(settings.c.name == NAME))
+    if not found:
+        return None
+    kept = json.loads(found[0].value)
+    rubric = Rubric(tuple((name, guideline) for name, guideline in kept["dimensions"]))
+    return Campaign(rubric, kept["one at a time"], kept["kind"])

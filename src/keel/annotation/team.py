@@ -1,0 +1,158 @@
+"""What those who lead a team of raters want to see: how far it is, who does how much, where they disagree."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+
+from keel import stats
+from keel.annotation.queue import (
+    BY_RATERS,
+    FLAGGED,
+    JUDGED,
+    PLAIN,
+    SKIPPED,
+    answers_of,
+    in_own_order,
+    judged_and_wanted,
+)
+from keel.records import Answer, Prompt
+from keel.stats import Estimate
+from keel.store.schema import accounts, judgments, prompts, tasks, turns
+from keel.store.store import Store, prompt_of
+
+
+def totals(store: Store) -> dict[str, int]:
+    """Turns judged and wanted (gold tasks left out), tasks, and what was skipped or flagged."""
+    n = sa.func.count()
+    columns: list[Any] = [
+        *judged_and_wanted(),
+        sa.select(n).select_from(tasks).where(PLAIN).scalar_subquery(),
+        *(sa.select(n).where(turns.c.state == state).scalar_subquery() for state in (SKIPPED, FLAGGED)),
+    ]
+    row = tuple(store.read(sa.select(*columns))[0])
+    return dict(zip(("judged", "wanted", "tasks", "skipped", "flagged"), map(int, row), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One rater: what he has done, how fast, and how often a known verdict was his."""
+
+    name: str
+    role: str
+    judged: int
+    today: int
+    per_hour: float
+    """Over the last hour."""
+    median_seconds: float | None
+    gold: Estimate | None
+    skipped: int
+    flagged: int
+    last: float | None
+    """Seconds since he last did something."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the page."""
+        plain = {name: getattr(self, name) for name in self.__slots__}
+        return plain | {"gold": self.gold.as_dict() if self.gold else None}
+
+
+def workers(store: Store) -> list[Worker]:
+    """Everyone who has an account or has done something, by name."""
+    now = time.time()
+    done: dict[str, list[sa.Row[Any]]] = defaultdict(list)
+    columns: list[Any] = [turns.c.rater, turns.c.state, turns.c.done, turns.c.seconds, turns.c.right]
+    for row in store.stream(sa.select(*columns).where(turns.c.done.is_not(None), BY_RATERS)):
+        done[row.rater].append(row)
+    roles = {row.name: row.role for row in store.read(sa.select(accounts.c.name, accounts.c.role))}
+    return [_worker(name, roles.get(name, ""), done[name], now) for name in sorted({*roles, *done})]
+
+
+def _worker(name: str, role: str, rows: list[sa.Row[Any]], now: float) -> Worker:
+    judged = [row for row in rows if row.state == JUDGED]
+    seconds = [row.seconds for row in judged if row.seconds is not None]
+    right = [row.right for row in judged if row.right is not None]
+    return Worker(
+        name,
+        role,
+        len(judged),
+        sum(row.done >= now - now % 86_400 for row in judged),
+        float(sum(row.done >= now - 3_600 for row in judged)),
+        float(np.median(seconds)) if seconds else None,
+        stats.rate(right) if right else None,
+        sum(row.state == SKIPPED for row in rows),
+        sum(row.state == FLAGGED for row in rows),
+        min((now - row.done for row in rows), default=None),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """A task on which raters say different things: the answers in the task's own order, and each verdict in it."""
+
+    task: int
+    kind: str
+    prompt: Prompt
+    answers: list[Answer]
+    verdicts: list[dict[str, Any]]
+    """`rater`, `dimension`, his `comment`, and the verdict as the page sends it."""
+
+
+def disagreements(store: Store, most: int = 50) -> Iterator[Disagreement]:
+    """Tasks that nobody has decided yet, the latest first."""
+    counted = sa.func.count(), sa.func.count(sa.distinct(turns.c.settled))
+    found = (
+        sa.select(tasks.c.id, tasks.c.kind, prompts.c.content, prompts.c.chat)
+        .join(turns, turns.c.task == tasks.c.id)
+        .join(prompts, prompts.c.key == tasks.c.prompt)
+        .where(turns.c.state == JUDGED, PLAIN, BY_RATERS, sa.not_(tasks.c.adjudicated))
+        .group_by(tasks.c.id, tasks.c.kind, prompts.c.content, prompts.c.chat)
+        .having(counted[0] > 1, counted[1] > 1)
+        .order_by(sa.func.max(turns.c.done).desc())
+        .limit(most)
+    )
+    with store.reading() as connection:
+        for row in connection.execute(found).all():
+            said = sa.select(turns).where(turns.c.task == row.id, turns.c.state == JUDGED, BY_RATERS)
+            verdicts = [
+                one
+                for turn in connection.execute(said.order_by(turns.c.done)).all()
+                for one in _verdicts(connection, turn)
+            ]
+            yield Disagreement(row.id, row.kind, prompt_of(row), answers_of(connection, row.id), verdicts)
+
+
+def _verdicts(connection: sa.Connection, turn: sa.Row[Any]) -> Iterator[dict[str, Any]]:
+    """What was said in a turn, by dimension; its judgments all carry the one comment."""
+    key = bytes.fromhex(turn.judgments.split(",")[0])
+    comment = connection.scalar(sa.select(judgments.c.comment).where(judgments.c.key == key)) or ""
+    for dimension, verdict in json.loads(turn.said).items():
+        yield {
+            "rater": turn.rater,
+            "dimension": dimension,
+            "comment": comment,
+            **in_own_order(verdict, turn.order),
+        }
+
+
+def flags(store: Store, most: int = 100) -> list[dict[str, Any]]:
+    """What raters say is wrong with a task, the latest first: `task`, `kind`, `rater`, `note`, `prompt`, `answers`."""
+    columns: list[Any] = [turns.c.task, tasks.c.kind, turns.c.rater, turns.c.note, prompts.c.content, prompts.c.chat]
+    statement = sa.select(*columns).join(tasks, tasks.c.id == turns.c.task)
+    statement = statement.join(prompts, prompts.c.key == tasks.c.prompt).where(turns.c.state == FLAGGED)
+    with store.reading() as connection:
+        return [
+            {
+                **{name: getattr(row, name) for name in ("task", "kind", "rater", "note")},
+                "prompt": prompt_of(row),
+                "answers": answers_of(connection, row.task),
+            }
+            for row in connection.execute(statement.order_by(turns.c.done.desc()).limit(most)).all()
+        ]

@@ -1,0 +1,199 @@
+"""What gives the better answer away without reading it: its length, its white space, its Markdown.
+
+A reward model learns what is easiest. Where a mark on the surface tells chosen from rejected, it learns the mark, and a
+policy trained on it writes the mark. Each cue here is a number per answer; its guess is that the answer with more of it
+is the better one.
+
+Pairs of one prompt are not independent: intervals are Wilson's (95 %) with as many examples as there are prompts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from os.path import commonprefix
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keel import stats
+from keel.records import Pair
+from keel.stats import Estimate
+from keel.text.tokenisation import prompt_key
+
+Floats = NDArray[np.float64]
+
+_MARKDOWN = re.compile(r"(?m)^ {0,3}(?:#{1,6} |[-*+] |\d{1,2}[.)] |```|> |\|.*\|)|\*\*[^*\n]+\*\*|`[^`\n]+`")
+_END = re.compile(r"[.!?…。！？:;)\]}\"'”’»`*]\s*\Z")
+FOLDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Cue:
+    """One mark on the surface, and how well it tells the better answer.
+
+    `chosen` and `rejected` are the shares of answers that have it. `differ` counts the pairs whose answers differ in
+    it, `more` is how often the one with more of it is the chosen one, of those; `right` is how often a guess by it
+    alone is right, of all pairs, ½ where it cannot tell.
+    """
+
+    name: str
+    chosen: float
+    rejected: float
+    differ: int
+    more: Estimate
+    right: Estimate
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a summary."""
+        return {
+            "name": self.name,
+            "chosen": self.chosen,
+            "rejected": self.rejected,
+            "differ": self.differ,
+            "more": self.more.as_dict(),
+            "right": self.right.as_dict(),
+        }
+
+
+CUES: dict[str, Callable[[str], float]] = {
+    "Markdown": lambda text: bool(_MARKDOWN.search(text)),
+    "ends like a sentence": lambda text: bool(_END.search(text)),
+    "begins with white space": lambda text: text[:1].isspace(),
+    "ends with white space": lambda text: text[-1:].isspace(),
+}
+"""Marks that an answer has or has not; length comes first and is a number."""
+CUT = "cut at a length limit"
+
+
+def cues(pairs: Sequence[Pair]) -> list[Cue]:
+    """Every cue over the pairs: length in characters without outer white space, then the marks.
+
+    To the marks that have a name come the opening word and the ending that one side has much more often.
+    """
+    keys = [prompt_key(pair.prompt) for pair in pairs]
+    found = [_cue("longer", lengths(pairs), keys)]
+    for name, mark in (CUES | _openings(pairs) | _endings(pairs)).items():
+        found.append(_cue(name, np.array([[mark(p.chosen), mark(p.rejected)] for p in pairs], dtype=np.float64), keys))
+    return [*found, _cue(CUT, np.array([p.cut for p in pairs], dtype=np.float64), keys)]
+
+
+MUCH = 0.2
+"""How many more answers in a hundred of one side have an opening or an ending that is worth a cue."""
+_LONG = 24
+
+
+def _openings(pairs: Sequence[Pair]) -> dict[str, Callable[[str], float]]:
+    """The first word that tells the sides apart best."""
+    word = _leaning([_first_word(pair.chosen) for pair in pairs], [_first_word(pair.rejected) for pair in pairs])
+    return {f"begins with {word!r}": lambda text: text.lstrip().startswith(word)} if word else {}
+
+
+def _first_word(text: str) -> str:
+    return text[:_LONG].lstrip().partition(" ")[0].partition("\n")[0]
+
+
+def _endings(pairs: Sequence[Pair]) -> dict[str, Callable[[str], float]]:
+    """The last sign that tells the sides apart best, with what stands before it in all answers that end with it."""
+    sign = _leaning([pair.chosen[-1:] for pair in pairs], [pair.rejected[-1:] for pair in pairs])
+    if not sign.strip():
+        return {}
+    tails = [text[-_LONG:][::-1] for pair in pairs for text in (pair.chosen, pair.rejected) if text.endswith(sign)]
+    ending = commonprefix(tails)[::-1]  # noqa: RUF071  (of signs is what is meant)
+    return {f"ends with {ending!r}": lambda text: text.endswith(ending)}
+
+
+def _leaning(chosen: Sequence[str], rejected: Sequence[str]) -> str:
+    """What the answers of the two sides differ most in; empty for little."""
+    more, less = Counter(chosen), Counter(rejected)
+    most = max(more | less, key=lambda said: (abs(more[said] - less[said]), said), default="")
+    return most if abs(more[most] - less[most]) > MUCH * len(chosen) else ""
+
+
+def lengths(pairs: Sequence[Pair]) -> Floats:
+    """Characters of chosen and rejected without outer white space, [pairs, 2]."""
+    return np.array([[len(p.chosen.strip()), len(p.rejected.strip())] for p in pairs], dtype=np.float64).reshape(-1, 2)
+
+
+def _cue(name: str, values: Floats, keys: Sequence[str]) -> Cue:
+    sign = np.sign(values[:, 0] - values[:, 1])
+    some = np.flatnonzero(sign).tolist()
+    return Cue(
+        name,
+        float((values[:, 0] > 0).mean()),
+        float((values[:, 1] > 0).mean()),
+        len(some),
+        by_prompt((1 + sign[some]) / 2, [keys[i] for i in some]),
+        by_prompt((1 + sign) / 2, keys),
+    )
+
+
+def by_prompt(outcomes: Floats, keys: Sequence[str]) -> Estimate:
+    """A rate over pairs whose interval counts prompts: as wide as if all pairs of a prompt went the same way."""
+    if not len(outcomes):
+        return stats.wilson(0, 0)
+    prompts = len(set(keys))
+    return stats.wilson(float(outcomes.mean()) * prompts, prompts)
+
+
+# --- length ---------------------------------------------------------------------------------------
+
+EDGES = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, np.inf)
+"""Of |log2(length / other length)|: up to 9 % longer, 19 %, 41 %, twice, four times, more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Pairs whose longer answer is `low` to `high` times as long as the other: how often it is the chosen one."""
+
+    low: float
+    high: float
+    pairs: int
+    longer_wins: Estimate
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a summary; the last step has no upper end."""
+        high = self.high if np.isfinite(self.high) else None
+        return {"low": self.low, "high": high, "pairs": self.pairs, "longer_wins": self.longer_wins.as_dict()}
+
+
+def by_difference(pairs: Sequence[Pair]) -> list[Step]:
+    """How often the longer answer is chosen, by how much longer it is."""
+    keys = [prompt_key(pair.prompt) for pair in pairs]
+    log = np.log2(np.maximum(lengths(pairs), 1))
+    apart = log[:, 0] - log[:, 1]
+    steps = []
+    for low, high in pairwise(EDGES):
+        inside = np.flatnonzero((np.abs(apart) > low) & (np.abs(apart) <= high)).tolist()
+        if len(inside):
+            wins = by_prompt((apart[inside] > 0).astype(np.float64), [keys[i] for i in inside])
+            steps.append(Step(2.0**low, 2.0**high, len(inside), wins))
+    return steps
+
+
+def length_only(pairs: Sequence[Pair]) -> Estimate | None:
+    """Accuracy of the best guess by the two lengths alone, on prompts that it has not seen; None below 5 prompts.
+
+    Logistic regression on what turns its sign when the answers are swapped: the difference of the log lengths, and of
+    which eighth of all lengths each answer is in, so that "near fifty words" counts as well as "longer". Five folds,
+    by prompt.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold
+
+    keys = [prompt_key(pair.prompt) for pair in pairs]
+    if len(set(keys)) < FOLDS:
+        return None
+    log = np.log(np.maximum(lengths(pairs), 1))
+    eighths = np.searchsorted(np.quantile(log, np.arange(1, 8) / 8), log)
+    x = np.column_stack([log[:, 0] - log[:, 1], np.eye(8)[eighths[:, 0]] - np.eye(8)[eighths[:, 1]]])
+    right = np.zeros(len(pairs))
+    for seen, unseen in GroupKFold(FOLDS).split(x, groups=keys):
+        both = np.concatenate([x[seen], -x[seen]])
+        model = LogisticRegression(fit_intercept=False).fit(both, np.repeat([1, 0], len(seen)))
+        right[unseen] = (1 + np.sign(x[unseen] @ model.coef_[0])) / 2
+    return by_prompt(right, keys)

@@ -1,0 +1,329 @@
+"""Whether preference pairs look like what the model says: on its distribution or off it, pair by pair.
+
+The likelihood of an answer under the model alone tells little: own samples differ more among themselves than models a
+few nats apart do. What tells best is the log-ratio to the model that the pairs came from (Neyman and Pearson), and that
+model can be learned: copies of the model are fitted to one half of the pairs' answers and judge the other half, which
+they have not seen. On the pairs' answers the mean log-ratio is, but for chance, a lower bound of the KL from the model
+to where the answers come from: E_q log(q'/p) = KL(q||p) - KL(q||q'). The model's own samples for the same prompts stand
+beside them.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from keel import stats
+from keel.config import DataCheckConfig
+from keel.engine.batches import Batches, prompt_of
+from keel.engine.forward import in_batches, micro_batches, sequence_logps, token_logps
+from keel.engine.optimizer import Optimizer
+from keel.engine.run import generator
+from keel.models.limits import positions
+from keel.progress import Bar
+from keel.records import Bundle, Pair
+from keel.sampling.local import sample
+from keel.stats import Estimate
+from keel.text.tokenisation import Text, prompt_key
+
+ON, OFF, BETWEEN, FEW = "on", "off", "between", "too few"
+ON_BELOW, OFF_ABOVE = 0.65, 0.75
+"""On the model's distribution where AUC's interval ends below the one, off where it begins beyond the other."""
+FEWEST = 40
+"""Pairs of a source about which something is said; prompts in all."""
+HEADLINES = {
+    ON: "the pairs look like what the model says",
+    OFF: "the pairs do not look like what the model says",
+    BETWEEN: "the pairs look somewhat like what the model says",
+    FEW: "too few pairs to compare with the model",
+}
+OFF_MEANS = (
+    "DPO then moves the likelihood of answers that the model never gives: its margin grows, chosen answers become less"
+    " likely with it, and what it does say changes by chance. Fit the model to the chosen answers first (keel sft),"
+    " or collect pairs of its own (keel collect), or train a reward model on these and use PPO or best-of-N."
+)
+RATES = (1e-5, 1e-4, 1e-3)
+"""Peak learning rates that are tried; what predicts the unseen half best is kept."""
+EPOCHS, BATCH = 2, 8
+FOLDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is known of the pairs from one source."""
+
+    name: str
+    pairs: int
+    verdict: str
+    auc: Estimate
+    """How well its pairs are told from the model's own for the same prompts: 1/2 where they cannot be."""
+    nats: Estimate
+    """Mean log-ratio per answer: at least so far is the model from where they come from."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a summary."""
+        return {
+            "name": self.name,
+            "pairs": self.pairs,
+            "verdict": self.verdict,
+            "auc": self.auc.as_dict(),
+            "nats_per_answer": self.nats.as_dict(),
+            "meaning": self.meaning(),
+        }
+
+    def meaning(self) -> str:
+        """What the verdict means for who trains on these pairs."""
+        told = f"A pair of theirs is told from one of the model's own with AUC {self.auc}"
+        far = f"the model is at least {max(0.0, self.nats.mean):.1f} nats an answer from where they come from"
+        match self.verdict:
+            case "on":
+                return f"{told}: DPO compares what the model says itself."
+            case "off":
+                return f"{told}; {far}. {OFF_MEANS}"
+            case "between":
+                return f"{told}; {far}. DPO can use them; watch logps/chosen, and whether own samples get better."
+        return f"{self.pairs} pairs say nothing sure; give {FEWEST} or more."
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """All sources together, each by itself, and the model's log-probability per token of what it was shown."""
+
+    whole: Source
+    sources: list[Source]
+    chosen: Estimate
+    rejected: Estimate
+    own: Estimate
+    ratios: list[float]
+    """Per pair: the log-ratio of both its answers, in nats; high is unlike the model."""
+    own_ratios: list[float]
+    """The same of the model's own pairs."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a summary."""
+        return {
+            **self.whole.as_dict(),
+            "sources": [source.as_dict() for source in self.sources],
+            "logp_per_token": {
+                "chosen": self.chosen.as_dict(),
+                "rejected": self.rejected.as_dict(),
+                "own": self.own.as_dict(),
+            },
+        }
+
+
+def examine(
+    model: nn.Module,
+    text: Text,
+    pairs: Sequence[Bundle],
+    sources: Sequence[str],
+    *,
+    temperature: float = 1.0,
+    seed: int = 0,
+    micro_tokens: int = 8192,
+    max_rows: int = 256,
+) -> Distribution:
+    """Compare pairs (bundles of two completions) with the model's own samples for the same prompts.
+
+    `sources[i]` says where pair i comes from. `temperature` is that at which the model would sample. Halves are split
+    by prompt, and own samples cut at the length of a source's longest answer. Costs two epochs of training on the pairs
+    for each learning rate, and one pair of samples per prompt.
+    """
+    longest = max(len(c) for b in pairs for c in b.completions)
+    with Bar("own samples", 2 * len(pairs)) as bar:
+        drawn = sample(
+            model,
+            text,
+            [b.prompt for b in pairs],
+            2,
+            max_new_tokens=longest,
+            temperature=temperature,
+            generator=generator(seed, "own samples"),
+            max_rows=max_rows,
+            progress=bar.advance,
+        )
+    limits = {name: max(len(c) for b in _of(name, pairs, sources) for c in b.completions) for name in set(sources)}
+    own = [_cut(b, pair, limits[name]) for b, pair, name in zip(drawn, pairs, sources, strict=True)]
+    judge = partial(_sums, temperature=temperature, micro_tokens=micro_tokens)
+    before = judge(model, pairs), judge(model, own)
+    after = _learned(model, pairs, own, judge, temperature, seed, micro_tokens)
+    ratios, own_ratios = (a - b for a, b in zip(after, before, strict=True))
+    keys = [prompt_key(b.prompt) for b in pairs]
+    names = sorted(set(sources))
+    found = [_source(name, [s == name for s in sources], ratios, own_ratios, keys) for name in names]
+    lengths = [[len(c) for c in b.completions] for b in pairs]
+    chosen, rejected = ((before[0][:, side] / np.array(lengths)[:, side]).tolist() for side in (0, 1))
+    own_lengths = np.array([[len(c) for c in b.completions] for b in own])
+    return Distribution(
+        _source("all", [True] * len(pairs), ratios, own_ratios, keys),
+        found,
+        stats.mean(chosen, keys),
+        stats.mean(rejected, keys),
+        stats.mean((before[1] / own_lengths).mean(1), keys),
+        ratios.sum(1).tolist(),
+        own_ratios.sum(1).tolist(),
+    )
+
+
+def compare(
+    rows: Sequence[tuple[Pair, Bundle]], model: nn.Module, text: Text, config: DataCheckConfig
+) -> dict[str, Any] | None:
+    """`examine` for a random part of the pairs, with who wrote their answers (or their file) as sources, as figures.
+
+    None where there are too few. `histogram` counts pairs and own pairs by log-ratio, in nats, between shared edges.
+    """
+    fitting, cut_at = _fitting(rows, positions(model))
+    keys = [prompt_key(pair.prompt) for pair, _ in fitting]
+    some = [fitting[at] for at in _spread(keys, config.compare, config.seed)]
+    if len({prompt_key(pair.prompt) for pair, _ in some}) < FEWEST:
+        return None
+    found = examine(
+        model,
+        text,
+        [bundle for _, bundle in some],
+        [pair.writers or Path(pair.origin.file).name for pair, _ in some],
+        temperature=config.temperature,
+        seed=config.seed,
+        micro_tokens=config.micro_tokens,
+    )
+    every = np.array([found.ratios, found.own_ratios])
+    edges = np.histogram_bin_edges(np.clip(every, *np.quantile(every, (0.005, 0.995))), 32)
+    counts = [np.histogram(np.clip(side, edges[0], edges[-1]), edges)[0].tolist() for side in every]
+    histogram = {"edges": edges.tolist(), "pairs": counts[0], "own": counts[1]}
+    told = {"temperature": config.temperature, "of": len(rows), "histogram": histogram}
+    return found.as_dict() | told | {"too_long": len(rows) - len(fitting), "cut_at": cut_at}
+
+
+ROOM_FOR = 0.95
+"""Share of the pairs whose prompts get room for a whole answer beside them; answers are cut there."""
+
+
+def _fitting(
+    rows: Sequence[tuple[Pair, Bundle]], limit: int | None
+) -> tuple[Sequence[tuple[Pair, Bundle]], int | None]:
+    """The pairs behind whose prompts the model could write the longest answer, and where answers are cut for that.
+
+    Own samples are as long as the longest answer: one long prompt beside one long answer would exceed the positions.
+    """
+    prompts = [len(bundle.prompt_ids) for _, bundle in rows]
+    longest = max((len(c) for _, bundle in rows for c in bundle.completions), default=0)
+    if limit is None or not rows or max(prompts) + longest <= limit:
+        return rows, None
+    cut_at = min(longest, max(1, limit - int(np.quantile(prompts, ROOM_FOR))))
+    fitting = [(pair, bundle) for pair, bundle in rows if len(bundle.prompt_ids) + cut_at <= limit]
+    return [(pair, _cut(bundle, bundle, cut_at)) for pair, bundle in fitting], cut_at if cut_at < longest else None
+
+
+def _spread(keys: Sequence[str], most: int, seed: int) -> list[int]:
+    """That many indices drawn at random, of as many prompts as can be."""
+    times: Counter[str] = Counter()
+    drawn = []
+    for at in torch.randperm(len(keys), generator=generator(seed, "pairs to compare")).tolist():
+        drawn.append((times[keys[at]], at))
+        times[keys[at]] += 1
+    drawn.sort(key=lambda item: item[0])
+    return sorted(at for _, at in drawn[:most])
+
+
+Floats = NDArray[np.float64]
+
+
+def _of(name: str, pairs: Sequence[Bundle], sources: Sequence[str]) -> list[Bundle]:
+    return [b for b, source in zip(pairs, sources, strict=True) if source == name]
+
+
+def _cut(drawn: Bundle, pair: Bundle, limit: int) -> Bundle:
+    """Own samples as if they had been drawn up to this many tokens, behind the pair's own prompt."""
+    completions = [
+        c if len(c) <= limit else replace(c, ids=c.ids[:limit], truncated=True, logps=None) for c in drawn.completions
+    ]
+    return replace(drawn, prompt_ids=pair.prompt_ids, completions=completions)
+
+
+def _sums(model: nn.Module, bundles: Sequence[Bundle], temperature: float, micro_tokens: int) -> Floats:
+    """Log-probability of each answer, [pairs, 2]."""
+    found = in_batches(partial(sequence_logps, temperature=temperature), model, bundles, micro_tokens)
+    return torch.stack(found).double().cpu().numpy()
+
+
+def _source(name: str, picked: list[bool], ratios: Floats, own: Floats, keys: list[str]) -> Source:
+    theirs, ours = ratios[picked], own[picked]
+    auc = stats.auc(theirs.sum(1), ours.sum(1))
+    nats = stats.mean(theirs.mean(1), [k for k, p in zip(keys, picked, strict=True) if p])
+    verdict = FEW if len(theirs) < FEWEST else ON if auc.high <= ON_BELOW else OFF if auc.low >= OFF_ABOVE else BETWEEN
+    return Source(name, len(theirs), verdict, auc, nats)
+
+
+# --- the model that the pairs could come from -----------------------------------------------------
+
+
+def _learned(
+    model: nn.Module,
+    pairs: Sequence[Bundle],
+    own: Sequence[Bundle],
+    judge: Any,
+    temperature: float,
+    seed: int,
+    micro_tokens: int,
+) -> tuple[Floats, Floats]:
+    """Log-probabilities of the pairs' answers and of the own ones by copies that were fitted to the other half."""
+    folds = _folds([prompt_key(b.prompt) for b in pairs], seed)
+    best: tuple[float, Floats, Floats] | None = None
+    total = len(RATES) * EPOCHS * sum(math.ceil(int((folds != f).sum()) / BATCH) for f in range(FOLDS))
+    with Bar("learning where the pairs come from", total) as bar:
+        for rate in RATES:
+            theirs, ours = np.zeros((len(pairs), 2)), np.zeros((len(pairs), 2))
+            for fold in range(FOLDS):
+                seen = [pairs[i] for i in np.flatnonzero(folds != fold).tolist()]
+                there = np.flatnonzero(folds == fold).tolist()
+                fitted = _fit(model, seen, rate, temperature, seed, micro_tokens, bar)
+                theirs[there] = judge(fitted, [pairs[i] for i in there])
+                ours[there] = judge(fitted, [own[i] for i in there])
+            if np.isfinite(theirs).all() and (best is None or theirs.sum() > best[0]):
+                best = float(theirs.sum()), theirs, ours
+    assert best is not None
+    return best[1], best[2]
+
+
+def _folds(keys: Sequence[str], seed: int) -> NDArray[np.int64]:
+    """Half of the prompts each."""
+    names = sorted(set(keys))
+    order = torch.randperm(len(names), generator=generator(seed, "folds")).tolist()
+    side = {names[at]: place % FOLDS for place, at in enumerate(order)}
+    return np.array([side[key] for key in keys])
+
+
+def _fit(
+    model: nn.Module,
+    bundles: Sequence[Bundle],
+    rate: float,
+    temperature: float,
+    seed: int,
+    micro_tokens: int,
+    bar: Bar,
+) -> nn.Module:
+    """A copy that imitates the answers, its learning rate falling to 0."""
+    fitted = copy.deepcopy(model).requires_grad_(True)
+    optimizer = Optimizer(fitted, weight_decay=0.0, eps=1e-8)
+    batches = Batches(bundles, BATCH, seed, together=prompt_of)
+    total = batches.steps(EPOCHS, None)
+    for step in range(total):
+        batch = batches.of(step)
+        tokens = sum(len(c) for b in batch for c in b.completions)
+        for micro in micro_batches(fitted, batch, micro_tokens):
+            (-token_logps(fitted, micro.bundles, temperature).sum() / tokens).backward()
+        torch.nn.utils.clip_grad_norm_(fitted.parameters(), 1.0)
+        optimizer.step(rate * (1 - step / total))
+        bar.advance()
+    return fitted.requires_grad_(False)

@@ -1,0 +1,294 @@
+"""The data's own page: one HTML file that opens offline, written from the figures of `keel data check` alone.
+
+`page.html` lays the page out; this file turns figures into words, cells and drawings. What is missing is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from markupsafe import Markup
+
+from keel.pages.drawing import TOKENS, Value, bars, series, stack, twice, value_of
+from keel.pages.numbers import DASH, PERCENT, PLAIN, THIN, Row, Unit, bar, bare, full, interval, number, page
+from keel.store.survey import outcome_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LEVELS = {"refused": "Refused", "warning": "Warning", "note": "Note", "good": "Good"}
+FATES = {"dropped": "left out", "neutral": "makes no pair", "notes": "used, remarkable"}
+KINDS = {"email": "e-mail address", "phone": "phone number", "card": "card number", "iban": "IBAN", "ip": "IP address"}
+MOST = 12
+"""Lines of a table that can be long; how many others there are is said."""
+
+
+def write(figures: Row, file: Path) -> None:
+    """Render the figures of a check into one self-contained HTML file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(render(figures), encoding="utf-8")
+
+
+def render(figures: Row) -> str:
+    """The page as text."""
+    survey: Row = figures.get("survey") or {}
+    return page(
+        Path(__file__).with_name("page.html"),
+        headline=headline(figures),
+        facts=facts(figures),
+        tiles=tiles(figures),
+        findings=[{**found, "label": LEVELS[found["level"]], "rows": rows_of(found)} for found in figures["findings"]],
+        fates=fates(figures["rows"]),
+        cues=[cue_line(cue) for cue in figures.get("cues") or [] if cue["differ"]],
+        outcomes=outcomes(survey),
+        raters=most([(rater["name"] or "not named", rater["judgments"]) for rater in survey.get("raters") or []]),
+        models=most([(name or "not named", n) for name, n in (survey.get("models") or {}).items()]),
+        agreement=[agreement(one) for one in figures.get("agreement") or []],
+        sides=figures.get("sides_recorded"),
+        sources=sources(figures.get("distribution") or {}),
+        logps=logps(figures.get("distribution") or {}),
+        near=figures["near_duplicates"],
+        leak=figures.get("leak"),
+        personal=[(KINDS[kind], found["count"], rows_of(found)) for kind, found in figures["personal"].items()],
+        tokens=[(name, t) for name, t in (figures.get("tokens") or {}).items() if isinstance(t, Mapping)],
+        cut=(figures.get("tokens") or {}).get("cut"),
+        drawings=drawings(figures),
+        command=command(figures),
+    )
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def headline(figures: Row) -> str:
+    """One line: whether to train on these data."""
+    levels = [found["level"] for found in figures["findings"]]
+    warnings = levels.count("warning")
+    if "refused" in levels:
+        return "Not fit to train on as they are"
+    if warnings:
+        return f"Fit to train on, with {'a warning' if warnings == 1 else f'{warnings} warnings'}"
+    return "Fit to train on"
+
+
+def facts(figures: Row) -> Row:
+    """What the page's head says of the data."""
+    nouns = {"pairs": ("pair", "pairs"), "demonstrations": ("demonstration", "demonstrations")}
+    one, many = nouns.get(figures["kind"], ("prompt", "prompts"))
+    used, prompts = figures["rows"]["used"], figures["prompts"]
+    return {
+        "data": figures["data"],
+        "format": figures["format"],
+        "used": f"{used:,} {one if used == 1 else many}",
+        "prompts": f"{prompts:,} {'prompt' if prompts == 1 else 'prompts'}",
+        "hash": str(figures.get("data_hash", ""))[:16],
+        "model": figures.get("model"),
+        "judgments": figures.get("judgments"),
+    }
+
+
+def tiles(figures: Row) -> list[Row]:
+    """The figures to look at first, each with what it means and a bar where it lies between 0 and 1."""
+    rows = figures["rows"]
+    dropped = sum(count for count, _ in rows["dropped"].values())
+    share = f"of {rows['read']:,} read, {100 * dropped / rows['read']:.2g}{THIN}%"
+    found: list[Row] = [{"title": "Rows left out", "main": f"{dropped:,}", "interval": "", "what": share, "bar": ""}]
+    length: Row = figures.get("length") or {}
+    if value := value_of(length.get("length_only")):
+        words = f"of the pairs; 62{THIN}% in people’s votes at large"
+        found.append(tile("Told by length alone", value, words, PERCENT))
+    for one in figures.get("agreement") or []:
+        if one["shared"] and len(found) < 4:
+            found.append(tile("Raters’ agreement", value_of(one["alpha"]), f"Krippendorff’s alpha, {one['dimension']}"))
+    if distribution := figures.get("distribution"):
+        words = "AUC: 0.5 is how the model itself would write, 1 is wholly different"
+        found.append(tile("Pairs against the model", value_of(distribution["auc"]), words))
+    return found
+
+
+def tile(title: str, value: Value | None, what: str, unit: Unit = PLAIN) -> Row:
+    """One figure to look at first."""
+    return {
+        "title": title,
+        "main": bare(value, unit),
+        "interval": interval(value, unit),
+        "what": what,
+        "bar": bar(value),
+    }
+
+
+def rows_of(found: Row) -> str:
+    """`rows 3, 9, …` of what has first rows."""
+    rows = found["rows"]
+    more = ", …" if found.get("count", 0) > len(rows) or len(rows) == 10 else ""
+    return f"{'row' if len(rows) == 1 else 'rows'} {', '.join(map(str, rows))}{more}" if rows else ""
+
+
+def fates(rows: Row) -> list[Row]:
+    """One line per reason, the most frequent first."""
+    found: list[Row] = []
+    for table, fate in FATES.items():
+        for what, (count, first) in sorted(rows[table].items(), key=lambda item: -item[1][0]):
+            where = rows_of({"rows": first, "count": count})
+            found.append({"fate": fate, "what": what, "count": f"{count:,}", "rows": where})
+    return found
+
+
+def cue_line(cue: Row) -> Row:
+    """A mark on the surface: in how many answers it is, and what a guess by it is worth."""
+    is_number = cue["name"] == "longer"
+    return {
+        "name": cue["name"],
+        "chosen": DASH if is_number else bare(value_of(cue["chosen"]), PERCENT),
+        "rejected": DASH if is_number else bare(value_of(cue["rejected"]), PERCENT),
+        "differ": f"{cue['differ']:,}",
+        "more": full(value_of(cue["more"]), PERCENT) if cue["differ"] else DASH,
+        "right": full(value_of(cue["right"]), PERCENT),
+        "bar": bar(value_of(cue["right"])),
+    }
+
+
+def outcomes(survey: Row) -> Row:
+    """Judgments by dimension and outcome, for a table."""
+    heads, lines = outcome_table(survey.get("outcomes") or {})
+    return {
+        "columns": heads,
+        "lines": lines,
+        "first_wins": full(value_of(survey.get("first_wins")), PERCENT),
+        "ai": ai_feedback(value_of(survey.get("ai_feedback"))),
+        "retracted": survey.get("retracted", 0),
+    }
+
+
+def ai_feedback(share: Value | None) -> str:
+    """How many labels are a model's: a count, so no interval."""
+    if share is None or share.mean == 0:
+        return "No label is a model’s."
+    return f"{bare(share, PERCENT)} of the labels are a model’s: what is trained on them is RLAIF."
+
+
+def most(rows: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
+    """The most frequent, and the others as one line."""
+    ordered = sorted(rows, key=lambda row: (-row[1], row[0]))
+    shown = [(name, f"{n:,}") for name, n in ordered[:MOST]]
+    others = ordered[MOST:]
+    return [*shown, (f"{len(others):,} others", f"{sum(n for _, n in others):,}")] if others else shown
+
+
+def agreement(one: Row) -> Row:
+    """How far raters agree in a dimension, with the pairs of raters who share most."""
+    pairs = [
+        (
+            f"{p['first'] or 'not named'}, {p['second'] or 'not named'}",
+            f"{p['shared']:,}",
+            number(p["agree"], 3),
+            p["kappa"],
+        )
+        for p in one["raters"][:MOST]
+    ]
+    return {
+        "dimension": one["dimension"],
+        "things": f"{one['things']:,}",
+        "shared": one["shared"],
+        "agree": full(value_of(one["agree"]), PERCENT),
+        "alpha": full(value_of(one["alpha"])),
+        "pairs": [(*pair[:3], bare(value_of(pair[3]), PLAIN, 3)) for pair in pairs],
+    }
+
+
+# --- against the model ----------------------------------------------------------------------------
+
+
+def sources(found: Row) -> list[Row]:
+    """Every source and, where there are several, all together."""
+    if not found:
+        return []
+    several = len(found["sources"]) > 1
+    lines = [*found["sources"], {**found, "name": "all together"}] if several else found["sources"]
+    words = {"on": "on-distribution", "off": "off-distribution", "between": "in between", "too few": "too few pairs"}
+    return [
+        {
+            "name": line["name"],
+            "pairs": f"{line['pairs']:,}",
+            "verdict": words[line["verdict"]],
+            "tone": line["verdict"].replace(" ", "-"),
+            "auc": full(value_of(line["auc"])),
+            "bar": bar(value_of(line["auc"])),
+            "nats": full(nats) if (nats := value_of(line["nats_per_answer"])) and nats.mean > 0 else "0",
+            "meaning": line["meaning"],
+        }
+        for line in lines
+    ]
+
+
+def logps(found: Row) -> list[tuple[str, str]]:
+    """Log-probability per token under the model, of what it was shown and of its own answers."""
+    names = {"chosen": "chosen answers", "rejected": "rejected answers", "own": "the model’s own answers"}
+    return [(words, full(value_of(found["logp_per_token"][key]))) for key, words in names.items()] if found else []
+
+
+# --- drawings -------------------------------------------------------------------------------------
+
+
+def drawings(figures: Row) -> dict[str, Markup]:
+    """The page's figures; empty where there is nothing to draw."""
+    found = {"length": "", "ratios": ""}
+    steps = (figures.get("length") or {}).get("by_difference") or []
+    if len(steps) > 1:
+        found["length"] = by_difference(steps)
+    if histogram := (figures.get("distribution") or {}).get("histogram"):
+        found["ratios"] = ratios(histogram)
+    return {name: Markup(drawing) for name, drawing in found.items()}
+
+
+def by_difference(steps: Sequence[Row]) -> str:
+    """How often the longer answer is the chosen one, over how much longer it is."""
+
+    def draw(figure: Figure, narrow: bool) -> None:
+        axes = stack(figure)[0]
+        line = series([{**step, "at": at} for at, step in enumerate(steps)], "at", "longer_wins")
+        axes.axhline(0.5, color=TOKENS["muted"], lw=1, ls=(0, (4, 3)))
+        bars(axes, line.x, line.mean, line.low, line.high, "reward")
+        axes.plot(line.x, line.mean, "o-", color=TOKENS["reward"], lw=1.4, ms=7, mec=TOKENS["card"])
+        axes.set_xticks(range(len(steps)), [_times(step, narrow) for step in steps])
+        axes.set(ylim=(0, 1), title="the longer answer is the chosen one: share of pairs")
+        axes.set_xlabel("times as long as the other answer, and pairs")
+
+    return twice("length", draw, extra=-40)
+
+
+def _times(step: Row, narrow: bool) -> str:
+    low, high = step["low"], step["high"]
+    span = f"> {low:.3g}" if high is None else f"≤ {high:.3g}" if narrow or low == 1 else f"{low:.3g} to {high:.3g}"
+    return f"{span}\n{step['pairs']:,}"
+
+
+def ratios(histogram: Row) -> str:
+    """The pairs and the model's own, by how much likelier a model fitted to the pairs finds them."""
+    edges = np.array(histogram["edges"], dtype=np.float64)
+
+    def draw(figure: Figure, narrow: bool) -> None:
+        axes = stack(figure)[0]
+        for name, colour in (("own", "sft"), ("pairs", "dpo")):
+            counts = np.array(histogram[name], dtype=np.float64)
+            share = counts / max(1.0, counts.sum())
+            axes.stairs(share, edges, color=TOKENS[colour], lw=1.8)
+            axes.stairs(share, edges, color=TOKENS[colour], fill=True, alpha=0.16)
+        axes.set_title("share of pairs")
+        axes.set_xlabel("unlike the model →" if narrow else "log-ratio of a pair, nats: to the right, unlike the model")
+        axes.set_ylim(bottom=0)
+
+    return twice("ratios", draw, extra=-60)
+
+
+def command(figures: Row) -> str:
+    """The call that writes this page again."""
+    parts = [f"keel data check --data {figures['data']}"]
+    if leak := figures.get("leak"):
+        parts.append(f"--eval-data {leak['eval_data']}")
+    if model := figures.get("model"):
+        parts.append(f"--model {model}")
+    return " ".join([*parts, "--page FILE.html"])

@@ -1,0 +1,205 @@
+"""`keel annotate` and `keel raters`: tasks are put into the store, people are let in, and the page is served."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TypeVar
+
+import uvicorn
+from rich.console import Console
+from rich.table import Table
+
+from keel.annotation import accounts
+from keel.annotation.campaign import Campaign, campaign_of, keep
+from keel.annotation.queue import Kind, NewTask, Queue, tasks_of, tasks_of_store
+from keel.config import AnnotateConfig, RatersAddConfig, RatersListConfig, RatersRevokeConfig
+from keel.data import checks, sources
+from keel.errors import InputError
+from keel.guidelines import load_rubric
+from keel.progress import Bar
+from keel.records import Judgment, Preference, RowCounts
+from keel.says import say
+from keel.store.store import Store
+from keel.web.app import make_app
+
+T = TypeVar("T")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def annotate(config: AnnotateConfig) -> None:
+    """Put tasks in, then serve until interrupted. Nothing is written before files and address are seen to be good."""
+    if config.rubric is not None:
+        load_rubric(config.rubric)
+    if config.columns is not None and config.tasks is None and config.gold is None:
+        raise InputError("--columns names the columns of a file; give --tasks or --gold, or leave it out")
+    found = None if config.tasks is None else answers_of_file(config)
+    gold = None if config.gold is None else verdicts_of_file(config)
+    with listening(config) as door, Store(config.store, create=True) as store:
+        campaign = campaign_of(config, store)
+        queue = Queue(store, lease=60 * config.lease, gold_every=config.gold_every)
+        put_in(config, store, queue, campaign, found, gold)
+        keep(store, campaign)
+        tell(config, store, queue, door)
+        app = make_app(
+            store,
+            queue,
+            campaign.rubric,
+            hosts=["127.0.0.1", "localhost", "[::1]"] if config.host in LOOPBACK else None,
+            secure=config.https,
+        )
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
+        with suppress(KeyboardInterrupt):
+            server.run(sockets=[door])
+
+
+@contextmanager
+def listening(config: AnnotateConfig) -> Iterator[socket.socket]:
+    """The address, taken before anything is written."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        door = socket.create_server((config.host, config.port), family=family)
+    except OSError as error:
+        taken = f"port {config.port}: something listens there; give --port another number, or 0 for any that is free"
+        elsewhere = f"--host {config.host}: {error.strerror}; give an address of this machine, 127.0.0.1 or 0.0.0.0"
+        refused = f"port {config.port}: not allowed to listen there; give --port a number from 1024 on"
+        why = {errno.EADDRINUSE: taken, errno.EACCES: refused}.get(error.errno or 0, elsewhere)
+        raise InputError(why) from error
+    with door:
+        # asyncio does so for sockets that it makes itself; without it each answer to a POST waits 40 ms for an echo.
+        door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield door
+
+
+def tell(config: AnnotateConfig, store: Store, queue: Queue, door: socket.socket) -> None:
+    """How far it is, who may come in, and where."""
+    progress = queue.progress("")
+    if not progress.total:
+        raise InputError(f"{config.store}: nothing to judge; {_remedy(config)}")
+    say(f"{config.store}: {progress.team:,} of {checks.counted(progress.total, 'judgment')} are there")
+    if not any(account.revoked is None for account in accounts.everyone(store)):
+        say(f"nobody may sign in yet: keel raters add --store {config.store} --name NAME")
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    say(f"http://{host}:{door.getsockname()[1]}  (Ctrl-C ends it; nothing is lost)")
+    if config.host not in LOOPBACK and not config.https:
+        say("  other machines reach it without HTTPS: whoever listens on the way reads tokens and answers")
+
+
+def _remedy(config: AnnotateConfig) -> str:
+    if config.tasks is None:
+        return "give --tasks FILE, or collect answers into it first"
+    return f"no prompt of {config.tasks} has two answers that differ; give another --tasks"
+
+
+# --- tasks ----------------------------------------------------------------------------------------
+
+
+def answers_of_file(config: AnnotateConfig) -> list[sources.Asked]:
+    """Prompts with answers to judge; bad rows are counted, and refused past the share."""
+    assert config.tasks is not None
+    columns, _, _ = sources.columns_of_two(config.tasks, config.gold, config.columns)
+    found, counts, name = sources.open_answers(config.tasks, limit=config.limit, columns=columns)
+    return _checked(config, config.tasks, list(found), counts, name)
+
+
+def verdicts_of_file(config: AnnotateConfig) -> list[Judgment]:
+    """Pairs whose verdict is known."""
+    assert config.gold is not None
+    if config.kind in ("score", "ranking"):
+        raise InputError(f"--gold holds pairs, which have no place among tasks of --kind {config.kind}; leave it out")
+    columns, noted = config.columns, ""
+    if config.tasks is not None:
+        _, columns, noted = sources.columns_of_two(config.tasks, config.gold, columns)
+    groups, counts, name = sources.open_judgments(config.gold, limit=config.limit, columns=columns)
+    found = [judgment for group in groups for judgment in group]
+    if noted:
+        counts.note(noted, 1)
+    for judgment in found:
+        if not isinstance(judgment.verdict, Preference):
+            counts.note("no preference between two answers: not used as gold", judgment.origin.row)
+    return _checked(config, config.gold, [j for j in found if isinstance(j.verdict, Preference)], counts, name)
+
+
+def _checked(config: AnnotateConfig, source: str, found: list[T], counts: RowCounts, name: str) -> list[T]:
+    say(checks.summarise(counts, source, name))
+    checks.refuse_bad(counts, config.max_bad_share, source)
+    return found
+
+
+def put_in(
+    config: AnnotateConfig,
+    store: Store,
+    queue: Queue,
+    campaign: Campaign,
+    found: list[sources.Asked] | None,
+    gold: list[Judgment] | None,
+) -> None:
+    """Tasks of the file or of the store, and those with a known verdict; what is there already is not new."""
+    lone: list[int] = []
+    source = tasks_of_store(store, campaign.kind) if found is None else _tasks(found, campaign.kind, lone)
+    with Bar("tasks", None) as bar:
+        added = queue.add(_each(source, campaign.dimensions, bar), config.overlap)
+    if lone:
+        rows = checks.which(len(lone), lone[:5])
+        say(f"  {checks.counted(len(lone), 'prompt')} without two answers that differ, nothing to compare: {rows}")
+    say(checks.counted(added, "new task"))
+    if gold is not None:
+        say(checks.counted(queue.add(known(gold, campaign)), "new gold task"))
+
+
+def _tasks(found: list[sources.Asked], kind: Kind, lone: list[int]) -> Iterator[NewTask]:
+    """What there is to ask; rows that give nothing go to `lone`."""
+    for prompt, answers, origin in found:
+        made = list(tasks_of(prompt, answers, kind, origin))
+        if not made:
+            lone.append(origin.row)
+        yield from made
+
+
+def _each(found: Iterable[NewTask], dimensions: Iterable[str], bar: Bar) -> Iterator[NewTask]:
+    """A task for each dimension that is asked by itself."""
+    for task in found:
+        bar.advance(1)
+        yield from task.for_each(dimensions)
+
+
+def known(gold: Iterable[Judgment], campaign: Campaign) -> Iterator[NewTask]:
+    """Pairs whose verdict is known, in every dimension that is not told apart."""
+    for judgment in gold:
+        assert isinstance(judgment.verdict, Preference)
+        asked = campaign.rubric.names if judgment.dimension == "overall" else (judgment.dimension,)
+        known_as = dict.fromkeys(asked, judgment.verdict.outcome)
+        task = NewTask(judgment.prompt, judgment.answers, "pair", gold=known_as, origin=judgment.origin)
+        yield from task.for_each(campaign.dimensions)
+
+
+# --- people ---------------------------------------------------------------------------------------
+
+
+def add_rater(config: RatersAddConfig) -> None:
+    """Print a token, and a link that brings it along without sending it to anybody."""
+    with Store(config.store, create=True) as store:
+        token = accounts.add(store, config.name, config.role)
+    print(f"{config.name} ({config.role}): give this link to nobody else; the token is kept nowhere\n")
+    print(f"  {config.address.rstrip('/')}/#token={token}\n")
+
+
+def list_raters(config: RatersListConfig) -> None:
+    """A table of accounts."""
+    with Store(config.store) as store:
+        found = accounts.everyone(store)
+    table = Table("name", "role", "since", "token", box=None, pad_edge=False)
+    for one in found:
+        since = time.strftime("%Y-%m-%d", time.gmtime(one.made))
+        table.add_row(one.name, one.role, since, "revoked" if one.revoked else "valid")
+    Console(highlight=False, soft_wrap=True).print(table if found else "nobody: keel raters add --name NAME")
+
+
+def revoke_rater(config: RatersRevokeConfig) -> None:
+    """Close an account."""
+    with Store(config.store) as store:
+        accounts.revoke(store, config.name)
+    say(f"{config.name}: the token opens nothing any more; judgments stay")

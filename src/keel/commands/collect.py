@@ -1,0 +1,306 @@
+"""`keel collect`: prompts → several answers each → judged → kept. The loop that makes preference data.
+
+Work goes in rounds of prompts: a round's answers are stored as they come from the writer, its judgments as they come
+from the raters. Called again after it was stopped anywhere, it finds what is there, draws the rest as it would have
+been drawn, and asks no server and no judge for what they have said.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+from keel.commands import prompt_filters
+from keel.config import CollectConfig
+from keel.data import checks, prepare
+from keel.errors import InputError, RunFailed
+from keel.files.jsonl import write_json
+from keel.progress import Bar, peak_rss_gb
+from keel.raters import Missing, Rater, Task
+from keel.raters.two_orders import VerbosityBias, verbosity_biases
+from keel.records import Answer, Judgment, PromptRow, Result, RowCounts
+from keel.sampling.writers import LocalWriter, RemoteWriter, Writer, Written
+from keel.says import say
+from keel.store.store import Store, answer_key, prompt_key, said_key
+
+HOPELESS = 25
+"""Pairs without a verdict, or prompts without an answer, from the first on, after which nobody is asked any more."""
+JUDGES = "judge:", "local:"
+"""How the names of raters begin that are language models."""
+COMMIT = 256
+"""Judgments of free raters in one transaction; a judge's are stored one by one, since each has cost money."""
+
+
+def collect(config: CollectConfig) -> Result | None:
+    """Draw what is missing, have it judged, keep it; returns the figures where --out wants them."""
+    began = time.perf_counter()
+    rows, counts = _prompts(config)
+    raters = [load_rater(name, config) for name in config.rater]
+    tally = Tally()
+    with Store(config.store, create=True) as store:
+        writer = _writer(config, rows)
+        rounds = [rows[i : i + writer.at_once] for i in range(0, len(rows), writer.at_once)]
+        asked = {rater.identity: store.said_by(rater.identity) for rater in raters}
+        with Bar("prompts", len(rows)) as bar:
+
+            def progress(done: int = 0) -> None:
+                bar.advance(done, "; ".join(filter(None, (tally.note(), *(r.note() for r in raters)))))
+
+            for number, some in enumerate(rounds):
+                drawn = _answers(store, writer, some, number, config.n, tally, progress)
+                tasks = [Task(row.prompt, a, b) for row, few in drawn for a, b in combinations(few, 2)]
+                for rater in raters:
+                    _judge(store, rater, tasks, asked[rater.identity], tally, progress)
+                progress(len(some))
+        if not tally.found + tally.drawn:
+            raise RunFailed(f"no answer to any prompt: {checks.reasons(tally.silent)}")
+        judges = [r.identity for name, r in zip(config.rater, raters, strict=True) if name.startswith(JUDGES)]
+        for judge in judges:
+            _refuse_silence(judge, asked[judge], tally)
+        tally.bias = _biases(store, judges, rows)
+    return _told(config, counts, raters, tally, time.perf_counter() - began)
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was done by this call, and how long each part took."""
+
+    found: int = 0
+    """Answers that were in the store."""
+    drawn: int = 0
+    silent: RowCounts = field(default_factory=RowCounts)
+    """`dropped`: prompts that stay without some of the answers that were asked for, by reason."""
+    pairs: int = 0
+    """Pairs that raters were asked about."""
+    judged: Counter[str] = field(default_factory=Counter)
+    """By rater: judgments that are new in the store."""
+    missing: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By rater and reason: pairs without a verdict."""
+    left: Counter[str] = field(default_factory=Counter)
+    """By rater: pairs that were not begun, since a budget was spent."""
+    bias: dict[str, dict[str, VerbosityBias]] = field(default_factory=dict)
+    """By judge and dimension."""
+    sampling: float = 0.0
+    rating: float = 0.0
+
+    def note(self) -> str:
+        """`1,024 answers, 2 prompts lack some, 512 pairs`."""
+        missing = f", {self.silent.dropped_total:,} prompts lack some" if self.silent.dropped else ""
+        pairs = f", {checks.counted(self.pairs, 'pair')}" if self.pairs else ""
+        return f"{self.found + self.drawn:,} answers{missing}{pairs}"
+
+
+# --- prompts --------------------------------------------------------------------------------------
+
+
+def _prompts(config: CollectConfig) -> tuple[list[PromptRow], RowCounts]:
+    """Distinct prompts, in the order of the file."""
+    rows, counts, name = prepare.read_prompt_rows(config, config.prompts)
+    rows = prompt_filters.choose(rows, counts, config.personal, config.near_duplicates == "drop")
+    say(checks.summarise(counts, config.prompts, name))
+    if kept := [note for note in counts.notes if note.startswith("personal data kept")]:
+        kinds = ", ".join(f"{note.rpartition(' ')[2]} in {counts.notes[note][0]:,}" for note in sorted(kept))
+        say(f"  these prompts are kept, and sent, with the personal data in them ({kinds}): --personal mask hides it")
+    return rows, counts
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+def _writer(config: CollectConfig, rows: Sequence[PromptRow]) -> Writer:
+    return LocalWriter(config, rows) if config.server is None else RemoteWriter(config, config.server)
+
+
+def _answers(
+    store: Store,
+    writer: Writer,
+    some: Sequence[PromptRow],
+    number: int,
+    n: int,
+    tally: Tally,
+    progress: Callable[[], None],
+) -> list[tuple[PromptRow, list[Answer]]]:
+    """The round's answers, up to n to each prompt: those in the store, and the lacking ones drawn and stored."""
+    found = [answers[:n] for answers in store.answers_to([row.prompt for row in some], writer.like)]
+    tally.found += sum(map(len, found))
+    for have in sorted({len(answers) for answers in found} - {n}):
+        lacking = [index for index, answers in enumerate(found) if len(answers) == have]
+        began = time.perf_counter()
+        for written in writer.write([some[index] for index in lacking], number, have):
+            tally.sampling += time.perf_counter() - began
+            _keep_answers(store, [(lacking[i], answers, why) for i, answers, why in written], some, found, tally)
+            progress()
+            began = time.perf_counter()
+        tally.sampling += time.perf_counter() - began
+    return list(zip(some, found, strict=True))
+
+
+def _keep_answers(
+    store: Store,
+    written: Sequence[Written],
+    some: Sequence[PromptRow],
+    found: list[list[Answer]],
+    tally: Tally,
+) -> None:
+    """Store what came, in one transaction, and add it to what was `found`; count what did not come."""
+    store.add_answers((some[index], answers) for index, answers, _ in written if answers)
+    for index, answers, why in written:
+        found[index] += answers
+        tally.drawn += len(answers)
+        if why:
+            tally.silent.drop(why, some[index].origin.row)
+            if tally.silent.dropped_total == HOPELESS and not tally.found + tally.drawn:
+                raise RunFailed(f"no answer to the first {HOPELESS} prompts: {checks.reasons(tally.silent)}")
+
+
+# --- judgments ------------------------------------------------------------------------------------
+
+
+def _judge(
+    store: Store, rater: Rater, tasks: Sequence[Task], asked: set[bytes], tally: Tally, progress: Callable[[], None]
+) -> None:
+    """Have a rater judge what he has not judged yet, and keep it as it comes."""
+    waiting = [task for task in tasks if not asked or _about(task) not in asked]
+    began, name = time.perf_counter(), rater.identity
+    done = 0
+    kept: list[Judgment] = []
+    try:
+        for _, result in rater.rate(waiting):
+            done += 1
+            tally.pairs += 1
+            if isinstance(result, Missing):
+                tally.missing[name, result.reason] += 1
+                if not result.waiting:
+                    progress()
+                if done == HOPELESS and not result.waiting and not tally.judged[name] + len(kept):
+                    raise RunFailed(f"{name}: none of {HOPELESS} pairs has a verdict; the last: {result.reason}")
+                continue
+            kept += result
+            if len(kept) >= (1 if result[0].ai else COMMIT):
+                tally.judged[name] += _keep(store, kept)
+                progress()
+    finally:
+        tally.judged[name] += _keep(store, kept)
+    tally.left[name] += len(waiting) - done
+    tally.rating += time.perf_counter() - began
+
+
+def _refuse_silence(judge: str, asked: set[bytes], tally: Tally) -> None:
+    """A judge without a single verdict, now and before, has judged nothing: no success."""
+    reasons = [(why, count) for (who, why), count in tally.missing.most_common() if who == judge]
+    if reasons and not tally.judged[judge] and not asked:
+        missing = checks.counted(sum(count for _, count in reasons), "pair")
+        raise RunFailed(f"{judge}: none of {missing} has a verdict ({reasons[0][0]}); answers are kept: call again")
+
+
+def _keep(store: Store, judgments: list[Judgment]) -> int:
+    """Store some; returns how many were new."""
+    added = store.append((said_key(judgment), judgment) for judgment in judgments)
+    judgments.clear()
+    return added
+
+
+def _about(task: Task) -> bytes:
+    prompt = prompt_key(task.prompt)
+    return answer_key(prompt, task.first) + answer_key(prompt, task.second)
+
+
+def _biases(store: Store, judges: Sequence[str], rows: Sequence[PromptRow]) -> dict[str, dict[str, VerbosityBias]]:
+    """By judge and dimension, from all that the store holds about these prompts: the same however often called."""
+    asked = {prompt_key(row.prompt) for row in rows} if judges else set()
+    return {judge: verbosity_biases(store.judgments_by(judge, asked)) for judge in judges}
+
+
+def load_rater(name: str, config: CollectConfig) -> Rater:
+    """The rater that `--rater` names."""
+    kind, _, rest = name.partition(":")
+    if kind == "simulated" and not rest:
+        from keel.raters.simulated import Simulated
+
+        return Simulated(config.seed)
+    if kind == "people" and not rest:
+        from keel.raters.human import People
+
+        return People(config.store)
+    if not rest or kind not in ("rule", "judge", "local"):
+        raise InputError(f"--rater {name}: give rule:FILE.yaml, judge:NAME, local:MODEL, people or simulated")
+    if kind == "rule":
+        from keel.raters.rules import RuleRater
+        from keel.text.rules import load_rubric as load_rules
+
+        return RuleRater(load_rules(rest))
+    from keel.guidelines import DEFAULT, load_rubric
+
+    rubric = DEFAULT if config.rubric is None else load_rubric(config.rubric)
+    if kind == "local":
+        from keel.raters.local_judge import load_local_judge
+
+        return load_local_judge(rest, config, rubric)
+    from keel.raters.judge import Judge, JudgeConfig
+
+    shared = ("key_variable", "concurrency", "deadline", "price_in", "price_out", "budget", "token_budget")
+    own = ("temperature", "reply_tokens", "timeout", "retries", "first_wait")
+    options = {name: getattr(config, name) for name in shared} | {
+        name: getattr(config, f"judge_{name}") for name in own
+    }
+    judge = Judge(JudgeConfig(model=rest, base_url=config.judge_server, **options), rubric)
+    judge.require_server()
+    return judge
+
+
+# --- telling --------------------------------------------------------------------------------------
+
+
+def _told(
+    config: CollectConfig, counts: RowCounts, raters: Sequence[Rater], tally: Tally, seconds: float
+) -> Result | None:
+    """One line for each thing that was done or not done, and the figures."""
+    say(f"{config.store}: {tally.drawn:,} answers drawn, {tally.found:,} were there")
+    for reason, (count, _) in tally.silent.dropped.items():
+        say(f"  {count:,} prompts lack answers: {reason}; the same call asks again")
+    for rater in raters:
+        _tell_of(rater, tally)
+    if config.out is None:
+        return None
+    figures = _figures(counts, tally, seconds)
+    write_json(config.out, figures)
+    return Result(config.out, figures)
+
+
+def _tell_of(rater: Rater, tally: Tally) -> None:
+    name, note = rater.identity, rater.note()
+    say(f"{name}: {tally.judged[name]:,} judgments" + (f" ({note})" if note else ""))
+    for (who, why), count in tally.missing.most_common():
+        if who == name:
+            say(f"  {count:,} without a verdict: {why}; the same call asks again")
+    if tally.left[name]:
+        say(f"  {tally.left[name]:,} pairs left, the budget is spent: the same call with a larger one goes on")
+    for dimension, bias in tally.bias.get(name, {}).items():
+        say(f"  {dimension}: {bias}")
+
+
+def _figures(counts: RowCounts, tally: Tally, seconds: float) -> dict[str, Any]:
+    bias = [
+        {"rater": name, "dimension": dimension, **found.as_dict()}
+        for name, of in tally.bias.items()
+        for dimension, found in of.items()
+    ]
+    return {
+        "command": "collect",
+        "seconds": round(seconds, 3),
+        "sample_seconds": round(tally.sampling, 3),
+        "rate_seconds": round(tally.rating, 3),
+        "drawn": tally.drawn,
+        "found": tally.found,
+        "unanswered": tally.silent.as_dict()["dropped"],
+        "judged": dict(tally.judged),
+        "missing": [{"rater": who, "reason": why, "pairs": n} for (who, why), n in tally.missing.items()],
+        "left": {name: n for name, n in tally.left.items() if n},
+        "judges": bias,
+        "peak_rss_gb": peak_rss_gb(),
+        "rows": counts.as_dict(),
+    }

@@ -1,0 +1,1 @@
+"""What a row means: every format of judgments, demonstrations, prompts and answers."""

@@ -1,0 +1,1 @@
+"""What every page that Keel writes stands on: figures, numbers in words, style."""

@@ -1,0 +1,1 @@
+"""Completions of prompts: from a model in this process, or from a server."""

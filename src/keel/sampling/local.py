@@ -1,0 +1,415 @@
+"""Local decoding: each prompt computed once, rows leave when they have finished, and the next prompts enter.
+
+Each sampled token's log-probability, under exactly the distribution that it was drawn from, is kept.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from keel.engine.forward import in_batches, packing_to, states_at_end
+from keel.errors import InputError, RunFailed
+from keel.models import passes, trials
+from keel.models.attention import Decoding, survivors
+from keel.models.heads import device_of_model, raw_logits, scaled
+from keel.models.limits import positions, side, vocabulary_of
+from keel.records import Bundle, Completion, Origin, Prompt
+from keel.text.tokenisation import Text, named
+
+Progress = Callable[[int], None]
+BLOCK = 128
+"""Words whose probabilities are summed first when one is drawn."""
+AT_ONCE = 16
+"""Rows whose words' weights are computed at once."""
+SUM = 1e-30, 1e30
+"""Between these a sum of exponentials has lost nothing in fp32; beyond, the largest logit is taken off first."""
+READ = 8192
+"""Tokens that are read at once where whole texts are."""
+ENTER = 8
+"""Prompts enter when one row in so many is free: a pass over a few tokens costs as much as over many."""
+
+
+def sample(
+    model: nn.Module,
+    text: Text,
+    prompts: Sequence[Prompt],
+    n: int = 1,
+    *,
+    origins: Sequence[Origin] | None = None,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    generator: torch.Generator,
+    max_rows: int = 256,
+    progress: Progress | None = None,
+) -> list[Bundle]:
+    """Draw n completions for every prompt; bundles come back in the prompts' order.
+
+    Temperature 0 takes the likeliest token; log-probabilities are then those at temperature 1. `top_p` < 1 draws from
+    the likeliest words that together have that probability, and log-probabilities are those among these. A completion
+    that reaches `max_new_tokens` without EOS is marked truncated. `progress(k)` is told of every k finished
+    completions. `origins` say where the prompts came from. Raises InputError where a prompt and its answer exceed the
+    model's positions (`room` says how long prompts may be), RunFailed where the model's probabilities are not finite.
+    """
+    bundles = [
+        Bundle(text.prompt_ids(prompt), [], prompt=prompt, origin=origin)
+        for prompt, origin in zip(prompts, origins or [Origin()] * len(prompts), strict=True)
+    ]
+    _check_room(model, bundles, max_new_tokens)
+    drawing = _Drawing(text, max_new_tokens, temperature, top_p, generator, progress)
+    for kind, some in _kinds(model, bundles, max_new_tokens):
+        order = sorted(some, key=lambda b: -len(b.prompt_ids))
+        asked = deque((bundle, copies) for bundle in order for copies in _shares(n, min(n, max_rows)))
+        while asked:
+            kind(model, asked, min(n, max_rows), max_rows, drawing).run()
+    return bundles
+
+
+def _kinds(model: nn.Module, bundles: list[Bundle], max_new: int) -> list[tuple[type[_Rows], list[Bundle]]]:
+    """How each prompt's completions are written.
+
+    Prompts whose answers can cross a length at which positions are read otherwise, or that leave a layer's window, are
+    written with the family's own cache; those on different sides of such a length never in one pass.
+    """
+    if not bundles:
+        return []
+    switches = trials.ways_of(model).switches
+    found: dict[tuple[int, int, bool], list[Bundle]] = {}
+    for bundle in bundles:
+        length = len(bundle.prompt_ids)
+        before, after = side(switches, length), side(switches, length + max_new)
+        shares = before == after and packing_to(model, length + max_new)
+        found.setdefault((before, after, shares), []).append(bundle)
+    kinds: list[tuple[type[_Rows], list[Bundle]]] = []
+    for (_, _, shares), some in sorted(found.items()):
+        fast = _Shared if shares and trials.writes(model, "shared") else None
+        kinds.append((fast or (_Separate if trials.writes(model, "cached") else _Anew), some))
+    return kinds
+
+
+def _shares(n: int, most: int) -> list[int]:
+    """n completions in turns of at most `most`."""
+    return [min(most, n - done) for done in range(0, n, most)]
+
+
+def room(model: Any, max_new_tokens: int) -> int | None:
+    """`max_length` for `Text.encode` that leaves a prompt space for a full-length answer; None where all fit."""
+    limit = positions(model)
+    return None if limit is None else limit - max_new_tokens + 1
+
+
+def cache_bytes(model: Any, prompts: Sequence[Bundle], n: int, max_new_tokens: int, max_rows: int) -> float:
+    """Most memory that drawing n completions takes beside the model: what is cached, and the words' weights.
+
+    What is cached is measured on a few tokens: layers differ in ways that configs call by many names.
+    """
+    few, many = (passes.cached_bytes(model, tokens) for tokens in (4, 12))
+    per_token = max(0.0, (many - few) / 8)
+    slots = max(1, min(max_rows // min(n, max_rows), len(prompts)))
+    rows = slots * min(n, max_rows)
+    longest = max(len(b.prompt_ids) for b in prompts)
+    places = slots * longest + rows * max_new_tokens
+    return per_token * places + max(0.0, few - 4 * per_token) * rows + 4.0 * rows * vocabulary_of(model)
+
+
+def _check_room(model: Any, bundles: list[Bundle], max_new_tokens: int) -> None:
+    limit = positions(model)
+    longest = max((len(b.prompt_ids) for b in bundles), default=0)
+    if limit is not None and longest + max_new_tokens > limit:
+        at = max(range(len(bundles)), key=lambda i: len(bundles[i].prompt_ids))
+        raise InputError(
+            f"prompt {at + 1} has {longest} tokens; with {max_new_tokens} new ones that exceeds the model's "
+            f"{limit} positions; shorten it or lower --max-new-tokens"
+        )
+
+
+Asked = deque[tuple[Bundle, int]]
+"""Prompts that wait, each with how many completions of it are wanted at once."""
+
+
+@dataclass(slots=True)
+class _Drawing:
+    """How tokens are drawn, and when a completion ends."""
+
+    text: Text
+    max_new: int
+    temperature: float
+    top_p: float
+    generator: torch.Generator
+    progress: Progress | None
+
+
+class _Rows:
+    """Completions that are being written, and the loop over their tokens; how hidden states come about is the kinds'.
+
+    `cells` names each row: what was drawn for it stands at tokens[cell], and `owners[cell]` is its bundle.
+    """
+
+    def __init__(self, model: Any, asked: Asked, copies: int, max_rows: int, drawing: _Drawing) -> None:
+        self.model, self.asked, self.copies, self.drawing = model, asked, copies, drawing
+        self.device = device_of_model(model)
+        self.slots = max(1, min(max_rows // copies, len(asked)))
+        size = self.slots * copies
+        self.owners: list[Bundle | None] = [None] * size
+        self.finished: dict[int, Completion] = {}
+        self.cells = torch.empty(0, dtype=torch.long, device=self.device)
+        self.tokens = torch.zeros(size, drawing.max_new, dtype=torch.long, device=self.device)
+        self.logps = torch.zeros(size, drawing.max_new, device=self.device)
+        self.count = torch.zeros(size, dtype=torch.long, device=self.device)
+        self.ended = torch.tensor(sorted(drawing.text.eos_ids), device=self.device)
+
+    @torch.no_grad()
+    def run(self) -> None:
+        """Until nobody waits who may enter, and all have finished."""
+        hidden = self.enter()
+        while hidden is not None and len(hidden):
+            token = self._draw(hidden)
+            finished = torch.isin(token, self.ended) | (self.count[self.cells] == self.drawing.max_new)
+            if bool(finished.any()):
+                self._collect(self.cells[finished])
+                kept = survivors(~finished)
+                self.cells, token = self.cells[kept], token[kept]
+                self.keep(kept)
+            hidden = self.step(token) if len(token) else hidden[:0]
+            if self.asked and (new := self.enter()) is not None:
+                hidden = torch.cat([hidden, new])
+
+    def enter(self) -> Tensor | None:
+        """Let prompts in where there is room; the hidden states after them, one per new row: [new rows, D]."""
+        raise NotImplementedError
+
+    def step(self, token: Tensor) -> Tensor:
+        """The hidden states after one more token of each row, [R, D]."""
+        raise NotImplementedError
+
+    def keep(self, rows: Tensor) -> None:
+        """Only these rows go on, in this order."""
+        raise NotImplementedError
+
+    def texts(self) -> list[list[int]]:
+        """Prompt and tokens so far of every row."""
+        found = []
+        for cell, length in zip(self.cells.tolist(), self.count[self.cells].tolist(), strict=True):
+            owner = self.owners[cell]
+            assert owner is not None
+            found.append(owner.prompt_ids + self.tokens[cell, :length].tolist())
+        return found
+
+    def seat(self, slot: int, bundle: Bundle, copies: int) -> list[int]:
+        """The cells of a bundle that takes a slot."""
+        cells = [slot * self.copies + k for k in range(copies)]
+        for cell in cells:
+            self.owners[cell] = bundle
+        self.count[cells] = 0
+        return cells
+
+    def _draw(self, hidden: Tensor) -> Tensor:
+        drawing = self.drawing
+        temperature = drawing.temperature or 1.0
+        token, logp = draw(
+            raw_logits(self.model, hidden),
+            lambda logits: scaled(self.model, logits, temperature),
+            drawing.temperature,
+            drawing.top_p,
+            drawing.generator,
+        )
+        bad = torch.nonzero(logp.isnan()).flatten()
+        if len(bad):  # a row that is not a number is so everywhere
+            owner = self.owners[int(self.cells[bad[0]])]
+            assert owner is not None
+            raise RunFailed(f"the model's probabilities are not finite after {named(owner)}")
+        at = self.count[self.cells]
+        self.tokens[self.cells, at], self.logps[self.cells, at] = token, logp
+        self.count[self.cells] = at + 1
+        return token
+
+    def _collect(self, cells: Tensor) -> None:
+        """Give finished completions to their bundles."""
+        text = self.drawing.text
+        drawn = self.tokens[cells].tolist(), self.logps[cells].cpu(), self.count[cells].tolist()
+        for cell, ids, logps, length in zip(cells.tolist(), *drawn, strict=True):
+            owner = self.owners[cell]
+            assert owner is not None
+            completion = text.completion(owner, ids[:length], truncated=ids[length - 1] not in text.eos_ids)
+            completion.logps = logps[:length].clone()
+            self.finished[cell] = completion
+        for slot in sorted({int(cell) // self.copies for cell in cells}):
+            self._leave(range(slot * self.copies, (slot + 1) * self.copies))
+        if self.drawing.progress is not None:
+            self.drawing.progress(len(cells))
+
+    def _leave(self, cells: range) -> None:
+        """A slot is free once all of its rows have finished; not the order in which they did is kept, but the rows'."""
+        owners = [(cell, owner) for cell in cells if (owner := self.owners[cell]) is not None]
+        if all(cell in self.finished for cell, _ in owners):
+            for cell, owner in owners:
+                owner.completions.append(self.finished.pop(cell))
+                self.owners[cell] = None
+
+
+class _Shared(_Rows):
+    """Prompts in one packed row as they enter, their keys and values kept once (`models/attention.py`)."""
+
+    def __init__(self, model: Any, asked: Asked, copies: int, max_rows: int, drawing: _Drawing) -> None:
+        super().__init__(model, asked, copies, max_rows, drawing)
+        longest = len(asked[0][0].prompt_ids)  # the longest come first
+        self.decoding = Decoding(self.slots, copies, longest, drawing.max_new, self.device)
+
+    def enter(self) -> Tensor | None:
+        free = [s for s in range(self.slots) if not any(self.owners[s * self.copies : (s + 1) * self.copies])]
+        if not self.asked or ENTER * len(free) < min(self.slots, ENTER * len(self.asked)):
+            return None
+        new = [self.asked.popleft() for _ in free[: len(self.asked)]]
+        cells = [cell for slot, one in zip(free, new, strict=False) for cell in self.seat(slot, *one)]
+        self.cells = torch.cat([self.cells, torch.tensor(cells, device=self.device)])
+        lengths = [len(bundle.prompt_ids) for bundle, _ in new]
+        seen, last = passes.prefill(self.model, [bundle.prompt_ids for bundle, _ in new])
+        self.decoding.enter(
+            torch.tensor(free[: len(new)], device=self.device), lengths, seen, self.cells[-len(cells) :]
+        )
+        return last.repeat_interleave(torch.tensor([copies for _, copies in new], device=self.device), 0)
+
+    def step(self, token: Tensor) -> Tensor:
+        return passes.decode(self.model, token, self.decoding)
+
+    def keep(self, rows: Tensor) -> None:
+        self.decoding.keep(rows)
+
+
+class _Separate(_Rows):
+    """Prompts of one length, all at once, with the architecture's own cache (sliding windows, recurrent states).
+
+    Where a text gets longer than one of the model's switches, all that is cached was computed with other positions, and
+    it is computed again.
+    """
+
+    cache: passes.OwnCache | None = None
+
+    def enter(self) -> Tensor | None:
+        if self.cache is not None:
+            return None
+        self.length = len(self.asked[0][0].prompt_ids)
+        new: list[tuple[Bundle, int]] = []
+        while self.asked and len(new) < self.slots and len(self.asked[0][0].prompt_ids) == self.length:
+            new.append(self.asked.popleft())
+        cells = [cell for slot, one in enumerate(new) for cell in self.seat(slot, *one)]
+        self.cells = torch.tensor(cells, device=self.device)
+        self.cache = passes.OwnCache(self.model, trials.ways_of(self.model).makes_cache)
+        last = self.cache.start([bundle.prompt_ids for bundle, _ in new])
+        owners = torch.tensor([i for i, (_, copies) in enumerate(new) for _ in range(copies)], device=self.device)
+        self.cache.take(owners)
+        return last[owners]
+
+    def step(self, token: Tensor) -> Tensor:
+        assert self.cache is not None
+        self.length += 1
+        if self.length - 1 in trials.ways_of(self.model).switches:
+            return self.cache.start(self.texts())
+        return self.cache.step(token)
+
+    def keep(self, rows: Tensor) -> None:
+        assert self.cache is not None
+        self.cache.take(rows)
+
+
+class _Anew(_Rows):
+    """Any prompts, each text read from its beginning for every token: slow, and right for every model."""
+
+    def enter(self) -> Tensor | None:
+        free = [s for s in range(self.slots) if not any(self.owners[s * self.copies : (s + 1) * self.copies])]
+        if not self.asked or not free:
+            return None
+        new = [self.asked.popleft() for _ in free[: len(self.asked)]]
+        cells = [cell for slot, one in zip(free, new, strict=False) for cell in self.seat(slot, *one)]
+        self.cells = torch.cat([self.cells, torch.tensor(cells, device=self.device)])
+        return self._read(self.texts()[-len(cells) :])
+
+    def step(self, token: Tensor) -> Tensor:
+        return self._read(self.texts())
+
+    def keep(self, rows: Tensor) -> None:
+        pass
+
+    def _read(self, texts: list[list[int]]) -> Tensor:
+        """The states after these texts, some at a time: [R, D]."""
+        bundles = [Bundle(text[:-1], [Completion(text[-1:])]) for text in texts]
+        return torch.cat(in_batches(states_at_end, self.model, bundles, READ))
+
+
+# --- drawing --------------------------------------------------------------------------------------
+
+
+def draw(
+    raw: Tensor, scale: Callable[[Tensor], Tensor], temperature: float, top_p: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """One token per row and its log-probability: raw logits [R, V] -> [R], [R].
+
+    `scale` makes fp32 logits of any part of them. Probabilities are summed in blocks, a block is drawn and then a word
+    in it: a running sum over all words is slower and, in fp32, less exact.
+    """
+    rows, words = raw.shape
+    if top_p < 1:
+        raw, scale = among_likeliest(scale(raw), top_p), torch.Tensor.float
+    sums = block_sums(raw, scale)
+    total = sums.sum(-1)
+    if not bool(((total > SUM[0]) & (total < SUM[1])).all()):
+        raw = scale(raw)
+        raw, scale = raw - raw.amax(-1, keepdim=True), torch.Tensor.float
+        sums = block_sums(raw, scale)
+        total = sums.sum(-1)
+    if temperature == 0:
+        token = raw.argmax(-1)
+    else:
+        drawn = torch.rand(rows, dtype=torch.double, generator=generator).to(raw.device) * total
+        block, before = _first_beyond(sums, drawn)
+        places = block[:, None] * BLOCK + torch.arange(BLOCK, device=raw.device)
+        weights = scale(raw.gather(1, places.clamp(max=words - 1))).exp() * (places < words)
+        word, _ = _first_beyond(weights.double(), drawn - before)
+        token = (block * BLOCK + word).clamp(max=words - 1)  # where nothing is a number, the place is none
+    return token, (scale(raw.gather(1, token[:, None])).squeeze(1).double() - total.log()).float()
+
+
+def block_sums(raw: Tensor, scale: Callable[[Tensor], Tensor]) -> Tensor:
+    """Sums of exponentials of `BLOCK` words each, the last of what is left: [R, V] -> double [R, blocks].
+
+    Some rows at a time, so that what is scaled and summed is still in the processor's cache.
+    """
+    words = raw.shape[1]
+    whole = words - words % BLOCK
+    parts = []
+    for some in raw.split(AT_ONCE):
+        weights = scale(some).exp()
+        sums = weights[:, :whole].unflatten(1, (-1, BLOCK)).sum(-1)
+        parts.append(torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], 1) if whole < words else sums)
+    return torch.cat(parts).double()
+
+
+def _first_beyond(weights: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+    """The first place whose running sum exceeds what was drawn, and the sum before it: [R, N], [R] -> [R], [R].
+
+    Where rounding leaves none, the last place with any weight.
+    """
+    reached = weights.cumsum(-1)
+    place = torch.searchsorted(reached, drawn[:, None], right=True)
+    last = weights.shape[1] - 1 - (weights.flip(-1) > 0).int().argmax(-1, keepdim=True)
+    place = torch.minimum(place, last)
+    before = reached.gather(-1, place) - weights.gather(-1, place)
+    return place.squeeze(1), before.squeeze(1)
+
+
+def among_likeliest(logits: Tensor, top_p: float) -> Tensor:
+    """Logits with -inf for all but the fewest likeliest words that together have a probability of `top_p` or more."""
+    ordered, words = torch.softmax(logits, -1).sort(-1, descending=True)
+    enough = ordered.cumsum(-1) - ordered >= top_p
+    return logits.masked_fill(enough.scatter(-1, words, enough), float("-inf"))
+
+
+def completions_of(bundles: Sequence[Bundle]) -> list[Completion]:
+    """All completions of a batch, bundle by bundle."""
+    return [c for b in bundles for c in b.completions]

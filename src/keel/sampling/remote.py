@@ -1,0 +1,350 @@
+"""Completions from any OpenAI-compatible server: vLLM, SGLang, llama.cpp, or one that is paid for.
+
+Plain prompts go through /v1/completions, chats through /v1/chat/completions. What fails for a while (no connection,
+408, 409, 429, 5xx, a reply that is cut off) is asked again after growing, jittered waits until the prompt's deadline;
+a prompt that stays without some of its completions is a reason beside those that came, not an exception. What cannot
+get better (a wrong key, model or address) is an `InputError`.
+
+Servers have settings of their own, and models bring more: where a server takes them, top-k, min-p and the repetition
+penalty are switched off, so that what is drawn from is what is asked for. Log-probabilities are kept at temperature
+1 and top-p 1 alone: elsewhere servers give those of the raw distribution, which is not the one that was drawn from.
+
+Tools of a chat are sent as a server takes them; calls of them, and thinking that stands apart, are fields of an answer.
+
+Left out on purpose: streaming, and batch interfaces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import math
+import os
+import random
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from keel.errors import InputError
+from keel.files.fields import RowError
+from keel.formats.messages import answer_of, bare, messages
+from keel.records import Answer, Message, Prompt
+from keel.sampling.client import AGAIN, first_line, in_thread, public_address, retry_after
+from keel.sampling.client import said as words_of
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+_ENDED = ("stop", "eos", "eos_token", "stop_sequence", "tool_calls")
+_NO_KEY = "none"
+_JITTER = random.SystemRandom()  # of waits only
+NOT_ASKED = "not asked"
+"""How the reason begins of a prompt that was given up unasked, since the server has fallen silent."""
+_PATIENCE = 10.0
+"""Seconds in which a server must be reached for the first time; one that never was is a wrong address."""
+
+
+def sample_remote(
+    url: str,
+    model: str,
+    prompts: Sequence[Prompt],
+    n: int,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    key_variable: str = "OPENAI_API_KEY",
+    concurrency: int = 16,
+    deadline: float = 300.0,
+) -> Iterator[tuple[int, list[Answer], str]]:
+    """(index of a prompt, its completions, why they are fewer than n), as they come and in any order.
+
+    `url` is the server's address, usually ending in /v1; the key is read from the environment variable `key_variable`,
+    if it is set. `deadline` is seconds for one prompt, from its first request to its last completion, waits included.
+    At most `concurrency` prompts are under way. Each prompt has a seed of its own, drawn from `seed` and its index.
+    Where as many prompts as may be under way, but at least eight, got no reply one after the other, the rest is given
+    up. Raises `InputError` where the server will never answer. Whoever stops early leaves nothing running.
+    """
+    if temperature <= 0 or n < 1:
+        raise InputError(f"temperature {temperature:g}, {n} completions: give a temperature above 0 and n >= 1")
+    waiting = deque(enumerate(prompts))
+    running: dict[Future[tuple[list[Answer], str]], int] = {}
+    settings = {"temperature": temperature, "top_p": top_p, "max_new_tokens": float(max_new_tokens)}
+    client = _client(url, key_variable)
+    with in_thread(client, "keel-remote") as loop:
+        server = _Server(client, model, n, settings, seed, key_variable, deadline)
+        while waiting or running:
+            while waiting and len(running) < concurrency:
+                index, prompt = waiting.popleft()
+                running[asyncio.run_coroutine_threadsafe(server.complete(index, prompt), loop)] = index
+            done = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
+            yield running.pop(done), *done.result()
+            if server.unanswered >= max(8, concurrency):
+                break
+        given_up = [index for index, _ in waiting] + list(running.values())
+    for index in given_up:
+        yield index, [], f"{NOT_ASKED}: no reply to the last {server.unanswered} prompts"
+
+
+# --- the connection -------------------------------------------------------------------------------
+
+
+def _client(url: str, key_variable: str) -> AsyncOpenAI:
+    """The official client, its own repetitions and time-outs switched off; a server of one's own needs no key."""
+    try:
+        from openai import AsyncOpenAI, Timeout
+    except ImportError as error:
+        raise InputError("a remote model needs the openai package: pip install 'keel-tune[judge]'") from error
+    key = os.environ.get(key_variable, "").strip()
+    public_address(url)
+    if not key.isascii() or not key.isprintable():  # a client would quote it when it complains
+        raise InputError(f"the environment variable {key_variable} holds no key: signs that a key cannot have")
+    whole = url if urlsplit(url).path.strip("/") else url.rstrip("/") + "/v1"
+    return AsyncOpenAI(api_key=key or _NO_KEY, base_url=whole, max_retries=0, timeout=Timeout(None, connect=10.0))
+
+
+# --- one prompt -----------------------------------------------------------------------------------
+
+
+class _Failed(Exception):  # noqa: N818  (as `RunFailed`)
+    """Nothing more will come of this prompt than the `answers` that came with it."""
+
+    answers: Sequence[Answer] = ()
+
+
+class _Refused(_Failed):
+    """The server refuses the request as it is written."""
+
+
+class _Again(Exception):  # noqa: N818  (what to do, not what went wrong)
+    """Failed for a while; `after` is how many seconds the server asks to wait at least."""
+
+    def __init__(self, reason: str, after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.after = after
+
+
+@dataclass(slots=True)
+class _Server:
+    """A server and what was learned of it: `optional` arguments that it takes, whether it gives `many` at once."""
+
+    client: AsyncOpenAI
+    model: str
+    n: int
+    settings: Mapping[str, float]
+    seed: int
+    key_variable: str
+    deadline: float
+    many: bool = True
+    unanswered: int = 0
+    reached: bool = False
+    begun: float = field(default_factory=time.monotonic)
+    optional: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.optional = {"seed": True}
+        if self.settings["temperature"] == self.settings["top_p"] == 1:
+            self.optional["logprobs"] = True
+        if not self._paid:
+            self.optional |= {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+
+    @property
+    def _paid(self) -> bool:
+        """OpenAI's own, which knows fewer arguments, and one by another name."""
+        return str(self.client.base_url.host).endswith("openai.com")
+
+    @property
+    def _address(self) -> str:
+        return public_address(str(self.client.base_url))
+
+    async def complete(self, index: int, prompt: Prompt) -> tuple[list[Answer], str]:
+        """What came before the deadline, and why not n. A server may give fewer at once: it is asked for the rest."""
+        answers: list[Answer] = []
+        trouble, attempt = "no reply", 0
+        try:
+            async with asyncio.timeout(self.deadline):
+                while len(answers) < self.n:
+                    try:
+                        answers += await self._ask(prompt, self.n - len(answers), self._seed(index, len(answers)))
+                        self.unanswered = attempt = 0
+                    except _Again as fault:
+                        trouble = str(fault)
+                        await asyncio.sleep(fault.after + min(30.0, 0.5 * 2**attempt) * _JITTER.uniform(0.5, 1))
+                        attempt += 1
+        except TimeoutError:
+            self.unanswered += not answers
+            return answers, f"no {self.n} completions within {self.deadline:g} s; the last trouble: {trouble}"
+        except _Failed as failure:
+            self.unanswered = 0
+            return [*answers, *failure.answers], str(failure)
+        return answers, ""
+
+    def _seed(self, index: int, have: int) -> int:
+        """31 bits that only this request has; the same when it is repeated."""
+        return int.from_bytes(hashlib.sha256(f"{self.seed} {index} {have}".encode()).digest()[:4], "big") >> 1
+
+    async def _ask(self, prompt: Prompt, count: int, seed: int) -> list[Answer]:
+        """Up to `count` completions. What a server refuses by name, or more than one at once, it is not asked again."""
+        sent = dict(self.optional)
+        count = count if self.many else 1
+        try:
+            return (await self._post(prompt, count, seed, sent))[:count]
+        except _Refused as refusal:
+            named = [name for name in sent if name in str(refusal)]
+            if not named and count == 1:
+                raise
+            for name in named:
+                if sent[name] == -1:
+                    self.optional[name] = 0  # how llama.cpp switches top-k off
+                else:
+                    self.optional.pop(name, None)
+        if named:
+            return await self._ask(prompt, count, seed)
+        answers = await self._post(prompt, 1, seed, sent)
+        self.many = False
+        return answers[:1]
+
+    async def _post(self, prompt: Prompt, count: int, seed: int, sent: dict[str, Any]) -> list[Answer]:
+        """One request. What the client raises becomes `_Again`, `_Refused` or `InputError`."""
+        import openai
+
+        try:
+            reply = await self._request(prompt, count, seed, sent)
+        except openai.APIConnectionError as error:
+            if not self.reached and time.monotonic() - self.begun > min(_PATIENCE, self.deadline / 2):
+                raise InputError(f"{self._address}: nobody answers; start the server or mend the address") from error
+            raise _Again(f"the connection failed ({first_line(error.__cause__ or error)})") from error
+        except openai.APIStatusError as error:
+            self.reached = True
+            raise self._meaning(error) from error
+        except (ValueError, openai.APIResponseValidationError) as error:
+            raise _Again("the server's answer is not JSON") from error
+        self.reached = True
+        return self._read(reply)
+
+    async def _request(self, prompt: Prompt, count: int, seed: int, sent: dict[str, Any]) -> Any:
+        extra = {name: sent[name] for name in ("top_k", "min_p", "repetition_penalty") if name in sent}
+        chat = not isinstance(prompt, str)
+        request: dict[str, Any] = {
+            "model": self.model,
+            "n": count,
+            "temperature": self.settings["temperature"],
+            "top_p": self.settings["top_p"],
+            "max_completion_tokens" if chat and self._paid else "max_tokens": int(self.settings["max_new_tokens"]),
+            "extra_body": extra or None,
+        }
+        if "seed" in sent:
+            request["seed"] = seed
+        if "logprobs" in sent:
+            request["logprobs"] = True if chat else 1
+        if isinstance(prompt, str):
+            return await self.client.completions.create(prompt=prompt, **request)
+        if tools := prompt[0].get("tools"):
+            request["tools"] = tools
+        turns: Any = [_sent(turn) for turn in bare(prompt)[0]]
+        return await self.client.chat.completions.create(messages=turns, **request)
+
+    def _meaning(self, error: Any) -> Exception:
+        """What a status other than 200 asks for."""
+        key = "" if self.client.api_key == _NO_KEY else self.client.api_key
+        status, code, said = error.status_code, str(error.code), words_of(error, key)
+        if status in (401, 403):
+            return InputError(f"the server says {said}; set {self.key_variable} to a key that may ask this model")
+        if status == 402 or code == "insufficient_quota":
+            return InputError(f"the server says {said}; pay in, or name another server")
+        if status == 404:
+            remedy = f"check the model's name ({self.model}) and the address ({self._address}, usually …/v1)"
+            return InputError(f"the server says {said}; {remedy}")
+        named = status == 500 and any(name in said for name in self.optional)  # llama-cpp-python's way to refuse them
+        if status in AGAIN or (status >= 500 and not named):
+            return _Again(said, retry_after(error.response.headers))
+        return _Refused(f"the server refuses the request: {said}")
+
+    # --- replies
+
+    def _read(self, reply: Any) -> list[Answer]:
+        choices = getattr(reply, "choices", None)
+        if not isinstance(choices, list) or not choices:
+            raise _Again("no completion in the server's answer")
+        written = getattr(getattr(reply, "usage", None), "completion_tokens", None)
+        answers: list[Answer] = []
+        faults: list[_Again | _Failed] = []
+        for choice in choices:
+            try:
+                answers.append(self._answer(choice, written if len(choices) == 1 else None))
+            except (_Again, _Failed) as fault:
+                faults.append(fault)
+        if failed := next((fault for fault in faults if isinstance(fault, _Failed)), None):
+            failed.answers = answers
+            raise failed
+        if not answers:
+            raise faults[0]
+        return answers
+
+    def _answer(self, choice: Any, written: int | None) -> Answer:
+        """One completion; of `written` tokens where the server lists none."""
+        message = getattr(choice, "message", None)
+        end = getattr(choice, "finish_reason", None)
+        if end is None or end in ("abort", "error"):
+            raise _Again("the server did not finish")
+        if end != "length" and end not in _ENDED:
+            raise _Failed(f"the completion ended by {end}")
+        said = Answer(_worded(getattr(choice, "text", None))) if message is None else _said(message)
+        logps = _logps(getattr(choice, "logprobs", None)) if "logprobs" in self.optional else None
+        return Answer(
+            said.text,
+            model=self.model,
+            sampling=dict(self.settings),
+            logp=math.fsum(logps) if logps else None,
+            tokens=len(logps) if logps else written,
+            truncated=end == "length",
+            fields=said.fields,
+        )
+
+
+def _sent(turn: Message) -> Message:
+    """A turn as the protocol has it: a call's arguments are JSON text."""
+    if "tool_calls" not in turn:
+        return turn
+    calls = []
+    for call in turn["tool_calls"]:
+        function = call.get("function")
+        given = function.get("arguments") if isinstance(function, dict) else None
+        if isinstance(function, dict) and not isinstance(given, str):
+            call = {**call, "function": {**function, "arguments": json.dumps(given or {}, ensure_ascii=False)}}
+        calls.append(call)
+    return {**turn, "tool_calls": calls}
+
+
+def _said(message: Any) -> Answer:
+    """The text of a chat's answer, which may be none beside calls of tools, and what it holds besides."""
+    content = getattr(message, "content", None)
+    calls = [getattr(call, "to_dict", lambda it=call: it)() for call in getattr(message, "tool_calls", None) or []]
+    thoughts = {name: getattr(message, name, None) for name in ("reasoning_content", "reasoning")}
+    turn = {"role": "assistant", "content": "" if content is None and calls else _worded(content), **thoughts}
+    try:
+        return answer_of(messages({"answer": [turn | ({"tool_calls": calls} if calls else {})]}, "answer")[0])
+    except RowError as fault:
+        raise _Failed(f"the completion cannot be kept: {fault}") from fault
+
+
+def _worded(content: Any) -> str:
+    if not isinstance(content, str):
+        raise _Failed("the completion has no text")
+    return content
+
+
+def _logps(given: Any) -> list[float] | None:
+    """Log-probabilities of the tokens, in the form of either interface; None where one is missing."""
+    values = getattr(given, "token_logprobs", None)
+    if values is None:
+        values = [getattr(token, "logprob", None) for token in getattr(given, "content", None) or []]
+    if not values or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+        return None
+    return [float(value) for value in values]

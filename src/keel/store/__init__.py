@@ -1,0 +1,1 @@
+"""The store: prompts, answers and judgments in a database, and what they say together."""

@@ -1,0 +1,500 @@
+"""The one tokenisation path (law 2): text in, ids out, the same for training, scoring and serving.
+
+A prompt's ids are what a server would send. A completion's ids are those that its text has behind that prompt: together
+they are the tokenised rendering wherever that begins with the prompt's ids. A completion that ended carries exactly one
+end; one cut by the length limit carries none. Lengths, never ids, say where something ends, so that a tokenizer whose
+pad *is* its EOS is harmless.
+
+Text of the data is text: what spells a control token in it is encoded as text (`control`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from keel.errors import InputError, RowFault
+from keel.records import (
+    TURN_FIELDS,
+    Bundle,
+    Completion,
+    Demonstration,
+    Drawn,
+    Fields,
+    Message,
+    Pair,
+    Prompt,
+    PromptRow,
+)
+from keel.text.control import ControlTokens, Handling, Note, ends_of_marks, parts
+from keel.text.template import DAY, TRIMMED, Template, answering
+from keel.text.unknown import Gaps
+
+PAD_TOKEN = "<|pad|>"
+"""What padding is called where Keel adds it; no text is read differently for it."""
+CONTEXT = 8
+"""Tokens of a prompt behind which a completion is decoded: enough for the space that a decoder drops at its start."""
+ANCHORS = "\n", ".", "a"
+"""Signs behind which a text is read as one that does not stand alone; the first with which it does not merge."""
+
+
+class EosInsideError(RowFault):
+    """A completion that goes on after an end."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the completion goes on after an EOS token, which --control-tokens keep takes as one; remove it there",
+            "EOS inside a completion",
+        )
+
+
+class DoubleBosError(RowFault):
+    """A prompt that brings a BOS of its own before the one that the template or the tokenizer writes."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the prompt begins with two BOS tokens; remove the one written in the text",
+            "two BOS tokens before a prompt",
+        )
+
+
+def _silent(what: str) -> None:
+    """Note nothing."""
+
+
+class Text:
+    """A tokenizer with Keel's rules around it.
+
+    `eos_ids` are all ids that end a completion: those given, the tokenizer's, and what its template writes after an
+    answer. `eos_id` is the one that Keel writes behind plain text; a chat's is the template's.
+    """
+
+    def __init__(self, tokenizer: Any, eos_ids: Iterable[int] = (), control_tokens: Handling = "text") -> None:
+        self.tokenizer = tokenizer
+        given = [int(i) for i in eos_ids]
+        if tokenizer.eos_token_id is None and not given:
+            raise InputError("the tokenizer has no EOS token: set eos_token in its tokenizer_config.json")
+        self.eos_id = int(tokenizer.eos_token_id if tokenizer.eos_token_id is not None else given[0])
+        self.bos_id: int | None = tokenizer.bos_token_id
+        self._adds_bos = self.bos_id is not None and list(tokenizer("").input_ids)[:1] == [self.bos_id]
+        self.controls = ControlTokens(tokenizer, control_tokens)
+        self._given = frozenset({self.eos_id, *given})
+        self._leads: dict[tuple[int, ...], tuple[bool, bool]] = {}
+        self.gaps = Gaps(tokenizer, self._plain_ids)
+        self._learn_template()
+
+    def learn_tokens(self) -> None:
+        """Find out anew which control tokens there are: the tokenizer has got another."""
+        self.controls = ControlTokens(self.tokenizer, self.controls.handling)
+
+    def _learn_template(self) -> None:
+        """Find out what the tokenizer's template, as it is now, writes around an answer, and how that ends."""
+        self._learned = self.tokenizer.chat_template
+        self._last: _Asked | None = None
+        self.template = Template(self.tokenizer, self._learned) if _has_template(self.tokenizer) else None
+        self.opening, self.closing, end = self._around_answers()
+        self.eos_ids = self._given | ({end} if end is not None else frozenset())
+
+    def _around_answers(self) -> tuple[str, str, int | None]:
+        """What the template writes before an answer and after it up to its end, and the id of that end."""
+        around = self.template.around_answers() if self.template is not None else None
+        if around is None:
+            return "", "", None
+        opening, after = around
+        place = next(self.controls.places(after), None)
+        if place is None:
+            return opening, after, None
+        return opening, after[: place[0]], int(self.tokenizer.convert_tokens_to_ids(after[slice(*place)]))
+
+    # --- ids out of text
+
+    def _ids(self, text: str, inner: bool = False) -> list[int]:
+        """Tokens of a text in which what is marked is text; of an `inner` one, which stands behind others.
+
+        Raises `RowFault` where a text would become control tokens.
+        """
+        ids: list[int] = []
+        for place, (part, marked) in enumerate(parts(text)):
+            alone = place == 0 and not inner and not marked
+            ids += self._plain_ids(part) if alone else self._inner_ids(part, as_text=marked)
+        self.controls.require_text(text, ids)
+        self.gaps.require_rows(ids)
+        return ids
+
+    def _plain_ids(self, text: str, as_text: bool = False) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=as_text).input_ids)
+
+    def _inner_ids(self, piece: str, as_text: bool = False) -> list[int]:
+        """Tokens of a piece that stands behind others, without the space that a tokenizer may put before a text."""
+        for anchor in ANCHORS:
+            before, ids = self._plain_ids(anchor), self._plain_ids(anchor + piece, as_text)
+            if ids[: len(before)] == before:
+                return ids[len(before) :]
+        return self._plain_ids(piece, as_text)
+
+    def prompt_ids(self, prompt: Prompt, note: Note = _silent) -> list[int]:
+        """Tokens of a prompt, with the BOS that the tokenizer itself would add and never two.
+
+        An empty prompt becomes BOS (or EOS where there is none), since a model needs a token to start from.
+        """
+        return self._asked(prompt, note).ids
+
+    def _asked(self, prompt: Prompt, note: Note) -> _Asked:
+        """A prompt as it is asked; the last one is kept, for the next answer to it."""
+        kept = self._last if note is _silent and self.tokenizer.chat_template is self._learned else None
+        if kept is None or kept.prompt is not prompt:
+            kept = self._last = self._read(prompt, note)
+        return kept
+
+    def _read(self, prompt: Prompt, note: Note) -> _Asked:
+        spelt: set[str] = set()
+        if isinstance(prompt, str):
+            turns, text = [], self.controls.mark(prompt, spelt)
+        else:
+            turns = [self.controls.mark_turn(turn, spelt) for turn in prompt]
+            rendered = self._template().render(turns, generate=True)
+            text = rendered.text
+            _tell(rendered.notes, note)
+        self.controls.say(spelt, note)
+        ids = self._ids(text)
+        self.gaps.require_tokens(prompt, ids)
+        ids = self._with_bos(ids) if isinstance(prompt, str) else ids
+        if not ids:
+            ids = [self.bos_id if self.bos_id is not None else self.eos_id]
+        if len(ids) > 1 and ids[0] == ids[1] == self.bos_id != self.eos_id:
+            raise DoubleBosError
+        return _Asked(prompt, turns, text, ids)
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        adds = self._adds_bos and self.bos_id is not None and ids[:1] != [self.bos_id]
+        return [self.bos_id, *ids] if adds and self.bos_id is not None else ids
+
+    def completion_ids(self, prompt: Prompt, completion: str, fields: Fields | None = None) -> list[int]:
+        """Tokens of a completion that ended, behind its prompt: its text and exactly one end.
+
+        `fields` is what its turn holds beside the text. Raises `EosInsideError` where it goes on after an end, which
+        only `control_tokens="keep"` can bring about, and `RowFault` where the template does not render it whole.
+        """
+        return self._completion_ids(self._asked(prompt, _silent), completion, fields, True, _silent)
+
+    def _completion_ids(
+        self, asked: _Asked, completion: str, fields: Fields | None, ended: bool, note: Note
+    ) -> list[int]:
+        spelt: set[str] = set()
+        if self.controls.handling == "keep":
+            completion = self._without_ends(completion)
+        if not isinstance(asked.prompt, str):
+            answer = self.controls.mark_turn(answering(completion, fields), spelt)
+            after, end = self._answer(asked, answer, ended, note)
+        elif fields:
+            raise RowFault(f"an answer with {', '.join(fields)} needs a chat as prompt, which a template can render")
+        else:
+            after, end = self.controls.mark(completion, spelt), self.eos_id
+        self.controls.say(spelt, note)
+        ids = self._behind(asked, after)
+        if not self.eos_ids.isdisjoint(ids):
+            raise EosInsideError
+        return [*ids, end] if ended else ids
+
+    def _answer(self, asked: _Asked, answer: Message, ended: bool, note: Note) -> tuple[str, int]:
+        """What the template writes from the prompt's end to that of the answer, but for its end, and that end's id."""
+        rendered = self._template().render([*asked.turns, answer], generate=False)
+        if not rendered.text.startswith(asked.text):
+            raise RowFault(
+                "the chat template is not a prefix of itself: adding the answer changes how the prompt is rendered; "
+                "use a template whose prompt does not depend on what follows",
+                "the chat template is not a prefix of itself",
+            )
+        _tell(rendered.notes, note)
+        start, stop = rendered.spans[-1]
+        opening = rendered.text[len(asked.text) : start]
+        if opening.strip() and len(answer) == 2:  # beside fields of its own, the text is not all of the answer
+            note(f"the chat template writes {opening!r} before the answer")
+        written, after = rendered.text[len(asked.text) : stop], rendered.text[stop:]
+        closing, end = self._closing(after)
+        return written + (closing if ended else ""), end
+
+    def _closing(self, after: str) -> tuple[str, int]:
+        """What stands between an answer and its end, and that end's id; EOS where the template writes none."""
+        for place in self.controls.places(after):
+            token = int(self.tokenizer.convert_tokens_to_ids(after[slice(*place)]))
+            if token in self.eos_ids:
+                return after[: place[0]], token
+        return after, self.eos_id
+
+    def _behind(self, asked: _Asked, after: str) -> list[int]:
+        """Tokens of a text behind a prompt: those of both together, if they begin with the prompt's.
+
+        Else, where a merge would cross the boundary, those that it has behind a sign with which it does not merge.
+        """
+        if not after or not asked.text:
+            return self._ids(after)
+        at = self._last_control(asked.text)  # no merge crosses a control token: only what follows it is read again
+        known = self._ids(asked.text[at:]) if at else asked.ids
+        whole = self._ids(asked.text[at:] + after)
+        whole = self._with_bos(whole) if not at and isinstance(asked.prompt, str) else whole
+        if whole[: len(known)] == known and asked.ids[len(asked.ids) - len(known) :] == known:
+            return whole[len(known) :]
+        return self._ids(after, inner=True)
+
+    def _last_control(self, text: str) -> int:
+        """Where the last control token of a rendering begins that is not marked; 0 where there is none."""
+        return max((begin for begin, _ in self.controls.places(text, ends_of_marks(text))), default=0)
+
+    def _without_ends(self, completion: str) -> str:
+        """A text without ends that it brings itself, where these count as such."""
+        while end := next((end for end in self.ends() if completion.endswith(end)), None):
+            completion = completion.removesuffix(end)
+        return completion
+
+    def _template(self) -> Template:
+        if self.tokenizer.chat_template is not self._learned:  # whoever holds the tokenizer has given it another
+            self._learn_template()
+        if self.template is None:
+            raise InputError(
+                "the data holds chat messages but the tokenizer has no chat template; give one with --chat-template "
+                "(a file, or a name such as vicuna), or data whose prompts are plain text"
+            )
+        return self.template
+
+    def render(self, messages: list[Message], generate: bool = True) -> str:
+        """A chat as the model's own template writes it, up to where the assistant starts to speak."""
+        return self._template().render(messages, generate=generate).text
+
+    # --- text out of ids
+
+    def decode(self, ids: list[int], prompt: Prompt | None = None, prompt_ids: list[int] | None = None) -> str:
+        """Text of a completion behind its prompt, without its end, anything after that, and the template's own marks.
+
+        `prompt_ids` spare tokenising the prompt. Without a prompt it is read as behind some other text.
+        """
+        end = next((at for at, i in enumerate(ids) if i in self.eos_ids), None)
+        body = ids if end is None else ids[:end]
+        if prompt == "":
+            return self._decoded(body)
+        if prompt_ids is None:
+            prompt_ids = self._plain_ids("\n") if prompt is None else self.prompt_ids(prompt)
+        tail = prompt_ids[-CONTEXT:]
+        head, whole = self._decoded(tail), self._decoded([*tail, *body])
+        text = whole[len(head) :] if whole.startswith(head) else self._decoded(body)
+        text = self._without_own_space(text, head, tail)
+        if isinstance(prompt, str) or (prompt is None and not self.opening.strip()):
+            return text
+        text = text.removeprefix(self.opening)
+        return text.removesuffix(self.closing) if end is not None else text
+
+    def _decoded(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def _without_own_space(self, text: str, head: str, tail: list[int]) -> str:
+        """A decoded text without the space that the tokenizer itself put before it behind these tokens.
+
+        Some put one before every text, some only before one that begins with none.
+        """
+        if not text.startswith(" "):
+            return text
+        key = tuple(tail)
+        if key not in self._leads:
+            asked = _Asked([], [], head, tail)
+            plain, spaced = self._behind(asked, "a"), self._behind(asked, " a")
+            adds = self._decoded([*tail, *plain]) == head + " a"
+            self._leads[key] = adds, adds and plain == spaced
+        adds, if_missing = self._leads[key]
+        return text[1:] if adds and not (if_missing and text.startswith("  ")) else text
+
+    # --- bundles
+
+    def encode(self, row: PromptRow | Demonstration | Pair, max_length: int, note: Note = _silent) -> Bundle:
+        """A record of a file as tokens.
+
+        A completion that does not fit into `max_length` beside its prompt is cut there and marked `truncated`; one that
+        was cut when it was drawn is marked, too. One that was drawn by this tokenizer and template keeps the tokens
+        that it was drawn as. `note` is told what else became of the row.
+        Raises `RowFault` where the row cannot be tokens: the prompt leaves no room, a text is lost in rendering, …
+        """
+        told: list[str] = []
+        asked = self._asked(row.prompt, told.append)
+        room = max_length - len(asked.ids)
+        if room < 1:
+            raise RowFault(
+                f"{row.origin}: the prompt has {len(asked.ids)} tokens, which leaves no room below the limit of "
+                f"{max_length}; shorten it, raise --max-length or lower --max-new-tokens",
+                "the prompt leaves no room for an answer",
+            )
+        completions = []
+        for text, cut, fields, drawn in _answers(row):
+            ids = self._as_drawn(asked, text, cut, drawn)
+            if ids is None:
+                ids = self._completion_ids(asked, text, fields, not cut, told.append)
+                self._compare_decoded(asked, ids, text, fields, told)
+            completions.append(Completion(ids[:room], truncated=cut or len(ids) > room, text=text))
+        _tell(told, note)
+        margin = row.margin if isinstance(row, Pair) else 0.0
+        return Bundle(asked.ids, completions, prompt=row.prompt, margin=margin, origin=row.origin)
+
+    def _as_drawn(self, asked: _Asked, text: str, cut: bool, drawn: Drawn | None) -> list[int] | None:
+        """The tokens that an answer was drawn as; None if they are unknown, another tokenizer's, or not its text."""
+        if drawn is None or drawn.tokenizer != self.fingerprint():
+            return None
+        ids = list(drawn.ids)
+        ends = [at for at, i in enumerate(ids) if i in self.eos_ids]
+        whole = ends == ([] if cut else [len(ids) - 1]) and self.decode(ids, asked.prompt, asked.ids) == text
+        return ids if whole else None
+
+    def _compare_decoded(
+        self, asked: _Asked, ids: list[int], text: str, fields: Fields | None, told: list[str]
+    ) -> None:
+        """Say of an answer that its tokens do not give its text back, unless it is told that a template trims it."""
+        back = text if fields else self.decode(ids, asked.prompt, asked.ids)
+        self.gaps.require_answer(text, back)
+        if back != text and not (TRIMMED in told and back.strip() == text.strip()):
+            told.append("decoding an answer's tokens does not give its text back")
+
+    def completion(self, bundle: Bundle, ids: list[int], truncated: bool) -> Completion:
+        """A completion record from ids sampled behind a bundle's prompt."""
+        return Completion(ids, truncated, self.decode(ids, bundle.prompt, bundle.prompt_ids))
+
+    # --- identity
+
+    def fingerprint(self) -> str:
+        """Hash of all that decides how text becomes ids: what two models must share to read the same.
+
+        Vocabulary, template, the day that it gets where it reads the clock, and ends; not padding.
+        """
+        parts = [self._body, str(self.tokenizer.chat_template), str(sorted(self.eos_ids))]
+        parts += [DAY] if self.template is not None and self.template.reads_clock else []
+        return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+    @cached_property
+    def _body(self) -> str:
+        """Hash of how the tokenizer reads a text."""
+        return hashlib.sha256(_spelling(self.tokenizer).encode("utf-8", "surrogatepass")).hexdigest()
+
+    def ends(self) -> list[str]:
+        """The tokens that end a completion."""
+        return [str(self.tokenizer.convert_ids_to_tokens(i)) for i in sorted(self.eos_ids)]
+
+    def difference(self, other: Text, prompts: Sequence[Prompt]) -> str:
+        """In what another reads these prompts differently: a noun phrase, or nothing. Padding is no difference.
+
+        Templates matter only where a prompt is a chat.
+        """
+        if self._body != other._body:
+            return "tokenizer"
+        chats = any(not isinstance(prompt, str) for prompt in prompts)
+        if chats and self.tokenizer.chat_template != other.tokenizer.chat_template:
+            return "chat template"
+        if self.eos_ids != other.eos_ids:
+            return f"end of an answer ({', '.join(other.ends())}, not {', '.join(self.ends())})"
+        return "way to read these prompts" if any(map(self._reads_differently(other), prompts)) else ""
+
+    def _reads_differently(self, other: Text) -> Callable[[Prompt], bool]:
+        def differs(prompt: Prompt) -> bool:
+            try:
+                return self.prompt_ids(prompt) != other.prompt_ids(prompt)
+            except RowFault:
+                return False  # it is counted where it is used
+
+        return differs
+
+    def facts(self) -> dict[str, object]:
+        """What a manifest says of it: its fingerprint, and the day that a template gets which asks for it."""
+        clock = self.template is not None and self.template.reads_clock
+        return {"tokenizer": self.fingerprint(), **({"template_day": DAY} if clock else {})}
+
+    def remarks_on(self, rows: Sequence[Bundle | PromptRow]) -> list[str]:
+        """What a user should know of the template, if any of these prompts is a chat."""
+        if self.template is None or all(isinstance(row.prompt, str) for row in rows):
+            return []
+        found = []
+        if self.template.reads_clock:
+            found.append(f"the chat template writes the day: it is always given {DAY}")
+        if opened := self.template.opened():
+            found.append(
+                f"the chat template's prompt ends in {opened!r}: texts begin behind that, for rules and raters, too"
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A prompt: as it is, its turns and its rendering with what spells control tokens marked, and its tokens."""
+
+    prompt: Prompt
+    turns: list[Message]
+    text: str
+    ids: list[int]
+
+
+def _answers(
+    row: PromptRow | Demonstration | Pair,
+) -> list[tuple[str, bool, Fields | None, Drawn | None]]:
+    """Text of each answer, whether it was cut when it was drawn, its fields, its tokens."""
+    match row:
+        case Demonstration():
+            return [(row.completion, row.cut, row.fields, row.drawn)]
+        case Pair():
+            return list(zip((row.chosen, row.rejected), row.cut, row.fields, row.drawn, strict=True))
+    return []
+
+
+def _tell(notes: Iterable[str], note: Note) -> None:
+    for what in notes:
+        note(what)
+
+
+def _has_template(tokenizer: Any) -> bool:
+    template = tokenizer.chat_template
+    if isinstance(template, dict) and "default" not in template:
+        names = ", ".join(sorted(template))
+        raise InputError(
+            f"the tokenizer has several chat templates, none of them 'default'; --chat-template one of {names}"
+        )
+    return bool(template)
+
+
+def _spelling(tokenizer: Any) -> str:
+    """All that decides how a tokenizer reads a text, as one string; padding and Keel's own pad token are no part."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return str(sorted(tokenizer.get_vocab().items()))
+    body = json.loads(backend.to_str())
+    body["added_tokens"] = [token for token in body["added_tokens"] if token["content"] != PAD_TOKEN]
+    return json.dumps({k: v for k, v in body.items() if k not in ("padding", "truncation")}, sort_keys=True)
+
+
+def named(bundle: Bundle) -> str:
+    """A bundle in an error message: `prompt 'what can teddy do' (prompts.jsonl row 3)`."""
+    where = f" ({bundle.origin})" if bundle.origin.row else ""
+    return f"prompt {prompt_key(bundle.prompt)[:60]!r}{where}"
+
+
+def prompt_key(prompt: Prompt) -> str:
+    """One string per distinct prompt, to split and cluster by."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\0".join(map(_turn_key, prompt))
+
+
+def _turn_key(turn: Message) -> str:
+    key, more = f"{turn['role']}\1{turn['content']}", fields_key(further(turn))
+    return f"{key}\1{more}" if more else key
+
+
+def fields_key(fields: Fields | None) -> str:
+    """One string for what a turn holds beside its text; empty for nothing."""
+    return json.dumps(dict(fields), sort_keys=True, ensure_ascii=False) if fields else ""
+
+
+def further(turn: Message) -> dict[str, Any]:
+    """What a turn holds beside role and content, in the order of `TURN_FIELDS`."""
+    return {name: turn[name] for name in TURN_FIELDS if name in turn} if len(turn) > 2 else {}  # type: ignore[literal-required]
+
+
+def plain(prompt: Prompt) -> str:
+    """A prompt as one string for rules and reports: a chat's turns without their roles, one beneath the other."""
+    return prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)
