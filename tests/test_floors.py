@@ -105,7 +105,8 @@ def tree() -> str:
         folder = SOURCE / room
         file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
         purpose = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
-        shown.append(f"  {room + ('/' if folder.is_dir() else '.py'):<14}{' '.join(purpose.split())}")
+        first = " ".join(purpose.split()).split(". ")[0].rstrip(".")
+        shown.append(f"  {room + ('/' if folder.is_dir() else '.py'):<14}{first}")
         if folder.is_dir():
             inside = sorted({f.relative_to(folder).parts[0].removesuffix(".py") for f in folder.rglob("*.py")})
             names = "  ".join(name for name in inside if name != "__init__")
@@ -242,3 +243,7 @@ def test_what_is_exported_exists():
         ):
             module = importlib.import_module(name_of(file))
             assert all(hasattr(module, name) for name in module.__all__), name_of(file)
+
+
+if __name__ == "__main__":
+    print(tree())

@@ -1,4 +1,4 @@
-"""The command line: `keel COMMAND --flags`. Knows configs and where commands live; imports torch only to run one."""
+"""The command line, `keel COMMAND --flags`. Knows configs and where commands live; imports torch only to run one."""
 
 from __future__ import annotations
 

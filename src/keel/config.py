@@ -1,4 +1,4 @@
-"""What every command can be told: typed configs that refuse impossible values and name the remedy. No torch here.
+"""Every option of every command: typed configs that refuse impossible values and name the remedy. No torch here.
 
 A config comes from defaults, then `--config FILE.yaml`, then flags; a run folder keeps the result as `config.yaml`.
 Fields stand in the order in which `--help` shows them: what to read and write, what the method is about, the rest.

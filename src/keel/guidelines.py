@@ -1,4 +1,4 @@
-"""The rubric: by which dimensions answers are compared, and the written guideline of each.
+"""The rubric: the dimensions by which answers are compared, and the written guideline of each.
 
 A YAML file, shown alike to people and to judges:
 

@@ -1,4 +1,4 @@
-"""The records that everything passes around.
+"""The records that everything passes around: prompts, answers, judgments, bundles.
 
 Everything in preference tuning is *one prompt with K >= 1 completions*: a demonstration has K = 1, a pair K = 2,
 a PPO group or best-of-N K = N. `Bundle` is that record once it is tokens; `Pair`, `Demonstration` and `PromptRow`

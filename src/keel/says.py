@@ -1,4 +1,4 @@
-"""What is told to the reader while work goes on: lines on standard error, so that standard output is for results."""
+"""Lines for the reader while work goes on, on standard error: standard output is for results."""
 
 from __future__ import annotations
 

@@ -290,8 +290,8 @@ def test_who_lets_others_in_without_https_is_told(begin, rows, capsys):
     assert "http://[::1]:" in said
 
 
-def test_the_readme_s_rubric_is_one(begin, rows, tmp_path):
-    readme = Path(__file__).parents[2] / "README.md"
+def test_the_page_s_rubric_is_one(begin, rows, tmp_path):
+    readme = Path(__file__).parents[2] / "docs/annotate.md"
     blocks = [part.partition("```")[0] for part in readme.read_text().split("```yaml\n")[1:]]
     (example,) = [textwrap.dedent(block) for block in blocks if "dimensions:" in block]
     (tmp_path / "rubric.yaml").write_text(example)

@@ -215,8 +215,8 @@ def test_the_module_s_own_example_is_a_rubric_of_every_kind(tmp_path):
     assert len(load_rubric(str(file)).rules) == len(KINDS)
 
 
-def test_the_readme_s_example_is_a_rubric(tmp_path, module):
-    readme = Path(__file__).parents[2] / "README.md"
+def test_the_page_s_example_is_a_rubric(tmp_path, module):
+    readme = Path(__file__).parents[2] / "docs/rewards.md"
     module("my_rules", "def politeness(prompt, completion):\n    return 'please' in completion\n")
     file = tmp_path / "example.yaml"
     blocks = [part.partition("```")[0] for part in readme.read_text().split("```yaml\n")[1:]]

@@ -1,1 +1,1 @@
-"""The work of people: tasks in a queue, accounts, and what a team has done."""
+"""The work of people: a queue of tasks, accounts, and what a team has done."""

@@ -1,1 +1,1 @@
-"""Are these data fit to train on? What `keel data check` finds, and its page."""
+"""Whether data are fit to train on: `keel data check` and its page."""

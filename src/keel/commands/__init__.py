@@ -1,1 +1,1 @@
-"""What is done by hand beside training: a command each, built on the rooms below."""
+"""The verbs beside training, a file each."""

@@ -1,4 +1,4 @@
-"""The whole story on the embedded world, in one folder: from nothing to a report that compares DPO, PPO, best-of-N.
+"""The whole story on the embedded world, from nothing to a report that compares DPO, PPO and best-of-N.
 
 Each step leaves its runs and its figures (`steps/NAME.json`) in the folder; a second call reuses the finished ones. The
 steps call the same `train` functions as the command line. Only the simulated people and the final evaluation know gold.

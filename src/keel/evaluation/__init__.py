@@ -1,1 +1,1 @@
-"""How good is a policy? Rates against another, with intervals."""
+"""How good a policy is: rates against another, with intervals."""

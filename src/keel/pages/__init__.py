@@ -1,1 +1,1 @@
-"""What every page that Keel writes stands on: figures, numbers in words, style."""
+"""What all pages share: drawings, numbers in words, style."""

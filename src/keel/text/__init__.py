@@ -1,1 +1,1 @@
-"""Texts: how they become tokens, when two are the same, and what can be told of one without a model."""
+"""How text becomes tokens, when two texts are the same, and what can be measured of one without a model."""

@@ -1,1 +1,1 @@
-"""The pages that people work with in a browser."""
+"""The server of the annotation page, and the page itself."""

@@ -1,4 +1,4 @@
-"""The embedded world: a teddy-bear concierge, small enough to be learned from nothing within minutes.
+"""The embedded world: a teddy-bear concierge, small enough to be learned from nothing in minutes.
 
 People ask what to do with their bear (`prompts`), a grammar writes answers of every quality and reads them
 back (`grammar`), a gold utility knows what an answer is worth (`gold`), and simulated people vote on pairs of

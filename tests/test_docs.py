@@ -1,0 +1,74 @@
+"""README and the pages in docs: every command is one, every link leads somewhere, and examples run."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from keel import cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, line) of every `keel …` that stands in a block of shell."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            found += [(page.name, line.strip()) for line in block.splitlines() if line.strip().startswith("keel ")]
+    return found
+
+
+@pytest.mark.parametrize(("page", "line"), commands())
+def test_a_command_of_the_documents_is_understood(page, line):
+    words = shlex.split(line, comments=True)[1:]
+    name = next(" ".join(words[:n]) for n in (2, 1) if " ".join(words[:n]) in cli.COMMANDS)
+    kind = getattr(importlib.import_module("keel.config"), cli.COMMANDS[name][0])
+    assert isinstance(cli._parse(name, kind, words[len(name.split()) :]), kind)
+
+
+def test_every_command_has_its_lines_in_the_documents():
+    shown = {" ".join(line.split()[1:3]) for _, line in commands()}
+    words = {word for two in shown for word in (two, two.split()[0])}
+    assert set(cli.COMMANDS) <= words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page):
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in link:
+            assert (page.parent / link).exists(), link
+
+
+def test_the_lines_that_score_a_text_with_a_reward_folder_agree_with_keel(make_model, make_reward):
+    """In plain transformers, as docs/rewards.md has it."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from keel.config import Machine
+    from keel.engine.forward import scalars_at_end
+    from keel.models import checkpoints
+    from keel.records import Bundle, Completion
+
+    folder = make_reward("llama")
+    page = (ROOT / "docs/rewards.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    given = {
+        "torch": torch,
+        "tokenizer": AutoTokenizer.from_pretrained(folder),
+        "model": AutoModelForSequenceClassification.from_pretrained(folder).eval(),
+        "prompt": "what can teddy do in the rain?",
+        "completion": " nap near it",
+    }
+    exec(code, given)  # the page's own lines
+    cpu = Machine(device="cpu", precision="fp32")
+    text, model = checkpoints.load_text(str(folder)), checkpoints.load_reward(str(folder), cpu)
+    prompt = given["prompt"]
+    bundle = Bundle(text.prompt_ids(prompt), [Completion(text.completion_ids(prompt, given["completion"]))])
+    with torch.no_grad():
+        assert given["score"] == pytest.approx(scalars_at_end(model, [bundle]).item(), abs=1e-5)
