@@ -1,7 +1,7 @@
 """A judge behind any OpenAI-compatible endpoint: OpenAI, vLLM, SGLang, llama.cpp and many more.
 
-Each pair is asked about twice, once in each order, at temperature 0 (see `two_orders` for how the two become one verdict,
-`replies` for the words). What fails for a while (no connection, no reply in time, 408, 409, 429, 5xx) is asked again
+Each pair is asked about twice, once in each order, at temperature 0 (`two_orders` makes one verdict of both, `replies`
+has the words). What fails for a while (no connection, no reply in time, 408, 409, 429, 5xx) is asked again
 after growing, jittered waits, an unreadable reply once more; past a deadline the task is `Missing`. What cannot get
 better (401, 402, 403, 404, an exhausted quota) stops the command.
 
