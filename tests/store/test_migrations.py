@@ -19,7 +19,8 @@ from keel.annotation import accounts
 from keel.annotation.queue import NewTask, Queue
 from keel.records import Answer, Drawn, Judgment, Preference
 from keel.store import migrations, schema
-from keel.store.store import Store, _parse
+from keel.store.opening import parse_source
+from keel.store.store import Store
 
 from .test_store import EVERY_KIND, held, in_any_order, keyed
 
@@ -49,7 +50,7 @@ def old_store(store_source):
 
 
 def engine_of(source):
-    return sa.create_engine(_parse(source)[2])
+    return sa.create_engine(parse_source(source)[2])
 
 
 def where(index):

@@ -37,8 +37,10 @@ from keel.records import (
     Score,
     Verdict,
 )
-from keel.store.schema import answers, prompts, settings, shown, tasks, turns
-from keel.store.store import ADJUDICATOR, Store, answer_key, answer_of, prompt_key, prompt_of, rows_of, said_key
+from keel.store.keys import answer_id, prompt_id, said_key
+from keel.store.rows import rows_of, stored_answer, stored_prompt
+from keel.store.schema import ADJUDICATOR, answers, prompts, settings, shown, tasks, turns
+from keel.store.store import Store
 from keel.text.shown import bare
 
 Kind = Literal["pair", "score", "ranking"]
@@ -157,7 +159,7 @@ class Queue:
             tuple(row) for row in connection.execute(sa.select(tasks.c.key, tasks.c.id).where(tasks.c.key.in_(fresh)))
         )
         rows = [
-            {"task": numbers[key], "place": place, "answer": answer_key(prompt_key(task.prompt), answer)}
+            {"task": numbers[key], "place": place, "answer": answer_id(prompt_id(task.prompt), answer)}
             for key, task in fresh.items()
             for place, answer in enumerate(task.answers)
         ]
@@ -171,7 +173,7 @@ class Queue:
             return False
         assert task.gold is not None
         own = connection.scalar(sa.select(shown.c.answer).where(shown.c.task == found, shown.c.place == 0))
-        same = own == answer_key(prompt_key(task.prompt), task.answers[0])
+        same = own == answer_id(prompt_id(task.prompt), task.answers[0])
         gold = {d: outcome if same else MIRROR.get(outcome, outcome) for d, outcome in task.gold.items()}  # type: ignore[call-overload]
         row = {"gold": json.dumps(gold), "wants": 0}
         connection.execute(sa.update(tasks).where(tasks.c.id == found).values(**row))
@@ -279,7 +281,7 @@ class Queue:
     def _shown(self, connection: sa.Connection, row: sa.Row[Any], now: float) -> Turn:
         said = json.loads(row.said) if row.said else None
         seen, left = _as_shown(connection, row), row.expires - now
-        return Turn(row.key, row.task, row.kind, prompt_of(row), seen, row.dimension, left, said)
+        return Turn(row.key, row.task, row.kind, stored_prompt(row), seen, row.dimension, left, said)
 
     def held(self, rater: str, key: str) -> Turn:
         """A turn of a rater by its key, whatever its state; `GoneError` where there is none."""
@@ -352,7 +354,7 @@ class Queue:
         made = []
         for dimension, verdict in verdicts.items():
             judgment = Judgment(
-                prompt_of(row),
+                stored_prompt(row),
                 seen,
                 verdict,
                 rater=rater,
@@ -473,8 +475,8 @@ class Queue:
 
 def _key(task: NewTask) -> bytes:
     """The same for the same answers asked about in the same way, in whatever order they come."""
-    prompt = prompt_key(task.prompt)
-    keys = sorted(answer_key(prompt, answer) for answer in task.answers)
+    prompt = prompt_id(task.prompt)
+    keys = sorted(answer_id(prompt, answer) for answer in task.answers)
     return hashlib.sha256(b"\xff".join([task.kind.encode(), task.dimension.encode(), *keys])).digest()[:20]
 
 
@@ -482,7 +484,7 @@ def _task_row(key: bytes, task: NewTask, overlap: int) -> dict[str, Any]:
     return {
         "key": key,
         "kind": task.kind,
-        "prompt": prompt_key(task.prompt),
+        "prompt": prompt_id(task.prompt),
         "dimension": task.dimension,
         "overlap": overlap,
         "wants": 0 if task.gold else overlap,
@@ -503,7 +505,7 @@ def answers_of(connection: sa.Connection, task: int) -> list[Answer]:
     """A task's answers in its own order."""
     columns = (c.label(f"a_{c.name}") for c in answers.columns)
     statement = sa.select(*columns).join(shown, shown.c.answer == answers.c.key).where(shown.c.task == task)
-    return [answer_of(row, "a") for row in connection.execute(statement.order_by(shown.c.place))]
+    return [stored_answer(row, "a") for row in connection.execute(statement.order_by(shown.c.place))]
 
 
 def _as_shown(connection: sa.Connection, row: sa.Row[Any]) -> tuple[Answer, ...]:
@@ -560,7 +562,7 @@ def tasks_of_store(store: Store, kind: Kind = "pair") -> Iterator[NewTask]:
     statement = statement.join(answers, answers.c.prompt == prompts.c.key).order_by(prompts.c.key, answers.c.key)
     for _, rows in groupby(store.stream(statement), key=lambda row: row.key):
         some = list(rows)
-        yield from tasks_of(prompt_of(some[0]), [answer_of(row, "a") for row in some], kind)
+        yield from tasks_of(stored_prompt(some[0]), [stored_answer(row, "a") for row in some], kind)
 
 
 def tasks_of(prompt: Prompt, found: Sequence[Answer], kind: Kind, origin: Origin | None = None) -> Iterator[NewTask]:
