@@ -6,7 +6,8 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from keel.annotation import accounts, team
-from keel.annotation.queue import NewTask, Queue
+from keel.annotation.queue import Queue
+from keel.annotation.tasks import NewTask
 from keel.data.derive import derive
 from keel.records import Answer, Preference, Ranking, Score
 from keel.store import survey, upkeep

@@ -14,7 +14,8 @@ import sqlalchemy as sa
 from sklearn.metrics import cohen_kappa_score
 
 from keel import cli
-from keel.annotation.queue import NewTask, Queue
+from keel.annotation.queue import Queue
+from keel.annotation.tasks import NewTask
 from keel.data import checks, sources
 from keel.data.sources import read_pairs
 from keel.records import Answer, Judgment, Preference, Ranking

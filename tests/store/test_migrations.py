@@ -16,7 +16,8 @@ import pytest
 import sqlalchemy as sa
 
 from keel.annotation import accounts
-from keel.annotation.queue import NewTask, Queue
+from keel.annotation.queue import Queue
+from keel.annotation.tasks import NewTask
 from keel.records import Answer, Drawn, Judgment, Preference
 from keel.store import migrations, schema
 from keel.store.opening import parse_source

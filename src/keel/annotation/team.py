@@ -13,16 +13,9 @@ import numpy as np
 import sqlalchemy as sa
 
 from keel import stats
-from keel.annotation.queue import (
-    BY_RATERS,
-    FLAGGED,
-    JUDGED,
-    PLAIN,
-    SKIPPED,
-    answers_of,
-    in_own_order,
-    judged_and_wanted,
-)
+from keel.annotation.counts import BY_RATERS, PLAIN, judged_and_wanted
+from keel.annotation.turns import FLAGGED, JUDGED, SKIPPED, answers_of
+from keel.annotation.verdicts import in_own_order
 from keel.records import Answer, Prompt
 from keel.stats import Estimate
 from keel.store.rows import stored_prompt

@@ -29,7 +29,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from keel.annotation import accounts, team
 from keel.annotation.accounts import Session
-from keel.annotation.queue import GoneError, Queue, Turn
+from keel.annotation.queue import Queue
+from keel.annotation.turns import GoneError, Turn
 from keel.errors import InputError
 from keel.files.jsonl import finite
 from keel.guidelines import Rubric
