@@ -23,7 +23,6 @@ from keel.config import (
     DataMergeConfig,
     DataSplitConfig,
     DataStatsConfig,
-    refuse_existing,
 )
 from keel.data import checks, sources
 from keel.data.convert import convert as write
@@ -32,6 +31,7 @@ from keel.errors import InputError
 from keel.files.cells import refuse_ambiguous
 from keel.files.fields import RowError
 from keel.files.jsonl import write_json, write_lines
+from keel.files.target import refuse_existing
 from keel.progress import Bar
 from keel.records import Judgment, Pair, Result, RowCounts
 from keel.says import say

@@ -16,12 +16,13 @@ from typing import Any
 from torch import nn
 
 from keel import stats
-from keel.config import BestOfNConfig, GenerateConfig, refuse_existing
+from keel.config import BestOfNConfig, GenerateConfig
 from keel.data import checks, prepare
 from keel.engine.run import generator
 from keel.engine.scorers import load_scorer, require_same_reading
 from keel.errors import InputError
 from keel.files.jsonl import write_lines
+from keel.files.target import refuse_existing
 from keel.models import checkpoints
 from keel.models.machine import described
 from keel.progress import Bar, peak_rss_gb
