@@ -13,7 +13,7 @@ from keel.annotation.queue import Queue
 from keel.annotation.tasks import NewTask
 from keel.records import Answer
 from keel.store.store import Store
-from keel.web.app import shown_answers, shown_prompt
+from keel.web.desk import shown_answers, shown_prompt
 
 PAGES = ["/admin", "/api/task", "/api/admin"]
 POSTS = [
