@@ -71,6 +71,7 @@ def parse_source(source: str) -> tuple[str, Wanted, sa.URL]:
 
 
 def make_engine(url: sa.URL, name: str) -> sa.Engine:
+    """Return SQLAlchemy's way to a database, tuned; `name` is what errors call the store."""
     try:
         driver = {} if url.get_backend_name() == "sqlite" else {"paramstyle": "format"}  # rows are tuples
         engine = sa.create_engine(url, **driver)
