@@ -29,6 +29,7 @@ from keel.progress import Bar, peak_rss_gb
 from keel.records import Bundle, Result, RowCounts
 from keel.sampling.local import room, sample
 from keel.says import say
+from keel.text.identity import remarks_on
 from keel.text.tokenisation import Text
 
 
@@ -84,7 +85,7 @@ def _ask(config: GenerateConfig) -> _Asked:
     fits = sys.maxsize if limit is None else limit
     prompts = prepare.encode(rows, counts, text, fits, config.max_bad_share, config.prompts)
     say(checks.summarise(counts, config.prompts, name))
-    for remark in text.remarks_on(prompts):
+    for remark in remarks_on(text, prompts):
         say(remark)
     say(described(policy))
     return _Asked(policy, text, prompts, counts)
