@@ -29,7 +29,8 @@ import numpy as np
 import sqlalchemy as sa
 
 from keel.annotation import accounts
-from keel.annotation.queue import NewTask, Queue
+from keel.annotation.queue import Queue
+from keel.annotation.tasks import NewTask
 from keel.records import Answer
 from keel.store import schema
 from keel.store.store import Store

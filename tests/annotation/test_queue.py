@@ -11,7 +11,9 @@ import pytest
 import sqlalchemy as sa
 
 from keel.annotation import accounts
-from keel.annotation.queue import GoneError, NewTask, Queue, tasks_of_store
+from keel.annotation.queue import Queue
+from keel.annotation.tasks import NewTask, tasks_of_store
+from keel.annotation.turns import GoneError
 from keel.data.derive import derive
 from keel.errors import InputError
 from keel.records import Answer, Drawn, Preference, PromptRow, Ranking, Score

@@ -6,10 +6,11 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from keel.annotation import accounts, team
-from keel.annotation.queue import NewTask, Queue
+from keel.annotation.queue import Queue
+from keel.annotation.tasks import NewTask
 from keel.data.derive import derive
 from keel.records import Answer, Preference, Ranking, Score
-from keel.store import survey
+from keel.store import survey, upkeep
 from keel.store.store import Store
 
 
@@ -158,7 +159,7 @@ def test_a_person_is_forgotten_with_account_and_turns_and_the_tasks_are_wanted_a
     say(queue, "ana", "left")
     say(queue, "ben", "right")
     queue.adjudicate("ana", 1, {"overall": Preference("tie")})
-    assert store.forget("ana") == 2
+    assert upkeep.forget(store, "ana") == 2
     assert accounts.session_of(store, cookie) is None
     assert accounts.sign_in(store, token) is None
     assert [w.name for w in team.workers(store)] == ["ben"]
@@ -173,7 +174,7 @@ def test_a_backup_holds_tasks_and_accounts_with_their_numbers(store, tmp_path):
     say(queue, "ana", "left")
     undone = queue.undo("ana")
     queue.judge("ana", undone.key, {"overall": Preference("tie")})
-    store.backup(tmp_path / "copy.db")
+    upkeep.backup(store, tmp_path / "copy.db")
     with Store(f"store:{tmp_path}/copy.db") as copy:
         assert team.totals(copy) == team.totals(store)
         assert copy.identity() == store.identity()

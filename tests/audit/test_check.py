@@ -18,7 +18,8 @@ from keel.engine.run import generator
 from keel.models import checkpoints
 from keel.records import Answer, Judgment, Preference
 from keel.sampling.local import sample
-from keel.store.store import Store, said_key
+from keel.store.keys import said_key
+from keel.store.store import Store
 
 WORDS = [
     *("bear", "honey", "river", "stone", "cloud", "lantern", "garden", "window"),

@@ -30,7 +30,8 @@ from keel.raters import Task
 from keel.raters.simulated import Simulated
 from keel.records import Answer
 from keel.store import survey
-from keel.store.store import Store, answer_key, prompt_key
+from keel.store.keys import answer_id, prompt_id
+from keel.store.store import Store
 
 
 def contents(source):
@@ -616,5 +617,5 @@ def test_simulated_people_know_their_own_world_only(configure_collect):
 
 
 def test_keys_of_what_is_judged_name_the_draw():
-    prompt = prompt_key("p")
-    assert answer_key(prompt, Answer("a")) != answer_key(prompt, Answer("a", draw=1))
+    prompt = prompt_id("p")
+    assert answer_id(prompt, Answer("a")) != answer_id(prompt, Answer("a", draw=1))

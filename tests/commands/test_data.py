@@ -14,11 +14,13 @@ import sqlalchemy as sa
 from sklearn.metrics import cohen_kappa_score
 
 from keel import cli
-from keel.annotation.queue import NewTask, Queue
+from keel.annotation.queue import Queue
+from keel.annotation.tasks import NewTask
 from keel.data import checks, sources
 from keel.data.sources import read_pairs
 from keel.records import Answer, Judgment, Preference, Ranking
-from keel.store.store import Store, said_key
+from keel.store.keys import said_key
+from keel.store.store import Store
 from keel.text.tokenisation import prompt_key
 
 ROWS = [

@@ -10,7 +10,8 @@ from collections import Counter
 import pytest
 
 from keel import cli
-from keel.annotation.queue import NewTask, Queue
+from keel.annotation.queue import Queue
+from keel.annotation.tasks import NewTask
 from keel.data.convert import convert
 from keel.data.sources import read_pairs
 from keel.errors import InputError

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keel.demo import report
+from keel.demo import report, sentences, table
 from keel.demo.figures import value_of
 from keel.evaluation.answers import turned_down
-from keel.pages import drawing
+from keel.pages import drawing, numbers
 
 HOSTILE = '<script>alert("bear")</script><img src=http://evil.example/x>'
 NARROW, JOINED = "\u202f", "\u00a0"
@@ -244,12 +244,12 @@ def test_not_a_number_is_shown_as_a_dash(page):
     ],
 )
 def test_digits_follow_the_interval(raw, shown):
-    assert report.full(value_of(raw)).replace(JOINED, " ") == shown
+    assert numbers.full(value_of(raw)).replace(JOINED, " ") == shown
 
 
 def test_a_line_has_as_many_digits_as_its_narrowest_interval_needs():
     rows = {"sft": {"length": about(31.26, 3.0)}, "ppo": {"length": about(34.12, 0.4)}}
-    cells = report.line("Length", "", rows, ("length",), report.PLAIN)["cells"]
+    cells = table.line("Length", "", rows, ("length",), numbers.PLAIN)["cells"]
     assert [cell.main for cell in cells] == ["31.3", "34.1"]
 
 
@@ -267,7 +267,7 @@ def verdict_of(**wins):
     rows = small_summary()["methods"]
     for name, win in wins.items():
         rows[name]["gold_win_rate"] = win
-    found = report.verdict(rows, {name: report.label(name, row) for name, row in rows.items()})
+    found = sentences.verdict(rows, {name: report.label(name, row) for name, row in rows.items()})
     return found["headline"].replace(NARROW, " "), " ".join(found["findings"]), found
 
 
@@ -300,7 +300,7 @@ def test_side_effects_are_those_beyond_the_intervals():
     summary["methods"]["dpo"]["refusal_harmless"] = about(0.2, 0.03, 360)
     summary["methods"]["dpo"]["dimensions"]["concision"] = about(0.6)
     rows = summary["methods"]
-    effects = report.side_effects(rows, {name: report.label(name, row) for name, row in rows.items()})
+    effects = sentences.side_effects(rows, {name: report.label(name, row) for name, row in rows.items()})
     assert [e.split(" (")[0] for e in effects] == [
         "DPO declines more harmless wishes",
         "DPO is worth less in concision",
@@ -341,7 +341,7 @@ def test_side_effects_are_those_beyond_the_intervals():
     ids=["turned", "still rising", "within the interval", "proxy fell too"],
 )
 def test_sentence_about_turning(golds, proxies, sentence):
-    assert report.turn_sentence(turned_down(points(golds, proxies)), "step").replace(JOINED, " ") == sentence
+    assert sentences.turn_sentence(turned_down(points(golds, proxies)), "step").replace(JOINED, " ") == sentence
 
 
 def test_page_states_the_setting_and_whether_gold_turned(page):
@@ -396,4 +396,4 @@ def test_a_policy_that_broke_in_the_end_is_judged_where_the_proxy_liked_it_best(
     broken = turned_down(points([0.5, 0.3, 0.0], [0.3, 0.2, 0.1]))
     assert not broken["turned"]
     assert broken["end"]["gold"]["mean"] == 0.3
-    assert report.turn_sentence(broken, "step").startswith("Gold fell"), "and it was not highest at the end"
+    assert sentences.turn_sentence(broken, "step").startswith("Gold fell"), "and it was not highest at the end"

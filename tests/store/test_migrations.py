@@ -16,10 +16,12 @@ import pytest
 import sqlalchemy as sa
 
 from keel.annotation import accounts
-from keel.annotation.queue import NewTask, Queue
+from keel.annotation.queue import Queue
+from keel.annotation.tasks import NewTask
 from keel.records import Answer, Drawn, Judgment, Preference
 from keel.store import migrations, schema
-from keel.store.store import Store, _parse
+from keel.store.opening import parse_source
+from keel.store.store import Store
 
 from .test_store import EVERY_KIND, held, in_any_order, keyed
 
@@ -49,7 +51,7 @@ def old_store(store_source):
 
 
 def engine_of(source):
-    return sa.create_engine(_parse(source)[2])
+    return sa.create_engine(parse_source(source)[2])
 
 
 def where(index):

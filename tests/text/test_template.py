@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from keel.data.prepare import tokenise
 from keel.errors import InputError, RowFault
 from keel.records import Demonstration, Origin, Pair, RowCounts
+from keel.text.identity import facts_of, remarks_on
 from keel.text.named_templates import NAMED, chat_template
 from keel.text.template import DAY, Lost, Template, TemplateFault
 from keel.text.tokenisation import Text
@@ -410,9 +411,9 @@ def test_a_prompt_that_opens_the_answer_is_said():
     with pytest.raises(RowFault, match="prefix"):
         text.completion_ids([u("q")], "yes")
     bundle = text.encode(rows[0].__class__("plain", "x"), 100)
-    assert text.remarks_on([bundle]) == []  # no chat
+    assert remarks_on(text, [bundle]) == []  # no chat
     bundle.prompt = [u("q")]
-    assert "'<think>\\n'" in text.remarks_on([bundle])[0]
+    assert "'<think>\\n'" in remarks_on(text, [bundle])[0]
 
 
 # --- the clock
@@ -433,8 +434,8 @@ def test_a_template_that_reads_the_clock_gets_a_fixed_day(monkeypatch):
     monkeypatch.setattr(library, "datetime", Tomorrow)
     assert "2031" in text.tokenizer.apply_chat_template([u("q")], tokenize=False)  # else nothing is shown
     assert text.prompt_ids([u("q")]) == text_with(DATED).prompt_ids([u("q")]) == before
-    assert text.facts()["template_day"] == DAY
-    assert "template_day" not in text_with(TWO_ROLES).facts()
+    assert facts_of(text)["template_day"] == DAY
+    assert "template_day" not in facts_of(text_with(TWO_ROLES))
 
 
 @pytest.mark.parametrize("code", ["%d", "%-d", "%e", "%m", "%b", "%B", "%Y", "%y", "%a", "%A", "%j", "%H", "%I", "%p",

@@ -18,7 +18,8 @@ from tests.web.served import PATIENCE, fill
 from tests.web.served import Server as Process
 
 from keel.annotation import accounts
-from keel.annotation.queue import NewTask, Queue
+from keel.annotation.queue import Queue
+from keel.annotation.tasks import NewTask
 from keel.guidelines import DEFAULT, Rubric
 from keel.records import Judgment
 from keel.store.store import Store

@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 
 from keel.annotation import accounts
-from keel.annotation.queue import NewTask, Queue
+from keel.annotation.queue import Queue
+from keel.annotation.tasks import NewTask
 from keel.records import Answer
 from keel.store.store import Store
 

@@ -9,10 +9,11 @@ import pytest
 from tests.web.served import Client, fill
 
 from keel.annotation import accounts
-from keel.annotation.queue import NewTask, Queue
+from keel.annotation.queue import Queue
+from keel.annotation.tasks import NewTask
 from keel.records import Answer
 from keel.store.store import Store
-from keel.web.app import shown_answers, shown_prompt
+from keel.web.desk import shown_answers, shown_prompt
 
 PAGES = ["/admin", "/api/task", "/api/admin"]
 POSTS = [

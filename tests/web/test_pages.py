@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from tests.web.served import PATIENCE
 
-from keel.annotation.queue import NewTask
+from keel.annotation.tasks import NewTask
 from keel.guidelines import Rubric
 from keel.records import Answer, Preference, Ranking, Score
 from keel.store.schema import turns

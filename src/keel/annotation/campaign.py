@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from keel.annotation.queue import Kind
+from keel.annotation.turns import Kind
 from keel.config import AnnotateConfig
 from keel.errors import InputError
 from keel.guidelines import DEFAULT, Rubric, load_rubric

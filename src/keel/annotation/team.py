@@ -13,20 +13,14 @@ import numpy as np
 import sqlalchemy as sa
 
 from keel import stats
-from keel.annotation.queue import (
-    BY_RATERS,
-    FLAGGED,
-    JUDGED,
-    PLAIN,
-    SKIPPED,
-    answers_of,
-    in_own_order,
-    judged_and_wanted,
-)
+from keel.annotation.counts import BY_RATERS, PLAIN, judged_and_wanted
+from keel.annotation.turns import FLAGGED, JUDGED, SKIPPED, answers_of
+from keel.annotation.verdicts import in_own_order
 from keel.records import Answer, Prompt
 from keel.stats import Estimate
+from keel.store.rows import stored_prompt
 from keel.store.schema import accounts, judgments, prompts, tasks, turns
-from keel.store.store import Store, prompt_of
+from keel.store.store import Store
 
 
 def totals(store: Store) -> dict[str, int]:
@@ -126,7 +120,7 @@ def disagreements(store: Store, most: int = 50) -> Iterator[Disagreement]:
                 for turn in connection.execute(said.order_by(turns.c.done)).all()
                 for one in _verdicts(connection, turn)
             ]
-            yield Disagreement(row.id, row.kind, prompt_of(row), answers_of(connection, row.id), verdicts)
+            yield Disagreement(row.id, row.kind, stored_prompt(row), answers_of(connection, row.id), verdicts)
 
 
 def _verdicts(connection: sa.Connection, turn: sa.Row[Any]) -> Iterator[dict[str, Any]]:
@@ -151,7 +145,7 @@ def flags(store: Store, most: int = 100) -> list[dict[str, Any]]:
         return [
             {
                 **{name: getattr(row, name) for name in ("task", "kind", "rater", "note")},
-                "prompt": prompt_of(row),
+                "prompt": stored_prompt(row),
                 "answers": answers_of(connection, row.task),
             }
             for row in connection.execute(statement.order_by(turns.c.done.desc()).limit(most)).all()

@@ -24,7 +24,8 @@ from keel.progress import Bar
 from keel.records import Bundle, Demonstration, Judgment, Pair, PromptRow, Result, RowCounts
 from keel.says import say
 from keel.store import survey
-from keel.store.store import Store, is_store
+from keel.store.opening import is_store
+from keel.store.store import Store
 from keel.text import personal, same
 from keel.text.near_duplicates import near_duplicates
 from keel.text.tokenisation import further, plain

@@ -15,7 +15,9 @@ from rich.table import Table
 
 from keel.annotation import accounts
 from keel.annotation.campaign import Campaign, campaign_of, keep
-from keel.annotation.queue import Kind, NewTask, Queue, tasks_of, tasks_of_store
+from keel.annotation.queue import Queue
+from keel.annotation.tasks import NewTask, tasks_of, tasks_of_store
+from keel.annotation.turns import Kind
 from keel.config import AnnotateConfig, RatersAddConfig, RatersListConfig, RatersRevokeConfig
 from keel.data import checks, sources
 from keel.errors import InputError

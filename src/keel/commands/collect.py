@@ -25,7 +25,8 @@ from keel.raters.two_orders import VerbosityBias, verbosity_biases
 from keel.records import Answer, Judgment, PromptRow, Result, RowCounts
 from keel.sampling.writers import LocalWriter, RemoteWriter, Writer, Written
 from keel.says import say
-from keel.store.store import Store, answer_key, prompt_key, said_key
+from keel.store.keys import answer_id, prompt_id, said_key
+from keel.store.store import Store
 
 HOPELESS = 25
 """Pairs without a verdict, or prompts without an answer, from the first on, after which nobody is asked any more."""
@@ -205,13 +206,13 @@ def _keep(store: Store, judgments: list[Judgment]) -> int:
 
 
 def _about(task: Task) -> bytes:
-    prompt = prompt_key(task.prompt)
-    return answer_key(prompt, task.first) + answer_key(prompt, task.second)
+    prompt = prompt_id(task.prompt)
+    return answer_id(prompt, task.first) + answer_id(prompt, task.second)
 
 
 def _biases(store: Store, judges: Sequence[str], rows: Sequence[PromptRow]) -> dict[str, dict[str, VerbosityBias]]:
     """By judge and dimension, from all that the store holds about these prompts: the same however often called."""
-    asked = {prompt_key(row.prompt) for row in rows} if judges else set()
+    asked = {prompt_id(row.prompt) for row in rows} if judges else set()
     return {judge: verbosity_biases(store.judgments_by(judge, asked)) for judge in judges}
 
 

@@ -23,7 +23,6 @@ from keel.config import (
     DataMergeConfig,
     DataSplitConfig,
     DataStatsConfig,
-    refuse_existing,
 )
 from keel.data import checks, sources
 from keel.data.convert import convert as write
@@ -32,12 +31,15 @@ from keel.errors import InputError
 from keel.files.cells import refuse_ambiguous
 from keel.files.fields import RowError
 from keel.files.jsonl import write_json, write_lines
+from keel.files.target import refuse_existing
 from keel.progress import Bar
 from keel.records import Judgment, Pair, Result, RowCounts
 from keel.says import say
-from keel.store import survey
+from keel.store import survey, upkeep
+from keel.store.opening import is_store
+from keel.store.rows import TABLES, Rows, rows_of
 from keel.store.schema import judgments
-from keel.store.store import TABLES, Rows, Store, is_store, rows_of
+from keel.store.store import Store
 
 # --- what there is --------------------------------------------------------------------------------
 
@@ -220,7 +222,7 @@ def _row(pair: Pair) -> dict[str, Any]:
 def forget(config: DataForgetConfig) -> None:
     """Erase a person."""
     with Store(config.store) as store:
-        count = store.forget(config.rater)
+        count = upkeep.forget(store, config.rater)
     said = checks.counted(count, "judgment")
     say(f"{config.store}: {config.rater!r} and {said} erased; backups and exports made before keep them")
 
@@ -228,13 +230,13 @@ def forget(config: DataForgetConfig) -> None:
 def merge(config: DataMergeConfig) -> None:
     """Add another store."""
     with Store(config.other) as other, Store(config.store, create=True) as store:
-        say(f"{config.store}: {checks.counted(store.merge(other), 'judgment')} more")
+        say(f"{config.store}: {checks.counted(upkeep.merge(store, other), 'judgment')} more")
 
 
 def backup(config: DataBackupConfig) -> Result:
     """Copy a store."""
     with Store(config.store) as store:
-        store.backup(config.out)
+        upkeep.backup(store, config.out)
     return Result(config.out, {"command": "data backup"})
 
 

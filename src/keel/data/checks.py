@@ -23,7 +23,7 @@ from typing import TypeVar
 from keel.data import doubts
 from keel.errors import InputError
 from keel.records import Demonstration, Fields, Pair, Prompt, PromptRow, RowCounts
-from keel.store.store import is_store
+from keel.store.opening import is_store
 from keel.text import same
 from keel.text.tokenisation import further, prompt_key
 

@@ -41,7 +41,7 @@ from keel.records import (
     RowCounts,
     Score,
 )
-from keel.store.store import is_store
+from keel.store.opening import is_store
 from keel.text.tokenisation import further, plain, prompt_key
 
 __all__ = ["convert", "trl_row", "write_judgments"]

@@ -10,6 +10,7 @@ from keel.config import Reading, Training
 from keel.data import checks, doubts, sources
 from keel.errors import InputError, RowFault
 from keel.records import Bundle, Demonstration, Pair, PromptRow, RowCounts
+from keel.text.identity import facts_of, remarks_on
 from keel.text.tokenisation import Text
 
 Row = TypeVar("Row", PromptRow, Demonstration, Pair)
@@ -91,8 +92,8 @@ def _prepare(
     report = checks.summarise(counts, source, name) + held_report
     if "ai_feedback" in facts:
         report += f"\n{facts['ai_feedback']} of its labels are a model's: what is trained on them is RLAIF"
-    report = "\n".join([report, *text.remarks_on(train)])
-    return Prepared(train, held, counts, held_counts, facts | text.facts(), report)
+    report = "\n".join([report, *remarks_on(text, train)])
+    return Prepared(train, held, counts, held_counts, facts | facts_of(text), report)
 
 
 def _ai(rows: Sequence[Row]) -> dict[str, object]:

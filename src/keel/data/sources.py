@@ -41,7 +41,9 @@ from keel.formats.answers import Unjudged
 from keel.formats.judgments import JUDGED, Judged
 from keel.formats.judgments.base import no_remarks
 from keel.records import Answer, Demonstration, Judgment, Origin, Pair, Prompt, PromptRow, RowCounts
-from keel.store.store import Given, Store, is_store, prompts_identity, row_key
+from keel.store.keys import Given, prompts_identity, row_key
+from keel.store.opening import is_store
+from keel.store.store import Store
 from keel.text.tokenisation import prompt_key
 
 __all__ = [

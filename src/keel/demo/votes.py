@@ -17,7 +17,8 @@ from keel.files.jsonl import write_lines
 from keel.raters import Missing, Task
 from keel.raters.simulated import Simulated
 from keel.records import Bundle, Pair
-from keel.store.store import Store, said_key
+from keel.store.keys import said_key
+from keel.store.store import Store
 
 LOVE_OF_LENGTH = 40.0
 """Of the people whose votes mislead on purpose: log-odds for ten words more."""

@@ -34,10 +34,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from keel.config import Training, refuse_existing
+from keel.config import Training
 from keel.engine.optimizer import Optimizer
 from keel.errors import InputError, KeelError, RunFailed
 from keel.files.jsonl import as_json, write_json
+from keel.files.target import refuse_existing
 from keel.models import checkpoints
 from keel.models.machine import described
 from keel.progress import Bar, peak_rss_gb

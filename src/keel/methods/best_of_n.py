@@ -16,18 +16,20 @@ from typing import Any
 from torch import nn
 
 from keel import stats
-from keel.config import BestOfNConfig, GenerateConfig, refuse_existing
+from keel.config import BestOfNConfig, GenerateConfig
 from keel.data import checks, prepare
 from keel.engine.run import generator
 from keel.engine.scorers import load_scorer, require_same_reading
 from keel.errors import InputError
 from keel.files.jsonl import write_lines
+from keel.files.target import refuse_existing
 from keel.models import checkpoints
 from keel.models.machine import described
 from keel.progress import Bar, peak_rss_gb
 from keel.records import Bundle, Result, RowCounts
 from keel.sampling.local import room, sample
 from keel.says import say
+from keel.text.identity import remarks_on
 from keel.text.tokenisation import Text
 
 
@@ -83,7 +85,7 @@ def _ask(config: GenerateConfig) -> _Asked:
     fits = sys.maxsize if limit is None else limit
     prompts = prepare.encode(rows, counts, text, fits, config.max_bad_share, config.prompts)
     say(checks.summarise(counts, config.prompts, name))
-    for remark in text.remarks_on(prompts):
+    for remark in remarks_on(text, prompts):
         say(remark)
     say(described(policy))
     return _Asked(policy, text, prompts, counts)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from keel import objectives, stats
-from keel.config import DPOConfig, refuse_existing
+from keel.config import DPOConfig
 from keel.data import prepare
 from keel.engine import memory
 from keel.engine.batches import Batches, prompt_of
@@ -26,6 +26,7 @@ from keel.engine.forward import in_batches, micro_batches, sequence_logps
 from keel.engine.run import Run
 from keel.engine.step0 import require_zero_margin_loss
 from keel.errors import InputError
+from keel.files.target import refuse_existing
 from keel.models import checkpoints
 from keel.models.limits import positions
 from keel.objectives import Metrics

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from keel import objectives, stats
-from keel.config import PPOConfig, refuse_existing
+from keel.config import PPOConfig
 from keel.data import prepare
 from keel.engine import memory
 from keel.engine.batches import Batches
@@ -31,6 +31,7 @@ from keel.engine.forward import (
 from keel.engine.run import Run, generator
 from keel.engine.scorers import Scorer, load_scorer, require_same_reading
 from keel.engine.step0 import require_unit_ratio, require_zero_kl
+from keel.files.target import refuse_existing
 from keel.models import checkpoints, trials
 from keel.records import Bundle, Completion, Result, lengths_of
 from keel.sampling.local import cache_bytes, room, sample

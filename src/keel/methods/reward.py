@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from keel import objectives, stats
-from keel.config import RewardConfig, refuse_existing
+from keel.config import RewardConfig
 from keel.data import prepare
 from keel.engine import memory
 from keel.engine.batches import Batches, prompt_of
 from keel.engine.forward import in_batches, micro_batches, scalars_at_end
 from keel.engine.run import Run
 from keel.engine.step0 import require_zero_margin_loss
+from keel.files.target import refuse_existing
 from keel.models import checkpoints
 from keel.models.limits import positions
 from keel.records import Bundle, Result

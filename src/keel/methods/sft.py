@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from keel import stats
-from keel.config import SFTConfig, refuse_existing
+from keel.config import SFTConfig
 from keel.data import prepare
 from keel.engine import memory
 from keel.engine.batches import Batches
 from keel.engine.forward import micro_batches, token_logps, token_scores
 from keel.engine.run import Run
+from keel.files.target import refuse_existing
 from keel.models import checkpoints
 from keel.models.limits import positions
 from keel.records import Bundle, Result

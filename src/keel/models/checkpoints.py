@@ -26,6 +26,7 @@ from keel.models.heads import scalar_head
 from keel.models.machine import device_of, dtype_of, prepare
 from keel.records import Bundle
 from keel.says import say
+from keel.text.identity import difference_between
 from keel.text.named_templates import chat_template
 from keel.text.tokenisation import PAD_TOKEN, Text
 
@@ -151,7 +152,7 @@ def ensure_pad(text: Text) -> int:
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in text.eos_ids:
         return int(tokenizer.pad_token_id)
     tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
-    text.learn_tokens()  # data may spell it
+    text.pieces.learn_tokens()  # data may spell it
     return int(tokenizer.pad_token_id)
 
 
@@ -272,7 +273,7 @@ def _point_to_code(file: Path) -> None:
 def _reads_back(text: Text, folder: Path) -> bool:
     own = not type(text.tokenizer).__module__.startswith("transformers.")  # code that was trusted to make it
     with _quiet():
-        return not text.difference(_text(str(folder), str(folder), Spelling(trust_remote_code=own)), [])
+        return not difference_between(text, _text(str(folder), str(folder), Spelling(trust_remote_code=own)), [])
 
 
 def reload(model: Any, folder: Path) -> nn.Module:
@@ -310,7 +311,7 @@ TRIED = 8
 
 def require_same_tokens(text: Text, other: Text, bundles: Sequence[Bundle], name: str) -> None:
     """Refuse a model that reads a run's prompts as other ids: its numbers would be about something else."""
-    if what := text.difference(other, [bundle.prompt for bundle in bundles[:TRIED]]):
+    if what := difference_between(text, other, [bundle.prompt for bundle in bundles[:TRIED]]):
         raise InputError(
             f"{name}: its {what} differs from the policy's; train it from the same base model, or anew if an earlier "
             "version saved it"

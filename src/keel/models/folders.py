@@ -435,7 +435,7 @@ def check_tokens(text: Text, folder: str, name: str, code: bool) -> None:
     tokenizer for some kinds of model: it is refused, too.
     """
     tokens = text.tokenizer.get_vocab()
-    if set(tokens.values()) <= text.controls.ids | set(text.tokenizer.all_special_ids):
+    if set(tokens.values()) <= text.pieces.controls.ids | set(text.tokenizer.all_special_ids):
         raise InputError(f"{name}: {NO_TOKENIZER}")
     rows = _rows(folder, name, code)
     if rows is None:
@@ -446,7 +446,7 @@ def check_tokens(text: Text, folder: str, name: str, code: bool) -> None:
         return
     needed = text.eos_ids | {i for i in (text.bos_id, text.tokenizer.unk_token_id) if i is not None}
     needed |= _written(text)
-    used = sorted(i for i in beyond if i in needed or i not in text.controls.ids)
+    used = sorted(i for i in beyond if i in needed or i not in text.pieces.controls.ids)
     if used:
         named = some([f"{beyond[i]!r} ({i})" for i in used])
         raise InputError(
@@ -478,4 +478,4 @@ def _written(text: Text) -> set[int]:
     except RowFault:
         return set()  # every row of such a template is told apart
     convert: Callable[[str], int] = text.tokenizer.convert_tokens_to_ids
-    return {convert(whole[slice(*place)]) for place in text.controls.places(whole)}
+    return {convert(whole[slice(*place)]) for place in text.pieces.controls.places(whole)}

@@ -27,7 +27,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from pydantic import ConfigDict, Field, model_validator
 
-from keel.config import Config, Count, NonNegative, Positive
+from keel.config.base import Config, Count, NonNegative, Positive
 from keel.errors import InputError
 from keel.guidelines import DEFAULT, Rubric
 from keel.raters import Missing, Task

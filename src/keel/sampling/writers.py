@@ -15,6 +15,7 @@ from keel.records import Answer, Bundle, Completion, Drawn, PromptRow, RowCounts
 from keel.sampling.client import public_address
 from keel.sampling.remote import NOT_ASKED, sample_remote
 from keel.says import say
+from keel.text.identity import remarks_on
 from keel.text.tokenisation import Text
 
 ROUNDS_OF_ROWS = 4
@@ -53,7 +54,7 @@ class LocalWriter:
         self.config = config
         self.text = checkpoints.load_text(config.model, config)
         self.policy = checkpoints.load_policy(config.model, config)
-        for remark in self.text.remarks_on(rows):
+        for remark in remarks_on(self.text, rows):
             say(remark)
         say(described(self.policy))
         limit = room(self.policy, config.max_new_tokens)

@@ -177,3 +177,8 @@ sessions = Table(
 )
 
 settings = Table("settings", metadata, Column("name", Text, primary_key=True), Column("value", Text, nullable=False))
+
+ADJUDICATOR = " (adjudicator)"
+"""Suffix of an adjudicator's rater name, so that decisions are not mixed with their own ratings."""
+RETRACTION = "retraction"
+"""The kind of a judgment that takes another back."""

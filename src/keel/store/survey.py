@@ -18,7 +18,8 @@ from keel import stats
 from keel.records import Judgment, Preference, Ranking, RaterKind, Score
 from keel.stats import Estimate
 from keel.store import schema
-from keel.store.store import Store, answer_key, prompt_key
+from keel.store.keys import answer_id, prompt_id
+from keel.store.store import Store
 
 # --- what there is --------------------------------------------------------------------------------
 
@@ -117,10 +118,10 @@ def count(judgments: Iterable[Judgment]) -> Survey:
     prompts: set[bytes] = set()
     answers: set[bytes] = set()
     for judgment in judgments:
-        prompt = prompt_key(judgment.prompt)
+        prompt = prompt_id(judgment.prompt)
         prompts.add(prompt)
         for answer in judgment.answers:
-            key = answer_key(prompt, answer)
+            key = answer_id(prompt, answer)
             if key not in answers:
                 answers.add(key)
                 survey.models[answer.model] += 1
@@ -218,8 +219,8 @@ def said(judgment: Judgment, orders: Orders | None = None) -> Iterator[Said]:
     """
     if judgment.kind == "adjudicator":
         return
-    prompt = prompt_key(judgment.prompt)
-    keys = [answer_key(prompt, answer) for answer in judgment.answers]
+    prompt = prompt_id(judgment.prompt)
+    keys = [answer_id(prompt, answer) for answer in judgment.answers]
     match judgment.verdict:
         case Preference(outcome, _):
             yield contest(judgment.dimension, judgment.rater, keys[0], keys[1], outcome, orders)

@@ -5,14 +5,14 @@ they are the tokenised rendering wherever that begins with the prompt's ids. A c
 end; one cut by the length limit carries none. Lengths, never ids, say where something ends, so that a tokenizer whose
 pad *is* its EOS is harmless.
 
-Text of the data is text: what spells a control token in it is encoded as text (`control`).
+Text of the data is text: what spells a control token in it is encoded as text (`control`, `pieces`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -30,16 +30,14 @@ from keel.records import (
     Prompt,
     PromptRow,
 )
-from keel.text.control import ControlTokens, Handling, Note, ends_of_marks, parts
+from keel.text.control import Handling, Note
+from keel.text.pieces import Pieces
 from keel.text.template import DAY, TRIMMED, Template, answering
-from keel.text.unknown import Gaps
 
 PAD_TOKEN = "<|pad|>"
 """What padding is called where Keel adds it; no text is read differently for it."""
 CONTEXT = 8
 """Tokens of a prompt behind which a completion is decoded: enough for the space that a decoder drops at its start."""
-ANCHORS = "\n", ".", "a"
-"""Signs behind which a text is read as one that does not stand alone; the first with which it does not merge."""
 
 
 class EosInsideError(RowFault):
@@ -62,6 +60,17 @@ class DoubleBosError(RowFault):
         )
 
 
+class NoPrefixError(RowFault):
+    """A chat whose prompt is rendered otherwise once its answer is there."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the chat template is not a prefix of itself: adding the answer changes how the prompt is rendered; "
+            "use a template whose prompt does not depend on what follows",
+            "the chat template is not a prefix of itself",
+        )
+
+
 def _silent(what: str) -> None:
     """Note nothing."""
 
@@ -81,15 +90,11 @@ class Text:
         self.eos_id = int(tokenizer.eos_token_id if tokenizer.eos_token_id is not None else given[0])
         self.bos_id: int | None = tokenizer.bos_token_id
         self._adds_bos = self.bos_id is not None and list(tokenizer("").input_ids)[:1] == [self.bos_id]
-        self.controls = ControlTokens(tokenizer, control_tokens)
+        self.pieces = Pieces(tokenizer, control_tokens)
+        self.gaps = self.pieces.gaps
         self._given = frozenset({self.eos_id, *given})
         self._leads: dict[tuple[int, ...], tuple[bool, bool]] = {}
-        self.gaps = Gaps(tokenizer, self._plain_ids)
         self._learn_template()
-
-    def learn_tokens(self) -> None:
-        """Find out anew which control tokens there are: the tokenizer has got another."""
-        self.controls = ControlTokens(self.tokenizer, self.controls.handling)
 
     def _learn_template(self) -> None:
         """Find out what the tokenizer's template, as it is now, writes around an answer, and how that ends."""
@@ -105,36 +110,10 @@ class Text:
         if around is None:
             return "", "", None
         opening, after = around
-        place = next(self.controls.places(after), None)
-        if place is None:
-            return opening, after, None
-        return opening, after[: place[0]], int(self.tokenizer.convert_tokens_to_ids(after[slice(*place)]))
+        begin, end = self.pieces.first_control(after) or (None, None)
+        return opening, after[:begin], end
 
     # --- ids out of text
-
-    def _ids(self, text: str, inner: bool = False) -> list[int]:
-        """Tokens of a text in which what is marked is text; of an `inner` one, which stands behind others.
-
-        Raises `RowFault` where a text would become control tokens.
-        """
-        ids: list[int] = []
-        for place, (part, marked) in enumerate(parts(text)):
-            alone = place == 0 and not inner and not marked
-            ids += self._plain_ids(part) if alone else self._inner_ids(part, as_text=marked)
-        self.controls.require_text(text, ids)
-        self.gaps.require_rows(ids)
-        return ids
-
-    def _plain_ids(self, text: str, as_text: bool = False) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=as_text).input_ids)
-
-    def _inner_ids(self, piece: str, as_text: bool = False) -> list[int]:
-        """Tokens of a piece that stands behind others, without the space that a tokenizer may put before a text."""
-        for anchor in ANCHORS:
-            before, ids = self._plain_ids(anchor), self._plain_ids(anchor + piece, as_text)
-            if ids[: len(before)] == before:
-                return ids[len(before) :]
-        return self._plain_ids(piece, as_text)
 
     def prompt_ids(self, prompt: Prompt, note: Note = _silent) -> list[int]:
         """Tokens of a prompt, with the BOS that the tokenizer itself would add and never two.
@@ -153,14 +132,14 @@ class Text:
     def _read(self, prompt: Prompt, note: Note) -> _Asked:
         spelt: set[str] = set()
         if isinstance(prompt, str):
-            turns, text = [], self.controls.mark(prompt, spelt)
+            turns, text = [], self.pieces.controls.mark(prompt, spelt)
         else:
-            turns = [self.controls.mark_turn(turn, spelt) for turn in prompt]
+            turns = [self.pieces.controls.mark_turn(turn, spelt) for turn in prompt]
             rendered = self._template().render(turns, generate=True)
             text = rendered.text
             _tell(rendered.notes, note)
-        self.controls.say(spelt, note)
-        ids = self._ids(text)
+        self.pieces.controls.say(spelt, note)
+        ids = self.pieces.ids(text)
         self.gaps.require_tokens(prompt, ids)
         ids = self._with_bos(ids) if isinstance(prompt, str) else ids
         if not ids:
@@ -185,16 +164,16 @@ class Text:
         self, asked: _Asked, completion: str, fields: Fields | None, ended: bool, note: Note
     ) -> list[int]:
         spelt: set[str] = set()
-        if self.controls.handling == "keep":
+        if self.pieces.controls.handling == "keep":
             completion = self._without_ends(completion)
         if not isinstance(asked.prompt, str):
-            answer = self.controls.mark_turn(answering(completion, fields), spelt)
+            answer = self.pieces.controls.mark_turn(answering(completion, fields), spelt)
             after, end = self._answer(asked, answer, ended, note)
         elif fields:
             raise RowFault(f"an answer with {', '.join(fields)} needs a chat as prompt, which a template can render")
         else:
-            after, end = self.controls.mark(completion, spelt), self.eos_id
-        self.controls.say(spelt, note)
+            after, end = self.pieces.controls.mark(completion, spelt), self.eos_id
+        self.pieces.controls.say(spelt, note)
         ids = self._behind(asked, after)
         if not self.eos_ids.isdisjoint(ids):
             raise EosInsideError
@@ -204,27 +183,15 @@ class Text:
         """What the template writes from the prompt's end to that of the answer, but for its end, and that end's id."""
         rendered = self._template().render([*asked.turns, answer], generate=False)
         if not rendered.text.startswith(asked.text):
-            raise RowFault(
-                "the chat template is not a prefix of itself: adding the answer changes how the prompt is rendered; "
-                "use a template whose prompt does not depend on what follows",
-                "the chat template is not a prefix of itself",
-            )
+            raise NoPrefixError
         _tell(rendered.notes, note)
         start, stop = rendered.spans[-1]
         opening = rendered.text[len(asked.text) : start]
         if opening.strip() and len(answer) == 2:  # beside fields of its own, the text is not all of the answer
             note(f"the chat template writes {opening!r} before the answer")
         written, after = rendered.text[len(asked.text) : stop], rendered.text[stop:]
-        closing, end = self._closing(after)
-        return written + (closing if ended else ""), end
-
-    def _closing(self, after: str) -> tuple[str, int]:
-        """What stands between an answer and its end, and that end's id; EOS where the template writes none."""
-        for place in self.controls.places(after):
-            token = int(self.tokenizer.convert_tokens_to_ids(after[slice(*place)]))
-            if token in self.eos_ids:
-                return after[: place[0]], token
-        return after, self.eos_id
+        at, end = self.pieces.first_control(after, self.eos_ids) or (None, self.eos_id)
+        return written + (after[:at] if ended else ""), end
 
     def _behind(self, asked: _Asked, after: str) -> list[int]:
         """Tokens of a text behind a prompt: those of both together, if they begin with the prompt's.
@@ -232,18 +199,14 @@ class Text:
         Else, where a merge would cross the boundary, those that it has behind a sign with which it does not merge.
         """
         if not after or not asked.text:
-            return self._ids(after)
-        at = self._last_control(asked.text)  # no merge crosses a control token: only what follows it is read again
-        known = self._ids(asked.text[at:]) if at else asked.ids
-        whole = self._ids(asked.text[at:] + after)
+            return self.pieces.ids(after)
+        at = self.pieces.last_control(asked.text)  # no merge crosses a control token: what follows it is read again
+        known = self.pieces.ids(asked.text[at:]) if at else asked.ids
+        whole = self.pieces.ids(asked.text[at:] + after)
         whole = self._with_bos(whole) if not at and isinstance(asked.prompt, str) else whole
         if whole[: len(known)] == known and asked.ids[len(asked.ids) - len(known) :] == known:
             return whole[len(known) :]
-        return self._ids(after, inner=True)
-
-    def _last_control(self, text: str) -> int:
-        """Where the last control token of a rendering begins that is not marked; 0 where there is none."""
-        return max((begin for begin, _ in self.controls.places(text, ends_of_marks(text))), default=0)
+        return self.pieces.ids(after, inner=True)
 
     def _without_ends(self, completion: str) -> str:
         """A text without ends that it brings itself, where these count as such."""
@@ -275,20 +238,17 @@ class Text:
         end = next((at for at, i in enumerate(ids) if i in self.eos_ids), None)
         body = ids if end is None else ids[:end]
         if prompt == "":
-            return self._decoded(body)
+            return self.pieces.decoded(body)
         if prompt_ids is None:
-            prompt_ids = self._plain_ids("\n") if prompt is None else self.prompt_ids(prompt)
+            prompt_ids = self.pieces.plain_ids("\n") if prompt is None else self.prompt_ids(prompt)
         tail = prompt_ids[-CONTEXT:]
-        head, whole = self._decoded(tail), self._decoded([*tail, *body])
-        text = whole[len(head) :] if whole.startswith(head) else self._decoded(body)
+        head, whole = self.pieces.decoded(tail), self.pieces.decoded([*tail, *body])
+        text = whole[len(head) :] if whole.startswith(head) else self.pieces.decoded(body)
         text = self._without_own_space(text, head, tail)
         if isinstance(prompt, str) or (prompt is None and not self.opening.strip()):
             return text
         text = text.removeprefix(self.opening)
         return text.removesuffix(self.closing) if end is not None else text
-
-    def _decoded(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _without_own_space(self, text: str, head: str, tail: list[int]) -> str:
         """A decoded text without the space that the tokenizer itself put before it behind these tokens.
@@ -301,7 +261,7 @@ class Text:
         if key not in self._leads:
             asked = _Asked([], [], head, tail)
             plain, spaced = self._behind(asked, "a"), self._behind(asked, " a")
-            adds = self._decoded([*tail, *plain]) == head + " a"
+            adds = self.pieces.decoded([*tail, *plain]) == head + " a"
             self._leads[key] = adds, adds and plain == spaced
         adds, if_missing = self._leads[key]
         return text[1:] if adds and not (if_missing and text.startswith("  ")) else text
@@ -327,32 +287,14 @@ class Text:
             )
         completions = []
         for text, cut, fields, drawn in _answers(row):
-            ids = self._as_drawn(asked, text, cut, drawn)
+            ids = _as_drawn(self, asked, text, cut, drawn)
             if ids is None:
                 ids = self._completion_ids(asked, text, fields, not cut, told.append)
-                self._compare_decoded(asked, ids, text, fields, told)
+                _compare_decoded(self, asked, ids, text, fields, told)
             completions.append(Completion(ids[:room], truncated=cut or len(ids) > room, text=text))
         _tell(told, note)
         margin = row.margin if isinstance(row, Pair) else 0.0
         return Bundle(asked.ids, completions, prompt=row.prompt, margin=margin, origin=row.origin)
-
-    def _as_drawn(self, asked: _Asked, text: str, cut: bool, drawn: Drawn | None) -> list[int] | None:
-        """The tokens that an answer was drawn as; None if they are unknown, another tokenizer's, or not its text."""
-        if drawn is None or drawn.tokenizer != self.fingerprint():
-            return None
-        ids = list(drawn.ids)
-        ends = [at for at, i in enumerate(ids) if i in self.eos_ids]
-        whole = ends == ([] if cut else [len(ids) - 1]) and self.decode(ids, asked.prompt, asked.ids) == text
-        return ids if whole else None
-
-    def _compare_decoded(
-        self, asked: _Asked, ids: list[int], text: str, fields: Fields | None, told: list[str]
-    ) -> None:
-        """Say of an answer that its tokens do not give its text back, unless it is told that a template trims it."""
-        back = text if fields else self.decode(ids, asked.prompt, asked.ids)
-        self.gaps.require_answer(text, back)
-        if back != text and not (TRIMMED in told and back.strip() == text.strip()):
-            told.append("decoding an answer's tokens does not give its text back")
 
     def completion(self, bundle: Bundle, ids: list[int], truncated: bool) -> Completion:
         """A completion record from ids sampled behind a bundle's prompt."""
@@ -365,59 +307,18 @@ class Text:
 
         Vocabulary, template, the day that it gets where it reads the clock, and ends; not padding.
         """
-        parts = [self._body, str(self.tokenizer.chat_template), str(sorted(self.eos_ids))]
+        parts = [self.spelling, str(self.tokenizer.chat_template), str(sorted(self.eos_ids))]
         parts += [DAY] if self.template is not None and self.template.reads_clock else []
         return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     @cached_property
-    def _body(self) -> str:
+    def spelling(self) -> str:
         """Hash of how the tokenizer reads a text."""
         return hashlib.sha256(_spelling(self.tokenizer).encode("utf-8", "surrogatepass")).hexdigest()
 
     def ends(self) -> list[str]:
         """The tokens that end a completion."""
         return [str(self.tokenizer.convert_ids_to_tokens(i)) for i in sorted(self.eos_ids)]
-
-    def difference(self, other: Text, prompts: Sequence[Prompt]) -> str:
-        """In what another reads these prompts differently: a noun phrase, or nothing. Padding is no difference.
-
-        Templates matter only where a prompt is a chat.
-        """
-        if self._body != other._body:
-            return "tokenizer"
-        chats = any(not isinstance(prompt, str) for prompt in prompts)
-        if chats and self.tokenizer.chat_template != other.tokenizer.chat_template:
-            return "chat template"
-        if self.eos_ids != other.eos_ids:
-            return f"end of an answer ({', '.join(other.ends())}, not {', '.join(self.ends())})"
-        return "way to read these prompts" if any(map(self._reads_differently(other), prompts)) else ""
-
-    def _reads_differently(self, other: Text) -> Callable[[Prompt], bool]:
-        def differs(prompt: Prompt) -> bool:
-            try:
-                return self.prompt_ids(prompt) != other.prompt_ids(prompt)
-            except RowFault:
-                return False  # it is counted where it is used
-
-        return differs
-
-    def facts(self) -> dict[str, object]:
-        """What a manifest says of it: its fingerprint, and the day that a template gets which asks for it."""
-        clock = self.template is not None and self.template.reads_clock
-        return {"tokenizer": self.fingerprint(), **({"template_day": DAY} if clock else {})}
-
-    def remarks_on(self, rows: Sequence[Bundle | PromptRow]) -> list[str]:
-        """What a user should know of the template, if any of these prompts is a chat."""
-        if self.template is None or all(isinstance(row.prompt, str) for row in rows):
-            return []
-        found = []
-        if self.template.reads_clock:
-            found.append(f"the chat template writes the day: it is always given {DAY}")
-        if opened := self.template.opened():
-            found.append(
-                f"the chat template's prompt ends in {opened!r}: texts begin behind that, for rules and raters, too"
-            )
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,6 +341,26 @@ def _answers(
         case Pair():
             return list(zip((row.chosen, row.rejected), row.cut, row.fields, row.drawn, strict=True))
     return []
+
+
+def _as_drawn(reader: Text, asked: _Asked, text: str, cut: bool, drawn: Drawn | None) -> list[int] | None:
+    """Return the tokens that an answer was drawn as; None if they are unknown, another tokenizer's, or not its text."""
+    if drawn is None or drawn.tokenizer != reader.fingerprint():
+        return None
+    ids = list(drawn.ids)
+    ends = [at for at, i in enumerate(ids) if i in reader.eos_ids]
+    whole = ends == ([] if cut else [len(ids) - 1]) and reader.decode(ids, asked.prompt, asked.ids) == text
+    return ids if whole else None
+
+
+def _compare_decoded(
+    reader: Text, asked: _Asked, ids: list[int], text: str, fields: Fields | None, told: list[str]
+) -> None:
+    """Say of an answer that its tokens do not give its text back, unless it is told that a template trims it."""
+    back = text if fields else reader.decode(ids, asked.prompt, asked.ids)
+    reader.gaps.require_answer(text, back)
+    if back != text and not (TRIMMED in told and back.strip() == text.strip()):
+        told.append("decoding an answer's tokens does not give its text back")
 
 
 def _tell(notes: Iterable[str], note: Note) -> None:

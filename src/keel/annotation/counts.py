@@ -1,0 +1,50 @@
+"""How many turns are judged and wanted, by a rater and by all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from keel.annotation.turns import FLAGGED, JUDGED, SKIPPED
+from keel.store.schema import ADJUDICATOR, tasks, turns
+from keel.store.store import Store
+
+PLAIN = tasks.c.gold == ""
+"""Tasks whose verdict nobody knows yet."""
+BY_RATERS = ~turns.c.rater.endswith(ADJUDICATOR, autoescape=True)
+"""Turns of those who rate, not of those who decide."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far one is, and all together; `total` counts people who are wanted over all tasks but gold ones."""
+
+    mine: int
+    mine_today: int
+    team: int
+    total: int
+    can_undo: bool
+
+
+def judged_and_wanted() -> tuple[sa.ScalarSelect[Any], sa.ScalarSelect[Any]]:
+    """Return subqueries: turns that raters have judged, and turns that are wanted in all, gold tasks left out."""
+    judged = sa.select(sa.func.count()).select_from(turns).join(tasks).where(turns.c.state == JUDGED, PLAIN, BY_RATERS)
+    wanted = sa.select(sa.func.coalesce(sa.func.sum(tasks.c.overlap), 0)).where(PLAIN)
+    return judged.scalar_subquery(), wanted.scalar_subquery()
+
+
+def own_counts(store: Store, rater: str, now: float) -> tuple[int, int, bool]:
+    """Return how many turns a rater has judged, how many of them today, and whether there is one to undo."""
+    midnight = now - now % 86_400
+    count = sa.func.count()
+    judged_by = turns.c.rater == rater, turns.c.state == JUDGED
+    ended = sa.select(sa.literal(1)).where(turns.c.rater == rater, turns.c.state.in_((JUDGED, SKIPPED, FLAGGED)))
+    columns: list[Any] = [
+        sa.select(count).where(*judged_by).scalar_subquery(),
+        sa.select(count).where(*judged_by, turns.c.done >= midnight).scalar_subquery(),
+        sa.exists(ended),
+    ]
+    mine, today, undoable = tuple(store.read(sa.select(*columns))[0])
+    return mine, today, bool(undoable)

@@ -1,0 +1,143 @@
+"""How judgments are collected: from models and rules, and from people on the annotation page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from keel.config.base import Config, Count, NonNegative, Positive, Share, StoreName
+from keel.config.parts import Loading, Spelling, StoreConfig
+from keel.config.sampling import Sampling
+
+
+class CollectConfig(Sampling):
+    """Draw answers to prompts, have them judged, and keep both in a store. Stopped anywhere, the same call goes on.
+
+    Raters: `rule:FILE.yaml` or `rule:package.module:function`; `judge:NAME`, a model behind an OpenAI-compatible
+    endpoint; `local:MODEL`, a causal language model in this process; `people`, on the page of `keel annotate`;
+    `simulated`, the embedded world's people.
+    """
+
+    model: str
+    """What answers: checkpoint folder, run folder or hub name; with `server` the model's name there."""
+    prompts: str
+    """File of prompts or chats, a log of chats (up to the last question), or a store, whose prompts are answered."""
+    store: StoreName
+    """Where all is kept: FILE.db (also written store:FILE.db) or a database URL; made if it is not there."""
+    rater: list[str] = []  # noqa: RUF012  (each config gets a copy)
+    """Who judges, one or several; without any, answers are only drawn and kept."""
+    n: Count = 2
+    """Answers per prompt; all n (n - 1) / 2 comparisons are judged."""
+    server: str | None = None
+    """OpenAI-compatible address of what answers, such as http://localhost:8000/v1; by default it is this process."""
+    personal: Literal["keep", "mask", "drop"] = "keep"
+    """Prompts with e-mail addresses, phone or card numbers, IBANs, IP addresses: keep, ask with [email] …, or drop."""
+    near_duplicates: Literal["keep", "drop"] = "keep"
+    """Keep all prompts that share most of their words with an earlier one, or drop them."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Draw among the fewest likeliest words with this probability."""
+    temperature: Positive = 1.0
+    """Divides the logits; answers must differ, so it is above 0."""
+    rubric: Path | None = None
+    """YAML file of dimensions and guidelines for judges; overall quality by default."""
+    judge_server: str | None = None
+    """OpenAI-compatible address of `judge:NAME`; OPENAI_BASE_URL or OpenAI's own by default."""
+    judge_temperature: NonNegative | None = 0.0
+    """Of `judge:NAME`; `none` for models that take no temperature: their verdicts vary from call to call."""
+    judge_reply_tokens: Count = 1024
+    """Length limit of a judge's reply, its reasoning included; a reply that is cut there gives no verdict."""
+    judge_timeout: Positive = 60.0
+    """Seconds for one reply of a judge, to its last byte."""
+    judge_retries: Annotated[int, Field(ge=0)] = 5
+    """Repetitions of a request to a judge that failed for a while."""
+    judge_first_wait: Positive = 0.5
+    """Seconds before the first repetition; doubled before each further one, up to half a minute."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the servers' key; the key itself is written nowhere."""
+    server_key_variable: str | None = None
+    """The same for `server` alone, where the judge's key is another; `key_variable` by default."""
+    concurrency: Count = 8
+    """Requests to a server at once."""
+    deadline: Positive = 300.0
+    """Seconds for one pair or prompt: all its requests, repetitions and waits."""
+    price_in: NonNegative | None = None
+    """The judge's price per million tokens read."""
+    price_out: NonNegative | None = None
+    """The judge's price per million tokens written."""
+    budget: Positive | None = None
+    """Money for the judge; when it is spent, no further pair is begun."""
+    token_budget: Count | None = None
+    """The same in tokens."""
+    out: Path | None = None
+    """JSON file for the figures, besides the screen."""
+
+    @model_validator(mode="after")
+    def _options_that_would_do_nothing(self) -> CollectConfig:
+        if self.server is not None:
+            for name in Spelling.model_fields.keys() - Loading.model_fields.keys():
+                if getattr(self, name) != Spelling.model_fields[name].default:
+                    raise ValueError(f"{name} has no meaning with server, which renders chats itself: leave it out")
+        return self
+
+
+class AnnotateConfig(Config):
+    """Serve the page where people judge, one process over one store. Who may sign in: `keel raters add`."""
+
+    store: StoreName
+    """Where tasks and judgments are kept: FILE.db (also written store:FILE.db) or a database URL; made if it is not
+    there."""
+    tasks: str | None = None
+    """File of answers to judge: prompt and completions as `keel generate` writes them, prompt, response_a and
+    response_b, or any format of preferences, whose verdicts are left aside; by default what the store holds."""
+    gold: str | None = None
+    """File of pairs with known verdicts: shown among the others, to tell how far each rater can be relied on."""
+    kind: Literal["pair", "score", "ranking"] | None = None
+    """Every two answers side by side, each answer by itself, or all answers to a prompt in order; pairs by default.
+    This and the next two are kept in the store: whoever starts again need not repeat them."""
+    rubric: Path | None = None
+    """YAML file: `dimensions:` and beneath it one `name: guideline` each; overall quality by default."""
+    one_at_a_time: bool = False
+    """Ask about one dimension of the rubric at a time, in place of all on one page."""
+    overlap: Count = 1
+    """People who are to judge each task; tasks that are there already never get fewer than they had."""
+    gold_every: Annotated[int, Field(ge=2)] = 10
+    """One in so many tasks is one of --gold, as long as there are any."""
+    lease: Positive = 15.0
+    """Minutes for one task; after them it may go to somebody else."""
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    """0 takes a free one."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in."""
+    https: bool = False
+    """The page is reached by HTTPS, through a proxy: cookies then travel by HTTPS only."""
+    limit: Count | None = None
+    """Only the first N rows of the files."""
+    columns: str | None = None
+    """The names of columns in --tasks and --gold, such as prompt=question,response_a=left,response_b=right: on the left
+    Keel's names, on the right the files'; a dot reads inside objects. --gold may have Keel's own."""
+    max_bad_share: Share = 0.05
+    """Above this share of bad rows in a file the command refuses; below it they are counted, numbered and left out."""
+
+
+class RatersAddConfig(StoreConfig):
+    """Let a person sign in to the annotation page; prints a token that is kept nowhere else."""
+
+    name: str
+    """Under this name judgments are stored."""
+    role: Literal["rater", "adjudicator", "admin"] = "rater"
+    """A rater judges; an adjudicator also decides where raters disagree, and sees the figures; so does an admin."""
+    address: str = "http://127.0.0.1:8000"
+    """Where the page will be, for the link."""
+
+
+class RatersListConfig(StoreConfig):
+    """Who may sign in."""
+
+
+class RatersRevokeConfig(StoreConfig):
+    """Take a person's token away; judgments stay (`keel data forget` erases them)."""
+
+    name: str
+    """As in `keel raters list`."""

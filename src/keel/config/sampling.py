@@ -1,0 +1,45 @@
+"""How answers are sampled: `keel generate` and `keel best-of-n`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from keel.config.base import Count, NonNegative
+from keel.config.parts import Machine, Reading, Spelling
+
+
+class Sampling(Machine, Reading, Spelling):
+    """How completions are drawn."""
+
+    max_new_tokens: Count = 256
+    """Length limit of a completion; one that reaches it has no EOS and is marked truncated."""
+    temperature: NonNegative = 1.0
+    """Divides the logits; 0 takes the likeliest token each time."""
+    max_rows: Count = 256
+    """Completions decoded at once."""
+
+
+class GenerateConfig(Sampling):
+    """Sample completions from any causal language model."""
+
+    model: str
+    """Checkpoint folder, run folder or hub name."""
+    prompts: str
+    """File of prompts."""
+    out: Path
+    """JSONL file to write: one line per prompt with its completions."""
+    n: Count = 1
+    """Completions per prompt."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Draw among the fewest likeliest words with this probability; PPO trains on what it draws, and has no such cut."""
+
+
+class BestOfNConfig(GenerateConfig):
+    """Best-of-N: sample N completions per prompt, score them, keep the best; costs N times the serving, no training."""
+
+    reward: str
+    """Reward model folder, `rule:package.module:function` or `rule:FILE.yaml`."""
+    n: Count = 16

@@ -1,0 +1,182 @@
+"""The report's figures in words: the verdict on the methods, and whether gold turned down.
+
+A sentence claims an order only if two 95 % intervals do not overlap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from keel.demo.table import is_bound
+from keel.evaluation.answers import turned_down
+from keel.pages.drawing import Value, value_of
+from keel.pages.numbers import (
+    DASH,
+    PERCENT,
+    Row,
+    above,
+    bare,
+    capital,
+    finite,
+    full,
+    listed,
+    number,
+    seconds,
+    times,
+)
+
+CONTENDERS = ("dpo", "ppo", "best_of_n")
+"""Whose order the verdict is about; a smaller N is in the table only."""
+
+# --- the verdict ----------------------------------------------------------------------------------
+
+
+def verdict(rows: Row, labels: Mapping[str, str]) -> dict[str, Any]:
+    """Headline and sentences: who won by how much, at what distance and price; side effects that intervals carry."""
+    wins = {name: w for name in CONTENDERS if (w := value_of(rows.get(name, {}).get("gold_win_rate")))}
+    ranked = sorted(wins, key=lambda name: -wins[name].mean)
+    leaders = [name for name in ranked if not above(wins[ranked[0]], wins[name])]
+    return {
+        "headline": headline(wins, leaders, labels),
+        "findings": [
+            " ".join(sentences)
+            for sentences in (
+                ranking(wins, ranked, leaders, labels),
+                gold_means(rows, ranked, labels),
+                [price(labels[name], rows[name]) for name in leaders],
+            )
+            if sentences
+        ],
+        "side_effects": side_effects(rows, labels),
+        "prompts": max((w.n or 0 for w in wins.values()), default=0),
+    }
+
+
+def headline(wins: Mapping[str, Value], leaders: Sequence[str], labels: Mapping[str, str]) -> str:
+    """One line that claims no more than the win rates' intervals carry."""
+    if not leaders:
+        return "No method was compared with the SFT model"
+    if all(w.high < 0.5 for w in wins.values()):
+        return "Every method does worse than the SFT model"
+    if not any(w.low > 0.5 for w in wins.values()):
+        return "No method is shown to beat the SFT model"
+    names = capital(listed([labels[name] for name in leaders]))
+    shares = listed([bare(wins[name], PERCENT) for name in leaders])
+    if len(leaders) == 1:
+        lead = "leads: its answers win" if len(wins) > 1 else "wins"
+        return f"{names} {lead} {shares} of comparisons with the SFT model"
+    return f"{names} share the lead, winning {shares} of comparisons with the SFT model"
+
+
+def ranking(
+    wins: Mapping[str, Value], ranked: Sequence[str], leaders: Sequence[str], labels: Mapping[str, str]
+) -> list[str]:
+    """The win rates in order, and which of the differences are beyond their intervals."""
+    if not ranked:
+        return []
+    shown = {name: f"{labels[name]} {full(wins[name], PERCENT)}" for name in ranked}
+    said = [f"Gold win rates against the SFT model: {listed(list(shown.values()))}."]
+    behind = [labels[name] for name in ranked if name not in leaders]
+    if len(leaders) > 1:
+        names = listed([labels[name] for name in leaders])
+        said.append(f"The intervals of {names} overlap, so this run does not say which of them is better.")
+    if behind:
+        noun = "interval of {} lies" if len(behind) == 1 else "intervals of {} lie"
+        said.append(f"The {noun.format(listed(behind))} below that of {labels[ranked[0]]}.")
+    return said
+
+
+def gold_means(rows: Row, ranked: Sequence[str], labels: Mapping[str, str]) -> list[str]:
+    """Mean gold beside the SFT model's, and a word where it ranks the methods otherwise than the win rate."""
+    means = {name: v for name in ("sft", *ranked) if (v := value_of(rows.get(name, {}).get("gold_mean")))}
+    if len(means) < 2:
+        return []
+    said = [f"Mean gold: {listed([f'{labels[name]} {full(v)}' for name, v in means.items()])}."]
+    best = max(means, key=lambda name: means[name].mean)
+    if ranked and best != ranked[0]:
+        said.append(f"By mean gold {labels[best]} stands first: the two measures order the methods differently.")
+    return said
+
+
+def price(name: str, row: Row) -> str:
+    """What a method took: distance from the SFT model, training, serving."""
+    kl, cost = value_of(row.get("kl")), times(finite(row.get("serve_cost_ratio")))
+    lies = "stays within" if is_bound(row) else "lies"
+    far = f"{full(kl)} nats {'of' if is_bound(row) else 'from'}" if kl else "an unknown distance from"
+    return (
+        f"{capital(name)} {lies} {far} the SFT model (KL), {training(row)} and costs {cost} the SFT model’s "
+        "computation per answer."
+    )
+
+
+def training(row: Row) -> str:
+    """Seconds of the method itself, and the reward model's beside them, in words."""
+    own, reward = finite(row.get("train_seconds")), finite(row.get("reward_model_seconds"))
+    said = "needed no training" if own == 0 else f"took {seconds(own)} to train"
+    return said if reward is None else f"{said} (its reward model {seconds(reward)})"
+
+
+def side_effects(rows: Row, labels: Mapping[str, str]) -> list[str]:
+    """What got worse than under the SFT model beyond both intervals."""
+    base = rows.get("sft", {})
+    found = []
+    for name, row in rows.items():
+        for key, words, worse_if_higher in (
+            ("refusal_unsafe", "declines fewer unsafe wishes", False),
+            ("refusal_harmless", "declines more harmless wishes", True),
+            ("parsed", "writes more answers that do not parse", False),
+        ):
+            ours, theirs = value_of(row.get(key)), value_of(base.get(key))
+            if above(ours, theirs) if worse_if_higher else above(theirs, ours):
+                found.append(f"{labels[name]} {words} ({full(ours, PERCENT)} against {full(theirs, PERCENT)})")
+        for dimension, raw in (row.get("dimensions") or {}).items():
+            ours, theirs = value_of(raw), value_of((base.get("dimensions") or {}).get(dimension))
+            if above(theirs, ours):
+                found.append(f"{labels[name]} is worth less in {dimension} ({full(ours)} against {full(theirs)})")
+    return [capital(text) for text in found]
+
+
+# --- over-optimisation ----------------------------------------------------------------------------
+
+
+def turns(summary: Row) -> dict[str, Any]:
+    """Did gold turn down: sentences for the hacked run and for the two curves of the comparison."""
+    curves = summary.get("curves") or {}
+    found, points = curves.get("overoptimisation") or {}, curves.get("best_of_n") or []
+    return {
+        "setting": found.get("setting") or "not stated",
+        "turned": bool(found.get("turned")),
+        "hacked": turn_sentence(found, "step"),
+        "best_of_n": turn_sentence(_turn(points), "n"),
+        "ppo": turn_sentence(_turn(curves.get("ppo")), "step"),
+        "largest_n": max((p.get("n") or 0 for p in points), default=DASH),
+        "prompts": max((v.n or 0 for p in points if (v := value_of(p.get("gold")))), default=DASH),
+    }
+
+
+def _turn(points: Sequence[Row] | None) -> Row:
+    known = [p for p in points or [] if all((v := value_of(p.get(k))) and v.bounded for k in ("gold", "proxy"))]
+    return turned_down(known) if known else {}
+
+
+def turn_sentence(found: Row, by: str) -> str:
+    """Whether gold fell beyond its interval after its peak while the proxy rose, from the fields of `turned_down`."""
+    peak, end = found.get("peak"), found.get("end")
+    if not peak or not end:
+        return "No points were recorded, so nothing can be said."
+    gold, proxy = ([value_of(p.get(key)) for p in (peak, end)] for key in ("gold", "proxy"))
+    where = [f"step {p.get(by)}" if by == "step" else f"N = {p.get(by)}" for p in (peak, end)]
+    proxies = f"from {full(proxy[0])} to {full(proxy[1])}"
+    if peak == end:
+        return f"Gold did not turn down: it was highest at the end ({where[1]}), at {full(gold[1])}."
+    path = f"from {full(gold[0])} at {where[0]} to {full(gold[1])} at {where[1]}"
+    if not found.get("gold_fell"):
+        return f"Gold did not turn down: it went {path}, and the two intervals overlap."
+    if not found.get("turned"):
+        return f"Gold fell {path}, but the proxy did not rise beyond its interval ({proxies}): no over-optimisation."
+    lost = gold[0].mean - gold[1].mean if gold[0] and gold[1] else math.nan
+    return (
+        f"Gold turned down: it fell by {number(lost, 2)}, {path}, beyond its intervals, while the proxy rose {proxies}."
+    )
