@@ -88,16 +88,19 @@ def test_win_rate_counts_ties_as_half() -> None:
 
 
 def test_bradley_terry_is_the_log_probability_of_the_vote() -> None:
-    chosen, rejected, margin = draw(6), draw(6, seed=1), draw(6, seed=2).abs()
+    chosen, rejected, margin = draw(16), draw(16, seed=1), draw(16, seed=2).abs()
     gaps = (chosen - rejected).tolist()
     plain, metrics = bradley_terry_loss(chosen, rejected)
     close(plain, [-math.log(sigmoid(gap)) for gap in gaps])
-    graded, _ = bradley_terry_loss(chosen, rejected, margin)
+    graded, of_graded = bradley_terry_loss(chosen, rejected, margin)
     close(graded, [-math.log(sigmoid(gap - m)) for gap, m in zip(gaps, margin.tolist(), strict=True)])
     assert (graded > plain).all()  # a margin asks for more
     close(metrics["margin"], gaps)
     close(metrics["mean_reward"], (chosen + rejected) / 2)
     assert metrics["accuracy"].tolist() == [float(gap > 0) for gap in gaps]
+    assert any(0 < gap < m for gap, m in zip(gaps, margin.tolist(), strict=True))
+    for name in metrics:  # what is logged is of the scores alone
+        close(of_graded[name], metrics[name])
 
 
 def test_bradley_terry_raises_the_chosen() -> None:
@@ -196,12 +199,16 @@ def test_length_regularisation_has_no_closed_form_at_step_0() -> None:
 def test_length_alpha_adds_to_the_logit(options: dict[str, Any]) -> None:
     """alpha (|w| - |l|) is alpha / beta nats of margin; the rewards that are logged are without it."""
     inputs = sides()
-    gap = torch.tensor([0, 1, -1, 5, -5, 20, 3, 2], dtype=torch.float64)
+    gap = torch.tensor([0, 1, -1, 50, -50, 20, 3, 2], dtype=torch.float64)
     moved = (inputs[0] + 0.05 / 0.3 * gap, *inputs[1:])
     loss, metrics = dpo_loss(*inputs, beta=0.3, length_alpha=0.05, length_gap=gap, **options)
     expected, _ = dpo_loss(*moved, beta=0.3, **options)
     close(loss, expected)
-    close(metrics["rewards/margins"], dpo_loss(*inputs, beta=0.3)[1]["rewards/margins"])
+    plain = dpo_loss(*inputs, beta=0.3)[1]
+    margins = plain["rewards/margins"]
+    assert ((margins + 0.05 * gap) * margins < 0).any()  # length alone turns one of them
+    for name in plain:
+        close(metrics[name], plain[name])
 
 
 @pytest.mark.parametrize("options", [{"kind": "ipo", "length_gap": torch.ones(8)}, {"kind": "sigmoid"}], ids=str)

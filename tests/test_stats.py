@@ -392,6 +392,18 @@ def test_alphas_interval_covers():
     assert 176 <= hits <= 199  # 190 expected
 
 
+@pytest.mark.parametrize("interval", [False, True])
+def test_alphas_interval_is_1_96_standard_errors_wide(interval):
+    """The standard error is the jackknife's over units, each alpha the package's."""
+    said = raters_table(items=400, kinds=5)
+    level = "interval" if interval else "nominal"
+    without = [krippendorff.alpha(np.delete(said, i, 0).T, level_of_measurement=level) for i in range(len(said))]
+    error = math.sqrt((len(said) - 1) * float(np.var(without)))
+    found = krippendorff_alpha(np.repeat(np.arange(400), said.shape[1]), said.ravel(), interval=interval)
+    assert found.mean - found.low == pytest.approx(1.96 * error, rel=0.1)
+    assert found.high - found.mean == pytest.approx(1.96 * error, rel=0.1)
+
+
 def test_alpha_where_nothing_can_be_said():
     assert math.isnan(krippendorff_alpha([], [], interval=False).mean)
     assert math.isnan(krippendorff_alpha([1, 2, 3], [0, 1, 0], interval=False).mean)  # one rater each

@@ -14,6 +14,7 @@ from keel.annotation import accounts
 from keel.annotation.queue import Queue
 from keel.annotation.tasks import NewTask, tasks_of_store
 from keel.annotation.turns import GoneError
+from keel.annotation.verdicts import in_own_order
 from keel.data.derive import derive
 from keel.errors import InputError
 from keel.records import Answer, Drawn, Preference, PromptRow, Ranking, Score
@@ -131,6 +132,25 @@ def test_sides_are_flipped_by_the_stores_seed_and_told_apart_by_rater(store):
     assert len(pairs_found) == 200
 
 
+@pytest.mark.parametrize(
+    ("said", "order", "expected"),
+    [
+        ({"ranks": [1, 2, 3]}, "2,0,1", {"ranks": [2, 3, 1]}),  # what stood first is the task's third answer
+        ({"ranks": [1, 1, 2, 3]}, "3,1,0,2", {"ranks": [2, 1, 3, 1]}),
+        ({"ranks": [1, 2]}, "0,1", {"ranks": [1, 2]}),
+        ({"outcome": "first", "strength": 3}, "1,0", {"outcome": "second", "strength": 3}),
+        ({"outcome": "second"}, "1,0", {"outcome": "first"}),
+        ({"outcome": "second", "strength": 1}, "0,1", {"outcome": "second", "strength": 1}),
+        ({"outcome": "tie"}, "1,0", {"outcome": "tie"}),
+        ({"outcome": "both_bad"}, "1,0", {"outcome": "both_bad"}),
+        ({"value": 4}, "0", {"value": 4}),
+    ],
+)
+def test_verdicts_are_turned_to_the_tasks_own_order(said, order, expected):
+    """`order` holds the places of the task's answers as they were shown."""
+    assert in_own_order(said, order) == expected
+
+
 # --- leases ---------------------------------------------------------------------------------------
 
 
@@ -157,6 +177,19 @@ def test_a_late_verdict_counts_while_nobody_else_has_the_task(store, monkeypatch
     judge(queue, "ana", late)
     assert {j.rater for j in held(store)} == {"ana", "ben"}
     assert queue.next("cara") is None
+
+
+def test_asking_again_renews_the_lease(store, monkeypatch):
+    """A page that is loaded again after 40 of 60 seconds has another 60, and nobody else gets its task."""
+    queue = Queue(store, lease=60)
+    queue.add(pairs(1))
+    turn = queue.next("ana")
+    later(monkeypatch, 40)
+    assert queue.next("ana").seconds_left == pytest.approx(60, abs=1)
+    later(monkeypatch, 40)
+    assert queue.next("ben") is None
+    judge(queue, "ana", turn)
+    assert [j.rater for j in held(store)] == ["ana"]
 
 
 def later(monkeypatch, seconds):
@@ -289,6 +322,43 @@ def test_gold_comes_up_among_the_others_to_everybody(store):
     assert rights == {"ana": 1.0, "ben": 0.0}
 
 
+def test_gold_that_comes_later_in_the_other_order_is_turned(store):
+    """The known verdict names "left", which stands second in what brings it and first in the task."""
+    queue = Queue(store, gold_every=1)
+    (task,) = pairs(1)
+    queue.add([task], overlap=3)
+    judge(queue, "ana")
+    turn = queue.next("ben")
+    wrong = {"first": "second", "second": "first"}[first_of_task(turn).outcome]
+    judge(queue, "ben", turn, Preference(wrong, 1))
+    assert queue.add([NewTask(task.prompt, task.answers[::-1], gold={"overall": "second"})]) == 1
+    assert dict(tuple(row) for row in store.read(gold_rights())) == {"ana": 1.0, "ben": 0.0}
+    judge(queue, "cara")
+    assert dict(tuple(row) for row in store.read(gold_rights())) == {"ana": 1.0, "ben": 0.0, "cara": 1.0}
+    assert queue.progress("ana").total == 0  # it counts towards nobody's overlap any more
+
+
+def test_gold_counts_in_the_dimensions_that_were_asked(store):
+    """Two are known; one task asks about one of them, the other about both, and a third of which nothing is known."""
+    gold = {"tone": "first", "facts": "tie"}
+    answers = Answer("left"), Answer("right")
+    queue = Queue(store, gold_every=1)
+    queue.add(
+        [
+            NewTask("one", answers, dimension="tone", gold=gold),
+            NewTask("all", answers, gold=gold),
+            NewTask("other", answers, dimension="length", gold=gold),
+        ]
+    )
+    rights = {}
+    for _ in range(3):
+        turn = queue.next("ana")
+        asked = [turn.dimension] if turn.dimension else ["tone", "facts", "length"]
+        queue.judge("ana", turn.key, {name: first_of_task(turn) for name in asked})
+        rights[turn.prompt] = store.read(sa.select(schema.turns.c.right).where(schema.turns.c.task == turn.task))[0][0]
+    assert rights == {"one": 1.0, "all": 0.5, "other": None}
+
+
 def gold_rights():
 
     turns = schema.turns
@@ -360,7 +430,9 @@ def test_tokens_open_sessions_until_they_are_revoked(store, store_source):
     assert accounts.sign_in(store, token) is None
     other = accounts.add(store, "ana")
     assert other != token
-    assert accounts.sign_in(store, other)[1].role == "rater"
+    assert accounts.session_of(store, cookie) is None  # a new token opens no session of old
+    again, _ = accounts.sign_in(store, other)
+    assert accounts.session_of(store, again).role == "rater"
 
 
 def test_sessions_end(store, monkeypatch):

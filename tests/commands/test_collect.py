@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
@@ -21,14 +22,14 @@ import torch
 from tests.raters.stub import Reply, Stub, fail, say, verdict
 
 from keel import cli, world
-from keel.commands.collect import HOPELESS, collect
+from keel.commands.collect import HOPELESS, Tally, _judge, collect
 from keel.data.prepare import tokenise
 from keel.data.sources import read_pairs
 from keel.errors import InputError, RunFailed
 from keel.models import checkpoints
-from keel.raters import Task
+from keel.raters import Missing, Task
 from keel.raters.simulated import Simulated
-from keel.records import Answer
+from keel.records import Answer, Judgment, Preference, RaterKind
 from keel.store import survey
 from keel.store.keys import answer_id, prompt_id
 from keel.store.store import Store
@@ -169,6 +170,53 @@ def test_more_answers_are_drawn_beside_those_that_are_there(configure_collect, r
     assert (figures["found"], figures["drawn"]) == (16, 16)
     assert list(figures["judged"].values()) == [8 * (6 - 1)]
     assert not any(collect(configure_collect(n=4, rater=[rules])).summary["judged"].values())
+
+
+def test_fewer_answers_than_there_are_make_fewer_comparisons(configure_collect, rules):
+    """Nobody is asked about answers beyond the first n."""
+    collect(configure_collect(n=3))
+    figures = collect(configure_collect(n=2, rater=[rules])).summary
+    assert (figures["drawn"], figures["found"], list(figures["judged"].values())) == (0, 16, [8])
+    with Store(configure_collect().store) as store:
+        judged = [j for group in store.groups() for _, j in group]
+    assert len(judged) == 8
+    assert {tuple(a.draw for a in j.answers) for j in judged} == {(0, 1)}
+
+
+@dataclass
+class Watching:
+    """A rater that notes, as it is about to give each verdict, how many are stored; the last pair has none."""
+
+    store: Store
+    kind: RaterKind
+    identity: str = "watching"
+    stored: list[int] = field(default_factory=list)
+
+    def rate(self, tasks):
+        for number, task in enumerate(tasks):
+            self.stored.append(survey.count_store(self.store).judgments)
+            if task is tasks[-1]:
+                yield number, Missing("no reply")
+            else:
+                said = Preference("first")
+                yield number, [Judgment(task.prompt, (task.first, task.second), said, self.identity, self.kind)]
+
+    def note(self):
+        return ""
+
+
+@pytest.mark.parametrize(("kind", "stored"), [("judge", [0, 1, 2, 3, 4]), ("rule", [0, 0, 0, 3, 3])])
+def test_a_judges_verdicts_are_stored_one_by_one_and_others_some_at_a_time(tmp_path, monkeypatch, kind, stored):
+    """What has cost money is not lost by a kill; the free ones are three to a transaction here."""
+    monkeypatch.setattr("keel.commands.collect.COMMIT", 3)
+    tasks = [Task(f"{i}?", Answer("a"), Answer("b")) for i in range(5)]
+    with Store(f"store:{tmp_path}/s.db", create=True) as store:
+        rater, tally, told = Watching(store, kind), Tally(), []
+        _judge(store, rater, tasks, set(), tally, lambda: told.append(1))
+        assert rater.stored == stored
+        assert survey.count_store(store).judgments == 4
+    assert (tally.judged[rater.identity], tally.pairs, tally.left[rater.identity]) == (4, 5, 0)
+    assert tally.missing == {(rater.identity, "no reply"): 1}
 
 
 def test_further_answers_are_not_the_first_ones_again(configure_collect):

@@ -53,6 +53,25 @@ def test_scores_in_different_dimensions_are_no_contest_and_are_counted():
     assert (derived.pairs, derived.neutral) == ([], {"answers scored in different dimensions": 1})
 
 
+def scores(rater, *given, dimension="overall"):
+    """`("a", 1), ("b", 2)`: a rater's scores in the order in which they came."""
+    return [Judgment("p", (Answer(text),), Score(value), rater=rater, dimension=dimension) for text, value in given]
+
+
+def test_of_two_scores_of_one_answer_the_last_counts():
+    """A change of mind, whichever answer it is about; another rater's score of the answer is none."""
+    assert outcome(scores("ana", ("a", 1), ("b", 2), ("a", 4))) == [("a", 2.0)]
+    assert outcome(scores("ana", ("a", 3), ("b", 1), ("b", 7))) == [("b", 4.0)]
+    assert outcome(scores("ana", ("a", 1), ("b", 2)) + scores("ben", ("a", 4))) == [("b", 1.0), "one answer alone"]
+
+
+def test_scores_are_averaged_over_the_dimensions_in_which_both_have_one():
+    tone = scores("ana", ("a", 1), ("b", 2), dimension="tone")
+    facts = scores("ana", ("a", 5), ("b", 1), dimension="facts")
+    length = scores("ana", ("b", 9), dimension="length")
+    assert outcome(tone + facts + length) == [("a", 1.5)]  # (4 - 1) / 2
+
+
 def test_a_pair_knows_which_answers_were_cut_and_who_wrote_them():
     answers = Answer("a", model="one", truncated=True), Answer("b", model="two"), Answer("c")
     shown = [Judgment("p", (answers[0], answers[1]), Preference("second"))]
@@ -157,6 +176,15 @@ def test_judgments_without_a_name_go_together_row_by_row():
     rows = said("", tone="a3", facts="b1") + said("", tone="b1", facts="b1")
     assert outcome(rows) == [("a", 1.0), ("b", 1.0)]
     assert outcome(said("", tone="a1") + said("", tone="a2")) == [("a", 1.0), ("a", 2.0)]
+
+
+def test_one_rater_is_no_majority_of_their_own():
+    """Each of their votes is a pair, even where they contradict themselves; with a second rater most votes make one."""
+    same, other = said("ana", overall="a1") + said("ana", overall="a2"), said("ana", overall="a1", tone="b3")
+    assert outcome(same) == [("a", 1.0), ("a", 2.0)]
+    assert outcome(said("ana", overall="a1") + said("ana", overall="b3")) == [("a", 1.0), ("b", 3.0)]
+    assert outcome(same + said("ben", overall="a3")) == [("a", 2.0)]
+    assert outcome(other) == [("a", 1.0)]
 
 
 def test_who_was_asked_twice_has_two_votes():

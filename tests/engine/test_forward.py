@@ -106,13 +106,17 @@ def test_entropy_and_top_token(make_model, architecture):
 
 
 def test_the_likeliest_token_counts_as_top(base):
-    """On random ids nothing is ever the top token; on the model's own greedy answer everything is."""
+    """On the model's own greedy answer everything is; the next best token, or an id beside the likeliest, is not."""
     model, prompt = checkpoints.load_policy(str(base), CPU), [0, 10, 20]
     ids: list[int] = []
     for _ in range(5):
         ids.append(int(model(input_ids=torch.tensor([prompt + ids])).logits[0, -1].argmax()))
     scores = forward.token_scores(model, [Bundle(prompt, [Completion(ids)])])
     assert scores.top.tolist() == [1.0] * 5
+    logits = model(input_ids=torch.tensor([prompt + ids[:2]])).logits[0, -1]
+    others = [int(logits.topk(2).indices[1]), ids[2] + 1, ids[2] - 1]
+    scores = forward.token_scores(model, [Bundle(prompt, [Completion([*ids[:2], other]) for other in others])])
+    assert scores.top.tolist() == [1.0, 1.0, 0.0] * 3
 
 
 def test_sequence_sums_per_completion(base):
@@ -287,12 +291,17 @@ def test_a_packed_model_is_still_the_model(base):
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
-def test_a_window_longer_than_the_text_is_none(make_model):
-    model = checkpoints.load_policy(str(make_model("mistral-window", sliding_window=21)), CPU)
-    forward.token_logps(model, bundles_of())
+@pytest.mark.parametrize("window", [20, 21])
+def test_a_window_as_long_as_the_text_is_none(make_model, window):
+    """The longest text has 21 tokens: all share one row, unless the last one must not see the first."""
+    folder = make_model("mistral-window", sliding_window=window)
+    model, bundles = checkpoints.load_policy(str(folder), CPU), bundles_of()
+    assert max(map(forward.width_of, bundles)) == 21
+    forward.token_logps(model, bundles)
     with computed(model) as shapes:
-        forward.token_logps(model, bundles_of())
-    assert shapes == [(1, 50)]
+        got = forward.token_logps(model, bundles)
+    assert (shapes == [(1, 50)]) == (window == 21)
+    torch.testing.assert_close(got, plain_logps(plain_causal(folder), bundles), rtol=0, atol=1e-4)
 
 
 def test_packed_scalars(make_reward, architecture, monkeypatch):

@@ -184,6 +184,28 @@ def test_killed_before_the_first_checkpoint(train, configure, monkeypatch, weigh
     assert_equal_runs(whole, train("sft", config=config.model_copy(update={"resume": True})), weights, metrics_of)
 
 
+def test_a_resumed_run_counts_the_seconds_before_it_was_killed(configure, base):
+    """A hundred that were charged by the first process; what the second one charges, it has counted already."""
+    config = configure("sft", save_every=1)
+
+    def start(resume):
+        changed = config.model_copy(update={"resume": resume})
+        model, text = checkpoints.load_policy(str(base), changed), checkpoints.load_text(str(base))
+        run = Run("sft", changed, {"policy": model}, text, total_steps=2, manifest={})
+        run.charge(100.0)
+        return run
+
+    killed = start(False).steps()
+    assert [next(killed), next(killed)] == [0, 1]
+    with pytest.raises(KilledError):
+        killed.throw(KilledError)
+    run = start(True)
+    assert list(run.steps()) == [1]
+    summary = run.finish(examples=50).summary
+    assert 100 <= summary["train_seconds"] < 200
+    assert summary["examples_per_second"] == pytest.approx(50 / summary["train_seconds"], rel=1e-3)
+
+
 def test_killed_twice(train, configure, monkeypatch, weights, metrics_of):
     whole = train("dpo", steps=6, save_every=1)
     config = configure("dpo", steps=6, save_every=1)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from keel import stats
 from keel.config import BestOfNConfig, GenerateConfig
 from keel.data.convert import convert
 from keel.data.prepare import encode
@@ -116,7 +117,13 @@ def test_generate_writes_what_was_sampled(options, prompts_file, base):
     completions = [c for r in rows for c in r["completions"]]
     assert {c["truncated"] for c in completions} == {True, False}
     assert all(c["tokens"] <= 8 and (c["tokens"] == 8 or not c["truncated"]) and c["logp"] < 0 for c in completions)
-    assert result.summary["metrics"]["truncated"]["mean"] == sum(c["truncated"] for c in completions) / len(completions)
+    prompts = [r["prompt"] for r in rows for _ in r["completions"]]
+    lengths, cut = ([c[name] for c in completions] for name in ("tokens", "truncated"))
+    figures = result.summary["metrics"]  # the prompts are the independent examples
+    assert figures["length"] == pytest.approx(stats.mean(lengths, prompts).as_dict())
+    assert figures["truncated"] == pytest.approx(stats.rate(cut, prompts).as_dict())
+    assert figures["length"]["n"] == figures["truncated"]["n"] == len(rows)
+    assert figures["truncated"]["mean"] == sum(cut) / len(completions)
     assert "</s>" not in "".join(c["text"] for c in completions)
 
 

@@ -183,6 +183,7 @@ def test_later_minibatches_are_clipped_against_the_sampling_policy(train, monkey
 
 
 def test_every_sample_is_used_once_per_epoch(train, monkeypatch):
+    """In other orders in the next epoch, and in the next step."""
     batches = []
     real = ppo._policy_pass
 
@@ -191,11 +192,12 @@ def test_every_sample_is_used_once_per_epoch(train, monkeypatch):
         real(run, config, roles, rollout, index, tokens, first)
 
     monkeypatch.setattr(ppo, "_policy_pass", spy)
-    train("ppo", steps=1, epochs=3, rollout_size=7, batch_size=3)
+    train("ppo", steps=2, epochs=3, rollout_size=4, batch_size=3)
     flat = [i for batch in batches for i in batch]
-    epochs = [flat[i : i + 7] for i in range(0, 21, 7)]
-    assert [sorted(e) for e in epochs] == [list(range(7))] * 3
-    assert len({tuple(e) for e in epochs}) > 1
+    epochs = [flat[i : i + 4] for i in range(0, 24, 4)]
+    assert [sorted(e) for e in epochs] == [list(range(4))] * 6
+    assert len({tuple(e) for e in epochs[:3]}) > 1
+    assert epochs[:3] != epochs[3:]
 
 
 def test_prompts_are_visited_in_turn(train, monkeypatch):
@@ -242,12 +244,14 @@ def test_a_larger_penalty_keeps_the_policy_nearer(train, tmp_path, metrics_of):
 
 def test_evaluation_by_hand(train, monkeypatch, reward_folder, base):
     """Held-out score, KL and objective of the same draws each time, scored by Hugging Face's classifier."""
-    sampled = []
+    sampled, seeds = [], {"evaluation": [], "rollout": []}
     real = ppo.sample
 
     def sample(*args, **options):
+        evaluates = len(args) == 3  # one sample per prompt
+        seeds["evaluation" if evaluates else "rollout"].append(options["generator"].initial_seed())
         bundles = real(*args, **options)
-        if len(args) == 3:  # one sample per prompt: an evaluation
+        if evaluates:
             sampled.append(bundles)
         return bundles
 
@@ -256,6 +260,8 @@ def test_evaluation_by_hand(train, monkeypatch, reward_folder, base):
     options = {"missing_eos_score": -1.5, "target_kl": 1e-3, "kl_horizon": 20}
     result = train("ppo", steps=2, eval_every=1, holdout=0.25, temperature=TAU, beta=0.2, **options)
     assert len(sampled) == 2
+    assert len(set(seeds["evaluation"])) == 1  # the same draws: checkpoints differ by their weights alone
+    assert len({*seeds["rollout"], *seeds["evaluation"]}) == 3  # each rollout has draws of its own
     best = result.summary["best"]["step"]
     bundles = sampled[best - 1]
     policy = AutoModelForCausalLM.from_pretrained(result.final).eval()

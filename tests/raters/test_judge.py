@@ -437,6 +437,15 @@ def test_what_is_under_way_when_the_budget_is_reached_is_finished(make_judge, ma
     assert not any(isinstance(result, Missing) for result in found.values())
 
 
+def test_a_budget_that_is_spent_to_the_last_token_is_reached(make_judge, make_tasks):
+    """Two tasks take 480 tokens: no third is begun to find out."""
+    with Stub(lambda call: say(verdict("A"))) as stub:
+        judge = make_judge(stub, token_budget=480, concurrency=1)
+        assert sorted(rate(judge, make_tasks(8))) == [0, 1]
+        assert judge.out_of_budget
+    assert len(stub.calls) == 4
+
+
 def test_a_budget_that_suffices_is_not_reached(make_judge, make_tasks):
     with Stub(lambda call: say(verdict("A"))) as stub:
         judge = make_judge(stub, token_budget=500)

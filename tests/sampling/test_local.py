@@ -120,6 +120,16 @@ def test_a_prompt_beyond_the_window_slows_no_other(make_model):
             torch.testing.assert_close(c.logps, logps_of(oracle(folder), bundle.prompt_ids, c.ids), rtol=0, atol=1e-3)
 
 
+def test_an_answer_that_leaves_the_window_sees_no_further(make_model):
+    """The prompt fits into the window and its answers do not: the distribution is that of a plain pass all the same."""
+    folder = make_model("mistral-window", sliding_window=24)
+    model, text = load(folder)
+    (bundle,) = draw(model, text, PROMPTS[:1], n=4, max_new_tokens=40)
+    assert len(bundle.prompt_ids) <= 24 < len(bundle.prompt_ids) + max(map(len, bundle.completions)) - 4
+    for c in bundle.completions:
+        torch.testing.assert_close(c.logps, logps_of(oracle(folder), bundle.prompt_ids, c.ids), rtol=0, atol=1e-3)
+
+
 @pytest.fixture(scope="module")
 def six_tokens(tmp_path_factory):
     """A model over six tokens, whose answers of up to three tokens can be enumerated."""
@@ -335,11 +345,14 @@ def test_the_order_of_completions_says_nothing_about_their_length(six_tokens):
 # --- top-p
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("top_p", [0.3, 0.75, 0.95])
-def test_top_p_draws_among_the_likeliest_and_records_their_shares(six_tokens, top_p):
+def test_top_p_draws_among_the_likeliest_and_records_their_shares(six_tokens, top_p, temperature):
+    """The likeliest are those of the law at the temperature."""
     model, text = load(six_tokens)
-    (bundle,) = draw(model, text, ["a b c"], 3000, max_new_tokens=1, top_p=top_p, max_rows=5000)
-    law = logps_table(oracle(six_tokens), bundle.prompt_ids)
+    options = {"max_new_tokens": 1, "top_p": top_p, "temperature": temperature, "max_rows": 5000}
+    (bundle,) = draw(model, text, ["a b c"], 3000, **options)
+    law = torch.log_softmax(logps_table(oracle(six_tokens), bundle.prompt_ids) / temperature, -1)
     among, covered = [], 0.0
     for word in sorted(range(6), key=lambda i: -law[i]):
         if covered >= top_p:

@@ -13,13 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
+from keel.annotation.queue import NewTask, Queue
 from keel.data.derive import derive
 from keel.errors import InputError
 from keel.records import Answer, Drawn, Judgment, Origin, Preference, PromptRow, Ranking, Score
 from keel.store import migrations, schema, survey, upkeep
 from keel.store.keys import answer_id, prompt_id, row_key, said_key
 from keel.store.rows import rows_of
+from keel.store.schema import prompts, tasks, turns
 from keel.store.store import Store
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Wohin, Bär? 🐻"}]
@@ -301,6 +304,38 @@ def test_a_person_is_forgotten(store, store_source, tmp_path):
         assert b"answer 0 a" in left
         assert b"Zbigniew" not in left
         assert b"my-own-words" not in left
+
+
+def test_who_is_forgotten_leaves_their_tasks_to_others(store, monkeypatch):
+    """Wanted again is what they judged or hold; not what they skipped or let expire and others did, nor gold."""
+    queue = Queue(store, lease=60, gold_every=1)
+    both = Answer("a"), Answer("b")
+    queue.add([*(NewTask(f"{i}?", both) for i in range(1, 5)), NewTask("5?", both, gold={"overall": "tie"})])
+    tie = {"overall": Preference("tie")}
+
+    def asked(rater, number):
+        turn = queue.next(rater)
+        assert turn.prompt == f"{number}?"
+        return turn.key
+
+    for number in (5, 1):
+        queue.judge("ana", asked("ana", number), tie)
+    queue.skip("ana", asked("ana", 2))
+    asked("ana", 3)
+    now = time.time()
+    monkeypatch.setattr("keel.annotation.queue.time.time", lambda: now + 61)
+    for number in (5, 2, 3):
+        queue.judge("ben", asked("ben", number), tie)
+    asked("ana", 4)
+    two = store.read(sa.select(turns.c.task).where(turns.c.rater == "ana", turns.c.state == "skipped"))[0][0]
+    queue.adjudicate("ana", two, tie)
+    assert set(store.read(sa.select(tasks.c.wants))) == {(0,)}
+    assert store.forget("ana") == 3  # a rating, one of gold, a decision
+    wanted = sa.select(prompts.c.content).join(tasks, tasks.c.prompt == prompts.c.key).where(tasks.c.wants > 0)
+    assert sorted(row[0] for row in store.read(wanted)) == ["1?", "4?"]
+    assert set(store.read(sa.select(tasks.c.wants))) == {(0,), (1,)}
+    assert store.read(sa.select(sa.func.count()).where(tasks.c.adjudicated))[0][0] == 0
+    assert {j.rater for j in held(store)} == {"ben"}
 
 
 # --- stores as a whole ----------------------------------------------------------------------------

@@ -127,3 +127,20 @@ def test_a_file_keeps_its_order_beside_votes_on_the_page(store_source, page_firs
     alpha, kappas = expected(codes)
     assert one.alpha.mean == pytest.approx(alpha)
     assert {(a, b): kappa for a, b, _, _, kappa in one.pairs} == pytest.approx(kappas)
+
+
+def test_the_interval_of_equal_verdicts_counts_things_not_pairs_of_raters():
+    """Of three raters on forty things, with one who saw some more alone: forty are independent, not 120 pairs."""
+    codes = verdicts()
+    said = [
+        survey.Said("overall", rater, bytes([thing]), float(code), False)
+        for rater, row in zip(RATERS, codes, strict=True)
+        for thing, code in enumerate(row)
+    ]
+    alone = [survey.Said("overall", "ana", bytes([100 + i]), 1.0, False) for i in range(20)]
+    (one,) = survey.agreement(said + alone)
+    equal = [bool(codes[i, at] == codes[j, at]) for at in range(40) for i, j in combinations(range(3), 2)]
+    assert (one.things, one.shared, one.agree.n) == (60, 40, 40)
+    assert one.agree.mean == pytest.approx(np.mean(equal))
+    for end in (one.agree.low, one.agree.high):  # the rates whose score test just fails
+        assert abs(one.agree.mean - end) == pytest.approx(1.96 * (end * (1 - end) / 40) ** 0.5, rel=1e-3)

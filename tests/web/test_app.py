@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -11,8 +13,10 @@ from tests.web.served import Client, fill
 from keel.annotation import accounts
 from keel.annotation.queue import Queue
 from keel.annotation.tasks import NewTask
+from keel.guidelines import DEFAULT
 from keel.records import Answer
 from keel.store.store import Store
+from keel.web.app import make_app
 from keel.web.desk import shown_answers, shown_prompt
 
 PAGES = ["/admin", "/api/task", "/api/admin"]
@@ -290,12 +294,14 @@ def test_sql_in_every_field_is_only_text(served, text):
     "content", [b"", b"{", b"null", b"[1]", b"\xff\xfe", b'{"verdicts": {"overall": NaN}}', b"{}" * 9]
 )
 def test_bodies_that_are_no_json_of_ours(shared_server, content):
-    _, _, ana = shared_server
+    _, source, ana = shared_server
     key = ana.task()["task"]["key"]
     answer = ana.post(f"/api/task/{key}", content=content, headers={"content-type": "application/json"})
     assert answer.status_code in (400, 422)
     assert "error" in answer.json()
     assert "Traceback" not in answer.text
+    assert held(source) == []
+    assert ana.task()["task"]["key"] == key  # it is still to be judged
 
 
 def test_every_answer_carries_the_headers(shared_server):
@@ -338,3 +344,45 @@ def test_an_admin_sees_figures_and_decides(run_server, tmp_path):
     assert "zoe (adjudicator)" in {j.rater for j in held(source)}
     assert zoe.post("/api/admin/adjudicate/999", json=BETTER).status_code == 409
     assert zoe.get("/admin").status_code == 200
+
+
+@pytest.fixture
+def within(tmp_path):
+    """`within(secure=True)`: a client of the application itself, in this process, and its store."""
+    from fastapi.testclient import TestClient
+
+    with ExitStack() as stack:
+
+        def make(**options):
+            store = stack.enter_context(Store(f"store:{tmp_path}/w.db", create=True))
+            queue = Queue(store)
+            queue.add([NewTask("p", (Answer("left"), Answer("right")))], overlap=2)
+            app = make_app(store, queue, DEFAULT, **options)
+            return stack.enter_context(TestClient(app, base_url="https://127.0.0.1")), store
+
+        yield make
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_session_s_cookie_is_for_no_script_no_other_site_and_https_where_that_is_asked_for(within, secure):
+    client, store = within(secure=secure)
+    answer = client.post("/api/sign-in", json={"token": accounts.add(store, "ana")})
+    cookie = [part.strip().lower() for part in answer.headers["set-cookie"].split(";")]
+    assert {"httponly", "samesite=strict", "path=/"} <= set(cookie)
+    assert ("secure" in cookie) == secure
+    assert f"max-age={24 * 3600}" in cookie
+
+
+@pytest.mark.parametrize(("role", "allowed"), [("rater", False), ("adjudicator", True), ("admin", True)])
+def test_who_may_see_figures_and_decide(within, role, allowed):
+    client, store = within()
+    assert client.get("/api/admin").status_code == 401
+    assert client.get("/admin").status_code == 401
+    client.post("/api/sign-in", json={"token": accounts.add(store, "pat", role)})
+    csrf = {"x-keel-csrf": re.search(r'name="csrf" content="([^"]+)"', client.get("/").text)[1]}
+    assert client.get("/api/admin").status_code == (200 if allowed else 403)
+    assert client.get("/admin").status_code == (200 if allowed else 403)
+    assert client.post("/api/admin/adjudicate/1", json=BETTER).status_code == 403  # without the page's word
+    assert client.post("/api/admin/adjudicate/1", json=BETTER, headers=csrf).status_code == (200 if allowed else 403)
+    decided = [j.rater for group in store.groups() for _, j in group]
+    assert decided == (["pat (adjudicator)"] if allowed else [])

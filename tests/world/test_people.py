@@ -72,9 +72,14 @@ def test_people_who_love_length_prefer_the_rambling_answer_that_gold_does_not() 
 
 
 def test_votes_are_drawn_from_the_seed() -> None:
-    first, second = ([vote(SAFE, GOOD, BAD, rng) for _ in range(50)] for rng in (random.Random(3), random.Random(3)))
-    assert first == second
+    first, again, other = (
+        [vote(SAFE, GOOD, BAD, random) for _ in range(50)] for random in map(random.Random, (3, 3, 4))
+    )
+    assert first == again
+    assert first != other
     assert isinstance(first[0], Vote)
+    assert len({v.outcome for v in first}) > 1
+    assert len({v.rater for v in first}) > 1
 
 
 @pytest.mark.parametrize("arguments", [{"temperature": 0.0}, {"tie_width": -1.0}, {"careless_share": 1.5}, {"size": 0}])
