@@ -113,9 +113,17 @@ def _parse(command: str, kind: Any, flags: list[str]) -> Any:
     out, err = io.StringIO(), io.StringIO()
     try:
         with redirect_stdout(out), redirect_stderr(err):
-            return tyro.cli(kind, args=_with_file(flags, kind), prog=f"keel {command}")
+            flags = _with_file(flags, kind)
+            config = tyro.cli(kind, args=flags, prog=f"keel {command}")
+            return kind.model_construct(_named_in(flags, kind), **dict(config))
     except SystemExit as error:
         raise InputError(_essence(out.getvalue() + err.getvalue(), kind)) from error
+
+
+def _named_in(flags: list[str], kind: Any) -> set[str]:
+    """Options that were asked for, in the command or its file; the option parser takes defaults for such, too."""
+    words = {flag.partition("=")[0].replace("_", "-").replace("--no-", "--", 1) for flag in flags}
+    return {name for name in kind.model_fields if _option(name) in words}
 
 
 def _with_file(flags: list[str], kind: Any) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from keel import objectives, stats
 from keel.config import PPOConfig, refuse_existing
-from keel.data import prepare
+from keel.data import lengths, prepare
 from keel.engine import memory
 from keel.engine.batches import Batches
 from keel.engine.forward import (
@@ -32,8 +32,9 @@ from keel.engine.run import Run, generator
 from keel.engine.scorers import Scorer, load_scorer, require_same_reading
 from keel.engine.step0 import require_unit_ratio, require_zero_kl
 from keel.models import checkpoints, trials
+from keel.models.limits import positions
 from keel.records import Bundle, Completion, Result, lengths_of
-from keel.sampling.local import cache_bytes, room, sample
+from keel.sampling.local import cache_bytes, sample
 from keel.says import say
 from keel.text.tokenisation import Text
 
@@ -73,8 +74,10 @@ def train(config: PPOConfig) -> Result:
     refuse_existing(config.out, config.resume)
     text = checkpoints.load_text(config.model, config)
     roles = load_roles(config)
-    data = prepare.prompts(config, config.prompts, text, room(roles.policy, config.max_new_tokens))
+    limit = positions(roles.policy)
+    data = prepare.prompts(config, config.prompts, text, lengths.prompt_limit(config, limit))
     say(data.report)
+    config = lengths.fitted(config, limit, (len(b.prompt_ids) for b in (*data.train, *data.held_out)))
     require_same_reading(config, config.reward, text, data.train)
     run = start(config, roles, text, data)
     batches = Batches(data.train, min(config.rollout_size, len(data.train)), config.seed)
