@@ -123,6 +123,18 @@ def test_help_is_quick_because_it_imports_little(arguments):
         assert not loaded & {"tyro", "pydantic", "yaml", "rich"}
 
 
+@pytest.mark.parametrize("name", ["generate", "best-of-n", "dpo"])
+def test_an_existing_result_is_refused_before_the_libraries_are_imported(command, tmp_path, name):
+    """They take seconds."""
+    (tmp_path / "run").write_text("precious")
+    script = "import sys; from keel import cli; code = cli.main(sys.argv[1:]); assert 'torch' not in sys.modules; "
+    done = subprocess.run(
+        [sys.executable, "-c", script + "sys.exit(code)", *map(str, command(name))], capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert ("already exists" in done.stderr, "--resume" in done.stderr) == (True, name == "dpo")
+
+
 # --- a run from the command line
 
 

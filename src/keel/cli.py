@@ -46,6 +46,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 """Name (one word, or two), config, function, and what it does."""
 
+REFUSE_EXISTING = "sft", "reward", "dpo", "ppo", "best-of-n", "generate"
+"""Commands that need an --out that is not there yet, or go on with it."""
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0, or 2 for bad input, 1 for a failed run, 130 when interrupted. Never a traceback of ours."""
@@ -97,6 +99,8 @@ def _run(command: str, flags: list[str]) -> int:
     config = _parse(command, getattr(importlib.import_module("keel.config"), config_name), flags)
     if config is None:
         return 0
+    if command in REFUSE_EXISTING:  # before torch is imported, which takes seconds
+        importlib.import_module("keel.config").refuse_existing(config.out, getattr(config, "resume", None))
     module, function = target.split(":")
     result = getattr(importlib.import_module(module), function)(config)
     if result is not None:
