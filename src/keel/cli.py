@@ -136,11 +136,21 @@ def _with_file(flags: list[str], kind: Any) -> list[str]:
     joined = "--config="
     flags = [part for f in flags for part in (["--config", f.removeprefix(joined)] if f.startswith(joined) else [f])]
     if "--config" not in flags:
-        return flags
+        return [*_flags_of_run(flags, kind), *flags]
     at = flags.index("--config")
     if at + 1 == len(flags):
         raise InputError("--config needs a file")
     return [*_flags_of(Path(flags[at + 1]), kind), *flags[:at], *flags[at + 2 :]]
+
+
+def _flags_of_run(flags: list[str], kind: Any) -> list[str]:
+    """With --resume, the options of the run that is gone on with; none if --out is not one, which is refused later."""
+    if "resume" not in kind.model_fields or "--resume" not in flags:
+        return []
+    words = [part for flag in flags for part in flag.partition("=")[::2]]
+    out = next(filter(None, words[words.index("--out") + 1 :]), "") if "--out" in words else ""
+    file = Path(out) / "config.yaml"
+    return _flags_of(file, kind) if out and file.is_file() else []
 
 
 def _with_none(flags: list[str], kind: Any) -> list[str]:

@@ -129,7 +129,7 @@ class Training(Machine, Reading, Spelling):
     keep_checkpoints: Count = 1
     """Latest checkpoints to keep, besides the best one."""
     resume: bool = False
-    """Go on from the last checkpoint in the output folder."""
+    """Go on from the last checkpoint in the output folder; what else is not given is read from its config.yaml."""
 
 
 class SFTConfig(Training):

@@ -50,7 +50,7 @@ EVALUATIONS = 5
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, answered at a step's end with a checkpoint saved."""
+    """Ctrl-C or SIGTERM, answered at a step's end with a checkpoint saved."""
 
 
 def generator(seed: int, *purpose: object) -> torch.Generator:
@@ -154,10 +154,11 @@ class Run:
                     bar.advance(1, note)
                     if self._interrupt:
                         self.save_checkpoint()
-                        raise Interrupted(f"stopped after step {self.step}; go on with --resume")
+                        go_on = f"keel {self.command} --resume --out {self.folder}"
+                        raise Interrupted(f"stopped after step {self.step}; go on with: {go_on}")
         finally:
-            if previous is not None:
-                signal.signal(signal.SIGINT, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def generator(self, purpose: str) -> torch.Generator:
         """The generator for one purpose in this step."""
@@ -376,8 +377,11 @@ def schedule(kind: str, step: int, total: int, warmup: float) -> float:
     return {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[kind]
 
 
-def _handle_interrupt(run: Run) -> Any:
-    """First Ctrl-C: finish the step, save, stop. Second: stop at once. None where signals cannot be handled."""
+def _handle_interrupt(run: Run) -> dict[signal.Signals, Any]:
+    """First Ctrl-C or SIGTERM: finish the step, save, stop. Second: stop at once. What answered these signals before.
+
+    SIGTERM is what `docker stop`, Slurm and Kubernetes send before they kill.
+    """
 
     def answer(number: int, frame: FrameType | None) -> None:
         if run._interrupt:
@@ -386,9 +390,9 @@ def _handle_interrupt(run: Run) -> Any:
         say("interrupted: finishing this step and saving a checkpoint (Ctrl-C again stops at once)")
 
     try:
-        return signal.signal(signal.SIGINT, answer)
+        return {number: signal.signal(number, answer) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not in the main thread
-        return None
+        return {}
 
 
 def _check_disk(folder: Path, trained: Mapping[str, nn.Module], keep: int) -> None:
