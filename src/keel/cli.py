@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"keel {name}: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as error:
-        print(f"keel {name}: {error or 'interrupted'}", file=sys.stderr)
+        print(f"keel {name}: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
 
 
