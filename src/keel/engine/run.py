@@ -329,7 +329,7 @@ class Run:
         self._sums = {}
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(as_json(row) + "\n")
-        shown = ("loss", "accuracy", "rewards/accuracies", "objective/scores", "objective/kl")
+        shown = ("loss", "accuracy", "rewards/accuracies", "objective/rlhf_reward", "objective/scores", "objective/kl")
         return "  ".join(f"{name} {row[name]:.3f}" for name in shown if name in row)
 
     def _last_metrics(self) -> dict[str, Any]:

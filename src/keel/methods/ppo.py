@@ -224,6 +224,13 @@ def judge(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout) -> None:
         rollout.values = [v - centre for v in rollout.values]
     scores, bootstrap = _trained_scores(run, config, roles, rollout.bundles, raw, truncated)
     rollout.scores = scores
+    if config.truncation == "penalty" and bool(truncated.all()):
+        run.warn(
+            "all truncated",
+            f"step {run.step + 1}: all completions reached {config.max_new_tokens} tokens without an end, so all have "
+            f"the score {config.missing_eos_score:g} and none is better than another; raise --max-new-tokens, or give "
+            "--truncation score or bootstrap",
+        )
 
     old, reference, values = (torch.cat(x) for x in (rollout.old_logps, rollout.reference_logps, rollout.values))
     beta = float(run.extra["beta"])
