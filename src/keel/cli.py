@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import io
 import os
@@ -45,9 +46,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "data backup": ("DataBackupConfig", "keel.commands.data:backup", "the whole store as one SQLite file"),
 }
 """Name (one word, or two), config, function, and what it does."""
-
 REFUSE_EXISTING = "sft", "reward", "dpo", "ppo", "best-of-n", "generate"
 """Commands that need an --out that is not there yet, or go on with it."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0, or 2 for bad input, 1 for a failed run, 130 when interrupted. Never a traceback of ours."""
@@ -93,8 +94,7 @@ def overview(family: str = "") -> str:
 
 def _run(command: str, flags: list[str]) -> int:
     if command not in COMMANDS:
-        family = _families(command)
-        raise InputError(f"no such command; there are {', '.join(family or COMMANDS)}")
+        raise InputError(_no_command(command, flags))
     config_name, target, _ = COMMANDS[command]
     config = _parse(command, getattr(importlib.import_module("keel.config"), config_name), flags)
     if config is None:
@@ -108,6 +108,39 @@ def _run(command: str, flags: list[str]) -> int:
     return 0
 
 
+def _no_command(word: str, flags: list[str]) -> str:
+    """What there is instead of a command that is not there, the likeliest first."""
+    family = _families(word)
+    typed = " ".join([word, *flags[:1]]) if family else word
+    near = difflib.get_close_matches(typed, COMMANDS, 1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    return f"no such command; {meant}there are {', '.join(family or COMMANDS)}"
+
+
+def _refuse_unknown(flags: list[str], kind: Any) -> None:
+    """Refuse an option that is none, with the one that was meant."""
+    options = [_option(name) for name in kind.model_fields]
+    for flag in flags:
+        name = flag.partition("=")[0].replace("_", "-")
+        if not name.startswith("--") or name.replace("--no-", "--", 1) in options or name in options:
+            continue
+        meant = ELSEWHERE.get(name.removeprefix("--").removesuffix("-steps"), "")
+        initials = {"--" + "".join(word[0] for word in option[2:].split("-")): option for option in options}
+        near = [initials[name]] if name in initials else difflib.get_close_matches(name, options, 1, 0.75)
+        if not meant and near:
+            meant = f"did you mean {near[0]}?"
+        raise InputError(f"no option {name}; {meant or 'see --help'}")
+
+
+ELSEWHERE = {
+    "gradient-accumulation": "a batch is split into passes of --micro-tokens tokens, whose gradients are added up",
+    "per-device-train-batch-size": "--batch-size is the whole batch, --micro-tokens what one pass holds of it",
+    "num-train-epochs": "did you mean --epochs?",
+    "output-dir": "did you mean --out?",
+}
+"""What other trainers call by names that are not alike."""
+
+
 def _parse(command: str, kind: Any, flags: list[str]) -> Any:
     """A config from flags; None after `--help`. What is refused is refused in one line."""
     import tyro
@@ -118,6 +151,7 @@ def _parse(command: str, kind: Any, flags: list[str]) -> Any:
     try:
         with redirect_stdout(out), redirect_stderr(err):
             flags = _with_file(flags, kind)
+            _refuse_unknown(flags, kind)
             config = tyro.cli(kind, args=flags, prog=f"keel {command}")
             return kind.model_construct(_named_in(flags, kind), **dict(config))
     except SystemExit as error:
@@ -187,7 +221,9 @@ def _flags_of(file: Path, kind: Any) -> list[str]:
 
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}; give an existing file of options") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{file}: not readable as YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(content, dict):
         raise InputError(f"{file}: must hold one `option: value` per line")
