@@ -647,7 +647,7 @@ def test_ctrl_c_says_that_nothing_is_lost(configure_collect, rules, monkeypatch,
     monkeypatch.setattr("keel.commands.collect._judge", stop)
     assert cli.main(["collect", "--config", str(tmp_path / "c.yaml")]) == 130
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == f"keel collect: interrupted; {config.store} keeps what was drawn and judged: the same call goes on"
+    assert last == "keel collect: interrupted; what was drawn and judged is kept: the same call goes on"
 
 
 def test_keys_of_what_is_judged_name_the_draw():

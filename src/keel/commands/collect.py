@@ -42,8 +42,7 @@ def collect(config: CollectConfig) -> Result | None:
     try:
         return _collect(config)
     except KeyboardInterrupt as stop:
-        kept = f"interrupted; {config.store} keeps what was drawn and judged: the same call goes on"
-        raise KeyboardInterrupt(kept) from stop
+        raise KeyboardInterrupt("interrupted; what was drawn and judged is kept: the same call goes on") from stop
 
 
 def _collect(config: CollectConfig) -> Result | None:

@@ -77,9 +77,9 @@ def _read(folder: str, name: str, file: str) -> Raw | None:
 def _of_hub(name: str, file: str) -> str | None:
     from transformers.utils import cached_file
 
-    _require_hub(name)
     quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
     try:
+        _require_hub(name)
         found: str | None = cached_file(name, file, **quiet)
     except (OSError, ValueError):  # no such name: the loader will say so
         return None
