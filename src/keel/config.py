@@ -222,7 +222,7 @@ class PPOConfig(Training, Sampling):
     reward: str
     """Reward model folder, `rule:package.module:function` or `rule:FILE.yaml`."""
     prompts: str
-    """Prompts to sample from."""
+    """Prompts to sample from: rows with a `prompt`, a text or a chat's messages (.jsonl, .csv, …), or lines (.txt)."""
     out: Path
     """Run folder to write."""
     steps: Count | None = 100
@@ -282,7 +282,7 @@ class GenerateConfig(Sampling):
     model: str
     """Checkpoint folder, run folder or hub name."""
     prompts: str
-    """File of prompts."""
+    """File of prompts: rows with a `prompt`, a text or a chat's messages (.jsonl, .csv, .parquet), or lines (.txt)."""
     out: Path
     """JSONL file to write: one line per prompt with its completions."""
     n: Count = 1
