@@ -123,6 +123,18 @@ def test_help_is_quick_because_it_imports_little(arguments):
         assert not loaded & {"tyro", "pydantic", "yaml", "rich"}
 
 
+@pytest.mark.parametrize("name", ["generate", "best-of-n", "dpo"])
+def test_an_existing_result_is_refused_before_the_libraries_are_imported(command, tmp_path, name):
+    """They take seconds."""
+    (tmp_path / "run").write_text("precious")
+    script = "import sys; from keel import cli; code = cli.main(sys.argv[1:]); assert 'torch' not in sys.modules; "
+    done = subprocess.run(
+        [sys.executable, "-c", script + "sys.exit(code)", *map(str, command(name))], capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert ("already exists" in done.stderr, "--resume" in done.stderr) == (True, name == "dpo")
+
+
 # --- a run from the command line
 
 
@@ -229,15 +241,39 @@ def test_ppo_s_beta_may_be_0_but_not_below(command, capfd):
 
 def test_unknown_command(capfd):
     refused(["dance"], capfd, "no such command", "sft")
+    refused(["genrate"], capfd, "did you mean generate?")
+    refused(["data", "chek"], capfd, "did you mean data check? there are data check, data convert")
+
+
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("--lr=1e-4", "no option --lr; did you mean --learning-rate?"),
+        ("--batchsize", "did you mean --batch-size?"),
+        ("--gradient_accumulation_steps", "passes of --micro-tokens tokens"),
+        ("--lora", "no option --lora; see --help"),
+    ],
+)
+def test_an_option_that_is_none_is_told_with_what_was_meant(command, capfd, flag, meant):
+    refused([*command("dpo"), flag], capfd, meant)
+
+
+def test_a_result_is_not_written_to_a_file_of_the_name_of_standard_output(command, capfd):
+    refused(command("generate", out="-"), capfd, "--out -: ")
+
+
+def test_a_store_without_its_word_is_told_how_to_write_it(command, capfd, tmp_path):
+    (tmp_path / "votes.db").write_bytes(b"")
+    refused(command("dpo", data=tmp_path / "votes.db"), capfd, f"a store is named store:{tmp_path}/votes.db")
 
 
 @pytest.mark.parametrize(
     ("content", "needle"),
     [
-        (None, "settings.yaml"),
+        (None, "settings.yaml: No such file or directory; give an existing file"),
         ("beta: [", "YAML"),
         ("- beta", "settings.yaml"),
-        ("betta: 1\n", "betta"),
+        ("betta: 1\n", "no option --betta; did you mean --beta?"),
         ("beta: -2\n", "beta"),
         ("beta: [1, 2]\n", "beta"),
         ("beta:\n", "settings.yaml: beta has no value; give it one, or leave the line out"),

@@ -1,4 +1,23 @@
-"""Keel takes a language model from preferences to a better policy and shows at every step whether to believe it."""
+"""Keel takes a language model from preferences to a better policy and shows at every step whether to believe it.
+
+What belongs to it is imported when it is asked for: `keel.methods.dpo.train(keel.config.DPOConfig(…))`.
+"""
+
+from importlib import import_module
+from types import ModuleType
 
 __version__ = "0.1.0"
 __all__ = ["__version__"]
+
+PARTS = ("config", "errors", "methods", "objectives", "records", "stats")
+"""Modules that programs use."""
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in PARTS:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *PARTS]

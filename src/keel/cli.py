@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import io
 import os
@@ -45,6 +46,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "data backup": ("DataBackupConfig", "keel.commands.data:backup", "the whole store as one SQLite file"),
 }
 """Name (one word, or two), config, function, and what it does."""
+REFUSE_EXISTING = "sft", "reward", "dpo", "ppo", "best-of-n", "generate"
+"""Commands that need an --out that is not there yet, or go on with it."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"keel {name}: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as error:
-        print(f"keel {name}: {error or 'interrupted'}", file=sys.stderr)
+        print(f"keel {name}: {str(error) or 'interrupted'}", file=sys.stderr)
         return 130
 
 
@@ -91,17 +94,51 @@ def overview(family: str = "") -> str:
 
 def _run(command: str, flags: list[str]) -> int:
     if command not in COMMANDS:
-        family = _families(command)
-        raise InputError(f"no such command; there are {', '.join(family or COMMANDS)}")
+        raise InputError(_no_command(command, flags))
     config_name, target, _ = COMMANDS[command]
     config = _parse(command, getattr(importlib.import_module("keel.config"), config_name), flags)
     if config is None:
         return 0
+    if command in REFUSE_EXISTING:  # before torch is imported, which takes seconds
+        importlib.import_module("keel.config").refuse_existing(config.out, getattr(config, "resume", None))
     module, function = target.split(":")
     result = getattr(importlib.import_module(module), function)(config)
     if result is not None:
         print(result.folder)
     return 0
+
+
+def _no_command(word: str, flags: list[str]) -> str:
+    """What there is instead of a command that is not there, the likeliest first."""
+    family = _families(word)
+    typed = " ".join([word, *flags[:1]]) if family else word
+    near = difflib.get_close_matches(typed, COMMANDS, 1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    return f"no such command; {meant}there are {', '.join(family or COMMANDS)}"
+
+
+def _refuse_unknown(flags: list[str], kind: Any) -> None:
+    """Refuse an option that is none, with the one that was meant."""
+    options = [_option(name) for name in kind.model_fields]
+    for flag in flags:
+        name = flag.partition("=")[0].replace("_", "-")
+        if not name.startswith("--") or name.replace("--no-", "--", 1) in options or name in options:
+            continue
+        meant = ELSEWHERE.get(name.removeprefix("--").removesuffix("-steps"), "")
+        initials = {"--" + "".join(word[0] for word in option[2:].split("-")): option for option in options}
+        near = [initials[name]] if name in initials else difflib.get_close_matches(name, options, 1, 0.75)
+        if not meant and near:
+            meant = f"did you mean {near[0]}?"
+        raise InputError(f"no option {name}; {meant or 'see --help'}")
+
+
+ELSEWHERE = {
+    "gradient-accumulation": "a batch is split into passes of --micro-tokens tokens, whose gradients are added up",
+    "per-device-train-batch-size": "--batch-size is the whole batch, --micro-tokens what one pass holds of it",
+    "num-train-epochs": "did you mean --epochs?",
+    "output-dir": "did you mean --out?",
+}
+"""What other trainers call by names that are not alike."""
 
 
 def _parse(command: str, kind: Any, flags: list[str]) -> Any:
@@ -113,9 +150,18 @@ def _parse(command: str, kind: Any, flags: list[str]) -> Any:
     out, err = io.StringIO(), io.StringIO()
     try:
         with redirect_stdout(out), redirect_stderr(err):
-            return tyro.cli(kind, args=_with_file(flags, kind), prog=f"keel {command}")
+            flags = _with_file(flags, kind)
+            _refuse_unknown(flags, kind)
+            config = tyro.cli(kind, args=flags, prog=f"keel {command}")
+            return kind.model_construct(_named_in(flags, kind), **dict(config))
     except SystemExit as error:
         raise InputError(_essence(out.getvalue() + err.getvalue(), kind)) from error
+
+
+def _named_in(flags: list[str], kind: Any) -> set[str]:
+    """Options that were asked for, in the command or its file; the option parser takes defaults for such, too."""
+    words = {flag.partition("=")[0].replace("_", "-").replace("--no-", "--", 1) for flag in flags}
+    return {name for name in kind.model_fields if _option(name) in words}
 
 
 def _with_file(flags: list[str], kind: Any) -> list[str]:
@@ -124,11 +170,21 @@ def _with_file(flags: list[str], kind: Any) -> list[str]:
     joined = "--config="
     flags = [part for f in flags for part in (["--config", f.removeprefix(joined)] if f.startswith(joined) else [f])]
     if "--config" not in flags:
-        return flags
+        return [*_flags_of_run(flags, kind), *flags]
     at = flags.index("--config")
     if at + 1 == len(flags):
         raise InputError("--config needs a file")
     return [*_flags_of(Path(flags[at + 1]), kind), *flags[:at], *flags[at + 2 :]]
+
+
+def _flags_of_run(flags: list[str], kind: Any) -> list[str]:
+    """With --resume, the options of the run that is gone on with; none if --out is not one, which is refused later."""
+    if "resume" not in kind.model_fields or "--resume" not in flags:
+        return []
+    words = [part for flag in flags for part in flag.partition("=")[::2]]
+    out = next(filter(None, words[words.index("--out") + 1 :]), "") if "--out" in words else ""
+    file = Path(out) / "config.yaml"
+    return _flags_of(file, kind) if out and file.is_file() else []
 
 
 def _with_none(flags: list[str], kind: Any) -> list[str]:
@@ -165,7 +221,9 @@ def _flags_of(file: Path, kind: Any) -> list[str]:
 
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}; give an existing file of options") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{file}: not readable as YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(content, dict):
         raise InputError(f"{file}: must hold one `option: value` per line")

@@ -66,8 +66,8 @@ class Bar:
             if self.total is None:
                 say(f"{self.title}: {self.done}  {self.rate():.3g}/s  {note}".rstrip())
                 return
-            left = (self.total - self.done) / self.rate() if self.rate() > 0 else 0.0
-            say(f"{self.title}: {self.done}/{self.total}  {self.rate():.3g}/s  {left:.0f} s left  {note}".rstrip())
+            left = f"{(self.total - self.done) / self.rate():.0f} s left  " if self.rate() > 0 else ""
+            say(f"{self.title}: {self.done}/{self.total}  {self.rate():.3g}/s  {left}{note}".rstrip())
 
     def rate(self) -> float:
         """Things per second since the start."""

@@ -660,8 +660,43 @@ def test_simulated_people_vote_as_the_world_says():
 def test_simulated_people_know_their_own_world_only(configure_collect):
     ((_, result),) = Simulated(0).rate([Task("who are you?", Answer("a"), Answer("b"))])
     assert "embedded world" in result.reason
-    with pytest.raises(RunFailed, match="embedded world"):
-        collect(configure_collect(n=5, max_rows=40, rater=["simulated"]))
+    config = configure_collect(rater=["simulated"])
+    with pytest.raises(InputError, match=r"prompts\.jsonl: .*embedded world only, and none of these 8 is one"):
+        collect(config)
+    assert not Path(config.store.removeprefix("store:")).exists(), "nothing was drawn for them"
+
+
+def test_progress_counts_what_is_judged(configure_collect, rules, monkeypatch, capsys, tmp_path):
+    """Eight prompts of three answers, two raters: 48 pairs; judged already, they are passed over at once."""
+    monkeypatch.setattr("keel.progress.LINE_EVERY", 0.0)
+    (tmp_path / "other.yaml").write_text("rules: [{matches: a}]")
+    config = configure_collect(rater=[rules, f"rule:{tmp_path}/other.yaml"])
+    collect(config)
+    counted = [int(n) for n in re.findall(r"^pairs judged: (\d+)/48", capsys.readouterr().err, re.M)]
+    assert [*dict.fromkeys(counted)] == [*range(49)]
+    collect(config)
+    assert re.findall(r"^pairs judged: (\d+)/48", capsys.readouterr().err, re.M)[-1] == "48"
+
+
+def test_a_rule_that_fails_everywhere_is_no_success(configure_collect, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rule_broken.py").write_text("def score(prompt, completion):\n    return 1 / 0\n")
+    config = configure_collect(rater=["rule:rule_broken:score"], n=2)
+    with pytest.raises(RunFailed, match="none of 8 pairs has a verdict"):
+        collect(config)
+
+
+def test_ctrl_c_says_that_nothing_is_lost(configure_collect, rules, monkeypatch, capsys, tmp_path):
+    config = configure_collect(rater=[rules])
+    (tmp_path / "c.yaml").write_text(config.to_yaml())
+
+    def stop(*some):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("keel.commands.collect._judge", stop)
+    assert cli.main(["collect", "--config", str(tmp_path / "c.yaml")]) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "keel collect: interrupted; what was drawn and judged is kept: the same call goes on"
 
 
 def test_keys_of_what_is_judged_name_the_draw():

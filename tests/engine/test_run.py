@@ -277,22 +277,24 @@ def test_a_half_written_checkpoint_is_not_one(train, configure, monkeypatch, wei
 # --- interrupted
 
 
-@pytest.mark.parametrize("method", ["sft", "ppo"])
-def test_interrupt_saves_and_resumes(train, configure, monkeypatch, capsys, weights, metrics_of, method):
+@pytest.mark.parametrize(("method", "number"), [("sft", signal.SIGTERM), ("ppo", signal.SIGINT)])
+def test_interrupt_saves_and_resumes(train, configure, monkeypatch, capsys, weights, metrics_of, method, number):
+    """By Ctrl-C or as a scheduler stops a job; the run's folder is all that is needed to go on."""
     whole = train(method, save_every=4)
     config = configure(method, save_every=4)
     file = config.out.with_suffix(".yaml")
     file.write_text(config.to_yaml())
-    handler = signal.getsignal(signal.SIGINT)
+    handlers = [signal.getsignal(some) for some in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
-        fail_at(patch, 2, lambda: signal.raise_signal(signal.SIGINT))
+        fail_at(patch, 2, lambda: signal.raise_signal(number))
         code = cli.main([method, "--config", str(file)])
     assert code == 130
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert [signal.getsignal(some) for some in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert (config.out / "checkpoints" / "step-2" / "state.pt").exists()
     assert len(metrics_of(config.out)) == 2
-    assert "--resume" in capsys.readouterr().err.splitlines()[-1]
-    assert cli.main([method, "--config", str(file), "--resume"]) == 0
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(f"go on with: keel {method} --resume --out {config.out}")
+    assert cli.main(last.rpartition("keel ")[2].split()) == 0
     summary = json.loads((config.out / "summary.json").read_text())
     assert_equal_runs(whole, run_module.Result(config.out, summary), weights, metrics_of)
 
@@ -309,6 +311,16 @@ def test_second_interrupt_stops_at_once(configure, monkeypatch):
     fail_at(monkeypatch, 2, twice)
     assert cli.main(["sft", "--config", str(file)]) == 130
     assert not (config.out / "checkpoints" / "step-2").exists()
+
+
+def test_a_run_that_is_gone_on_with_keeps_its_settings(configure, capsys):
+    """What is given beside --resume wins over the run's own, and is refused there if it differs."""
+    config = configure("dpo", beta=0.3)
+    config.out.mkdir()
+    (config.out / "config.yaml").write_text(config.to_yaml())
+    (config.out / "manifest.json").write_text("{}")
+    assert cli.main(["dpo", "--resume", f"--out={config.out}", "--beta", "0.4"]) == 2
+    assert "other settings of beta;" in capsys.readouterr().err
 
 
 # --- non-finite numbers

@@ -167,7 +167,7 @@ def test_an_existing_file_is_refused_before_any_work(options, monkeypatch):
         (GenerateConfig(**options), generate),
         (BestOfNConfig(**options, reward="rule:nothing:there"), best_of_n),
     ):
-        with pytest.raises(InputError):
+        with pytest.raises(InputError, match=r"choose another --out, or remove it$"):  # there is no --resume
             command(config)
     assert options["out"].read_text() == "precious"
 

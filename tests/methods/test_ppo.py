@@ -406,3 +406,14 @@ def test_certificate_by_hand():
     got = ppo.certificate(shaped, 2, 0.5)
     assert got == pytest.approx({"mean": 2.0, "sd": math.sqrt(2) / 2, "kl_to_optimum": 1 / (2 * 0.25)})
     assert ppo.certificate(shaped, 1, 0.5) == {"mean": 2.0}
+
+
+@pytest.mark.parametrize(("truncation", "warned"), [("penalty", True), ("score", False)])
+def test_a_rollout_that_is_cut_throughout_is_warned_of(train, metrics_of, capsys, truncation, warned):
+    """Every score is the penalty's then. The screen shows the figure that is maximised."""
+    result = train("ppo", steps=1, max_new_tokens=1, temperature=0.01, truncation=truncation)
+    (line,) = metrics_of(result.folder)
+    assert line["completions/clipped_ratio"] == 1.0
+    said = capsys.readouterr().err
+    assert ("all completions reached 1 tokens without an end, so all have the score -1" in said) == warned
+    assert f"objective/rlhf_reward {line['objective/rlhf_reward']:.3f}" in said

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
+import time
 
 import pytest
 import torch
@@ -30,10 +32,31 @@ def test_resolve_folder_run_and_hub_name(base, train, tmp_path):
     for name in ("/nowhere/at/all", "./absent", "a/b/c"):
         with pytest.raises(InputError, match="no such model folder"):
             checkpoints.resolve(name)
+    with pytest.raises(InputError, match="misspelt: no such model folder; a hub name is OWNER/NAME"):
+        checkpoints.resolve("misspelt")
     file = tmp_path / "model.safetensors"
     file.write_text("")
     with pytest.raises(InputError, match="is a file"):
         checkpoints.resolve(str(file))
+
+
+@pytest.mark.parametrize(
+    ("offline", "why"), [(True, "HF_HUB_OFFLINE is set"), (False, "127.0.0.1 cannot be reached: .*refused")]
+)
+def test_without_the_hub_a_name_is_refused_at_once(monkeypatch, offline, why):
+    """The library would ask again and again, and then miss a tokenizer."""
+    from huggingface_hub import constants
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("no_proxy", "*")
+    began = time.monotonic()
+    with pytest.raises(InputError, match=rf"^owner/absent: no such folder here, and the hub cannot be asked \({why}"):
+        checkpoints.load_text("owner/absent")
+    assert time.monotonic() - began < 10
 
 
 # --- loading

@@ -379,6 +379,9 @@ def _surface(audit: Audit, pairs: Sequence[Pair]) -> None:
                 " equal length, or train DPO with --length-alpha."
             )
             audit.find("warning", f"length alone tells {by_length.mean:.0%} of the pairs", said)
+        elif by_length.low > 0.5 + LEANS:
+            said += f" That is not clearly more than in people's votes at large, {LONGER_AT_LARGE:.0%}."
+            audit.find("note", f"length alone tells {by_length.mean:.0%} of the pairs", said)
         else:
             audit.find("good", "length tells little", said)
     for cue in found[1:]:

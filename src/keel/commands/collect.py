@@ -7,6 +7,7 @@ been drawn, and asks no server and no judge for what they have said.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from keel.errors import InputError, RunFailed
 from keel.files.jsonl import write_json
 from keel.progress import Bar, peak_rss_gb
 from keel.raters import Missing, Rater, Task
+from keel.raters.simulated import Simulated
 from keel.raters.two_orders import VerbosityBias, verbosity_biases
 from keel.records import Answer, Judgment, PromptRow, Result, RowCounts
 from keel.sampling.writers import LocalWriter, RemoteWriter, Writer, Written
@@ -38,30 +40,43 @@ COMMIT = 256
 
 def collect(config: CollectConfig) -> Result | None:
     """Draw what is missing, have it judged, keep it; returns the figures where --out wants them."""
+    try:
+        return _collect(config)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt("interrupted; what was drawn and judged is kept: the same call goes on") from stop
+
+
+def _collect(config: CollectConfig) -> Result | None:
     began = time.perf_counter()
     rows, counts = _prompts(config)
     raters = [load_rater(name, config) for name in config.rater]
+    for rater in raters:
+        if isinstance(rater, Simulated):
+            rater.require_known(rows, config.prompts)
     tally = Tally()
     with Store(config.store, create=True) as store:
         writer = _writer(config, rows)
         rounds = [rows[i : i + writer.at_once] for i in range(0, len(rows), writer.at_once)]
         asked = {rater.identity: store.said_by(rater.identity) for rater in raters}
-        with Bar("prompts", len(rows)) as bar:
+        each = math.comb(config.n, 2) * len(raters) or 1
+        with Bar("pairs judged" if raters and config.n > 1 else "prompts", len(rows) * each) as bar:
 
             def progress(done: int = 0) -> None:
                 bar.advance(done, "; ".join(filter(None, (tally.note(), *(r.note() for r in raters)))))
 
             for number, some in enumerate(rounds):
+                before = bar.done
                 drawn = _answers(store, writer, some, number, config.n, tally, progress)
                 tasks = [Task(row.prompt, a, b) for row, few in drawn for a, b in combinations(few, 2)]
                 for rater in raters:
                     _judge(store, rater, tasks, asked[rater.identity], tally, progress)
-                progress(len(some))
+                progress(before + len(some) * each - bar.done)  # and those judged earlier, or not at all
         if not tally.found + tally.drawn:
             raise RunFailed(f"no answer to any prompt: {checks.reasons(tally.silent)}")
+        for name, rater in zip(config.rater, raters, strict=True):
+            if name != "people":  # who answer in their own time
+                _refuse_silence(rater.identity, asked[rater.identity], tally)
         judges = [r.identity for name, r in zip(config.rater, raters, strict=True) if name.startswith(JUDGES)]
-        for judge in judges:
-            _refuse_silence(judge, asked[judge], tally)
         tally.bias = _biases(store, judges, rows)
     return _told(config, counts, raters, tally, time.perf_counter() - began)
 
@@ -162,7 +177,7 @@ def _keep_answers(
 
 
 def _judge(
-    store: Store, rater: Rater, tasks: Sequence[Task], asked: set[bytes], tally: Tally, progress: Callable[[], None]
+    store: Store, rater: Rater, tasks: Sequence[Task], asked: set[bytes], tally: Tally, progress: Callable[[int], None]
 ) -> None:
     """Have a rater judge what he has not judged yet, and keep it as it comes."""
     waiting = [task for task in tasks if not asked or _about(task) not in asked]
@@ -175,15 +190,14 @@ def _judge(
             tally.pairs += 1
             if isinstance(result, Missing):
                 tally.missing[name, result.reason] += 1
-                if not result.waiting:
-                    progress()
+                progress(1)
                 if done == HOPELESS and not result.waiting and not tally.judged[name] + len(kept):
                     raise RunFailed(f"{name}: none of {HOPELESS} pairs has a verdict; the last: {result.reason}")
                 continue
             kept += result
+            progress(1)
             if len(kept) >= (1 if result[0].ai else COMMIT):
                 tally.judged[name] += _keep(store, kept)
-                progress()
     finally:
         tally.judged[name] += _keep(store, kept)
     tally.left[name] += len(waiting) - done
@@ -191,7 +205,7 @@ def _judge(
 
 
 def _refuse_silence(judge: str, asked: set[bytes], tally: Tally) -> None:
-    """A judge without a single verdict, now and before, has judged nothing: no success."""
+    """A rater without a single verdict, now and before, has judged nothing: no success."""
     reasons = [(why, count) for (who, why), count in tally.missing.most_common() if who == judge]
     if reasons and not tally.judged[judge] and not asked:
         missing = checks.counted(sum(count for _, count in reasons), "pair")
@@ -220,8 +234,6 @@ def load_rater(name: str, config: CollectConfig) -> Rater:
     """The rater that `--rater` names."""
     kind, _, rest = name.partition(":")
     if kind == "simulated" and not rest:
-        from keel.raters.simulated import Simulated
-
         return Simulated(config.seed)
     if kind == "people" and not rest:
         from keel.raters.human import People

@@ -159,7 +159,7 @@ def convert(config: DataConvertConfig) -> Result | None:
         raise InputError(f"{config.out}: say in which format to write it, such as --to trl")
     options: dict[str, Any] = config.model_dump(include={"format", "limit", "max_bad_share", "pairs", "columns"})
     counts = write(config.data, Path(config.out), config.to, **options)
-    say(checks.summarise(counts, config.data, config.format or "recognised"))
+    say(checks.summarise(counts, config.data, config.format or ""))
     return Result(Path(config.out), {"command": "data convert", "rows": counts.as_dict()})
 
 

@@ -15,7 +15,8 @@ class Sampling(Machine, Reading, Spelling):
     """How completions are drawn."""
 
     max_new_tokens: Count = 256
-    """Length limit of a completion; one that reaches it has no EOS and is marked truncated."""
+    """Length limit of a completion; one that reaches it has no EOS and is marked truncated. Without this option it is
+    lower if the model has too few positions."""
     temperature: NonNegative = 1.0
     """Divides the logits; 0 takes the likeliest token each time."""
     max_rows: Count = 256
@@ -28,7 +29,7 @@ class GenerateConfig(Sampling):
     model: str
     """Checkpoint folder, run folder or hub name."""
     prompts: str
-    """File of prompts."""
+    """File of prompts: rows with a `prompt`, a text or a chat's messages (.jsonl, .csv, .parquet), or lines (.txt)."""
     out: Path
     """JSONL file to write: one line per prompt with its completions."""
     n: Count = 1

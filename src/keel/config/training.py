@@ -47,7 +47,7 @@ class Training(Machine, Reading, Spelling):
     keep_checkpoints: Count = 1
     """Latest checkpoints to keep, besides the best one."""
     resume: bool = False
-    """Go on from the last checkpoint in the output folder."""
+    """Go on from the last checkpoint in the output folder; what else is not given is read from its config.yaml."""
 
 
 class SFTConfig(Training):
@@ -128,7 +128,7 @@ class PPOConfig(Training, Sampling):
     reward: str
     """Reward model folder, `rule:package.module:function` or `rule:FILE.yaml`."""
     prompts: str
-    """Prompts to sample from."""
+    """Prompts to sample from: rows with a `prompt`, a text or a chat's messages (.jsonl, .csv, …), or lines (.txt)."""
     out: Path
     """Run folder to write."""
     steps: Count | None = 100

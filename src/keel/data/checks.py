@@ -275,10 +275,10 @@ def _note_repeats(rows: Sequence[AnyRow], records: Sequence[Compared], counts: R
 
 
 def summarise(counts: RowCounts, source: str, format: str) -> str:
-    """What a run prints at its start: the format recognised and every row's fate, one reason a line."""
+    """What a run prints at its start: the format, where it is known, and every row's fate, one reason a line."""
     fate = f"{counted(counts.read, 'row')} read, {counts.used:,} used, {counts.dropped_total:,} dropped"
     fate += f", {counts.neutral_total:,} neutral" if counts.neutral else ""
-    lines = [f"{source}: format {format}; {fate}"]
+    lines = [f"{source}: format {format}; {fate}" if format else f"{source}: {fate}"]
     for verb, table in (("dropped", counts.dropped), ("neutral", counts.neutral), ("note:", counts.notes)):
         for what, (count, rows) in sorted(table.items(), key=lambda item: -item[1][0]):
             lines.append(f"  {verb} {count} '{what}': {which(count, rows)}")

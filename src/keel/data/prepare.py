@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from keel.config import Reading, Training
-from keel.data import checks, doubts, sources
+from keel.config import Reading, Sampling, Training
+from keel.data import checks, doubts, lengths, sources
 from keel.errors import InputError, RowFault
 from keel.records import Bundle, Demonstration, Pair, PromptRow, RowCounts
 from keel.text.identity import facts_of, remarks_on
-from keel.text.tokenisation import Text
+from keel.text.tokenisation import NO_ROOM, Text
 
 Row = TypeVar("Row", PromptRow, Demonstration, Pair)
 Record = TypeVar("Record", bound=PromptRow | Demonstration | Pair)
@@ -80,13 +80,14 @@ def _prepare(
             held_counts.note(said, 1)
         held_rows = checker(held_rows, held_counts, config.max_bad_share, other)
         _refuse_leak(rows, held_rows, source, other)
-        held = encode(held_rows, held_counts, text, limit, config.max_bad_share, other)
+        held = encode(held_rows, held_counts, text, limit, config.max_bad_share, other, _remedy(config, limit))
         held_report = "\n" + checks.summarise(held_counts, other, held_name)
         identity = sources.identify(other, held_counts)
         facts |= {"eval_data": other, **{f"eval_{key}": value for key, value in identity.items()}}
     elif config.holdout:
         parts = checks.split_by_prompt(rows, config.holdout, config.seed)
-    bundles = encode_parts(parts, counts, text, limit, config.max_bad_share, source)
+    longer = _remedy(config, limit)
+    bundles = encode_parts(parts, counts, text, limit, config.max_bad_share, source, longer)
     train: list[Bundle] = bundles[0]
     held = bundles[1] if len(bundles) > 1 else held
     report = checks.summarise(counts, source, name) + held_report
@@ -94,6 +95,13 @@ def _prepare(
         report += f"\n{facts['ai_feedback']} of its labels are a model's: what is trained on them is RLAIF"
     report = "\n".join([report, *remarks_on(text, train)])
     return Prepared(train, held, counts, held_counts, facts | facts_of(text), report)
+
+
+def _remedy(config: Training, limit: int) -> str:
+    """The option that makes room for longer prompts; nothing where the model sets the limit."""
+    if config.max_length == limit:
+        return "raise --max-length"
+    return lengths.remedy(config) if isinstance(config, Sampling) else ""
 
 
 def _ai(rows: Sequence[Row]) -> dict[str, object]:
@@ -119,9 +127,13 @@ def encode(
     max_length: int,
     max_bad_share: float,
     source: str,
+    longer: str = "",
 ) -> list[Bundle]:
-    """Tokenise rows; those that cannot be are dropped with a count, and refused past the share."""
-    return encode_parts([rows], counts, text, max_length, max_bad_share, source)[0]
+    """Tokenise rows; those that cannot be are dropped with a count, and refused past the share.
+
+    `longer` is the option, if any, that makes room for longer prompts, such as `raise --max-length`.
+    """
+    return encode_parts([rows], counts, text, max_length, max_bad_share, source, longer)[0]
 
 
 def encode_parts(
@@ -131,19 +143,22 @@ def encode_parts(
     max_length: int,
     max_bad_share: float,
     source: str,
+    longer: str = "",
 ) -> list[list[Bundle]]:
     """The same of the parts of one source, none of which may be empty: all are tried before any is refused."""
     tried = [tokenise(rows, counts, text, max_length) for rows in parts]
     bundles = [[bundle for _, bundle in done] for done, _ in tried]
     first_error = next((error for _, error in tried if error), "") or "mend them"
+    first_error += f", or {longer}" if longer and NO_ROOM in counts.dropped else ""
     if not any(bundles):
         raise InputError(
             f"{source}: none of {counts.read} rows can be used ({checks.reasons(counts, neutral=True)}); {first_error}"
         )
     if counts.dropped_total > max_bad_share * counts.read:
+        more = checks.or_raise(counts)
         raise InputError(
             f"{source}: {counts.dropped_total} of {counts.read} rows are unusable ({checks.reasons(counts)}), "
-            f"above the limit of {max_bad_share:.0%}; {first_error}; or raise --max-bad-share"
+            f"above the limit of {max_bad_share:.0%}; {first_error}{';' * bool(more)}{more}"
         )
     require_known([bundle for part in bundles for bundle in part], counts, text, max_bad_share, source)
     if not all(bundles):

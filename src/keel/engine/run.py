@@ -51,7 +51,7 @@ EVALUATIONS = 5
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, answered at a step's end with a checkpoint saved."""
+    """Ctrl-C or SIGTERM, answered at a step's end with a checkpoint saved."""
 
 
 def generator(seed: int, *purpose: object) -> torch.Generator:
@@ -155,10 +155,11 @@ class Run:
                     bar.advance(1, note)
                     if self._interrupt:
                         self.save_checkpoint()
-                        raise Interrupted(f"stopped after step {self.step}; go on with --resume")
+                        go_on = f"keel {self.command} --resume --out {self.folder}"
+                        raise Interrupted(f"stopped after step {self.step}; go on with: {go_on}")
         finally:
-            if previous is not None:
-                signal.signal(signal.SIGINT, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def generator(self, purpose: str) -> torch.Generator:
         """The generator for one purpose in this step."""
@@ -329,7 +330,7 @@ class Run:
         self._sums = {}
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(as_json(row) + "\n")
-        shown = ("loss", "accuracy", "rewards/accuracies", "objective/scores", "objective/kl")
+        shown = ("loss", "accuracy", "rewards/accuracies", "objective/rlhf_reward", "objective/scores", "objective/kl")
         return "  ".join(f"{name} {row[name]:.3f}" for name in shown if name in row)
 
     def _last_metrics(self) -> dict[str, Any]:
@@ -377,8 +378,11 @@ def schedule(kind: str, step: int, total: int, warmup: float) -> float:
     return {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[kind]
 
 
-def _handle_interrupt(run: Run) -> Any:
-    """First Ctrl-C: finish the step, save, stop. Second: stop at once. None where signals cannot be handled."""
+def _handle_interrupt(run: Run) -> dict[signal.Signals, Any]:
+    """First Ctrl-C or SIGTERM: finish the step, save, stop. Second: stop at once. What answered these signals before.
+
+    SIGTERM is what `docker stop`, Slurm and Kubernetes send before they kill.
+    """
 
     def answer(number: int, frame: FrameType | None) -> None:
         if run._interrupt:
@@ -387,9 +391,9 @@ def _handle_interrupt(run: Run) -> Any:
         say("interrupted: finishing this step and saving a checkpoint (Ctrl-C again stops at once)")
 
     try:
-        return signal.signal(signal.SIGINT, answer)
+        return {number: signal.signal(number, answer) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not in the main thread
-        return None
+        return {}
 
 
 def _check_disk(folder: Path, trained: Mapping[str, nn.Module], keep: int) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+from keel.config import STORE_ENDINGS
 from keel.errors import InputError, on_one_line
 from keel.files.cells import unfold
 from keel.files.delimited import csv_rows
@@ -48,6 +49,8 @@ def _raw_rows(source: str, remarks: list[str]) -> Iterator[Numbered]:
     if not path.exists():
         raise InputError(f"{source}: no such file, and not the name of a hub data set; check the path")
     if container is None:
+        if name.endswith(STORE_ENDINGS):
+            raise InputError(f"{source}: a store is named store:{source}")
         endings = ", ".join(CONTAINERS)
         raise InputError(f"{source}: its name does not say what it holds; end it in {endings} (text ones also .gz)")
     if is_pointer(path):

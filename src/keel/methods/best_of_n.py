@@ -17,17 +17,18 @@ from torch import nn
 
 from keel import stats
 from keel.config import BestOfNConfig, GenerateConfig
-from keel.data import checks, prepare
+from keel.data import checks, lengths, prepare
 from keel.engine.run import generator
 from keel.engine.scorers import load_scorer, require_same_reading
 from keel.errors import InputError
 from keel.files.jsonl import write_lines
 from keel.files.target import refuse_existing
 from keel.models import checkpoints
+from keel.models.limits import positions
 from keel.models.machine import described
 from keel.progress import Bar, peak_rss_gb
 from keel.records import Bundle, Result, RowCounts
-from keel.sampling.local import room, sample
+from keel.sampling.local import sample
 from keel.says import say
 from keel.text.identity import remarks_on
 from keel.text.tokenisation import Text
@@ -73,6 +74,8 @@ class _Asked:
     text: Text
     prompts: list[Bundle]
     counts: RowCounts
+    max_new_tokens: int
+    """Tokens that an answer may have."""
 
 
 def _ask(config: GenerateConfig) -> _Asked:
@@ -81,14 +84,16 @@ def _ask(config: GenerateConfig) -> _Asked:
     rows, counts, name = prepare.read_prompt_rows(config, config.prompts)
     text = checkpoints.load_text(config.model, config)
     policy = checkpoints.load_policy(config.model, config)
-    limit = room(policy, config.max_new_tokens)
+    limit = lengths.prompt_limit(config, positions(policy))
     fits = sys.maxsize if limit is None else limit
-    prompts = prepare.encode(rows, counts, text, fits, config.max_bad_share, config.prompts)
+    share, longer = config.max_bad_share, lengths.remedy(config)
+    prompts = prepare.encode(rows, counts, text, fits, share, config.prompts, longer)
     say(checks.summarise(counts, config.prompts, name))
     for remark in remarks_on(text, prompts):
         say(remark)
     say(described(policy))
-    return _Asked(policy, text, prompts, counts)
+    config = lengths.fitted(config, positions(policy), (len(b.prompt_ids) for b in prompts))
+    return _Asked(policy, text, prompts, counts, config.max_new_tokens)
 
 
 def _draw(config: GenerateConfig, asked: _Asked) -> tuple[list[Bundle], float]:
@@ -101,7 +106,7 @@ def _draw(config: GenerateConfig, asked: _Asked) -> tuple[list[Bundle], float]:
             [b.prompt for b in asked.prompts],
             config.n,
             origins=[b.origin for b in asked.prompts],
-            max_new_tokens=config.max_new_tokens,
+            max_new_tokens=asked.max_new_tokens,
             temperature=config.temperature,
             top_p=config.top_p,
             generator=generator(config.seed, "generate"),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from keel import objectives, stats
 from keel.config import PPOConfig
-from keel.data import prepare
+from keel.data import lengths, prepare
 from keel.engine import memory
 from keel.engine.batches import Batches
 from keel.engine.forward import (
@@ -33,8 +33,9 @@ from keel.engine.scorers import Scorer, load_scorer, require_same_reading
 from keel.engine.step0 import require_unit_ratio, require_zero_kl
 from keel.files.target import refuse_existing
 from keel.models import checkpoints, trials
+from keel.models.limits import positions
 from keel.records import Bundle, Completion, Result, lengths_of
-from keel.sampling.local import cache_bytes, room, sample
+from keel.sampling.local import cache_bytes, sample
 from keel.says import say
 from keel.text.tokenisation import Text
 
@@ -74,8 +75,10 @@ def train(config: PPOConfig) -> Result:
     refuse_existing(config.out, config.resume)
     text = checkpoints.load_text(config.model, config)
     roles = load_roles(config)
-    data = prepare.prompts(config, config.prompts, text, room(roles.policy, config.max_new_tokens))
+    limit = positions(roles.policy)
+    data = prepare.prompts(config, config.prompts, text, lengths.prompt_limit(config, limit))
     say(data.report)
+    config = lengths.fitted(config, limit, (len(b.prompt_ids) for b in (*data.train, *data.held_out)))
     require_same_reading(config, config.reward, text, data.train)
     run = start(config, roles, text, data)
     batches = Batches(data.train, min(config.rollout_size, len(data.train)), config.seed)
@@ -222,6 +225,13 @@ def judge(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout) -> None:
         rollout.values = [v - centre for v in rollout.values]
     scores, bootstrap = _trained_scores(run, config, roles, rollout.bundles, raw, truncated)
     rollout.scores = scores
+    if config.truncation == "penalty" and bool(truncated.all()):
+        run.warn(
+            "all truncated",
+            f"step {run.step + 1}: all completions reached {config.max_new_tokens} tokens without an end, so all have "
+            f"the score {config.missing_eos_score:g} and none is better than another; raise --max-new-tokens, or give "
+            "--truncation score or bootstrap",
+        )
 
     old, reference, values = (torch.cat(x) for x in (rollout.old_logps, rollout.reference_logps, rollout.values))
     beta = float(run.extra["beta"])

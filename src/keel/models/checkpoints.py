@@ -39,6 +39,8 @@ def resolve(name: str) -> str:
     if not path.exists():
         if name.count("/") > 1 or name.startswith((".", "/")):
             raise InputError(f"{name}: no such model folder; give a checkpoint folder, a run folder or a hub name")
+        if "/" not in name:
+            raise InputError(f"{name}: no such model folder; a hub name is OWNER/NAME, such as openai-community/gpt2")
         return name
     if path.is_file():
         raise InputError(f"{name} is a file; give the folder that holds config.json")

@@ -6,8 +6,9 @@ import random
 from collections.abc import Iterator, Sequence
 
 from keel import world
+from keel.errors import InputError
 from keel.raters import Missing, Task
-from keel.records import Judgment, Preference
+from keel.records import Judgment, Preference, PromptRow
 from keel.text.tokenisation import plain
 
 
@@ -24,15 +25,30 @@ class Simulated:
             prompt, first, second = plain(task.prompt).strip(), task.first, task.second
             shown = (f"{answer.draw}\0{answer.text}" for answer in (first, second))
             rng = random.Random("\0".join((str(self.seed), prompt, *shown)))
-            try:
-                world.utility(prompt, "")  # the careless vote without reading
-                vote = world.vote(prompt, first.text, second.text, rng, self.population)
-            except ValueError:
+            if not _knows(prompt):  # asked first, since the careless vote without reading
                 yield index, Missing("simulated people judge answers to prompts of the embedded world only")
                 continue
+            vote = world.vote(prompt, first.text, second.text, rng, self.population)
             verdict = Preference(vote.outcome)
             yield index, [Judgment(task.prompt, (first, second), verdict, rater=vote.rater, kind="simulated")]
+
+    def require_known(self, rows: Sequence[PromptRow], source: str) -> None:
+        """Refuse prompts none of which is of the embedded world, before anything is drawn for them."""
+        if not any(_knows(plain(row.prompt).strip()) for row in rows):
+            raise InputError(
+                f"{source}: simulated people judge answers to prompts of the embedded world only, and none of these "
+                f"{len(rows)} is one; take rule:FILE.yaml, judge:NAME, local:MODEL or people as --rater"
+            )
 
     def note(self) -> str:
         """Nothing: they ask for no money."""
         return ""
+
+
+def _knows(prompt: str) -> bool:
+    """Whether a prompt is of the embedded world."""
+    try:
+        world.utility(prompt, "")
+    except ValueError:
+        return False
+    return True

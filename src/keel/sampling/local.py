@@ -55,7 +55,8 @@ def sample(
     the likeliest words that together have that probability, and log-probabilities are those among these. A completion
     that reaches `max_new_tokens` without EOS is marked truncated. `progress(k)` is told of every k finished
     completions. `origins` say where the prompts came from. Raises InputError where a prompt and its answer exceed the
-    model's positions (`room` says how long prompts may be), RunFailed where the model's probabilities are not finite.
+    model's positions (`lengths.prompt_limit` says how long prompts may be), RunFailed where the model's probabilities
+    are not finite.
     """
     bundles = [
         Bundle(text.prompt_ids(prompt), [], prompt=prompt, origin=origin)
@@ -96,12 +97,6 @@ def _kinds(model: nn.Module, bundles: list[Bundle], max_new: int) -> list[tuple[
 def _shares(n: int, most: int) -> list[int]:
     """n completions in turns of at most `most`."""
     return [min(most, n - done) for done in range(0, n, most)]
-
-
-def room(model: Any, max_new_tokens: int) -> int | None:
-    """`max_length` for `Text.encode` that leaves a prompt space for a full-length answer; None where all fit."""
-    limit = positions(model)
-    return None if limit is None else limit - max_new_tokens + 1
 
 
 def cache_bytes(model: Any, prompts: Sequence[Bundle], n: int, max_new_tokens: int, max_rows: int) -> float:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from keel.config import CollectConfig
-from keel.data import checks, prepare
+from keel.data import checks, lengths, prepare
 from keel.errors import RowFault
 from keel.records import Answer, Bundle, Completion, Drawn, PromptRow, RowCounts
 from keel.sampling.client import public_address
@@ -48,34 +48,37 @@ class LocalWriter:
 
     def __init__(self, config: CollectConfig, rows: Sequence[PromptRow]) -> None:
         from keel.models import checkpoints
+        from keel.models.limits import positions
         from keel.models.machine import described
-        from keel.sampling.local import room
 
-        self.config = config
         self.text = checkpoints.load_text(config.model, config)
         self.policy = checkpoints.load_policy(config.model, config)
         for remark in remarks_on(self.text, rows):
             say(remark)
         say(described(self.policy))
-        limit = room(self.policy, config.max_new_tokens)
-        self.room = sys.maxsize if limit is None else limit
-        self._require_known(rows)
+        limit = positions(self.policy)
+        fits = lengths.prompt_limit(config, limit)
+        self.room = sys.maxsize if fits is None else fits
+        bundles = self._known(rows, config) if limit is not None or self.text.gaps.unknown_id is not None else []
+        self.config = config = lengths.fitted(config, limit, (len(bundle.prompt_ids) for bundle in bundles))
         weights = checkpoints.weights_hash(self.policy)[:16]
         sampling = {**_sampling(config), **_spelling(config, self.text)}
         self.like = Answer("", model=config.model, model_hash=weights, sampling=sampling)
         self.at_once = max(1, ROUNDS_OF_ROWS * config.max_rows // config.n)
 
-    def _require_known(self, rows: Sequence[PromptRow]) -> None:
-        """Say which prompts hold signs that the tokenizer does not know; refuse them past the share of bad rows."""
-        if self.text.gaps.unknown_id is None:
-            return
+    def _known(self, rows: Sequence[PromptRow], config: CollectConfig) -> list[Bundle]:
+        """The prompts that fit as tokens.
+
+        Those that hold signs that the tokenizer does not know are told, and refused past the share of bad rows.
+        """
         counts = RowCounts()
         bundles = [bundle for _, bundle in prepare.tokenise(rows, counts, self.text, self.room)[0]]
-        prepare.require_known(bundles, counts, self.text, self.config.max_bad_share, self.config.prompts)
+        prepare.require_known(bundles, counts, self.text, config.max_bad_share, config.prompts)
         what = prepare.unknown(self.text)
         if what in counts.notes:
             count, first = counts.notes[what]
             say(f"  note: {count} '{what}': {checks.which(count, first)}")
+        return bundles
 
     def write(self, rows: Sequence[PromptRow], number: int, have: int) -> Iterator[list[Written]]:
         """All of the round at once; a prompt that the model cannot be asked gets its reason."""

@@ -38,6 +38,8 @@ PAD_TOKEN = "<|pad|>"
 """What padding is called where Keel adds it; no text is read differently for it."""
 CONTEXT = 8
 """Tokens of a prompt behind which a completion is decoded: enough for the space that a decoder drops at its start."""
+NO_ROOM = "the prompt leaves no room for an answer"
+"""Why a row is dropped whose prompt is too long; what else helps depends on the command."""
 
 
 class EosInsideError(RowFault):
@@ -282,8 +284,8 @@ class Text:
         if room < 1:
             raise RowFault(
                 f"{row.origin}: the prompt has {len(asked.ids)} tokens, which leaves no room below the limit of "
-                f"{max_length}; shorten it, raise --max-length or lower --max-new-tokens",
-                "the prompt leaves no room for an answer",
+                f"{max_length}; shorten it",
+                NO_ROOM,
             )
         completions = []
         for text, cut, fields, drawn in _answers(row):
