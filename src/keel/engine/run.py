@@ -10,7 +10,8 @@ A loop *calls* a run; a run never calls back:
         run.update()
         if run.evaluation_due():
             run.record_evaluation(evaluate(…), best="loss")
-    return run.finish(…)
+    run.keep()
+    return run.finish(…, verdict=…)
 
 Every random draw takes a generator named by (seed, purpose, step), so that no generator state has to be saved: what a
 step draws depends on its number alone, and a run killed and resumed equals one that was not (law 10).
@@ -36,6 +37,7 @@ from torch import Tensor, nn
 
 from keel.config import Training
 from keel.engine.optimizer import Optimizer
+from keel.engine.verdict import History, Verdict
 from keel.errors import InputError, KeelError, RunFailed
 from keel.files.jsonl import as_json, write_json
 from keel.files.target import refuse_existing
@@ -90,6 +92,8 @@ class Run:
         self._scale = 1.0
         self._sums: dict[str, tuple[float, int]] = {}
         self._best: dict[str, Any] = {}
+        self._start: dict[str, Any] = {}
+        self._kept = False
         self._evaluations: list[dict[str, Any]] = []
         self._started, self._loop_seconds, self._interrupt = time.perf_counter(), 0.0, False
         self._bundles: list[Bundle] = []
@@ -131,6 +135,7 @@ class Run:
             optimizer.load_state_dict(state["optimizers"][role])
         self.step, self.extra, self._best = state["step"], state["extra"], state["best"]
         self._evaluations, self._loop_seconds = state["evaluations"], state["loop_seconds"]
+        self._start = state.get("start", {})
         say(f"resuming {self.folder} after step {self.step} of {self.total_steps}")
 
     def _load_weights(self, checkpoint: Path) -> None:
@@ -220,16 +225,27 @@ class Run:
         every = self.config.eval_every or math.ceil(self.total_steps / EVALUATIONS)
         return (self.step + 1) % every == 0 or self.step + 1 == self.total_steps
 
-    def record_evaluation(self, metrics: Mapping[str, Any], *, best: str, higher: bool = False) -> None:
-        """Log held-out figures as `eval/…`; where `metrics[best]` is the best so far, this step's weights are kept."""
+    def record_start(self, metrics: Mapping[str, Any]) -> None:
+        """Keep held-out figures of the model before its first step; they stand in the verdict, not in the metrics."""
+        self._start = dict(metrics)
+
+    def record_evaluation(
+        self, metrics: Mapping[str, Any], *, best: str, higher: bool = False, rank: tuple[float, ...] = ()
+    ) -> None:
+        """Log held-out figures as `eval/…`, and keep this step's weights if they are the best so far.
+
+        The best is that of the lowest `metrics[best]` (the highest with `higher`), or of the lowest `rank` if given.
+        """
         value = metrics[best]["mean"] if isinstance(metrics[best], dict) else float(metrics[best])
         if not math.isfinite(value):
             raise self._stop(f"the held-out {best} is {value} at step {self.step + 1}")
         self._evaluations.append({"step": self.step + 1, **metrics})
         for name, figure in metrics.items():
             self.observe({f"eval/{name}": figure["mean"] if isinstance(figure, dict) else float(figure)})
-        if not self._best or (value > self._best["value"] if higher else value < self._best["value"]):
+        rank = rank or (-value if higher else value,)
+        if not self._best or rank < tuple(self.extra["rank"]):
             self._best = {"step": self.step + 1, "metric": best, "value": value}
+            self.extra["rank"] = list(rank)
 
     def record_samples(self, bundles: Sequence[Bundle], **figures: Tensor) -> None:
         """Append completions to `samples.jsonl`, with named figures [C] that begin with those of these bundles."""
@@ -248,14 +264,25 @@ class Run:
                     file.write(as_json(row) + "\n")
                     at += 1
 
-    def finish(self, *, examples: int) -> Result:
-        """Write `final/` (the best held-out checkpoint, else the last weights), read it back, write `summary.json`."""
+    def keep(self) -> None:
+        """Take the weights of the best held-out checkpoint, else the last, write them to `final/` and read it back."""
         if self._best and self._best["step"] != self.step:
             self._load_weights(self._checkpoint(self._best["step"]))
         model = self.trained[self.final_role]
         checkpoints.save(model, self.text, self.folder / "final")
         checkpoints.require_reload(model, self.folder / "final")
         self._prune()
+        self._kept = True
+
+    def history(self) -> History:
+        """What the run has logged, for its verdict."""
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        return History(self.step, [json.loads(line) for line in lines], self._start, self._evaluations, self._best)
+
+    def finish(self, *, examples: int, verdict: Verdict | None = None) -> Result:
+        """Say how the run ended and write `summary.json`; the weights are kept first, if `keep` was not called."""
+        if not self._kept:
+            self.keep()
         seconds = time.perf_counter() - self._started
         summary = {
             "command": self.command,
@@ -270,8 +297,11 @@ class Run:
             "eval": next((e for e in self._evaluations if e["step"] == self._best.get("step")), {}),
             "rows": self.rows.as_dict() if self.rows is not None else None,
             "rows_eval": self.rows_eval.as_dict() if self.rows_eval is not None else None,
+            "verdict": verdict.as_dict() if verdict is not None else None,
         }
         write_json(self.folder / "summary.json", summary)
+        for line in verdict.lines() if verdict is not None else ():
+            say(line)
         return Result(self.folder, summary)
 
     def charge(self, seconds: float) -> None:
@@ -295,6 +325,7 @@ class Run:
             "extra": self.extra,
             "best": self._best,
             "evaluations": self._evaluations,
+            "start": self._start,
             "loop_seconds": self._loop_seconds,
             "optimizers": {role: o.state_dict() for role, o in self._optimizers.items()},
         }

@@ -20,17 +20,19 @@ from torch import Tensor, nn
 from keel import objectives, stats
 from keel.config import DPOConfig
 from keel.data import prepare
-from keel.engine import memory
+from keel.engine import memory, verdict
 from keel.engine.batches import Batches, prompt_of
 from keel.engine.forward import in_batches, micro_batches, sequence_logps
 from keel.engine.run import Run
 from keel.engine.step0 import require_zero_margin_loss
+from keel.engine.verdict import Beside, Verdict
 from keel.errors import InputError
 from keel.files.target import refuse_existing
 from keel.models import checkpoints
 from keel.models.limits import positions
 from keel.objectives import Metrics
 from keel.records import Bundle, Result, lengths_of
+from keel.sampling import beside
 from keel.says import say
 
 
@@ -75,6 +77,8 @@ def train(config: DPOConfig) -> Result:
 
     expected = objectives.dpo_zero_margin_loss(config.loss, beta=config.beta, length_alpha=config.length_alpha)
     dtype = next(policy.parameters()).dtype
+    if data.held_out and run.step == 0:
+        run.record_start(evaluate(config, policy, held, data.held_out))
     for step in run.steps():
         batch = batches.of(step)
         pairs = [data.train[i] for i in batch]
@@ -87,8 +91,13 @@ def train(config: DPOConfig) -> Result:
             run.observe({"loss": loss, **metrics})
         run.update()
         if data.held_out and run.evaluation_due():
-            run.record_evaluation(evaluate(config, policy, held, data.held_out), best="loss")
-    return run.finish(examples=batches.seen(run.step))
+            figures = evaluate(config, policy, held, data.held_out)
+            run.record_evaluation(figures, best="loss", rank=rank(config, step, figures, data.held_out))
+    run.keep()
+    seen = (
+        beside.look(policy, reference, text, data.held_out, config) if data.held_out else Beside(why=NOTHING_HELD_OUT)
+    )
+    return run.finish(examples=batches.seen(run.step), verdict=conclude(run, config, data, seen, expected))
 
 
 def pair_loss(config: DPOConfig, logps: Tensor, reference: Tensor, bundles: Sequence[Bundle]) -> tuple[Tensor, Metrics]:
@@ -176,13 +185,60 @@ def _fingerprint(identity: str, dtype: torch.dtype, bundles: Sequence[Bundle]) -
 
 
 def evaluate(config: DPOConfig, policy: nn.Module, reference: Reference, bundles: list[Bundle]) -> dict[str, Any]:
-    """Held-out loss, implicit accuracy (ties count 1/2) and margin; intervals treat the prompts as independent."""
+    """Held-out loss, implicit accuracy (ties count 1/2), margin, and the chosen answers' log-probability.
+
+    `logps/chosen_fall` is how far that has fallen below the reference's. Intervals treat the prompts as independent.
+    """
     logps = torch.cat(in_batches(sequence_logps, policy, bundles, config.micro_tokens))
-    loss, metrics = pair_loss(config, logps, reference.logps(range(len(bundles))), bundles)
+    frozen = reference.logps(range(len(bundles)))
+    loss, metrics = pair_loss(config, logps, frozen, bundles)
     prompts = [prompt_of(b) for b in bundles]
     means = {name: metrics[name].cpu().numpy() for name in ("rewards/margins", "logps/chosen")}
+    means["logps/chosen_fall"] = (frozen - logps)[0::2].cpu().numpy()
     return {
         "loss": stats.mean(loss.cpu().numpy(), prompts).as_dict(),
         "rewards/accuracies": stats.rate(metrics["rewards/accuracies"].cpu().numpy(), prompts).as_dict(),
         **{name: stats.mean(values, prompts).as_dict() for name, values in means.items()},
     }
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+def rank(config: DPOConfig, step: int, figures: dict[str, Any], held_out: Sequence[Bundle]) -> tuple[float, ...]:
+    """The place of a checkpoint among those of the run: the lowest is kept."""
+    if config.best_by == "last":
+        return (-float(step),)
+    return verdict.dpo_rank(figures, config.best_by, chosen_tokens(held_out))
+
+
+def chosen_tokens(pairs: Sequence[Bundle]) -> float:
+    """Mean length of the chosen answers."""
+    return sum(len(b.completions[0]) for b in pairs) / len(pairs)
+
+
+def conclude(run: Run, config: DPOConfig, data: prepare.Prepared, seen: Beside, zero: float | None) -> Verdict:
+    """What the run reached; `zero` is the loss at step 0."""
+    history, rate = run.history(), config.learning_rate
+    held = data.held_out
+    words, figures = verdict.reached(
+        history,
+        ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen"),
+        ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen"),
+    )
+    tokens = chosen_tokens(held or data.train)
+    fell = verdict.fell(history, tokens, seen, learning_rate=rate, beta=config.beta, held_out=bool(held))
+    found = [
+        verdict.hardly_moved(history, rate, zero),
+        verdict.got_worse(history, "loss", rate),
+        fell or verdict.unread(seen, f"lower --learning-rate (now {rate:g}) or raise --beta (now {config.beta:g})"),
+    ]
+    return Verdict(
+        words,
+        verdict.kept(history, verdict.dpo_why(history, config.best_by, tokens) if held else ""),
+        seen.kl_line(),
+        seen.samples,
+        [advice for advice in found if advice is not None],
+        seen.why,
+        {**figures, "kl": seen.as_dict(), "best_by": config.best_by},
+    )

@@ -1,0 +1,360 @@
+"""How a run ends: what was reached, which checkpoint was kept and why, and what to do if something is amiss.
+
+Pure functions of figures: they draw nothing and read no model. A method hands in what it measured, a run what it
+logged; `Verdict.lines` is what the screen shows last, `Verdict.as_dict` stands in `summary.json`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Figures = Mapping[str, Any]
+"""Held-out figures by name: `{"mean", "low", "high", "n"}`, or a number."""
+BestBy = Literal["displacement", "loss", "accuracy", "last"]
+
+FALL = 1.0
+"""Nats an answer: a smaller fall of the chosen answers' log-probability is no displacement."""
+FALL_SHARE = 0.5
+"""Displaced if the chosen answers' surprise, minus log-probability, has risen by this share of the reference's …"""
+FALL_PER_TOKEN = 0.25
+"""… or by so many nats a token, whatever the reference's is."""
+UNREAD = 0.5
+"""A text no longer reads if the reference gives a token of it so many nats less than one of its own answers'."""
+MOVED = 0.01
+"""A loss that changed by a smaller share has hardly moved."""
+FLAT = 0.01
+"""Scores with a smaller standard deviation tell no answer from another."""
+STILL = 0.01
+"""Nats an answer: a policy with a smaller KL to its reference has hardly moved."""
+LAST = 0.2
+"""Share of the steps whose mean is a run's end if nothing is held out."""
+SHOWN = 72
+"""Signs of a text that a line shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """Something amiss, and what to do: `Advice("equal rewards", "every reward is -1: raise --max-new-tokens")`."""
+
+    about: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Two texts to one prompt, each under what it is: `Sample("2 + 2 =", {"reference": " 5", "kept": " 4"})`."""
+
+    prompt: str
+    texts: Mapping[str, str]
+
+    def line(self) -> str:
+        """`…2 + 2 = | reference: 5 | kept: 4`, each cut to fit a line."""
+        shown = [f"{label}: {_short(text)}" for label, text in self.texts.items()]
+        return "  " + " | ".join([_short(self.prompt, tail=True), *shown])
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What the kept policy writes to held-out prompts, beside what its reference writes.
+
+    `kl` estimates KL(policy || reference) in nats an answer of at most `longest` tokens; `own` and `new` are the
+    reference's mean log-probability per token of its own answers and of the policy's. `why` says why nothing was drawn.
+    """
+
+    samples: Sequence[Sample] = ()
+    kl: float | None = None
+    kl_se: float | None = None
+    answers: int = 0
+    longest: int = 0
+    own: float | None = None
+    new: float | None = None
+    why: str = ""
+
+    def reads(self) -> bool | None:
+        """Whether the policy's text is about as likely to the reference as its own; None if nothing was drawn."""
+        return None if self.own is None or self.new is None else self.own - self.new < UNREAD
+
+    def reading(self) -> str:
+        """The same in words, or nothing."""
+        if (reads := self.reads()) is None:
+            return ""
+        return (
+            f"the kept model's text {'still reads' if reads else 'no longer reads'}: the reference gives a token of it "
+            f"{self.new:.2f} nats, of its own answers {self.own:.2f}"
+        )
+
+    def kl_line(self) -> str:
+        """`1.20 ± 0.11 nats an answer`, with what stands behind it."""
+        if self.kl is None:
+            return self.why or "not measured"
+        error = "" if self.kl_se is None else f" ± {self.kl_se:.2g}"
+        return (
+            f"{self.kl:.3g}{error} nats an answer (mean ± standard error of {self.answers} answers of at most "
+            f"{self.longest} tokens)"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form in `summary.json`."""
+        return {
+            "mean": self.kl,
+            "se": self.kl_se,
+            "answers": self.answers,
+            "max_new_tokens": self.longest,
+            "reference_logp_per_token": {"own": self.own, "new": self.new},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The end of a run in five lines: what was reached, what was kept, the KL, samples, warnings."""
+
+    reached: str
+    kept: str
+    kl: str
+    samples: Sequence[Sample] = ()
+    warnings: Sequence[Advice] = ()
+    no_samples: str = ""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """The numbers behind the words, for `summary.json`."""
+
+    def lines(self) -> list[str]:
+        """What the screen shows last."""
+        return [
+            f"reached: {self.reached}",
+            f"kept: {self.kept}",
+            f"KL to the reference: {self.kl}",
+            f"samples: {'' if self.samples else self.no_samples or 'none'}".rstrip(),
+            *(sample.line() for sample in self.samples),
+            *(f"warning: {advice.message}" for advice in self.warnings),
+            *([] if self.warnings else ["warnings: none"]),
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form in `summary.json`."""
+        return {
+            "reached": self.reached,
+            "kept": self.kept,
+            "kl": self.kl,
+            "samples": [{"prompt": sample.prompt, **sample.texts} for sample in self.samples],
+            "warnings": [{"about": advice.about, "message": advice.message} for advice in self.warnings],
+            "figures": dict(self.figures),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a run logged: held-out figures at step 0 and later, the best of them, and every step's metrics."""
+
+    steps: int
+    rows: Sequence[Mapping[str, float]]
+    start: Figures = field(default_factory=dict)
+    evaluations: Sequence[Figures] = ()
+    best: Mapping[str, Any] = field(default_factory=dict)
+
+    def kept(self) -> Figures:
+        """The kept checkpoint's held-out figures; none if nothing is held out."""
+        return next((e for e in self.evaluations if e["step"] == self.best.get("step")), {})
+
+    def first_and_last(self, name: str) -> tuple[float, float] | None:
+        """A training metric in the first step that has it, and its mean over the last fifth of the steps."""
+        values = [float(row[name]) for row in self.rows if row.get(name) is not None]
+        if not values:
+            return None
+        last = values[-math.ceil(LAST * len(values)) :]
+        return values[0], sum(last) / len(last)
+
+
+# --- what was reached -----------------------------------------------------------------------------
+
+
+def reached(history: History, held_out: Sequence[str], training: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """In words and as numbers: figures before and after, held out with intervals, else those of training."""
+    kept = history.kept()
+    if kept:
+        names = [n for n in held_out if n in kept and n in history.start]
+        words = [f"{n} {_figure(history.start[n])} -> {_figure(kept[n])}" for n in names]
+        figures = {n: {"before": history.start[n], "after": kept[n]} for n in names}
+        return "held out, " + "; ".join(words), {"held_out": True, "figures": figures}
+    ends = {n: ends for n in training if (ends := history.first_and_last(n)) is not None}
+    words = [f"{n} {before:.4g} -> {after:.4g}" for n, (before, after) in ends.items()]
+    figures = {n: {"before": before, "after": after} for n, (before, after) in ends.items()}
+    told = "; ".join(words) + " in training, first step -> last fifth; nothing is held out, so this is no measure of "
+    return f"{told}new data: add --holdout 0.1", {"held_out": False, "figures": figures}
+
+
+def kept(history: History, why: str) -> str:
+    """Which checkpoint is in `final/`, and why."""
+    if not history.best:
+        return f"step {history.steps}, the last one: nothing is held out to choose by"
+    return f"step {history.best['step']} of {history.steps}: {why}"
+
+
+def _figure(figure: Any) -> str:
+    if not isinstance(figure, Mapping):
+        return f"{float(figure):.4g}"
+    mean, low, high = (float(figure[name]) for name in ("mean", "low", "high"))
+    interval = f" [{low:.4g}, {high:.4g}]" if math.isfinite(low) and math.isfinite(high) else ""
+    return f"{mean:.4g}{interval}"
+
+
+def mean_of(figures: Figures, name: str) -> float:
+    """A figure's mean."""
+    figure = figures[name]
+    return float(figure["mean"] if isinstance(figure, Mapping) else figure)
+
+
+# --- DPO: which checkpoint ------------------------------------------------------------------------
+
+
+def displaced(fall: float, reference: float, tokens: float) -> bool:
+    """Whether the chosen answers have become so much less likely that the text is in doubt.
+
+    `fall` in nats an answer, `reference` the reference's log-probability of a chosen answer, `tokens` its length. DPO's
+    loss sees only the margin: it falls just as well if both answers become less likely, and the probability they lose
+    goes to what nobody compared (Razin et al. 2024, likelihood displacement).
+    """
+    return fall > FALL and (fall > FALL_SHARE * -reference or fall > FALL_PER_TOKEN * tokens)
+
+
+def dpo_rank(figures: Figures, by: BestBy, tokens: float) -> tuple[float, ...]:
+    """The lower, the better a checkpoint: held-out figures of `keel.methods.dpo.evaluate` as a tuple to compare."""
+    loss = mean_of(figures, "loss")
+    if by == "loss":
+        return (loss,)
+    if by == "accuracy":
+        return -mean_of(figures, "rewards/accuracies"), loss
+    fall, chosen = mean_of(figures, "logps/chosen_fall"), mean_of(figures, "logps/chosen")
+    return (1.0, fall) if displaced(fall, chosen + fall, tokens) else (0.0, loss)
+
+
+def dpo_why(history: History, by: BestBy, tokens: float) -> str:
+    """Why the kept checkpoint was kept."""
+    if by != "displacement":
+        words = {"loss": "the lowest held-out loss", "accuracy": "the highest held-out accuracy", "last": "the last"}
+        return f"{words[by]} (--best-by {by})"
+    gone = [e["step"] for e in history.evaluations if dpo_rank(e, by, tokens)[0] == 1.0]
+    if not gone:
+        return "the lowest held-out loss (no checkpoint's chosen answers became much less likely)"
+    if history.best["step"] in gone:
+        return "at every checkpoint the chosen answers had become much less likely, and at this one least"
+    steps = ", ".join(map(str, gone))
+    return f"the lowest held-out loss among those whose chosen answers stayed likely; not so at step {steps}"
+
+
+def fell(
+    history: History, tokens: float, beside: Beside, *, learning_rate: float, beta: float, held_out: bool
+) -> Advice | None:
+    """The chosen answers' log-probability fell: by how much, and whether the text still reads."""
+    remedy = f"lower --learning-rate (now {learning_rate:g}) or raise --beta (now {beta:g})"
+    if not held_out:
+        rewards, logps = history.first_and_last("rewards/chosen"), history.first_and_last("logps/chosen")
+        if rewards is None or logps is None or not displaced(-rewards[1] / beta, logps[1] - rewards[1] / beta, tokens):
+            return None
+        fall = -rewards[1] / beta
+        told = f"{_likelier(logps[1] + fall, logps[1])} in training, and no checkpoint was chosen by it"
+        return Advice("chosen answers fell", f"{told}; {remedy}, and hold data out (--holdout 0.1)")
+    gone = [e for e in history.evaluations if dpo_rank(e, "displacement", tokens)[0] == 1.0]
+    if not gone:
+        return None
+    worst = max(gone, key=lambda e: mean_of(e, "logps/chosen_fall"))
+    after = mean_of(worst, "logps/chosen")
+    told = f"{_likelier(after + mean_of(worst, 'logps/chosen_fall'), after)} (held out, step {worst['step']})"
+    now, fall = mean_of(history.kept(), "logps/chosen"), mean_of(history.kept(), "logps/chosen_fall")
+    told += f"; at the kept step {history.best['step']} to {now:.1f}" if history.kept() is not worst else ""
+    reading = f"; {beside.reading()}" if beside.reading() else ""
+    every = ", and evaluate more often (--eval-every) to keep an earlier one" if fall > FALL else ""
+    return Advice("chosen answers fell", f"{told}{reading}; {remedy}{every}")
+
+
+def _likelier(before: float, after: float) -> str:
+    return (
+        f"the chosen answers' log-probability fell from {before:.1f} to {after:.1f} nats, by {before - after:.1f} an "
+        "answer, while the loss went down"
+    )
+
+
+def unread(beside: Beside, remedy: str) -> Advice | None:
+    """The kept policy writes what its reference finds much less likely than its own answers."""
+    return Advice("text", f"{beside.reading()}; {remedy}") if beside.reads() is False else None
+
+
+# --- what else may be amiss -----------------------------------------------------------------------
+
+
+def hardly_moved(history: History, learning_rate: float, start: float | None = None) -> Advice | None:
+    """The loss is nearly what it was; `start` is its closed form at step 0 where there is one."""
+    kept = history.kept()
+    if kept and "loss" in history.start:
+        before, after, where = mean_of(history.start, "loss"), mean_of(kept, "loss"), "held-out"
+    elif start is not None and (ends := history.first_and_last("loss")) is not None:
+        before, after, where = start, ends[1], "training"
+    else:
+        return None
+    if not abs(after - before) < MOVED * abs(before):
+        return None
+    return Advice(
+        "loss hardly moved",
+        f"the {where} loss hardly moved ({before:.4f} -> {after:.4f}), so the model is nearly what it was; "
+        f"raise --learning-rate (now {learning_rate:g}) or train longer (--epochs, --steps)",
+    )
+
+
+def got_worse(history: History, name: str, learning_rate: float, higher: bool = False) -> Advice | None:
+    """Even the kept checkpoint is worse than the start, beyond what its interval explains."""
+    kept = history.kept()
+    if not kept or name not in history.start or not isinstance(kept[name], Mapping):
+        return None
+    before, figure = mean_of(history.start, name), kept[name]
+    if not (figure["high"] < before if higher else figure["low"] > before):
+        return None
+    return Advice(
+        "worse than the start",
+        f"the held-out {name} of the kept checkpoint, {_figure(figure)}, is worse than that of the start, "
+        f"{before:.4g}: go on with the start; lower --learning-rate (now {learning_rate:g}) or train for fewer steps",
+    )
+
+
+def policy_still(beside: Beside, learning_rate: float) -> Advice | None:
+    """The policy is its reference but for a trifle."""
+    if beside.kl is None or abs(beside.kl) >= STILL or (beside.kl_se or 0.0) >= STILL:
+        return None
+    return Advice(
+        "policy hardly moved",
+        f"the policy hardly moved: KL {beside.kl:.2g} nats an answer; raise --learning-rate (now {learning_rate:g}) or "
+        "train longer (--steps)",
+    )
+
+
+def all_cut(cut: int, answers: int, option: str, consequence: str) -> Advice | None:
+    """Every answer reached the length limit."""
+    if not answers or cut < answers:
+        return None
+    return Advice("all cut", f"all {answers:,} answers were cut at {option}{consequence}; raise it")
+
+
+def equal_rewards(equal: int, rollouts: int, value: float) -> Advice | None:
+    """Rollouts in which every reward was the same: they teach nothing."""
+    if not equal:
+        return None
+    return Advice(
+        "equal rewards",
+        f"every reward was equal in {equal} of {rollouts} rollouts ({value:g} in the last of them), which gives no "
+        "signal; look at the answers (samples.jsonl), and at --max-new-tokens if they are cut",
+    )
+
+
+def flat_scores(sd: float, remedy: str) -> Advice | None:
+    """Scores that tell no answer from another."""
+    if not sd < FLAT:
+        return None
+    return Advice("flat scores", f"the scores hardly differ (standard deviation {sd:.2g}): {remedy}")
+
+
+def _short(text: str, tail: bool = False) -> str:
+    line = " ".join(text.split())
+    if len(line) <= SHOWN:
+        return line
+    return f"…{line[-SHOWN:]}" if tail else f"{line[:SHOWN]}…"

@@ -1,0 +1,129 @@
+"""What a trained policy writes to a few held-out prompts, beside what its reference writes, and the KL between them.
+
+A look at the end of a run: few prompts, short answers, a generator of its own. Left out: the KL of whole answers where
+they are longer (PPO's `objective/kl` is that, in training).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from keel.config import Machine
+from keel.engine.forward import in_batches, token_logps
+from keel.engine.run import generator
+from keel.engine.verdict import Beside, Sample
+from keel.errors import KeelError, on_one_line
+from keel.models.limits import positions
+from keel.records import Bundle
+from keel.sampling.local import sample
+from keel.text.tokenisation import Text, plain
+
+ANSWERS = 32
+"""Answers of the policy and of the reference, to as many prompts if there are so many."""
+LONGEST = 64
+"""Tokens of an answer, at most."""
+SAMPLES = 3
+"""Of them, those that are shown."""
+
+
+def look(
+    policy: nn.Module,
+    reference: nn.Module,
+    text: Text,
+    held_out: Sequence[Bundle],
+    machine: Machine,
+    *,
+    temperature: float = 1.0,
+    max_new_tokens: int = LONGEST,
+    name: str = "reference",
+) -> Beside:
+    """Draw the policy's and the reference's answers to held-out prompts, and measure both by the reference.
+
+    Both draw from the same generator. What cannot be drawn is no failed run: the result says why. `name` is what the
+    reference is called beside a sample.
+    """
+    if not held_out:
+        return Beside(why="not measured: nothing is held out (--holdout 0.1)")
+    longest = min(max_new_tokens, LONGEST)
+    prompts = _few(held_out, policy, longest)
+    if not prompts:
+        return Beside(why=f"not measured: no held-out prompt leaves room for {longest} tokens")
+    n = max(1, ANSWERS // len(prompts))
+    draw = partial(
+        draw_answers, text=text, prompts=prompts, n=n, max_new_tokens=longest, temperature=temperature, machine=machine
+    )
+    try:
+        new, own = draw(policy), draw(reference)
+        logps = partial(token_logps, temperature=temperature)
+        of_policy = _split(in_batches(logps, policy, new, machine.micro_tokens), new)
+        of_reference = _split(in_batches(logps, reference, new, machine.micro_tokens), new)
+        itself = _split(in_batches(logps, reference, own, machine.micro_tokens), own)
+    except (KeelError, torch.OutOfMemoryError) as error:
+        return Beside(why=f"not measured: {on_one_line(error)}")
+    ratios = np.array([float((p - r).sum()) for p, r in zip(of_policy, of_reference, strict=True)])
+    samples = [
+        Sample(plain(b.prompt), {name: a.completions[0].text, "kept": b.completions[0].text})
+        for b, a in zip(new[:SAMPLES], own[:SAMPLES], strict=True)
+    ]
+    return Beside(
+        samples,
+        *_mean_and_error(ratios.reshape(len(prompts), n)),
+        answers=len(ratios),
+        longest=longest,
+        own=_per_token(itself),
+        new=_per_token(of_reference),
+    )
+
+
+def draw_answers(
+    model: nn.Module,
+    *,
+    text: Text,
+    prompts: Sequence[Bundle],
+    n: int = 1,
+    max_new_tokens: int,
+    temperature: float,
+    machine: Machine,
+    purpose: str = "verdict",
+) -> list[Bundle]:
+    """Draw n answers of a model to each prompt, the same for the same seed and purpose."""
+    return sample(
+        model,
+        text,
+        [b.prompt for b in prompts],
+        n,
+        origins=[b.origin for b in prompts],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        generator=generator(machine.seed, purpose),
+    )
+
+
+def _few(held_out: Sequence[Bundle], model: nn.Module, longest: int) -> list[Bundle]:
+    """The first distinct prompts that leave room for an answer."""
+    limit = positions(model)
+    fitting = [b for b in held_out if limit is None or len(b.prompt_ids) + longest <= limit]
+    return list({tuple(b.prompt_ids): b for b in reversed(fitting)}.values())[::-1][:ANSWERS]
+
+
+def _split(flat: Sequence[Tensor], bundles: Sequence[Bundle]) -> list[Tensor]:
+    """One double tensor per completion, from one per bundle."""
+    parts = [part for x, b in zip(flat, bundles, strict=True) for part in x.split([len(c) for c in b.completions])]
+    return [part.double().cpu() for part in parts]
+
+
+def _per_token(logps: Sequence[Tensor]) -> float:
+    return float(torch.cat(list(logps)).mean())
+
+
+def _mean_and_error(values: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> tuple[float, float | None]:
+    """The mean of [prompts, n] and its standard error: prompts are independent, or the answers to a single one."""
+    means = values.mean(1) if len(values) > 1 else values[0]
+    error = float(means.std(ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else None
+    return float(values.mean()), error
