@@ -19,12 +19,12 @@ import torch
 from keel import stats
 from keel.config import BestOfNConfig, Machine, PPOConfig
 from keel.engine.forward import in_batches, token_logps
-from keel.engine.run import generator
 from keel.evaluation.answers import sequence_kl
 from keel.files.jsonl import write_lines
 from keel.methods import best_of_n, ppo
 from keel.models import checkpoints
 from keel.sampling.local import sample
+from keel.seeds import generator
 
 LENGTH = 200
 RULE = 'rules:\n  - {matches: "(?i)\\\\bbears?\\\\b", weight: 1.0}\n'

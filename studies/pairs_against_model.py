@@ -15,11 +15,11 @@ from pathlib import Path
 from keel import stats
 from keel.audit.on_policy import examine
 from keel.config import Machine
-from keel.engine.run import generator
 from keel.evaluation.answers import sequence_kl
 from keel.files.jsonl import read_lines
 from keel.models import checkpoints
 from keel.sampling.local import sample
+from keel.seeds import generator
 
 TEMPERATURE = 0.8
 """At which the demo draws."""

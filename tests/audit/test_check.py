@@ -14,10 +14,10 @@ from transformers import AutoTokenizer
 from keel import cli
 from keel.config import Machine
 from keel.data import checks
-from keel.engine.run import generator
 from keel.models import checkpoints
 from keel.records import Answer, Judgment, Preference
 from keel.sampling.local import sample
+from keel.seeds import generator
 from keel.store.keys import said_key
 from keel.store.store import Store
 

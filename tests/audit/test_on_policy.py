@@ -14,9 +14,9 @@ from keel.audit import on_policy
 from keel.audit.on_policy import examine
 from keel.config import Machine
 from keel.engine.forward import in_batches, sequence_logps
-from keel.engine.run import generator
 from keel.models import checkpoints
 from keel.sampling.local import sample
+from keel.seeds import generator
 
 MACHINE = Machine(device="cpu", precision="fp32")
 PROMPTS, LENGTH = 200, 50

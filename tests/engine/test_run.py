@@ -17,8 +17,10 @@ import torch
 
 from keel import cli
 from keel.engine import run as run_module
+from keel.engine.optimisation import schedule
 from keel.engine.optimizer import Optimizer
-from keel.engine.run import Run, schedule
+from keel.engine.run import Run, open_run
+from keel.engine.run_folder import RunFolder
 from keel.errors import InputError, RunFailed
 from keel.models import checkpoints
 
@@ -140,7 +142,7 @@ def test_an_fp32_copy_rounds_to_its_weight(number):
 def test_means_weigh_examples_and_missing_is_not_zero(configure, base):
     config = configure("sft")
     model, text = checkpoints.load_policy(str(base), config), checkpoints.load_text(str(base))
-    run = Run("sft", config, {"policy": model}, text, total_steps=1, manifest={})
+    run = open_run("sft", config, {"policy": model}, text, total_steps=1, manifest={})
     for _ in run.steps():
         run.observe({"x": torch.tensor([1.0, 0.0, 0.0])})
         run.observe({"x": torch.tensor([1.0])})
@@ -452,7 +454,7 @@ def test_separators_inside_a_sample_are_no_line_ends(tmp_path):
     rows = [{"step": s, "completion": "a\u2028b\u0085c"} for s in (1, 2, 3)]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     file.write_text(text + '{"step": 3, "compl\u00e9', encoding="utf-8")
-    run_module._keep_lines_up_to(file, 2)
+    RunFolder(tmp_path).forget_after(2)
     assert [json.loads(line) for line in file.read_bytes().split(b"\n") if line] == rows[:2]
 
 
@@ -495,7 +497,7 @@ def test_pruning_keeps_the_newest_and_the_best(train, monkeypatch):
 
     def prune(self):
         real(self)
-        seen.append((sorted(self._checkpoints()), self._best.get("step")))
+        seen.append((sorted(self.files.checkpoints()), self._best.get("step")))
 
     monkeypatch.setattr(Run, "_prune", prune)
     train("sft", steps=8, save_every=1, keep_checkpoints=2)
@@ -616,7 +618,7 @@ def test_resume_where_there_is_no_run_is_refused(train, configure, tmp_path):
 
 def test_a_full_disk_is_seen_before_the_start(train, configure, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(run_module.shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 1000, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 1000, 1000))
     config = configure("sft")
     with pytest.raises(InputError, match="free"):
         train("sft", config=config)
@@ -632,12 +634,12 @@ def test_the_disk_estimate_covers_what_a_run_leaves(train, configure, monkeypatc
         asked.append(path)
         return usage(0, 0, 10**12)
 
-    monkeypatch.setattr(run_module.shutil, "disk_usage", disk)
+    monkeypatch.setattr(shutil, "disk_usage", disk)
     result = train("ppo", holdout=0.25, save_every=1, keep_checkpoints=2)
     assert asked
     left = sum(p.stat().st_size for p in result.folder.rglob("*.safetensors"))
     left += sum(p.stat().st_size for p in result.folder.rglob("state.pt"))
-    monkeypatch.setattr(run_module.shutil, "disk_usage", lambda path: usage(0, 0, left))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, left))
     with pytest.raises(InputError):
         train("ppo", config=configure("ppo", keep_checkpoints=2))
 
@@ -646,7 +648,7 @@ def test_same_draws_in_any_process():
     """Generators are named, not counted: the number is fixed for good."""
     first = torch.randint(1000, (3,), generator=run_module.generator(0, "rollout", 17)).tolist()
     script = (
-        "import torch; from keel.engine.run import generator;"
+        "import torch; from keel.seeds import generator;"
         "print(torch.randint(1000, (3,), generator=generator(0, 'rollout', 17)).tolist())"
     )
     done = subprocess.run(

@@ -13,9 +13,9 @@ from scipy.stats import chisquare
 
 from keel import stats
 from keel.config import BestOfNConfig
-from keel.engine.run import generator
 from keel.methods.best_of_n import best_of_n
 from keel.sampling.local import completions_of, sample
+from keel.seeds import generator
 
 from .tree import DEPTH, EOS, Folders, Tree, kl, policy_of, text
 

@@ -14,11 +14,11 @@ import transformers as t
 from torch import nn
 
 from keel.engine import forward
-from keel.engine.run import generator
 from keel.errors import InputError
 from keel.models import fused, heads, limits, passes, trials
 from keel.records import Bundle, Completion
 from keel.sampling import local
+from keel.seeds import generator
 
 COMMON: dict[str, Any] = {
     "vocab_size": 60,

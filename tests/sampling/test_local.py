@@ -14,12 +14,12 @@ import torch
 from scipy import stats
 
 from keel.config import Machine
-from keel.engine.run import generator
 from keel.errors import InputError
 from keel.models import checkpoints
 from keel.records import Bundle
 from keel.sampling import local
 from keel.sampling.local import completions_of, sample
+from keel.seeds import generator
 
 CPU = Machine(device="cpu", precision="fp32")
 PROMPTS = [

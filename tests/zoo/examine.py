@@ -172,8 +172,8 @@ def half(case: Case) -> None:
 
 def greedy(case: Case, model: Any, text: Any) -> None:
     """Word for word what a full pass per word says, with one answer a prompt and with four."""
-    from keel.engine.run import generator
     from keel.sampling import local
+    from keel.seeds import generator
 
     for n in (1, 4):
         drawn = local.sample(
@@ -194,8 +194,8 @@ def greedy(case: Case, model: Any, text: Any) -> None:
 def drawn_log_probabilities(case: Case, model: Any, text: Any) -> None:
     """What the sampler recorded, against the trainer's pass and the oracle's."""
     from keel.engine import forward
-    from keel.engine.run import generator
     from keel.sampling import local
+    from keel.seeds import generator
 
     drawn = local.sample(model, text, case.prompts, 3, max_new_tokens=NEW, generator=generator(0, "zoo"))
     recorded = torch.cat([c.logps for b in drawn for c in b.completions])

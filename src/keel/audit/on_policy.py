@@ -29,11 +29,11 @@ from keel.config import DataCheckConfig
 from keel.engine.batches import Batches, prompt_of
 from keel.engine.forward import in_batches, micro_batches, sequence_logps, token_logps
 from keel.engine.optimizer import Optimizer
-from keel.engine.run import generator
 from keel.models.limits import positions
 from keel.progress import Bar
 from keel.records import Bundle, Pair
 from keel.sampling.local import sample
+from keel.seeds import generator
 from keel.stats import Estimate
 from keel.text.tokenisation import Text, prompt_key
 

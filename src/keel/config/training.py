@@ -101,8 +101,9 @@ class DPOConfig(Training):
     reference_cache: Path | None = None
     """File that keeps the cached ones for further runs on the same data and reference; in the run folder by default."""
     best_by: Literal["displacement", "loss", "accuracy", "last"] = "displacement"
-    """Which held-out checkpoint is kept: the one of the lowest loss among those whose chosen answers have not become much
-    less likely (if all have, the one in which they did least); of the lowest loss; the highest accuracy; the last."""
+    """Which held-out checkpoint is kept: the one of the lowest loss among those whose chosen answers have not become
+    much less likely (if all have, the one in which they did least); of the lowest loss; the highest accuracy; the
+    last."""
     learning_rate: Positive = 1e-6
 
     @model_validator(mode="after")

@@ -15,7 +15,6 @@ import torch
 
 from keel import world
 from keel.config import DemoConfig, Machine
-from keel.engine.run import generator
 from keel.engine.scorers import RewardModelScorer
 from keel.files.jsonl import read_lines, write_json
 from keel.models import checkpoints
@@ -23,6 +22,7 @@ from keel.progress import Bar, peak_rss_gb
 from keel.records import Bundle, Result
 from keel.sampling.local import sample
 from keel.says import say
+from keel.seeds import generator
 from keel.text.tokenisation import Text
 
 BEST_OF = 16

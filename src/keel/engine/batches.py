@@ -9,8 +9,8 @@ from typing import Generic, TypeVar
 
 import torch
 
-from keel.engine.run import generator
 from keel.records import Bundle
+from keel.seeds import generator
 
 T = TypeVar("T")
 

@@ -1,11 +1,11 @@
-"""A run: its folder, optimisers, schedule, metrics, checkpoints, and how it goes on after it was killed.
+"""A run: what happens in a step and belongs to no method; its folder, optimisation, schedule and signals are its parts.
 
 A loop *calls* a run; a run never calls back:
 
-    run = Run("dpo", config, {"policy": policy}, text, total_steps=…, manifest={…}, rows=counts)
+    run = open_run("dpo", config, {"policy": policy}, text, total_steps=…, manifest={…}, rows=counts)
     for step in run.steps():
         …
-            run.backward(loss, bundles)
+            run.backward(loss.sum(), len(batch), bundles)
             run.observe(metrics)
         run.update()
         if run.evaluation_due():
@@ -19,160 +19,143 @@ step draws depends on its number alone, and a run killed and resumed equals one 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import platform
-import shutil
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from keel.config import Training
-from keel.engine.optimizer import Optimizer
+from keel.engine.optimisation import NotFinite, Optimisation, Schedule
+from keel.engine.run_folder import RunFolder
+from keel.engine.signals import Interrupted, Signals
 from keel.engine.verdict import History, Verdict
-from keel.errors import InputError, KeelError, RunFailed
-from keel.files.jsonl import as_json, write_json
+from keel.errors import KeelError, RunFailed
+from keel.files.jsonl import write_json
 from keel.files.target import refuse_existing
 from keel.models import checkpoints
 from keel.models.machine import described
 from keel.progress import Bar, peak_rss_gb
 from keel.records import Bundle, Result, RowCounts
 from keel.says import say
+from keel.seeds import generator
 from keel.text.tokenisation import Text
 
 EVALUATIONS = 5
 """Evaluations on held-out data in a run, where nothing else is asked for."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, answered at a step's end with a checkpoint saved."""
-
-
-def generator(seed: int, *purpose: object) -> torch.Generator:
-    """A generator named by its purpose: `generator(0, "rollout", 17)` draws the same on every call and machine."""
-    digest = hashlib.sha256(repr((seed, *purpose)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+def open_run(
+    command: str,
+    config: Training,
+    trained: Mapping[str, nn.Module],
+    text: Text,
+    *,
+    total_steps: int,
+    manifest: Mapping[str, object],
+    rows: RowCounts | None = None,
+    rows_eval: RowCounts | None = None,
+    learning_rates: Mapping[str, float] | None = None,
+    adam_eps: float = 1e-8,
+    final_role: str = "policy",
+) -> Run:
+    """Put a run together from its parts: a new one, or with `--resume` as it was at its last checkpoint."""
+    rates = {role: (learning_rates or {}).get(role, config.learning_rate) for role in trained}
+    optimisation = Optimisation(
+        trained, rates, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, adam_eps=adam_eps
+    )
+    schedule = Schedule(config.schedule, total_steps, config.warmup)
+    files = RunFolder(config.out)
+    run = Run(command, config, text, files, optimisation, schedule, Signals(), final_role, rows, rows_eval)
+    refuse_existing(files.path, config.resume)
+    say(described(trained[final_role]))
+    files.require_space(trained.values(), config.keep_checkpoints)
+    if files.open(command, config, manifest):
+        run.restore()
+    return run
 
 
 class Run:
-    """One run folder and everything that belongs to a step but not to a method. See the module's docstring."""
+    """The steps of one run, on the parts that `open_run` hands it. See the module's docstring."""
 
     def __init__(
         self,
         command: str,
         config: Training,
-        trained: Mapping[str, nn.Module],
         text: Text,
-        *,
-        total_steps: int,
-        manifest: Mapping[str, object],
-        rows: RowCounts | None = None,
-        rows_eval: RowCounts | None = None,
-        learning_rates: Mapping[str, float] | None = None,
-        adam_eps: float = 1e-8,
-        final_role: str = "policy",
+        files: RunFolder,
+        optimisation: Optimisation,
+        schedule: Schedule,
+        signals: Signals,
+        final_role: str,
+        rows: RowCounts | None,
+        rows_eval: RowCounts | None,
     ) -> None:
         self.command, self.config, self.text = command, config, text
-        self.folder = config.out
-        self.trained = dict(trained)
-        self.total_steps, self.final_role = total_steps, final_role
-        self.rows, self.rows_eval = rows, rows_eval
+        self.files, self.optimisation, self.schedule, self.signals = files, optimisation, schedule, signals
+        self.folder, self.trained, self.total_steps = files.path, optimisation.trained, schedule.total
+        self.final_role, self.rows, self.rows_eval = final_role, rows, rows_eval
         self.step = 0
         self.extra: dict[str, Any] = {}
-        self._rates = {role: (learning_rates or {}).get(role, config.learning_rate) for role in self.trained}
-        self._optimizers = {role: Optimizer(m, config.weight_decay, adam_eps) for role, m in self.trained.items()}
-        self._scale = 1.0
         self._sums: dict[str, tuple[float, int]] = {}
         self._best: dict[str, Any] = {}
         self._start: dict[str, Any] = {}
         self._kept = False
         self._evaluations: list[dict[str, Any]] = []
-        self._started, self._loop_seconds, self._interrupt = time.perf_counter(), 0.0, False
+        self._started, self._loop_seconds = time.perf_counter(), 0.0
         self._bundles: list[Bundle] = []
         self._updated = False
         self._warned: set[str] = set()
-        refuse_existing(self.folder, config.resume)
-        say(described(self.trained[final_role]))
-        _check_disk(self.folder, self.trained, config.keep_checkpoints)
-        self._open(manifest)
 
-    # --- opening and resuming
-
-    def _open(self, manifest: Mapping[str, object]) -> None:
-        settings = self.config.to_yaml()
-        file = self.folder / "config.yaml"
-        if self.config.resume and (self.folder / "summary.json").exists():
-            raise InputError(f"{self.folder}: this run is finished; its result is in final/")
-        if self.config.resume and file.exists():
-            _same_settings(file.read_text(), settings, file)
-            _same_facts(self.folder / "manifest.json", manifest)
-            self._restore()
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        facts = {"command": self.command, "versions": _versions(), "seed": self.config.seed, **manifest}
-        write_json(self.folder / "manifest.json", facts)
-        file.write_text(settings)  # last: where it stands, there is a run to resume
-
-    def _restore(self) -> None:
-        newest = max(self._checkpoints(), default=0)
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            _keep_lines_up_to(self.folder / name, newest)
+    def restore(self) -> None:
+        """Go on from the last checkpoint, or from the beginning if there is none."""
+        newest = max(self.files.checkpoints(), default=0)
+        self.files.forget_after(newest)
         if newest == 0:
             say(f"{self.folder}: no checkpoint yet, starting from the beginning")
             return
-        folder = self._checkpoint(newest)
-        state = torch.load(folder / "state.pt", weights_only=True)
-        self._load_weights(folder)
-        for role, optimizer in self._optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][role])
+        state = self.files.load(newest, self.trained)
+        self.optimisation.load_state_dict(state["optimizers"])
         self.step, self.extra, self._best = state["step"], state["extra"], state["best"]
         self._evaluations, self._loop_seconds = state["evaluations"], state["loop_seconds"]
         self._start = state.get("start", {})
         say(f"resuming {self.folder} after step {self.step} of {self.total_steps}")
 
-    def _load_weights(self, checkpoint: Path) -> None:
-        for role, model in self.trained.items():
-            model.load_state_dict(checkpoints.reload(model, checkpoint / role).state_dict())
-
     # --- the loop's calls
 
     def steps(self) -> Iterator[int]:
         """Step numbers from where the run stands. After each body: metrics are written and a checkpoint where due."""
-        previous = _handle_interrupt(self)
-        try:
-            with Bar(self.command, self.total_steps, self.step) as bar:
-                while self.step < self.total_steps:
-                    began = time.perf_counter()
-                    self._set_learning_rate_scale()
-                    yield self.step
-                    self.step += 1
-                    note = self._write_metrics()
-                    self._loop_seconds += time.perf_counter() - began
-                    self._checkpoint_if_due()
-                    bar.advance(1, note)
-                    if self._interrupt:
-                        self.save_checkpoint()
-                        go_on = f"keel {self.command} --resume --out {self.folder}"
-                        raise Interrupted(f"stopped after step {self.step}; go on with: {go_on}")
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        with self.signals, Bar(self.command, self.total_steps, self.step) as bar:
+            while self.step < self.total_steps:
+                began = time.perf_counter()
+                rate = self.optimisation.rates[self.final_role]
+                self.observe({"learning_rate": rate * self.schedule.factor(self.step)})
+                yield self.step
+                self.step += 1
+                note = self._write_metrics()
+                self._loop_seconds += time.perf_counter() - began
+                self._checkpoint_if_due()
+                bar.advance(1, note)
+                if self.signals.asked:
+                    self.save_checkpoint()
+                    go_on = f"keel {self.command} --resume --out {self.folder}"
+                    raise Interrupted(f"stopped after step {self.step}; go on with: {go_on}")
 
     def generator(self, purpose: str) -> torch.Generator:
         """The generator for one purpose in this step."""
         return generator(self.config.seed, purpose, self.step)
 
-    def backward(self, loss: Tensor, bundles: Sequence[Bundle]) -> None:
-        """Accumulate gradients; a non-finite loss stops the run before it can touch a weight (law 8)."""
+    def backward(self, total: Tensor, count: int, bundles: Sequence[Bundle]) -> None:
+        """Accumulate the gradients of `total / count`; stop the run before a loss that is not finite moves a weight.
+
+        `total` sums the loss over these bundles' examples or tokens; `count` is their number in the whole batch of the
+        optimiser step, however it is cut into passes. No loss is divided anywhere else.
+        """
         self._collect(bundles)
+        loss = total / count
         if not bool(torch.isfinite(loss)):
             raise self._stop(f"the loss is {float(loss.detach())} at step {self.step + 1}", bundles)
         loss.backward()
@@ -182,11 +165,11 @@ class Run:
 
         All roles are checked before the first one moves.
         """
-        norms = {role: self._gradient_norm(role) for role in roles or tuple(self.trained)}
-        for role, norm in norms.items():
-            nn.utils.clip_grads_with_norm_(self.trained[role].parameters(), self.config.max_grad_norm, norm)
-            self._optimizers[role].step(self._rates[role] * self._scale)
-            self.observe({"grad_norm" if role == self.final_role else f"grad_norm/{role}": norm})
+        try:
+            norms = self.optimisation.update(roles or tuple(self.trained), self.schedule.factor(self.step))
+        except NotFinite as fault:
+            raise self._stop(f"{fault} at step {self.step + 1}") from fault
+        self.observe({"grad_norm" if role == self.final_role else f"grad_norm/{role}": n for role, n in norms.items()})
         self._updated = True
 
     def require_finite(self, what: str, values: Sequence[Tensor], bundles: Sequence[Bundle]) -> None:
@@ -249,25 +232,18 @@ class Run:
 
     def record_samples(self, bundles: Sequence[Bundle], **figures: Tensor) -> None:
         """Append completions to `samples.jsonl`, with named figures [C] that begin with those of these bundles."""
-        columns = [figures[name].tolist() for name in figures]
-        with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
-            at = 0
-            for bundle in bundles:
-                for c in bundle.completions:
-                    row = {
-                        "step": self.step + 1,
-                        "prompt": bundle.prompt,
-                        "completion": c.text,
-                        "truncated": c.truncated,
-                    }
-                    row |= {name: column[at] for name, column in zip(figures, columns, strict=True)}
-                    file.write(as_json(row) + "\n")
-                    at += 1
+        columns = {name: figure.tolist() for name, figure in figures.items()}
+        rows: list[dict[str, Any]] = []
+        for bundle in bundles:
+            for c in bundle.completions:
+                row = {"step": self.step + 1, "prompt": bundle.prompt, "completion": c.text, "truncated": c.truncated}
+                rows.append(row | {name: column[len(rows)] for name, column in columns.items()})
+        self.files.add_samples(rows)
 
     def keep(self) -> None:
         """Take the weights of the best held-out checkpoint, else the last, write them to `final/` and read it back."""
         if self._best and self._best["step"] != self.step:
-            self._load_weights(self._checkpoint(self._best["step"]))
+            self.files.load_weights(self._best["step"], self.trained)
         model = self.trained[self.final_role]
         checkpoints.save(model, self.text, self.folder / "final")
         checkpoints.require_reload(model, self.folder / "final")
@@ -276,8 +252,7 @@ class Run:
 
     def history(self) -> History:
         """What the run has logged, for its verdict."""
-        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
-        return History(self.step, [json.loads(line) for line in lines], self._start, self._evaluations, self._best)
+        return History(self.step, self.files.metrics(), self._start, self._evaluations, self._best)
 
     def finish(self, *, examples: int, verdict: Verdict | None = None) -> Result:
         """Say how the run ended and write `summary.json`; the weights are kept first, if `keep` was not called."""
@@ -293,7 +268,7 @@ class Run:
             "examples_per_second": round(examples / max(self._loop_seconds, 1e-9), 3),
             "peak_rss_gb": peak_rss_gb(),
             "best": self._best or None,
-            "metrics": self._last_metrics(),
+            "metrics": next(reversed(self.files.metrics()), {}),
             "eval": next((e for e in self._evaluations if e["step"] == self._best.get("step")), {}),
             "rows": self.rows.as_dict() if self.rows is not None else None,
             "rows_eval": self.rows_eval.as_dict() if self.rows_eval is not None else None,
@@ -312,14 +287,9 @@ class Run:
     # --- checkpoints
 
     def save_checkpoint(self) -> None:
-        """Everything a resumed run needs, written beside and renamed, so that a kill leaves no half checkpoint."""
-        target = self._checkpoint(self.step)
-        if target.exists():
+        """Write everything that a resumed run needs."""
+        if self.files.checkpoint(self.step).exists():
             return
-        partial = target.with_name(target.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        for role, model in self.trained.items():
-            checkpoints.save(model, self.text, partial / role)
         state = {
             "step": self.step,
             "extra": self.extra,
@@ -327,10 +297,9 @@ class Run:
             "evaluations": self._evaluations,
             "start": self._start,
             "loop_seconds": self._loop_seconds,
-            "optimizers": {role: o.state_dict() for role, o in self._optimizers.items()},
+            "optimizers": self.optimisation.state_dict(),
         }
-        torch.save(state, partial / "state.pt")
-        partial.rename(target)
+        self.files.save(self.step, self.trained, self.text, state)
         self._prune()
 
     def _checkpoint_if_due(self) -> None:
@@ -338,35 +307,18 @@ class Run:
         if self.step < self.total_steps and (self.step % every == 0 or self._best.get("step") == self.step):
             self.save_checkpoint()
 
-    def _checkpoint(self, step: int) -> Path:
-        return Path(self.folder, "checkpoints", f"step-{step}")
-
-    def _checkpoints(self) -> list[int]:
-        return [int(p.name.removeprefix("step-")) for p in self.folder.glob("checkpoints/step-*") if p.suffix == ""]
-
     def _prune(self) -> None:
-        keep = {*sorted(self._checkpoints())[-self.config.keep_checkpoints :], self._best.get("step")}
-        for step in set(self._checkpoints()) - keep:
-            shutil.rmtree(self._checkpoint(step))
+        self.files.prune(self.config.keep_checkpoints, self._best.get("step"))
 
     # --- the rest
-
-    def _set_learning_rate_scale(self) -> None:
-        self._scale = schedule(self.config.schedule, self.step, self.total_steps, self.config.warmup)
-        self.observe({"learning_rate": self._rates[self.final_role] * self._scale})
 
     def _write_metrics(self) -> str:
         row: dict[str, Any] = {"step": self.step}
         row |= {name: total / count for name, (total, count) in self._sums.items() if count}
         self._sums = {}
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(as_json(row) + "\n")
+        self.files.add_metrics(row)
         shown = ("loss", "accuracy", "rewards/accuracies", "objective/rlhf_reward", "objective/scores", "objective/kl")
         return "  ".join(f"{name} {row[name]:.3f}" for name in shown if name in row)
-
-    def _last_metrics(self) -> dict[str, Any]:
-        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
-        return dict(json.loads(lines[-1])) if lines else {}
 
     def _collect(self, bundles: Sequence[Bundle]) -> None:
         """Add to the batch of this update, each bundle once (PPO passes it through two models)."""
@@ -374,108 +326,9 @@ class Run:
         self._bundles = list({id(b): b for b in (*before, *bundles)}.values())
         self._updated = False
 
-    def _gradient_norm(self, role: str) -> Tensor:
-        """Norm over all of a role's gradients, before anything is clipped: a non-finite one stops the run."""
-        gradients = {n: p.grad for n, p in self.trained[role].named_parameters() if p.grad is not None}
-        norm = nn.utils.get_total_norm(gradients.values())
-        if not bool(torch.isfinite(norm)):
-            bad = [n for n, g in gradients.items() if not g.isfinite().all()]
-            worst = bad[0] if bad else max(gradients, key=lambda n: float(gradients[n].abs().max()))
-            raise self._stop(f"the gradient of {role}.{worst} is not finite at step {self.step + 1}")
-        return norm
-
     def _stop(self, why: str, suspects: Sequence[Bundle] | None = None) -> RunFailed:
         """The failure to raise, its batch saved; `suspects` are the bundles to name, all of the batch by default."""
-        evidence = self.folder / "failed-batch.jsonl"
-        with evidence.open("w", encoding="utf-8") as file:
-            for b in self._bundles:
-                texts = [c.text or self.text.decode(c.ids) for c in b.completions]
-                row = {"file": b.origin.file, "row": b.origin.row, "prompt": b.prompt, "completions": texts}
-                file.write(as_json(row) + "\n")
+        evidence = self.files.write_evidence(self._bundles, self.text)
         rows = [b.origin.row for b in (self._bundles if suspects is None else suspects) if b.origin.row]
         named = f" (rows {', '.join(map(str, rows[:5]))}{', …' if len(rows) > 5 else ''})" if rows else ""
         return RunFailed(f"{why}{named}; no weight was changed by it; the batch is in {evidence}")
-
-
-# --- helpers --------------------------------------------------------------------------------------
-
-
-def schedule(kind: str, step: int, total: int, warmup: float) -> float:
-    """Factor on the learning rate at `step` of `total`: a linear rise over the warm-up share, then the fall."""
-    rise = math.ceil(warmup * total)
-    if step < rise:
-        return (step + 1) / rise
-    share = (step - rise) / max(1, total - rise)
-    return {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[kind]
-
-
-def _handle_interrupt(run: Run) -> dict[signal.Signals, Any]:
-    """First Ctrl-C or SIGTERM: finish the step, save, stop. Second: stop at once. What answered these signals before.
-
-    SIGTERM is what `docker stop`, Slurm and Kubernetes send before they kill.
-    """
-
-    def answer(number: int, frame: FrameType | None) -> None:
-        if run._interrupt:
-            raise KeyboardInterrupt
-        run._interrupt = True
-        say("interrupted: finishing this step and saving a checkpoint (Ctrl-C again stops at once)")
-
-    try:
-        return {number: signal.signal(number, answer) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread
-        return {}
-
-
-def _check_disk(folder: Path, trained: Mapping[str, nn.Module], keep: int) -> None:
-    weights = sum(p.numel() * p.element_size() for m in trained.values() for p in m.parameters())
-    needed = weights * 3 * (keep + 2) + weights  # weights and two moments, one more while writing, and final/
-    base = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(base).free
-    if needed > free:
-        raise InputError(
-            f"{folder}: checkpoints need about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
-            "choose another --out or lower --keep-checkpoints"
-        )
-
-
-def _same_settings(old: str, new: str, file: Path) -> None:
-    import yaml
-
-    a, b = yaml.safe_load(old), yaml.safe_load(new)
-    changed = sorted(k for k in {*a, *b} if a.get(k) != b.get(k) and k != "resume")
-    if changed:
-        raise InputError(
-            f"{file}: the run was started with other settings of {', '.join(changed)}; resume with the same"
-        )
-
-
-def _same_facts(file: Path, facts: Mapping[str, object]) -> None:
-    """Refuse to go on with other models or data than the manifest tells of; what the hub did not tell is let pass."""
-    old = json.loads(file.read_text(encoding="utf-8"))
-    changed = sorted(k for k, v in facts.items() if "hub:unknown" not in (v, old.get(k)) and old.get(k) != v)
-    if changed:
-        raise InputError(
-            f"{file}: the run was started with other content behind {', '.join(changed)}; "
-            "resume with the same models and data, or start anew with another --out"
-        )
-
-
-def _keep_lines_up_to(file: Path, step: int) -> None:
-    """Drop lines of later steps, and a last one that a kill cut short."""
-    if file.exists():
-        *lines, _torn = file.read_bytes().split(b"\n")
-        file.write_bytes(b"".join(line + b"\n" for line in lines if json.loads(line)["step"] <= step))
-
-
-def _versions() -> dict[str, str]:
-    import transformers
-
-    import keel
-
-    return {
-        "keel": keel.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }

@@ -18,7 +18,6 @@ from torch import nn
 from keel import stats
 from keel.config import BestOfNConfig, GenerateConfig
 from keel.data import checks, lengths, prepare
-from keel.engine.run import generator
 from keel.engine.scorers import load_scorer, require_same_reading
 from keel.errors import InputError
 from keel.files.jsonl import write_lines
@@ -30,6 +29,7 @@ from keel.progress import Bar, peak_rss_gb
 from keel.records import Bundle, Result, RowCounts
 from keel.sampling.local import sample
 from keel.says import say
+from keel.seeds import generator
 from keel.text.identity import remarks_on
 from keel.text.tokenisation import Text
 

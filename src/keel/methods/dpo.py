@@ -23,7 +23,7 @@ from keel.data import prepare
 from keel.engine import memory, verdict
 from keel.engine.batches import Batches, prompt_of
 from keel.engine.forward import in_batches, micro_batches, sequence_logps
-from keel.engine.run import Run
+from keel.engine.run import Run, open_run
 from keel.engine.step0 import require_zero_margin_loss
 from keel.engine.verdict import Beside, Verdict
 from keel.errors import InputError
@@ -54,7 +54,7 @@ def train(config: DPOConfig) -> Result:
     )
     numbered = range(len(data.train))
     batches = Batches(numbered, config.batch_size, config.seed, together=lambda i: prompt_of(data.train[i]))
-    run = Run(
+    run = open_run(
         "dpo",
         config,
         {"policy": policy},
@@ -85,7 +85,7 @@ def train(config: DPOConfig) -> Result:
         for micro in micro_batches(policy, pairs, config.micro_tokens):
             logps = sequence_logps(policy, micro.bundles)
             loss, metrics = pair_loss(config, logps, frozen.logps([batch[i] for i in micro.indices]), micro.bundles)
-            run.backward(loss.sum() / len(batch), micro.bundles)
+            run.backward(loss.sum(), len(batch), micro.bundles)
             if step == 0 and expected is not None and policy_hash == reference_hash:
                 require_zero_margin_loss(loss, expected, dtype)
             run.observe({"loss": loss, **metrics})
@@ -95,7 +95,9 @@ def train(config: DPOConfig) -> Result:
             run.record_evaluation(figures, best="loss", rank=rank(config, step, figures, data.held_out))
     run.keep()
     seen = (
-        beside.look(policy, reference, text, data.held_out, config) if data.held_out else Beside(why=NOTHING_HELD_OUT)
+        beside.look(policy, reference, text, data.held_out, config)
+        if data.held_out
+        else Beside(why="nothing is held out")
     )
     return run.finish(examples=batches.seen(run.step), verdict=conclude(run, config, data, seen, expected))
 

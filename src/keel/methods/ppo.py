@@ -28,7 +28,7 @@ from keel.engine.forward import (
     token_logps,
     token_scores,
 )
-from keel.engine.run import Run, generator
+from keel.engine.run import Run, open_run
 from keel.engine.scorers import Scorer, load_scorer, require_same_reading
 from keel.engine.step0 import require_unit_ratio, require_zero_kl
 from keel.files.target import refuse_existing
@@ -37,6 +37,7 @@ from keel.models.limits import positions
 from keel.records import Bundle, Completion, Result, lengths_of
 from keel.sampling.local import cache_bytes, sample
 from keel.says import say
+from keel.seeds import generator
 from keel.text.tokenisation import Text
 
 LOGP_GAP = 0.01
@@ -114,7 +115,7 @@ def start(config: PPOConfig, roles: Roles, text: Text, data: prepare.Prepared) -
     """The run: two trained roles with a learning rate each, Adam's epsilon as PPO wants it, beta as state."""
     policy_hash = checkpoints.weights_hash(roles.policy)
     _require_memory(config, roles, data.train)
-    run = Run(
+    run = open_run(
         "ppo",
         config,
         {"policy": roles.policy, "value": roles.value},
@@ -356,7 +357,7 @@ def _policy_pass(
     loss, metrics = objectives.ppo_policy_loss(
         now.logps, _take(rollout.old_logps, index), _take(rollout.advantages, index), config.clip
     )
-    run.backward(loss.sum() / tokens, bundles)
+    run.backward(loss.sum(), tokens, bundles)
     if first:
         require_unit_ratio(metrics["val/ratio"], metrics["policy/clipfrac_avg"], next(roles.policy.parameters()).dtype)
     run.observe({"loss/policy_avg": loss, "policy/entropy_avg": now.entropy, **metrics})
@@ -370,7 +371,7 @@ def _value_pass(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout, ind
     loss, metrics = objectives.ppo_value_loss(
         values, _take(rollout.values, index), _take(rollout.returns, index), config.value_clip
     )
-    run.backward(loss.sum() / tokens, bundles)
+    run.backward(loss.sum(), tokens, bundles)
     run.observe({"loss/value_avg": loss, **metrics})
 
 

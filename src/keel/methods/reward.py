@@ -18,7 +18,7 @@ from keel.data import prepare
 from keel.engine import memory
 from keel.engine.batches import Batches, prompt_of
 from keel.engine.forward import in_batches, micro_batches, scalars_at_end
-from keel.engine.run import Run
+from keel.engine.run import open_run
 from keel.engine.step0 import require_zero_margin_loss
 from keel.files.target import refuse_existing
 from keel.models import checkpoints
@@ -44,7 +44,7 @@ def train(config: RewardConfig) -> Result:
         [(model, scalars_at_end)], memory.largest_pass(model, data.train, config.batch_size, config.micro_tokens)
     )
     batches = Batches(data.train, config.batch_size, config.seed, together=prompt_of)
-    run = Run(
+    run = open_run(
         "reward",
         config,
         {"reward": model},
@@ -61,7 +61,7 @@ def train(config: RewardConfig) -> Result:
             scores = scalars_at_end(model, micro.bundles)
             margin = torch.tensor([b.margin for b in micro.bundles], device=scores.device)
             loss, metrics = objectives.bradley_terry_loss(scores[0::2], scores[1::2], margin)
-            run.backward(loss.sum() / len(batch), micro.bundles)
+            run.backward(loss.sum(), len(batch), micro.bundles)
             if step == 0 and fresh:
                 require_zero_margin_loss(loss, objectives.bradley_terry_zero_loss(margin), dtype)
             run.observe({"loss": loss, **metrics})

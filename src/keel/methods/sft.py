@@ -17,7 +17,7 @@ from keel.data import prepare
 from keel.engine import memory
 from keel.engine.batches import Batches
 from keel.engine.forward import micro_batches, token_logps, token_scores
-from keel.engine.run import Run
+from keel.engine.run import open_run
 from keel.files.target import refuse_existing
 from keel.models import checkpoints
 from keel.models.limits import positions
@@ -36,7 +36,7 @@ def train(config: SFTConfig) -> Result:
         [(policy, token_logps)], memory.largest_pass(policy, data.train, config.batch_size, config.micro_tokens)
     )
     batches = Batches(data.train, config.batch_size, config.seed)
-    run = Run(
+    run = open_run(
         "sft",
         config,
         {"policy": policy},
@@ -51,7 +51,7 @@ def train(config: SFTConfig) -> Result:
         tokens = sum(len(b.completions[0]) for b in batch)
         for micro in micro_batches(policy, batch, config.micro_tokens):
             scores = token_scores(policy, micro.bundles)
-            run.backward(-scores.logps.sum() / tokens, micro.bundles)
+            run.backward(-scores.logps.sum(), tokens, micro.bundles)
             run.observe({"loss": -scores.logps, "mean_token_accuracy": scores.top})
         run.observe({"num_tokens": float(tokens)})
         run.update()

@@ -99,8 +99,8 @@ class LocalWriter:
         return ""
 
     def _draw(self, rows: Sequence[PromptRow], number: int, have: int) -> list[Bundle]:
-        from keel.engine.run import generator
         from keel.sampling.local import sample
+        from keel.seeds import generator
 
         config = self.config
         purpose = ("collect", number, have) if have else ("collect", number)

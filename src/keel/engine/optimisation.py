@@ -1,0 +1,89 @@
+"""What moves the weights of a run: an optimiser for each trained role, clipping, and the learning rate's schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from keel.engine.optimizer import Optimizer
+from keel.errors import KeelError
+
+
+class NotFinite(KeelError):  # noqa: N818  (as `RunFailed`)
+    """A gradient is not a number; no weight was moved by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How the learning rate rises and falls over a run: `Schedule("cosine", total=100, warmup=0.05)`."""
+
+    kind: str
+    total: int
+    """Optimiser steps of the run (PPO: rollouts)."""
+    warmup: float
+    """Share of them in which the rate rises."""
+
+    def factor(self, step: int) -> float:
+        """Return the factor on the learning rate at `step`, from 0."""
+        return schedule(self.kind, step, self.total, self.warmup)
+
+
+def schedule(kind: str, step: int, total: int, warmup: float) -> float:
+    """Factor on the learning rate at `step` of `total`: a linear rise over the warm-up share, then the fall."""
+    rise = math.ceil(warmup * total)
+    if step < rise:
+        return (step + 1) / rise
+    share = (step - rise) / max(1, total - rise)
+    return {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}[kind]
+
+
+class Optimisation:
+    """The trained roles with an optimiser and a peak learning rate each."""
+
+    def __init__(
+        self,
+        trained: Mapping[str, nn.Module],
+        rates: Mapping[str, float],
+        *,
+        weight_decay: float,
+        max_grad_norm: float,
+        adam_eps: float,
+    ) -> None:
+        self.trained, self.rates = dict(trained), dict(rates)
+        self._optimizers = {role: Optimizer(model, weight_decay, adam_eps) for role, model in self.trained.items()}
+        self._most = max_grad_norm
+
+    def update(self, roles: Iterable[str], factor: float) -> dict[str, Tensor]:
+        """Make one step for each of the roles, and return the norms of their gradients before clipping.
+
+        `factor` scales the peak rates. All roles are checked before the first one moves: raises `NotFinite`.
+        """
+        norms = {role: self._norm(role) for role in roles}
+        for role, norm in norms.items():
+            nn.utils.clip_grads_with_norm_(self.trained[role].parameters(), self._most, norm)
+            self._optimizers[role].step(self.rates[role] * factor)
+        return norms
+
+    def _norm(self, role: str) -> Tensor:
+        """Norm over all of a role's gradients, before anything is clipped."""
+        gradients = {n: p.grad for n, p in self.trained[role].named_parameters() if p.grad is not None}
+        norm = nn.utils.get_total_norm(gradients.values())
+        if not bool(torch.isfinite(norm)):
+            bad = [n for n, g in gradients.items() if not g.isfinite().all()]
+            worst = bad[0] if bad else max(gradients, key=lambda n: float(gradients[n].abs().max()))
+            raise NotFinite(f"the gradient of {role}.{worst} is not finite")
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """By role, what its optimiser must remember."""
+        return {role: optimizer.state_dict() for role, optimizer in self._optimizers.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        for role, optimizer in self._optimizers.items():
+            optimizer.load_state_dict(state[role])
