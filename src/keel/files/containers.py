@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from keel.config import STORE_ENDINGS
+from keel.config.base import STORE_ENDINGS
 from keel.errors import InputError, on_one_line
 from keel.files.cells import unfold
 from keel.files.delimited import csv_rows
