@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from keel.errors import InputError, RowFault, on_one_line
 from keel.files.hub import is_pointer
+from keel.models.hub import require_hub
 from keel.text.tokenisation import Text
 
 __all__ = [
@@ -79,43 +77,11 @@ def _of_hub(name: str, file: str) -> str | None:
 
     quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")}
     try:
-        _require_hub(name)
+        require_hub(name)
         found: str | None = cached_file(name, file, **quiet)
     except (OSError, ValueError):  # no such name: the loader will say so
         return None
     return found
-
-
-@lru_cache
-def _require_hub(name: str) -> None:
-    """Refuse a name that is not in the hub's cache if the hub cannot be asked, before anything asks it many times.
-
-    Behind a proxy that cannot be told.
-    """
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    if try_to_load_from_cache(name, "config.json", cache_dir=constants.HF_HUB_CACHE) is not None:
-        return
-    url = urlsplit(constants.ENDPOINT)
-    host = url.hostname or ""
-    if constants.HF_HUB_OFFLINE:
-        why = "HF_HUB_OFFLINE is set"
-    elif url.scheme in getproxies() and not proxy_bypass(host):
-        return
-    else:
-        try:
-            port = url.port or (80 if url.scheme == "http" else 443)
-            socket.create_connection((host, port), timeout=HUB_TIMEOUT).close()
-            return
-        except OSError as error:
-            why = f"{host} cannot be reached: {on_one_line(error)}"
-    raise InputError(
-        f"{name}: no such folder here, and the hub cannot be asked ({why}); check the path, or the network"
-    )
-
-
-HUB_TIMEOUT = 5.0
-"""Seconds for a connection to the hub."""
 
 
 def _require_no_pointer(path: Path, name: str) -> None:
