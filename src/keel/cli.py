@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin
 
 from keel import __version__
 from keel.errors import InputError, KeelError
+from keel.files.target import refuse_existing
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("DemoConfig", "keel.demo:demo", "the whole story on the embedded world, ending in a report"),
@@ -100,7 +101,7 @@ def _run(command: str, flags: list[str]) -> int:
     if config is None:
         return 0
     if command in REFUSE_EXISTING:  # before torch is imported, which takes seconds
-        importlib.import_module("keel.config").refuse_existing(config.out, getattr(config, "resume", None))
+        refuse_existing(config.out, getattr(config, "resume", None))
     module, function = target.split(":")
     result = getattr(importlib.import_module(module), function)(config)
     if result is not None:

@@ -193,7 +193,7 @@ def test_a_resumed_run_counts_the_seconds_before_it_was_killed(configure, base):
     def start(resume):
         changed = config.model_copy(update={"resume": resume})
         model, text = checkpoints.load_policy(str(base), changed), checkpoints.load_text(str(base))
-        run = Run("sft", changed, {"policy": model}, text, total_steps=2, manifest={})
+        run = open_run("sft", changed, {"policy": model}, text, total_steps=2, manifest={})
         run.charge(100.0)
         return run
 

@@ -284,8 +284,6 @@ class Run:
         if self.step == 0:
             self._loop_seconds += seconds
 
-    # --- checkpoints
-
     def save_checkpoint(self) -> None:
         """Write everything that a resumed run needs."""
         if self.files.checkpoint(self.step).exists():
@@ -309,8 +307,6 @@ class Run:
 
     def _prune(self) -> None:
         self.files.prune(self.config.keep_checkpoints, self._best.get("step"))
-
-    # --- the rest
 
     def _write_metrics(self) -> str:
         row: dict[str, Any] = {"step": self.step}
