@@ -71,11 +71,11 @@ def test_workers(store):
 
 
 def test_a_worker_s_pace_is_that_of_the_last_hour_and_of_today(store, monkeypatch):
-    """One judged the day before yesterday, one three hours before a noon and one at that noon; then a task skipped."""
+    """One judged yesterday at one, one today at nine and one at noon; then a task skipped."""
     queue = Queue(store)
     queue.add(tasks(4))
     noon = 86_400 * 20_000 + 43_200
-    for now in (noon - 2 * 86_400, noon - 3 * 3_600, noon):
+    for now in (noon - 23 * 3_600, noon - 3 * 3_600, noon):
         monkeypatch.setattr("time.time", lambda now=now: float(now))
         say(queue, "ana", "left")
     queue.skip("ana", queue.next("ana").key)
