@@ -419,6 +419,9 @@ def test_auc_is_scikit_learns_ties_included():
     found = auc(x, y)
     assert found.mean == pytest.approx(roc_auc_score([1] * 70 + [0] * 50, np.concatenate([x, y])))
     assert found.n == 120
+    wins = np.array([[(a > b) + 0.5 * (a == b) for b in y] for a in x])  # DeLong's placements, one by one
+    error = math.sqrt(np.var(wins.mean(1), ddof=1) / 70 + np.var(wins.mean(0), ddof=1) / 50)
+    assert found.mean - found.low == pytest.approx(found.high - found.mean) == pytest.approx(1.959964 * error, rel=1e-5)
     assert math.isnan(auc([], [1.0]).mean)
     assert auc([2.0, 3.0], [0.0, 1.0]).as_dict() == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 4}
 

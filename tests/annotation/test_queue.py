@@ -223,6 +223,20 @@ def test_the_team_s_count_keeps_up_with_this_server(store):
     assert [queue.undo("ana") and queue.progress("ana").team for _ in range(6)][-1] == 0
 
 
+def test_progress_counts_what_was_judged_today_and_ever(store, monkeypatch):
+    queue = Queue(store)
+    queue.add(pairs(4), overlap=2)
+    judge(queue, "ana")
+    later(monkeypatch, 86_400)
+    judge(queue, "ana")
+    queue.skip("ben", queue.next("ben").key)
+    ana, ben, cara = (queue.progress(name) for name in ("ana", "ben", "cara"))
+    assert (ana.mine, ana.mine_today, ana.can_undo) == (2, 1, True)
+    assert (ben.mine, ben.mine_today, ben.can_undo) == (0, 0, True)
+    assert (cara.mine, cara.mine_today, cara.can_undo) == (0, 0, False)
+    assert {(one.team, one.total) for one in (ana, ben, cara)} == {(2, 8)}
+
+
 def test_a_key_of_somebody_else_is_refused(store):
     queue = Queue(store)
     queue.add(pairs(2))
@@ -333,9 +347,10 @@ def test_gold_that_comes_later_in_the_other_order_is_turned(store):
     judge(queue, "ben", turn, Preference(wrong, 1))
     assert queue.add([NewTask(task.prompt, task.answers[::-1], gold={"overall": "second"})]) == 1
     assert dict(tuple(row) for row in store.read(gold_rights())) == {"ana": 1.0, "ben": 0.0}
+    assert Queue(store).next("cara") is None  # it fills no place in anybody's overlap any more
+    assert queue.progress("ana").total == 0
     judge(queue, "cara")
     assert dict(tuple(row) for row in store.read(gold_rights())) == {"ana": 1.0, "ben": 0.0, "cara": 1.0}
-    assert queue.progress("ana").total == 0  # it counts towards nobody's overlap any more
 
 
 def test_gold_counts_in_the_dimensions_that_were_asked(store):

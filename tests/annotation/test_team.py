@@ -71,6 +71,20 @@ def test_workers(store):
     assert (zoe.role, zoe.judged, zoe.gold, zoe.last, zoe.median_seconds) == ("admin", 0, None, None, None)
 
 
+def test_a_worker_s_pace_is_that_of_the_last_hour_and_of_today(store, monkeypatch):
+    """One judged yesterday at one, one today at nine and one at noon; then a task skipped."""
+    queue = Queue(store)
+    queue.add(tasks(4))
+    noon = 86_400 * 20_000 + 43_200
+    for now in (noon - 23 * 3_600, noon - 3 * 3_600, noon):
+        monkeypatch.setattr("time.time", lambda now=now: float(now))
+        say(queue, "ana", "left")
+    queue.skip("ana", queue.next("ana").key)
+    monkeypatch.setattr("time.time", lambda: noon + 60.0)
+    (ana,) = team.workers(store)
+    assert (ana.judged, ana.today, ana.per_hour, ana.skipped, ana.flagged, ana.last) == (3, 2, 1.0, 1, 0, 60.0)
+
+
 def test_disagreements_are_decided_by_an_adjudicator(store):
     queue = Queue(store)
     queue.add(tasks(3), overlap=2)

@@ -30,6 +30,7 @@ from keel.models import checkpoints
 from keel.raters import Missing, Task
 from keel.raters.simulated import Simulated
 from keel.records import Answer, Judgment, Preference, RaterKind
+from keel.sampling import local
 from keel.store import survey
 from keel.store.keys import answer_id, prompt_id
 from keel.store.store import Store
@@ -217,6 +218,19 @@ def test_a_judges_verdicts_are_stored_one_by_one_and_others_some_at_a_time(tmp_p
         assert survey.count_store(store).judgments == 4
     assert (tally.judged[rater.identity], tally.pairs, tally.left[rater.identity]) == (4, 5, 0)
     assert tally.missing == {(rater.identity, "no reply"): 1}
+
+
+def test_every_round_draws_numbers_of_its_own(configure_collect, monkeypatch):
+    """And further answers to the same prompts others again; the same call elsewhere draws the same."""
+    seeds, real = [], local.sample
+    monkeypatch.setattr(local, "sample", lambda *a, **k: seeds.append(k["generator"].initial_seed()) or real(*a, **k))
+    collect(configure_collect(n=2))
+    first = list(seeds)
+    collect(configure_collect(n=3))
+    assert (len(first), len(seeds), len(set(seeds))) == (2, 6, 6)  # four prompts to a round, then two
+    seeds.clear()
+    collect(configure_collect("other.db", n=2))
+    assert seeds == first
 
 
 def test_further_answers_are_not_the_first_ones_again(configure_collect):

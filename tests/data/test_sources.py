@@ -34,6 +34,7 @@ PAIRS = [
 
 USER = {"role": "user", "content": "Sun?"}
 SYSTEM = {"role": "system", "content": "You are a bear."}
+HH = "\n\nHuman: Sun?\n\nAssistant: "
 
 
 def says(text: str) -> dict[str, str]:
@@ -74,6 +75,25 @@ def refusal(call: Callable[[], object]) -> str:
     assert "\n" not in line
     assert caught.value.exit_code == 2
     return line
+
+
+@pytest.mark.parametrize(
+    ("rows", "name"),
+    [
+        (
+            [{"chosen": "torn", "rejected": "off"}, *({"chosen": HH + a, "rejected": HH + b} for a, b in ("xy", "uv"))],
+            "hh",
+        ),
+        ([{"chosen": " a"}, *PAIRS[:2]], "trl"),
+        ([{"prompt": "a"}, *PAIRS[:2]], "trl"),
+    ],
+)
+def test_a_format_is_recognised_by_its_first_rows_together(tmp_path, rows, name):
+    """The first lacks a column, or does not look like the others: it is one that cannot be used."""
+    pairs, counts, found = read_pairs(write(tmp_path / "pairs.jsonl", rows))
+    assert found == name
+    assert [pair.origin.row for pair in pairs] == [2, 3]
+    assert (counts.read, counts.dropped_total) == (3, 1)
 
 
 # --- containers

@@ -2,12 +2,15 @@
 
 import json
 import math
+import statistics
+from collections import defaultdict
 
 import pytest
 
 from keel import demo
 from keel.config import DemoConfig
 from keel.errors import InputError
+from keel.store.store import Store
 
 SMALL = demo.Sizes(
     recalls=320,
@@ -99,15 +102,41 @@ def test_the_report_is_there_and_holds_the_methods(told):
 
 
 def test_the_votes_have_a_page_of_their_own(told):
+    """Its figures are those of the votes in the store, counted here by hand."""
     _, folder = told
     summary = json.loads((folder / "summary.json").read_text())
     found = json.loads((folder / "data" / "check.json").read_text())
     page = (folder / "data.html").read_text()
-    assert 50 <= summary["data"]["agreement"]["shared"] <= 60  # now and then the same person comes twice
-    assert found["length"]["length_only"]["n"] > 0
+    with Store(f"store:{folder / 'data' / 'votes.db'}") as store:
+        judged = [j for group in store.groups() for _, j in group]
+    preferred = defaultdict(dict)  # by contest and rater, whose first word is compared
+    for j in judged:
+        shown = [(a.text, a.draw) for a in j.answers]
+        outcome = j.verdict.outcome
+        better = shown[("first", "second").index(outcome)] if outcome != "tie" else "tie"
+        preferred[j.prompt, frozenset(shown)].setdefault(j.rater, better)
+    twice = [list(words.values()) for words in preferred.values() if len(words) > 1]
+    assert 50 <= len(twice) <= 60  # now and then the same person comes twice
+    agreement = summary["data"]["agreement"]
+    assert agreement["shared"] == len(twice)
+    assert agreement["agree"]["mean"] == pytest.approx(statistics.fmean(one == other for one, other in twice))
+    assert found["survey"]["judgments"] == len(judged)
+    decided = {prompt for prompt, shown in preferred if "tie" not in preferred[prompt, shown].values()}
+    assert len(decided) <= found["length"]["length_only"]["n"] <= len({prompt for prompt, _ in preferred})
     assert found["distribution"]["auc"]["low"] <= 0.65  # drawn from the very model that they are compared with
     for words in ("How far raters agree", "Do the pairs look like what the model says?", "ength alone"):
         assert words in page
+    assert summary["data"]["length_only"] == found["length"]["length_only"]
+    assert summary["data"]["auc"] == found["distribution"]["auc"]
+    shown = {
+        "Told by length alone": found["length"]["length_only"],
+        "Raters’ agreement": agreement["alpha"],
+        "Pairs against the model": found["distribution"]["auc"],
+    }
+    for title, figure in shown.items():
+        (tile,) = page.split(f"<h3>{title}</h3>")[1:]
+        low, mean, high = (f"{100 * figure[end]:.1f}%" for end in ("low", "mean", "high"))
+        assert f"--low:{low};--at:{mean};--high:{high}" in tile.partition("</div>")[0]
 
 
 def test_a_second_call_reuses_every_step(told, capsys):

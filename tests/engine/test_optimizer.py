@@ -15,7 +15,7 @@ from keel.engine.optimizer import Optimizer
 
 def mixed() -> nn.Sequential:
     """Weights in bf16 of unlike shapes, with norms in fp32 between them."""
-    model = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3), nn.LayerNorm(3))
+    model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 9), nn.LayerNorm(9))
     for at in (0, 2):
         model[at].to(torch.bfloat16)
     return model

@@ -23,6 +23,7 @@ from keel.engine.run import Run, open_run
 from keel.engine.run_folder import RunFolder
 from keel.errors import InputError, RunFailed
 from keel.models import checkpoints
+from keel.records import Bundle, Completion
 
 METHODS = ("sft", "reward", "dpo", "ppo")
 CLOCK = {"seconds", "train_seconds", "examples_per_second", "peak_rss_gb"}
@@ -150,6 +151,32 @@ def test_means_weigh_examples_and_missing_is_not_zero(configure, base):
     row = json.loads((config.out / "metrics.jsonl").read_text())
     assert row["x"] == 0.5  # not (1/3 + 1) / 2
     assert "y" not in row
+
+
+def test_samples_stand_beside_their_own_figures(configure, base):
+    """Figures are flat over the completions of a whole rollout; its first bundles are kept."""
+    config = configure("sft")
+    model, text = checkpoints.load_policy(str(base), config), checkpoints.load_text(str(base))
+    run = Run("sft", config, {"policy": model}, text, total_steps=2, manifest={})
+    bundles = [
+        Bundle([1], [Completion([4], text=f"{prompt}{i}", truncated=i == 1) for i in range(2)], prompt=prompt)
+        for prompt in "abc"
+    ]
+    for _ in run.steps():
+        run.record_samples(bundles[:2], score=torch.arange(6.0) + 10 * run.step, kl=-torch.arange(6.0))
+    rows = [json.loads(line) for line in (config.out / "samples.jsonl").read_text().splitlines()]
+    assert rows == [
+        {
+            "step": step,
+            "prompt": p,
+            "completion": f"{p}{i}",
+            "truncated": i == 1,
+            "score": at + 10 * (step - 1),
+            "kl": -at,
+        }
+        for step in (1, 2)
+        for at, (p, i) in enumerate((p, i) for p in "ab" for i in range(2))
+    ]
 
 
 # --- killed and resumed
