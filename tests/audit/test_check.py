@@ -231,6 +231,18 @@ def test_length_and_marks(check):
     assert figures["length"]["longer_wins"]["low"] > 0.8
 
 
+def test_length_that_tells_as_much_as_in_votes_at_large(check):
+    """63 % of 600: more than chance, not clearly more than 62 %. Neither a warning nor "little"."""
+    rows = rows_like(600)
+    for at, row in enumerate(rows):
+        short, long = "no, not now", "yes, " * 8 + "now and then"
+        row["chosen"], row["rejected"] = (long, short) if at % 100 < 63 else (short, long)
+    _, findings, _, _ = check(rows)
+    found = titled(findings, "length alone tells 63% of the pairs")
+    assert (found["level"], "people's votes at large, 62%" in found["text"]) == ("note", True)
+    assert not titled(findings, "length tells little")
+
+
 def test_a_mark_of_rejected_answers(check):
     rows = [row | {"rejected": " " + row["rejected"]} for row in rows_like(100)]
     found = titled(check(rows)[1], "rejected answers “begins with white space”")
