@@ -152,6 +152,17 @@ def test_means_weigh_examples_and_missing_is_not_zero(configure, base):
     assert "y" not in row
 
 
+def test_losses_are_divided_by_the_whole_batch(configure, base):
+    """Two passes of 1 and 3 examples, each a sum: the gradient of the mean of all four, 10 / 4."""
+    config = configure("sft")
+    model, text = checkpoints.load_policy(str(base), config), checkpoints.load_text(str(base))
+    run = open_run("sft", config, {"policy": model}, text, total_steps=1, manifest={})
+    weight = next(model.parameters())
+    run.backward(weight.flatten()[0] * 1.0, 4, [])
+    run.backward((weight.flatten()[0] * torch.tensor([2.0, 3.0, 4.0])).sum(), 4, [])
+    assert weight.grad.flatten()[0] == 2.5
+
+
 # --- killed and resumed
 
 

@@ -25,9 +25,9 @@ from keel.models import checkpoints
 from keel.models.machine import described
 from keel.progress import Bar, peak_rss_gb
 from keel.records import Bundle, Result, RowCounts
-from keel.sampling.local import room, sample
+from keel.sampling.local import LocalSampler, room
+from keel.sampling.protocol import options_of, sample
 from keel.says import say
-from keel.seeds import generator
 from keel.text.tokenisation import Text
 
 
@@ -92,20 +92,9 @@ def _ask(config: GenerateConfig) -> _Asked:
 def _draw(config: GenerateConfig, asked: _Asked) -> tuple[list[Bundle], float]:
     """The bundles, and the seconds of drawing alone."""
     began = time.perf_counter()
+    sampler = LocalSampler(asked.policy, asked.text, options_of(config, config.top_p), config.seed)
     with Bar("completions", len(asked.prompts) * config.n) as bar:
-        bundles = sample(
-            asked.policy,
-            asked.text,
-            [b.prompt for b in asked.prompts],
-            config.n,
-            origins=[b.origin for b in asked.prompts],
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            generator=generator(config.seed, "generate"),
-            max_rows=config.max_rows,
-            progress=bar.advance,
-        )
+        bundles = sample(sampler, asked.prompts, config.n, "generate", progress=bar.advance)
     return bundles, time.perf_counter() - began
 
 

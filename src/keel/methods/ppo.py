@@ -33,9 +33,9 @@ from keel.engine.scorers import Scorer, load_scorer, require_same_reading
 from keel.engine.step0 import require_unit_ratio, require_zero_kl
 from keel.models import checkpoints, trials
 from keel.records import Bundle, Completion, Result, lengths_of
-from keel.sampling.local import cache_bytes, room, sample
+from keel.sampling.local import LocalSampler, cache_bytes, room
+from keel.sampling.protocol import Sampler, options_of, sample
 from keel.says import say
-from keel.seeds import generator
 from keel.text.tokenisation import Text
 
 LOGP_GAP = 0.01
@@ -150,17 +150,7 @@ def _require_memory(config: PPOConfig, roles: Roles, prompts: Sequence[Bundle]) 
 def roll_out(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Sequence[Bundle]) -> Rollout:
     """Sample from the policy, and compute every role's view of the sampled tokens before anything changes."""
     with run.evidence(prompts):
-        bundles = sample(
-            roles.policy,
-            text,
-            [b.prompt for b in prompts],
-            config.samples_per_prompt,
-            origins=[b.origin for b in prompts],
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            generator=run.generator("rollout"),
-            max_rows=config.max_rows,
-        )
+        bundles = sample(_sampler(config, roles, text), prompts, config.samples_per_prompt, "rollout", run.step)
     logps = partial(token_logps, temperature=config.temperature)
     old = in_batches(logps, roles.policy, bundles, config.micro_tokens)
     reference = in_batches(logps, roles.reference, bundles, config.micro_tokens)
@@ -171,6 +161,10 @@ def roll_out(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Seq
     _compare_with_sampler(run, roles.policy, bundles, old)
     values = in_batches(scalars_at_states, roles.value, bundles, config.micro_tokens)
     return Rollout(bundles, old, reference, values, torch.empty(0), [], [])
+
+
+def _sampler(config: PPOConfig, roles: Roles, text: Text) -> Sampler:
+    return LocalSampler(roles.policy, text, options_of(config), config.seed)
 
 
 def _compare_with_sampler(run: Run, policy: nn.Module, bundles: Sequence[Bundle], old: Sequence[Tensor]) -> None:
@@ -378,16 +372,7 @@ def evaluate(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Seq
     The objective is the one in training: centred score, missing-EOS penalty, beta as it stands.
     """
     with run.evidence(prompts):
-        bundles = sample(
-            roles.policy,
-            text,
-            [b.prompt for b in prompts],
-            origins=[b.origin for b in prompts],
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            generator=generator(config.seed, "evaluation"),
-            max_rows=config.max_rows,
-        )
+        bundles = sample(_sampler(config, roles, text), prompts, 1, "evaluation")
     logps = partial(token_logps, temperature=config.temperature)
     policy = torch.cat(in_batches(logps, roles.policy, bundles, config.micro_tokens))
     reference = torch.cat(in_batches(logps, roles.reference, bundles, config.micro_tokens))
