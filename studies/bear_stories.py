@@ -23,8 +23,8 @@ from keel.evaluation.answers import sequence_kl
 from keel.files.jsonl import write_lines
 from keel.methods import best_of_n, ppo
 from keel.models import checkpoints
-from keel.sampling.local import sample
-from keel.seeds import generator
+from keel.sampling.local import LocalSampler
+from keel.sampling.protocol import SamplingOptions, asked, sample
 
 LENGTH = 200
 RULE = 'rules:\n  - {matches: "(?i)\\\\bbears?\\\\b", weight: 1.0}\n'
@@ -89,9 +89,10 @@ def config_of(model: str, out: Path, steps: int) -> PPOConfig:
 def openings_of(model: str, count: int) -> list[str]:
     """The first six words of stories that the model writes by itself; those with a bear are left out."""
     text, policy = checkpoints.load_text(model), checkpoints.load_policy(model, Machine())
+    sampler = LocalSampler(policy, text, SamplingOptions(16))
     seen: dict[str, None] = {}
     for round_ in range(20):
-        bundles = sample(policy, text, [""], 256, max_new_tokens=16, generator=generator(0, "openings", round_))
+        bundles = sample(sampler, asked(text, [""]), 256, "openings", round_)
         for completion in bundles[0].completions:
             words = completion.text.split()[:6]
             if len(words) == 6 and not BEAR.search(completion.text):
@@ -107,7 +108,8 @@ def measure(model: str, out: Path, openings: list[str]) -> dict:
     figures: dict = {}
     stories: dict = {}
     for name, policy in (("base", base), ("ppo", tuned)):
-        bundles = sample(policy, text, openings, 2, max_new_tokens=LENGTH, generator=generator(1, "measure"))
+        sampler = LocalSampler(policy, text, SamplingOptions(LENGTH), 1)
+        bundles = sample(sampler, asked(text, openings), 2, "measure")
         stories[name] = bundles
         texts = [c.text for b in bundles for c in b.completions]
         logps = torch.cat(in_batches(token_logps, base, bundles, 16_384))

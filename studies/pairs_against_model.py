@@ -18,8 +18,8 @@ from keel.config import Machine
 from keel.evaluation.answers import sequence_kl
 from keel.files.jsonl import read_lines
 from keel.models import checkpoints
-from keel.sampling.local import sample
-from keel.seeds import generator
+from keel.sampling.local import LocalSampler
+from keel.sampling.protocol import SamplingOptions, asked, sample
 
 TEMPERATURE = 0.8
 """At which the demo draws."""
@@ -37,16 +37,8 @@ def main() -> None:
     model = checkpoints.load_policy(str(options.demo / "sft"), machine)
     for name in options.others:
         other = checkpoints.load_policy(str(options.demo / name), machine)
-        pairs = sample(
-            other,
-            text,
-            prompts,
-            2,
-            max_new_tokens=64,
-            temperature=TEMPERATURE,
-            generator=generator(1, f"pairs of {name}"),
-            max_rows=512,
-        )
+        sampler = LocalSampler(other, text, SamplingOptions(64, TEMPERATURE, max_rows=512), 1)
+        pairs = sample(sampler, asked(text, prompts), 2, f"pairs of {name}")
         away = stats.mean(sequence_kl(other, model, pairs, TEMPERATURE, 8192))
         found = examine(model, text, pairs, [name] * len(pairs), temperature=TEMPERATURE)
         print(f"{name}: {away} nats an answer away, AUC {found.whole.auc}: {found.whole.verdict}", flush=True)

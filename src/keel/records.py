@@ -124,13 +124,15 @@ class Completion:
     """One answer as tokens.
 
     `ids` ends with exactly one EOS unless `truncated`, which says that a length limit cut it and it has none.
-    `logps` are the sampler's own log-probabilities, float32 [L], where a sampler of ours wrote it.
+    `logps` are the sampler's own log-probabilities, float32 [L], where a sampler of ours wrote it. A server's
+    completion has no ids; `answer` is what the server said of it.
     """
 
     ids: list[int]
     truncated: bool = False
     text: str = ""
     logps: torch.Tensor | None = None
+    answer: Answer | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

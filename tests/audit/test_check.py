@@ -16,8 +16,8 @@ from keel.config import Machine
 from keel.data import checks
 from keel.models import checkpoints
 from keel.records import Answer, Judgment, Preference
-from keel.sampling.local import sample
-from keel.seeds import generator
+from keel.sampling.local import LocalSampler
+from keel.sampling.protocol import SamplingOptions, asked, sample
 from keel.store.keys import said_key
 from keel.store.store import Store
 
@@ -347,8 +347,8 @@ def said(stories):
     model, text = checkpoints.load_policy(stories, machine), checkpoints.load_text(stories)
 
     def draw(prompts, n, length, name):
-        seed = generator(3, name)
-        return sample(model, text, prompts, n, max_new_tokens=length, temperature=1.0, generator=seed, max_rows=512)
+        sampler = LocalSampler(model, text, SamplingOptions(length, max_rows=512), 3)
+        return sample(sampler, asked(text, prompts), n, name)
 
     (openings,) = draw([""], 80, 12, "openings")
     prompts = sorted({c.text for c in openings.completions})

@@ -15,8 +15,8 @@ from keel.audit.on_policy import examine
 from keel.config import Machine
 from keel.engine.forward import in_batches, sequence_logps
 from keel.models import checkpoints
-from keel.sampling.local import sample
-from keel.seeds import generator
+from keel.sampling.local import LocalSampler
+from keel.sampling.protocol import SamplingOptions, asked, sample
 
 MACHINE = Machine(device="cpu", precision="fp32")
 PROMPTS, LENGTH = 200, 50
@@ -29,8 +29,8 @@ def stories(shared):
 
 
 def draw(model, text, prompts, n, name, length=LENGTH, temperature=1.0):
-    seed = generator(5, name)
-    return sample(model, text, prompts, n, max_new_tokens=length, temperature=temperature, generator=seed, max_rows=512)
+    sampler = LocalSampler(model, text, SamplingOptions(length, temperature, max_rows=512), 5)
+    return sample(sampler, asked(text, prompts), n, name)
 
 
 @pytest.fixture(scope="module")

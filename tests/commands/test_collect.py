@@ -222,8 +222,8 @@ def test_a_judges_verdicts_are_stored_one_by_one_and_others_some_at_a_time(tmp_p
 
 def test_every_round_draws_numbers_of_its_own(configure_collect, monkeypatch):
     """And further answers to the same prompts others again; the same call elsewhere draws the same."""
-    seeds, real = [], local.sample
-    monkeypatch.setattr(local, "sample", lambda *a, **k: seeds.append(k["generator"].initial_seed()) or real(*a, **k))
+    seeds, real = [], local.generator
+    monkeypatch.setattr(local, "generator", lambda *name: seeds.append(real(*name).initial_seed()) or real(*name))
     collect(configure_collect(n=2))
     first = list(seeds)
     collect(configure_collect(n=3))

@@ -160,6 +160,20 @@ def test_scalar_after_the_last_token_equals_hugging_face(make_reward, architectu
     assert_same_gradients(gradients(ours, got @ weights), gradients(theirs, expected @ weights))
 
 
+def test_all_values_in_one_pass_are_those_of_two(make_reward, architecture):
+    """Of each completion the states before its tokens, then its end: [[0 1 2 | end], [0 | end], …]."""
+    model, bundles = checkpoints.load_reward(str(make_reward(architecture)), CPU), bundles_of(2)
+    states, ends = forward.scalars_at_states(model, bundles), forward.scalars_at_end(model, bundles)
+    flat = iter(states.tolist())
+    expected = []
+    for end, completion in zip(ends.tolist(), (c for b in bundles for c in b.completions), strict=True):
+        expected += [*(next(flat) for _ in completion.ids), end]
+    assert forward.scalars_throughout(model, bundles).tolist() == expected
+    by_bundle = forward.in_batches(forward.scalars_throughout, model, bundles, 30)
+    assert [len(values) for values in by_bundle] == [sum(len(c) + 1 for c in b.completions) for b in bundles]
+    torch.testing.assert_close(torch.cat(by_bundle).tolist(), expected, rtol=0, atol=1e-5)
+
+
 def test_a_value_sees_only_what_came_before(make_reward, architecture):
     """Changing y_t leaves V_0 … V_t as they were and moves V_{t+1} (PPO statement 2)."""
     model = checkpoints.load_reward(str(make_reward(architecture)), CPU)

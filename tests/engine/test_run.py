@@ -157,7 +157,7 @@ def test_samples_stand_beside_their_own_figures(configure, base):
     """Figures are flat over the completions of a whole rollout; its first bundles are kept."""
     config = configure("sft")
     model, text = checkpoints.load_policy(str(base), config), checkpoints.load_text(str(base))
-    run = Run("sft", config, {"policy": model}, text, total_steps=2, manifest={})
+    run = open_run("sft", config, {"policy": model}, text, total_steps=2, manifest={})
     bundles = [
         Bundle([1], [Completion([4], text=f"{prompt}{i}", truncated=i == 1) for i in range(2)], prompt=prompt)
         for prompt in "abc"
@@ -177,6 +177,17 @@ def test_samples_stand_beside_their_own_figures(configure, base):
         for step in (1, 2)
         for at, (p, i) in enumerate((p, i) for p in "ab" for i in range(2))
     ]
+
+
+def test_losses_are_divided_by_the_whole_batch(configure, base):
+    """Two passes of 1 and 3 examples, each a sum: the gradient of the mean of all four, 10 / 4."""
+    config = configure("sft")
+    model, text = checkpoints.load_policy(str(base), config), checkpoints.load_text(str(base))
+    run = open_run("sft", config, {"policy": model}, text, total_steps=1, manifest={})
+    weight = next(model.parameters())
+    run.backward(weight.flatten()[0] * 1.0, 4, [])
+    run.backward((weight.flatten()[0] * torch.tensor([2.0, 3.0, 4.0])).sum(), 4, [])
+    assert weight.grad.flatten()[0] == 2.5
 
 
 # --- killed and resumed

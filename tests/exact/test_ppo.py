@@ -136,6 +136,22 @@ def test_undiscounted_returns_are_what_is_still_to_come(
         assert returns.tolist() == pytest.approx([end - BETA * sum(k1[t:]) for t in range(len(k1))], abs=1e-4)
 
 
+@pytest.mark.parametrize("truncation", ["penalty", "bootstrap"])
+def test_the_critic_reads_a_rollout_once(
+    tree: Tree, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, truncation: str
+) -> None:
+    asked = []
+    real = ppo.in_batches
+
+    def count(function, model, bundles, budget):  # type: ignore[no-untyped-def]
+        asked.append(getattr(function, "__name__", "logps"))
+        return real(function, model, bundles, budget)
+
+    monkeypatch.setattr(ppo, "in_batches", count)
+    judged(tree, ppo_config(tree, folders, tmp_path / "run", 256, truncation=truncation))
+    assert len([name for name in asked if name.startswith("scalars")]) == 1
+
+
 def test_values_start_from_the_centred_reward_model(tree: Tree, folders: Folders, tmp_path: Path) -> None:
     run, rollout, _ = judged(tree, ppo_config(tree, folders, tmp_path / "run", 256))
     assert torch.cat(rollout.values).unique().tolist() == pytest.approx([-run.extra["centre"]])

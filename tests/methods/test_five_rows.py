@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -212,7 +213,11 @@ def test_another_temperature_in_the_update_is_noticed(train, monkeypatch):
 def test_another_temperature_in_the_sampler_shows(train, metrics_of, monkeypatch):
     real = ppo.sample
     monkeypatch.setattr(
-        ppo, "sample", lambda *args, temperature, **options: real(*args, temperature=2 * temperature, **options)
+        ppo,
+        "sample",
+        lambda sampler, *args: real(
+            replace(sampler, options=replace(sampler.options, temperature=2 * sampler.options.temperature)), *args
+        ),
     )
     assert metrics_of(train("ppo", steps=1).folder)[0]["sampler/logp_gap"] > 0.01
 

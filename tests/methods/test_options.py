@@ -412,7 +412,7 @@ def test_max_rows_bounds_the_sampler(train, monkeypatch):
 
     seen = []
     real = ppo.sample
-    monkeypatch.setattr(ppo, "sample", lambda *a, **k: seen.append(k["max_rows"]) or real(*a, **k))
+    monkeypatch.setattr(ppo, "sample", lambda *a, **k: seen.append(a[0].options.max_rows) or real(*a, **k))
     train("ppo", max_rows=3, steps=1)
     assert seen == [3]
 

@@ -248,8 +248,8 @@ def test_evaluation_by_hand(train, monkeypatch, reward_folder, base):
     real = ppo.sample
 
     def sample(*args, **options):
-        evaluates = len(args) == 3  # one sample per prompt
-        seeds["evaluation" if evaluates else "rollout"].append(options["generator"].initial_seed())
+        evaluates = args[3] == "evaluation"
+        seeds["evaluation" if evaluates else "rollout"].append(args[3:])
         bundles = real(*args, **options)
         if evaluates:
             sampled.append(bundles)

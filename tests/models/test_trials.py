@@ -17,8 +17,8 @@ from keel.engine import forward
 from keel.errors import InputError
 from keel.models import fused, heads, limits, passes, trials
 from keel.records import Bundle, Completion
-from keel.sampling import local
-from keel.seeds import generator
+from keel.sampling.local import LocalSampler
+from keel.sampling.protocol import SamplingOptions, asked, sample
 
 COMMON: dict[str, Any] = {
     "vocab_size": 60,
@@ -96,9 +96,8 @@ PROMPTS = ["5 9 30", "8 2 44", "11 12 13 14 15 16 17"]
 
 
 def greedy(model: Any, n: int = 2, new: int = 10) -> list[list[list[int]]]:
-    bundles = local.sample(
-        model, NoText(), PROMPTS, n, max_new_tokens=new, temperature=0.0, generator=generator(0, "trial")
-    )
+    sampler = LocalSampler(model, NoText(), SamplingOptions(new, temperature=0.0))
+    bundles = sample(sampler, asked(NoText(), PROMPTS), n, "trial")
     return [[c.ids for c in b.completions] for b in bundles]
 
 

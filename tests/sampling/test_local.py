@@ -14,12 +14,12 @@ import torch
 from scipy import stats
 
 from keel.config import Machine
-from keel.errors import InputError
+from keel.errors import InputError, RunFailed
 from keel.models import checkpoints
-from keel.records import Bundle
+from keel.records import Bundle, Completion, Origin
 from keel.sampling import local
-from keel.sampling.local import completions_of, sample
-from keel.seeds import generator
+from keel.sampling.local import LocalSampler, completions_of
+from keel.sampling.protocol import SamplingOptions, asked, sample
 
 CPU = Machine(device="cpu", precision="fp32")
 PROMPTS = [
@@ -56,7 +56,9 @@ def logps_table(model, prompt_ids):
 
 
 def draw(model, text, prompts=PROMPTS, n=4, *, seed=0, max_new_tokens=12, **options):
-    return sample(model, text, prompts, n, max_new_tokens=max_new_tokens, generator=generator(seed, "test"), **options)
+    progress = options.pop("progress", None)
+    sampler = LocalSampler(model, text, SamplingOptions(max_new_tokens, **options), seed)
+    return sample(sampler, asked(text, prompts), n, "test", progress=progress)
 
 
 # --- the right tokens
@@ -478,3 +480,46 @@ def test_what_a_cache_of_a_family_s_own_class_holds_is_reckoned_with():
     keys_and_values = 2 * 2 * 8 * 4 * (3 + 2 * 4)
     states = 4 * 8 * 8 * 4 * 2
     assert said == keys_and_values + states + 4 * 2 * 50
+
+
+# --- the protocol
+
+
+def test_bundles_are_asked_as_they_are_and_stay_so(make_model):
+    """Ids that no text spells are continued; completions that a bundle had are not added to."""
+    model, text = load(make_model("llama"))
+    had = Bundle([0, 17, 5, 5, 17], [Completion([9, 1])], prompt="something else", margin=2.0)
+    (filled,) = sample(LocalSampler(model, text, SamplingOptions(6)), [had], 3, "rollout", 0)
+    assert [c.ids for c in had.completions] == [[9, 1]]
+    assert (filled.prompt_ids, filled.prompt, filled.margin, len(filled.completions)) == (
+        had.prompt_ids,
+        had.prompt,
+        2.0,
+        3,
+    )
+    for c in filled.completions:
+        torch.testing.assert_close(c.logps, logps_of(model, had.prompt_ids, c.ids), rtol=0, atol=1e-4)
+
+
+def test_draws_are_named_by_seed_purpose_and_what_there_is(make_model):
+    model, text = load(make_model("llama"))
+
+    def ids(seed, *purpose, **have):
+        ((index, completions, why),) = next(
+            LocalSampler(model, text, SamplingOptions(8), seed).fill(asked(text, PROMPTS[:1]), 4, *purpose, **have)
+        )
+        assert (index, why) == (0, "")
+        return [c.ids for c in completions]
+
+    first = ids(0, "collect", 1)
+    assert first == ids(0, "collect", 1) == ids(0, "collect", 1, have=0)
+    assert first not in (ids(1, "collect", 1), ids(0, "collect", 2), ids(0, "rollout", 1), ids(0, "collect", 1, have=2))
+
+
+def test_a_sampler_that_gives_fewer_is_a_failure_that_names_the_prompt():
+    class Short:
+        def fill(self, bundles, n, *purpose, have=0, progress=None):
+            yield [(1, [], "refused")]
+
+    with pytest.raises(RunFailed, match=r"0 of 2 completions of .*row 7.*: refused"):
+        sample(Short(), [Bundle([1], []), Bundle([2], [], origin=Origin("p.jsonl", 7))], 2, "rollout")

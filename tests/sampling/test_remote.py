@@ -14,9 +14,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from keel.errors import InputError
-from keel.records import Answer
+from keel.records import Answer, Bundle
 from keel.sampling import remote
-from keel.sampling.remote import sample_remote
+from keel.sampling.protocol import SamplingOptions, sample
+from keel.sampling.remote import ServerSampler, sample_remote
 
 CHAT = [{"role": "user", "content": "Who are you?"}]
 
@@ -125,10 +126,14 @@ def n_of(path, body, _):
     return plain(*(f"{body['prompt']} {i}" for i in range(body["n"])))
 
 
+DRAWN = {"max_new_tokens", "temperature", "top_p"}
+
+
 def draw_all(server, prompts, n=1, **options):
     """Answers, and why they are fewer than n, by index."""
     url = server if isinstance(server, str) else server.url
-    results = sample_remote(url, "m", prompts, n, **{"max_new_tokens": 8, "deadline": 10.0} | options)
+    drawn = SamplingOptions(**{"max_new_tokens": 8} | {k: options.pop(k) for k in DRAWN & options.keys()})
+    results = sample_remote(url, "m", prompts, n, drawn, **{"deadline": 10.0} | options)
     return {index: (answers, why) for index, answers, why in results}
 
 
@@ -438,7 +443,7 @@ def test_whoever_stops_early_leaves_nothing_running():
     """The server sees its open connections closed."""
     dripping = Reply("x" * 5_000, manner="drip")
     with Stub(lambda path, body, number: plain("x") if number == 1 else dripping) as server:
-        results = sample_remote(server.url, "m", ["p"] * 20, 1, max_new_tokens=8, concurrency=4)
+        results = sample_remote(server.url, "m", ["p"] * 20, 1, SamplingOptions(8), concurrency=4)
         assert next(results)[1][0].text == "x"
         time.sleep(0.2)
         started = time.monotonic()
@@ -455,8 +460,8 @@ def test_a_caller_that_pauses_loses_nothing():
     """Replies are taken while the caller does something else for longer than the deadline."""
     with Stub(n_of) as server:
         found = {}
-        options = {"max_new_tokens": 8, "concurrency": 3, "deadline": 0.4}
-        for index, answers, _ in sample_remote(server.url, "m", ["p"] * 6, 1, **options):
+        options = {"concurrency": 3, "deadline": 0.4}
+        for index, answers, _ in sample_remote(server.url, "m", ["p"] * 6, 1, SamplingOptions(8), **options):
             found[index] = answers
             time.sleep(0.5)
     assert all(len(answers) == 1 for answers in found.values())
@@ -522,3 +527,27 @@ def test_thinking_that_stands_apart_is_a_field(name):
 def test_what_is_no_answer_has_its_reason(fields, why):
     with Stub(lambda *_: message(**fields)) as server:
         assert why in draw(server, [CHAT])[0]
+
+
+# --- as a sampler
+
+
+def test_a_server_fills_bundles_as_a_model_in_this_process_does():
+    """Texts and no ids; what else the server said of an answer stays with it."""
+    with Stub(n_of) as server:
+        sampler = ServerSampler(server.url, "m", SamplingOptions(8), deadline=10.0)
+        told = []
+        bundles = sample(sampler, [Bundle([], [], prompt=p) for p in ("a", "b")], 2, "generate", progress=told.append)
+    assert [[c.text for c in b.completions] for b in bundles] == [["a 0", "a 1"], ["b 0", "b 1"]]
+    assert all(c.ids == [] and c.answer.model == "m" for b in bundles for c in b.completions)
+    assert sum(told) == 4
+
+
+def test_a_server_is_asked_under_other_seeds_for_other_purposes():
+    with Stub(n_of) as server:
+        sampler = ServerSampler(server.url, "m", SamplingOptions(8), seed=3, deadline=10.0)
+        for purpose, have in ((1, 0), (1, 0), (2, 0), (1, 2)):
+            list(sampler.fill([Bundle([], [], prompt="a")], 1, "collect", purpose, have=have))
+        first, again, *others = [body["seed"] for _, body in server.calls]
+    assert first == again
+    assert len({first, *others}) == 3

@@ -32,7 +32,8 @@ from keel.engine.optimizer import Optimizer
 from keel.models.limits import positions
 from keel.progress import Bar
 from keel.records import Bundle, Pair
-from keel.sampling.local import sample
+from keel.sampling.local import LocalSampler
+from keel.sampling.protocol import SamplingOptions, sample
 from keel.seeds import generator
 from keel.stats import Estimate
 from keel.text.tokenisation import Text, prompt_key
@@ -141,20 +142,11 @@ def examine(
     for each learning rate, and one pair of samples per prompt.
     """
     longest = max(len(c) for b in pairs for c in b.completions)
+    options = SamplingOptions(longest, temperature, max_rows=max_rows)
     with Bar("own samples", 2 * len(pairs)) as bar:
-        drawn = sample(
-            model,
-            text,
-            [b.prompt for b in pairs],
-            2,
-            max_new_tokens=longest,
-            temperature=temperature,
-            generator=generator(seed, "own samples"),
-            max_rows=max_rows,
-            progress=bar.advance,
-        )
+        drawn = sample(LocalSampler(model, text, options, seed), pairs, 2, "own samples", progress=bar.advance)
     limits = {name: max(len(c) for b in _of(name, pairs, sources) for c in b.completions) for name in set(sources)}
-    own = [_cut(b, pair, limits[name]) for b, pair, name in zip(drawn, pairs, sources, strict=True)]
+    own = [_cut(b, limits[name]) for b, name in zip(drawn, sources, strict=True)]
     judge = partial(_sums, temperature=temperature, micro_tokens=micro_tokens)
     before = judge(model, pairs), judge(model, own)
     after = _learned(model, pairs, own, judge, temperature, seed, micro_tokens)
@@ -222,7 +214,7 @@ def _fitting(
         return rows, None
     cut_at = min(longest, max(1, limit - int(np.quantile(prompts, ROOM_FOR))))
     fitting = [(pair, bundle) for pair, bundle in rows if len(bundle.prompt_ids) + cut_at <= limit]
-    return [(pair, _cut(bundle, bundle, cut_at)) for pair, bundle in fitting], cut_at if cut_at < longest else None
+    return [(pair, _cut(bundle, cut_at)) for pair, bundle in fitting], cut_at if cut_at < longest else None
 
 
 def _spread(keys: Sequence[str], most: int, seed: int) -> list[int]:
@@ -243,12 +235,12 @@ def _of(name: str, pairs: Sequence[Bundle], sources: Sequence[str]) -> list[Bund
     return [b for b, source in zip(pairs, sources, strict=True) if source == name]
 
 
-def _cut(drawn: Bundle, pair: Bundle, limit: int) -> Bundle:
-    """Own samples as if they had been drawn up to this many tokens, behind the pair's own prompt."""
+def _cut(bundle: Bundle, limit: int) -> Bundle:
+    """The bundle as if its answers had been drawn up to this many tokens."""
     completions = [
-        c if len(c) <= limit else replace(c, ids=c.ids[:limit], truncated=True, logps=None) for c in drawn.completions
+        c if len(c) <= limit else replace(c, ids=c.ids[:limit], truncated=True, logps=None) for c in bundle.completions
     ]
-    return replace(drawn, prompt_ids=pair.prompt_ids, completions=completions)
+    return replace(bundle, completions=completions)
 
 
 def _sums(model: nn.Module, bundles: Sequence[Bundle], temperature: float, micro_tokens: int) -> Floats:

@@ -25,7 +25,7 @@ from keel.raters import Missing, Rater, Task
 from keel.raters.simulated import Simulated
 from keel.raters.two_orders import VerbosityBias, verbosity_biases
 from keel.records import Answer, Judgment, PromptRow, Result, RowCounts
-from keel.sampling.writers import LocalWriter, RemoteWriter, Writer, Written
+from keel.sampling.writers import Writer, Written, local_writer, server_writer
 from keel.says import say
 from keel.store.keys import answer_id, prompt_id, said_key
 from keel.store.store import Store
@@ -128,7 +128,7 @@ def _prompts(config: CollectConfig) -> tuple[list[PromptRow], RowCounts]:
 
 
 def _writer(config: CollectConfig, rows: Sequence[PromptRow]) -> Writer:
-    return LocalWriter(config, rows) if config.server is None else RemoteWriter(config, config.server)
+    return local_writer(config, rows) if config.server is None else server_writer(config, config.server)
 
 
 def _answers(

@@ -20,9 +20,9 @@ from keel.files.jsonl import read_lines, write_json
 from keel.models import checkpoints
 from keel.progress import Bar, peak_rss_gb
 from keel.records import Bundle, Result
-from keel.sampling.local import sample
+from keel.sampling.local import LocalSampler
+from keel.sampling.protocol import SamplingOptions, asked, sample
 from keel.says import say
-from keel.seeds import generator
 from keel.text.tokenisation import Text
 
 BEST_OF = 16
@@ -153,18 +153,11 @@ def pick(story: Story, prompts: Sequence[world.Prompt], count: int, purpose: str
 
 def draw(story: Story, policy: torch.nn.Module, prompts: Sequence[world.Prompt], n: int, purpose: str) -> list[Bundle]:
     """n answers to each prompt."""
+    options = SamplingOptions(story.sizes.max_new_tokens, TEMPERATURE, max_rows=MAX_ROWS)
+    sampler = LocalSampler(policy, story.text, options, story.seed)
+    bundles = asked(story.text, [ask(p.text) for p in prompts])
     with Bar(f"  {purpose}", len(prompts) * n) as bar:
-        return sample(
-            policy,
-            story.text,
-            [ask(p.text) for p in prompts],
-            n,
-            max_new_tokens=story.sizes.max_new_tokens,
-            temperature=TEMPERATURE,
-            generator=generator(story.seed, purpose),
-            max_rows=MAX_ROWS,
-            progress=bar.advance,
-        )
+        return sample(sampler, bundles, n, purpose, progress=bar.advance)
 
 
 def longer(chosen: str, rejected: str) -> float:

@@ -47,7 +47,8 @@ def token_scores(
 ) -> TokenScores:
     """As `token_logps`, with entropy and top-1 hits beside them (empty without `details`)."""
     own, places = _each_once(bundles)
-    hidden = _hidden_before(model, own)
+    hidden, states = _by_side(model, own)
+    hidden = hidden[_rows([i for at in states for i in at[:-1]], hidden)]
     ids = [i for b in own for c in b.completions for i in c.ids]
     targets = torch.tensor(ids, dtype=torch.long, device=hidden.device)
     scores = score_tokens(model, hidden, targets, temperature, details)
@@ -66,16 +67,29 @@ def scalars_at_end(model: nn.Module, bundles: Sequence[Bundle]) -> Tensor:
     return scalars(model, states_at_end(model, bundles))
 
 
+def scalars_throughout(model: nn.Module, bundles: Sequence[Bundle]) -> Tensor:
+    """`scalars_at_states` and `scalars_at_end` in one pass: L + 1 per completion, the end last, flat fp32 [T + C]."""
+    hidden, states = _hidden(model, bundles)
+    before = scalars(model, hidden[_rows([i for at in states for i in at[:-1]], hidden)])
+    ends = scalars(model, hidden[_rows([at[-1] for at in states], hidden)])
+    parts = zip(before.split([len(at) - 1 for at in states]), ends.split(1), strict=True)
+    return torch.cat([part for pair in parts for part in pair])
+
+
 def states_at_end(model: nn.Module, bundles: Sequence[Bundle]) -> Tensor:
     """Hidden state after each completion's last token, [C, D]."""
     hidden, states = _hidden(model, bundles)
-    return hidden[torch.tensor([at[-1] for at in states], device=hidden.device)]
+    return hidden[_rows([at[-1] for at in states], hidden)]
 
 
 def _hidden_before(model: nn.Module, bundles: Sequence[Bundle]) -> Tensor:
     """Hidden state from which each completion token is predicted, flat [T, D]: positions P-1 … P+L-2."""
     hidden, states = _hidden(model, bundles)
-    return hidden[torch.tensor([i for at in states for i in at[:-1]], device=hidden.device)]
+    return hidden[_rows([i for at in states for i in at[:-1]], hidden)]
+
+
+def _rows(indices: list[int], hidden: Tensor) -> Tensor:
+    return torch.tensor(indices, device=hidden.device)
 
 
 # --- the backbone ---------------------------------------------------------------------------------
@@ -84,12 +98,13 @@ def _hidden_before(model: nn.Module, bundles: Sequence[Bundle]) -> Tensor:
 def _hidden(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
     """All hidden states that the bundles need, [rows, D], and where each completion finds its own."""
     own, places = _each_once(bundles)
-    hidden, states = _by_side(model, [b for b in own if b.completions])
+    hidden, states = _by_side(model, own)
     return hidden, states if places is None else [states[at] for at in places]
 
 
 def _by_side(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
     """The pass itself; where a model reads positions by the length of the text, one for each kind of length."""
+    bundles = [b for b in bundles if b.completions]
     ways = trials.ways_of(model)
     _require_room(ways, bundles)
     sides = [side_of(ways.switches, b, c) for b in bundles for c in b.completions]
@@ -181,17 +196,20 @@ def micro_batches(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int
     similar length go together. Because losses are divided by the count of the whole batch, the cut cannot change a
     gradient beyond rounding.
     """
+    prompts = [tuple(bundle.prompt_ids) for bundle in bundles]
     longest: dict[tuple[int, ...], int] = {}
-    for bundle in bundles:
-        prompt = tuple(bundle.prompt_ids)
+    for bundle, prompt in zip(bundles, prompts, strict=True):
         longest[prompt] = max(longest.get(prompt, 0), width_of(bundle))
     way, switches = way_to(model, max(longest.values(), default=0)), trials.ways_of(model).switches
     rank = {prompt: at for at, prompt in enumerate(sorted(longest, key=lambda p: -longest[p]))}
-    order = sorted(range(len(bundles)), key=lambda i: rank[tuple(bundles[i].prompt_ids)])
+    order = sorted(range(len(bundles)), key=lambda i: rank[prompts[i]])
     start = 0
     while start < len(order):
         load, stop = Load(way, switches), start
-        while stop < len(order) and (load.add(bundles[order[stop]]) <= micro_tokens or stop == start):
+        while stop < len(order):
+            tokens = load.add(bundles[order[stop]], prompts[order[stop]])
+            if tokens > micro_tokens and stop > start:
+                break
             stop += 1
         indices = order[start:stop]
         yield MicroBatch(indices, [bundles[i] for i in indices])
@@ -206,9 +224,9 @@ class Load:
         self._seen: dict[tuple[int, tuple[int, ...]], set[tuple[int, ...]]] = {}
         self._once = self._each = self._rows = self._width = 0
 
-    def add(self, bundle: Bundle) -> int:
-        """One more; what all take now."""
-        prompt = tuple(bundle.prompt_ids)
+    def add(self, bundle: Bundle, prompt: tuple[int, ...] | None = None) -> int:
+        """Add a bundle, its prompt's ids as a tuple if there is one already; return what all take now."""
+        prompt = tuple(bundle.prompt_ids) if prompt is None else prompt
         for completion in bundle.completions:
             key = side_of(self._switches, bundle, completion), prompt
             if not PACK or key not in self._seen:
@@ -245,7 +263,7 @@ def in_batches(
 ) -> list[Tensor]:
     """`function` over any number of bundles without gradients, one tensor per bundle, in order.
 
-    `function` returns one number per completion or per completion token, as the functions above do:
+    `function` returns one number per completion or per completion token, or both, as the functions above do:
     `in_batches(token_logps, model, bundles, 8192)[i]` are the log-probabilities of bundle i. A bundle of more tokens
     than a pass may have goes through in parts.
     """
@@ -257,7 +275,8 @@ def in_batches(
             flat = function(model, micro.bundles)
             counts = [len(b.completions) for b in micro.bundles]
             if len(flat) != sum(counts):
-                counts = [sum(len(c) for c in b.completions) for b in micro.bundles]
+                ends = len(flat) - sum(len(c) for b in micro.bundles for c in b.completions)  # none, or one each
+                counts = [sum(len(c) + (ends > 0) for c in b.completions) for b in micro.bundles]
             for index, numbers in zip(micro.indices, flat.split(counts), strict=True):
                 found[index] = numbers
     for (owner, _), numbers in zip(parts, found, strict=True):

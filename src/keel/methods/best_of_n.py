@@ -27,9 +27,9 @@ from keel.models.limits import positions
 from keel.models.machine import described
 from keel.progress import Bar, peak_rss_gb
 from keel.records import Bundle, Result, RowCounts
-from keel.sampling.local import sample
+from keel.sampling.local import LocalSampler
+from keel.sampling.protocol import SamplingOptions, options_of, sample
 from keel.says import say
-from keel.seeds import generator
 from keel.text.identity import remarks_on
 from keel.text.tokenisation import Text
 
@@ -74,8 +74,7 @@ class _Asked:
     text: Text
     prompts: list[Bundle]
     counts: RowCounts
-    max_new_tokens: int
-    """Tokens that an answer may have."""
+    options: SamplingOptions
 
 
 def _ask(config: GenerateConfig) -> _Asked:
@@ -93,26 +92,15 @@ def _ask(config: GenerateConfig) -> _Asked:
         say(remark)
     say(described(policy))
     config = lengths.fitted(config, positions(policy), (len(b.prompt_ids) for b in prompts))
-    return _Asked(policy, text, prompts, counts, config.max_new_tokens)
+    return _Asked(policy, text, prompts, counts, options_of(config, config.top_p))
 
 
 def _draw(config: GenerateConfig, asked: _Asked) -> tuple[list[Bundle], float]:
     """The bundles, and the seconds of drawing alone."""
     began = time.perf_counter()
+    sampler = LocalSampler(asked.policy, asked.text, asked.options, config.seed)
     with Bar("completions", len(asked.prompts) * config.n) as bar:
-        bundles = sample(
-            asked.policy,
-            asked.text,
-            [b.prompt for b in asked.prompts],
-            config.n,
-            origins=[b.origin for b in asked.prompts],
-            max_new_tokens=asked.max_new_tokens,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            generator=generator(config.seed, "generate"),
-            max_rows=config.max_rows,
-            progress=bar.advance,
-        )
+        bundles = sample(sampler, asked.prompts, config.n, "generate", progress=bar.advance)
     return bundles, time.perf_counter() - began
 
 

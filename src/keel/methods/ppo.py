@@ -25,6 +25,7 @@ from keel.engine.forward import (
     micro_batches,
     scalars_at_end,
     scalars_at_states,
+    scalars_throughout,
     token_logps,
     token_scores,
 )
@@ -35,9 +36,9 @@ from keel.files.target import refuse_existing
 from keel.models import checkpoints, trials
 from keel.models.limits import positions
 from keel.records import Bundle, Completion, Result, lengths_of
-from keel.sampling.local import cache_bytes, sample
+from keel.sampling.local import LocalSampler, cache_bytes
+from keel.sampling.protocol import Sampler, options_of, sample
 from keel.says import say
-from keel.seeds import generator
 from keel.text.tokenisation import Text
 
 LOGP_GAP = 0.01
@@ -64,6 +65,8 @@ class Rollout:
     old_logps: list[Tensor]
     reference_logps: list[Tensor]
     values: list[Tensor]
+    ends: Tensor
+    """With a bootstrap, the critic's value after each completion's last token [C]; else empty."""
     scores: Tensor
     """Centred scores [C], those of truncated completions as `truncation` says."""
     advantages: list[Tensor]
@@ -154,17 +157,7 @@ def _require_memory(config: PPOConfig, roles: Roles, prompts: Sequence[Bundle]) 
 def roll_out(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Sequence[Bundle]) -> Rollout:
     """Sample from the policy, and compute every role's view of the sampled tokens before anything changes."""
     with run.evidence(prompts):
-        bundles = sample(
-            roles.policy,
-            text,
-            [b.prompt for b in prompts],
-            config.samples_per_prompt,
-            origins=[b.origin for b in prompts],
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            generator=run.generator("rollout"),
-            max_rows=config.max_rows,
-        )
+        bundles = sample(_sampler(config, roles, text), prompts, config.samples_per_prompt, "rollout", run.step)
     logps = partial(token_logps, temperature=config.temperature)
     old = in_batches(logps, roles.policy, bundles, config.micro_tokens)
     reference = in_batches(logps, roles.reference, bundles, config.micro_tokens)
@@ -173,8 +166,22 @@ def roll_out(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Seq
     if run.step == 0:
         require_zero_kl(torch.cat(old), torch.cat(reference), next(roles.policy.parameters()).dtype)
     _compare_with_sampler(run, roles.policy, bundles, old)
-    values = in_batches(scalars_at_states, roles.value, bundles, config.micro_tokens)
-    return Rollout(bundles, old, reference, values, torch.empty(0), [], [])
+    values, ends = _values(config, roles, bundles)
+    return Rollout(bundles, old, reference, values, ends, torch.empty(0), [], [])
+
+
+def _values(config: PPOConfig, roles: Roles, bundles: Sequence[Bundle]) -> tuple[list[Tensor], Tensor]:
+    """The critic's values of all states, a tensor per bundle, and with a bootstrap those of the ends [C]."""
+    if config.truncation != "bootstrap":
+        return in_batches(scalars_at_states, roles.value, bundles, config.micro_tokens), torch.empty(0)
+    both = in_batches(scalars_throughout, roles.value, bundles, config.micro_tokens)
+    parts = [part.split([len(c) + 1 for c in b.completions]) for b, part in zip(bundles, both, strict=True)]
+    values = [torch.cat([own[:-1] for own in some]) for some in parts]
+    return values, torch.cat([own[-1:] for some in parts for own in some])
+
+
+def _sampler(config: PPOConfig, roles: Roles, text: Text) -> Sampler:
+    return LocalSampler(roles.policy, text, options_of(config), config.seed)
 
 
 def _compare_with_sampler(run: Run, policy: nn.Module, bundles: Sequence[Bundle], old: Sequence[Tensor]) -> None:
@@ -224,7 +231,7 @@ def judge(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout) -> None:
     centre = _centre(run, raw, truncated)
     if roles.value_offset_by_centre:
         rollout.values = [v - centre for v in rollout.values]
-    scores, bootstrap = _trained_scores(run, config, roles, rollout.bundles, raw, truncated)
+    scores, bootstrap = _trained_scores(run, config, roles, raw, truncated, rollout.ends)
     rollout.scores = scores
     if config.truncation == "penalty" and bool(truncated.all()):
         run.warn(
@@ -265,7 +272,7 @@ def _centre(run: Run, scores: Tensor, truncated: Tensor) -> float:
 
 
 def _trained_scores(
-    run: Run, config: PPOConfig, roles: Roles, bundles: list[Bundle], raw: Tensor, truncated: Tensor
+    run: Run, config: PPOConfig, roles: Roles, raw: Tensor, truncated: Tensor, ends: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The scores that training maximises [C], centred, and the part of them that is not given but expected [C].
 
@@ -278,8 +285,7 @@ def _trained_scores(
         return torch.where(truncated, config.missing_eos_score, raw - centre), nothing
     if config.truncation == "score":
         return raw - centre, nothing
-    after = torch.cat(in_batches(scalars_at_end, roles.value, bundles, config.micro_tokens)).to(raw.device)
-    expected = torch.where(truncated, after - (centre if roles.value_offset_by_centre else 0.0), 0.0)
+    expected = torch.where(truncated, ends.to(raw.device) - (centre if roles.value_offset_by_centre else 0.0), 0.0)
     return torch.where(truncated, expected, raw - centre), expected
 
 
@@ -389,16 +395,7 @@ def evaluate(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Seq
     The objective is the one in training: centred score, missing-EOS penalty, beta as it stands.
     """
     with run.evidence(prompts):
-        bundles = sample(
-            roles.policy,
-            text,
-            [b.prompt for b in prompts],
-            origins=[b.origin for b in prompts],
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            generator=generator(config.seed, "evaluation"),
-            max_rows=config.max_rows,
-        )
+        bundles = sample(_sampler(config, roles, text), prompts, 1, "evaluation")
     logps = partial(token_logps, temperature=config.temperature)
     policy = torch.cat(in_batches(logps, roles.policy, bundles, config.micro_tokens))
     reference = torch.cat(in_batches(logps, roles.reference, bundles, config.micro_tokens))
@@ -406,7 +403,10 @@ def evaluate(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Seq
     with run.evidence(bundles):
         scores = roles.scorer.score(bundles).cpu()
     truncated = torch.tensor([c.truncated for b in bundles for c in b.completions])
-    trained, _ = _trained_scores(run, config, roles, bundles, scores, truncated)
+    ends = torch.empty(0)
+    if config.truncation == "bootstrap":
+        ends = torch.cat(in_batches(scalars_at_end, roles.value, bundles, config.micro_tokens))
+    trained, _ = _trained_scores(run, config, roles, scores, truncated, ends)
     return {
         "scores": stats.mean(scores.numpy()).as_dict(),
         "kl": stats.mean(kl.numpy()).as_dict(),

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from keel.config import Machine
 from keel.engine.forward import in_batches, token_logps
-from keel.engine.run import generator
 from keel.engine.verdict import Beside, Sample
 from keel.errors import KeelError, on_one_line
 from keel.models.limits import positions
 from keel.records import Bundle
-from keel.sampling.local import sample
+from keel.sampling.local import LocalSampler
+from keel.sampling.protocol import SamplingOptions, sample
 from keel.text.tokenisation import Text, plain
 
 ANSWERS = 32
@@ -93,16 +93,8 @@ def draw_answers(
     purpose: str = "verdict",
 ) -> list[Bundle]:
     """Draw n answers of a model to each prompt, the same for the same seed and purpose."""
-    return sample(
-        model,
-        text,
-        [b.prompt for b in prompts],
-        n,
-        origins=[b.origin for b in prompts],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        generator=generator(machine.seed, purpose),
-    )
+    options = SamplingOptions(max_new_tokens, temperature)
+    return sample(LocalSampler(model, text, options, machine.seed), prompts, n, purpose)
 
 
 def _few(held_out: Sequence[Bundle], model: nn.Module, longest: int) -> list[Bundle]:

@@ -6,8 +6,8 @@ Each sampled token's log-probability, under exactly the distribution that it was
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,10 +19,11 @@ from keel.models import passes, trials
 from keel.models.attention import Decoding, survivors
 from keel.models.heads import device_of_model, raw_logits, scaled
 from keel.models.limits import positions, side, vocabulary_of
-from keel.records import Bundle, Completion, Origin, Prompt
+from keel.records import Bundle, Completion
+from keel.sampling.protocol import Filled, Progress, SamplingOptions
+from keel.seeds import generator
 from keel.text.tokenisation import Text, named
 
-Progress = Callable[[int], None]
 BLOCK = 128
 """Words whose probabilities are summed first when one is drawn."""
 AT_ONCE = 16
@@ -35,41 +36,39 @@ ENTER = 8
 """Prompts enter when one row in so many is free: a pass over a few tokens costs as much as over many."""
 
 
-def sample(
-    model: nn.Module,
-    text: Text,
-    prompts: Sequence[Prompt],
-    n: int = 1,
-    *,
-    origins: Sequence[Origin] | None = None,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    generator: torch.Generator,
-    max_rows: int = 256,
-    progress: Progress | None = None,
-) -> list[Bundle]:
-    """Draw n completions for every prompt; bundles come back in the prompts' order.
+@dataclass(frozen=True, slots=True)
+class LocalSampler:
+    """A `Sampler` that is a model in this process: the same seed, purpose and bundles are always the same draw.
 
-    Temperature 0 takes the likeliest token; log-probabilities are then those at temperature 1. `top_p` < 1 draws from
-    the likeliest words that together have that probability, and log-probabilities are those among these. A completion
-    that reaches `max_new_tokens` without EOS is marked truncated. `progress(k)` is told of every k finished
-    completions. `origins` say where the prompts came from. Raises InputError where a prompt and its answer exceed the
-    model's positions (`lengths.prompt_limit` says how long prompts may be), RunFailed where the model's probabilities
-    are not finite.
+    Raises InputError if a prompt and its answer exceed the model's positions (`lengths.prompt_limit` says how long
+    prompts may be), RunFailed if the model's probabilities are not finite.
     """
-    bundles = [
-        Bundle(text.prompt_ids(prompt), [], prompt=prompt, origin=origin)
-        for prompt, origin in zip(prompts, origins or [Origin()] * len(prompts), strict=True)
-    ]
-    _check_room(model, bundles, max_new_tokens)
-    drawing = _Drawing(text, max_new_tokens, temperature, top_p, generator, progress)
-    for kind, some in _kinds(model, bundles, max_new_tokens):
-        order = sorted(some, key=lambda b: -len(b.prompt_ids))
-        asked = deque((bundle, copies) for bundle in order for copies in _shares(n, min(n, max_rows)))
-        while asked:
-            kind(model, asked, min(n, max_rows), max_rows, drawing).run()
-    return bundles
+
+    model: nn.Module
+    text: Text
+    options: SamplingOptions
+    seed: int = 0
+
+    def fill(
+        self,
+        bundles: Sequence[Bundle],
+        n: int,
+        *purpose: object,
+        have: int = 0,
+        progress: Progress | None = None,
+    ) -> Iterator[list[Filled]]:
+        """Draw n completions of every bundle's prompt; all come in one list, in order."""
+        own = [replace(bundle, completions=[]) for bundle in bundles]
+        max_new, max_rows = self.options.max_new_tokens, self.options.max_rows
+        _check_room(self.model, own, max_new)
+        draws = generator(self.seed, *purpose, *((have,) if have else ()))
+        drawing = _Drawing(self.text, max_new, self.options.temperature, self.options.top_p, draws, progress)
+        for kind, some in _kinds(self.model, own, max_new):
+            order = sorted(some, key=lambda b: -len(b.prompt_ids))
+            waiting = deque((bundle, copies) for bundle in order for copies in _shares(n, min(n, max_rows)))
+            while waiting:
+                kind(self.model, waiting, min(n, max_rows), max_rows, drawing).run()
+        yield [(index, bundle.completions, "") for index, bundle in enumerate(own)]
 
 
 def _kinds(model: nn.Module, bundles: list[Bundle], max_new: int) -> list[tuple[type[_Rows], list[Bundle]]]:

@@ -33,9 +33,10 @@ from urllib.parse import urlsplit
 from keel.errors import InputError
 from keel.files.fields import RowError
 from keel.formats.messages import answer_of, bare, messages
-from keel.records import Answer, Message, Prompt
+from keel.records import Answer, Bundle, Completion, Message, Prompt
 from keel.sampling.client import AGAIN, first_line, in_thread, public_address, retry_after
 from keel.sampling.client import said as words_of
+from keel.sampling.protocol import Filled, Progress, SamplingOptions
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -49,15 +50,67 @@ _PATIENCE = 10.0
 """Seconds in which a server must be reached for the first time; one that never was is a wrong address."""
 
 
+@dataclass(slots=True)
+class ServerSampler:
+    """A `Sampler` behind a server. What it draws twice need not be the same twice.
+
+    Nothing more is asked of a server that has fallen silent: prompts then get the reason `silent`.
+    """
+
+    url: str
+    model: str
+    options: SamplingOptions
+    seed: int = 0
+    key_variable: str = "OPENAI_API_KEY"
+    concurrency: int = 16
+    deadline: float = 300.0
+    silent: str = ""
+
+    def fill(
+        self,
+        bundles: Sequence[Bundle],
+        n: int,
+        *purpose: object,
+        have: int = 0,
+        progress: Progress | None = None,
+    ) -> Iterator[list[Filled]]:
+        """Draw n completions of every bundle's prompt, of which only the text is sent; each bundle as it comes."""
+        if self.silent:
+            yield [(index, [], self.silent) for index in range(len(bundles))]
+            return
+        found = sample_remote(
+            self.url,
+            self.model,
+            [bundle.prompt for bundle in bundles],
+            n,
+            self.options,
+            seed=_seed(self.seed, *purpose[1:], have),
+            key_variable=self.key_variable,
+            concurrency=self.concurrency,
+            deadline=self.deadline,
+        )
+        for index, answers, why in found:
+            self.silent = why if why.startswith(NOT_ASKED) else ""
+            if progress is not None:
+                progress(len(answers))
+            yield [(index, [Completion([], a.truncated, a.text, answer=a) for a in answers], why)]
+
+
+def _seed(*names: object) -> int:
+    """Of one draw's requests: further answers to a prompt must not be the first ones again.
+
+    Its purpose is named without its first word, so that stores which were begun before purposes had one go on alike.
+    """
+    return int.from_bytes(hashlib.sha256(" ".join(map(str, names)).encode()).digest()[:8], "big")
+
+
 def sample_remote(
     url: str,
     model: str,
     prompts: Sequence[Prompt],
     n: int,
+    options: SamplingOptions,
     *,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
     seed: int = 0,
     key_variable: str = "OPENAI_API_KEY",
     concurrency: int = 16,
@@ -71,11 +124,15 @@ def sample_remote(
     Where as many prompts as may be under way, but at least eight, got no reply one after the other, the rest is given
     up. Raises `InputError` where the server will never answer. Whoever stops early leaves nothing running.
     """
-    if temperature <= 0 or n < 1:
-        raise InputError(f"temperature {temperature:g}, {n} completions: give a temperature above 0 and n >= 1")
+    if options.temperature <= 0 or n < 1:
+        raise InputError(f"temperature {options.temperature:g}, {n} completions: give a temperature above 0 and n >= 1")
     waiting = deque(enumerate(prompts))
     running: dict[Future[tuple[list[Answer], str]], int] = {}
-    settings = {"temperature": temperature, "top_p": top_p, "max_new_tokens": float(max_new_tokens)}
+    settings = {
+        "temperature": options.temperature,
+        "top_p": options.top_p,
+        "max_new_tokens": float(options.max_new_tokens),
+    }
     client = _client(url, key_variable)
     with in_thread(client, "keel-remote") as loop:
         server = _Server(client, model, n, settings, seed, key_variable, deadline)

@@ -1,0 +1,88 @@
+"""Filling bundles with completions: what every sampler can do, and how it is asked.
+
+    sampler = LocalSampler(model, text, SamplingOptions(max_new_tokens=64), seed=0)
+    bundles = sample(sampler, prompts, 4, "rollout", step)
+
+Draws are named by seed and purpose (`keel.seeds`). A prompt that leaves no room for an answer never comes here: it is
+counted and left out when it is made a bundle (`Text.encode`, up to `lengths.prompt_limit`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from keel.config import Sampling
+from keel.errors import RunFailed
+from keel.records import Bundle, Completion, Prompt
+from keel.text.tokenisation import named
+
+if TYPE_CHECKING:
+    from keel.text.tokenisation import Text
+
+Progress = Callable[[int], None]
+"""Is told of every so many completions that have finished."""
+Filled = tuple[int, list[Completion], str]
+"""The index of a bundle, its new completions, and why they are fewer than were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """How completions are drawn: `SamplingOptions(max_new_tokens=64, temperature=0.7)`."""
+
+    max_new_tokens: int
+    """A completion that reaches it without EOS is marked truncated."""
+    temperature: float = 1.0
+    """Divides the logits. 0 takes the likeliest token; log-probabilities are then those at temperature 1."""
+    top_p: float = 1.0
+    """Below 1, draw from the fewest likeliest tokens that together have this probability, and keep the log-probability
+    among these."""
+    max_rows: int = 256
+    """Completions decoded at once in this process; another number makes other draws."""
+
+
+def options_of(config: Sampling, top_p: float = 1.0) -> SamplingOptions:
+    """Return what a command's config says; its `top_p` is given if it has one."""
+    return SamplingOptions(config.max_new_tokens, config.temperature, top_p, config.max_rows)
+
+
+class Sampler(Protocol):
+    """Draws completions of prompts: a model in this process, or one behind a server."""
+
+    def fill(
+        self,
+        bundles: Sequence[Bundle],
+        n: int,
+        *purpose: object,
+        have: int = 0,
+        progress: Progress | None = None,
+    ) -> Iterator[list[Filled]]:
+        """Draw n completions of every bundle's prompt, and yield them as they come, in any order.
+
+        `purpose` names the draw: two purposes draw independently. So do two numbers `have`, of completions that each
+        bundle has had under the same purpose before. The bundles stay as they are. What comes in one list belongs
+        together: a caller that is stopped must have kept all of it or nothing.
+        """
+        ...
+
+
+def sample(
+    sampler: Sampler, bundles: Sequence[Bundle], n: int, *purpose: object, progress: Progress | None = None
+) -> list[Bundle]:
+    """Return the bundles in their order, each with n completions in place of any that it has.
+
+    Raises `RunFailed` if a sampler cannot give all of them.
+    """
+    found: dict[int, list[Completion]] = {}
+    for some in sampler.fill(bundles, n, *purpose, progress=progress):
+        for index, completions, why in some:
+            if why:
+                raise RunFailed(f"{len(completions)} of {n} completions of {named(bundles[index])}: {why}")
+            found[index] = completions
+    return [replace(bundle, completions=found[index]) for index, bundle in enumerate(bundles)]
+
+
+def asked(text: Text, prompts: Sequence[Prompt]) -> list[Bundle]:
+    """Return prompts as bundles without completions."""
+    return [Bundle(text.prompt_ids(prompt), [], prompt=prompt) for prompt in prompts]
