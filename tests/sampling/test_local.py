@@ -15,11 +15,11 @@ from scipy import stats
 
 from keel.config import Machine
 from keel.engine.run import generator
-from keel.errors import InputError
+from keel.errors import InputError, RowFault
 from keel.models import checkpoints
-from keel.records import Bundle
+from keel.records import Bundle, PromptRow
 from keel.sampling import local
-from keel.sampling.local import completions_of, sample
+from keel.sampling.local import completions_of, room, sample
 
 CPU = Machine(device="cpu", precision="fp32")
 PROMPTS = [
@@ -397,6 +397,19 @@ def test_prompts_beyond_the_positions_are_refused(make_model):
     assert draw(model, text, PROMPTS[:1], max_new_tokens=32 - length)
     with pytest.raises(InputError, match=r"32"):
         draw(model, text, PROMPTS[:1], max_new_tokens=33 - length)
+
+
+def test_a_prompt_may_be_so_long_that_its_longest_answer_just_fits(make_model):
+    """Of 24 positions 8 are for the answer: encoding and sampling take a prompt of 16 tokens, and refuse one of 17."""
+    model, text = load(make_model("llama", max_position_embeddings=24))
+    found = {len(text.prompt_ids(p)): p for i in range(12) for j in range(9) if (p := "ok" * i + "." * j)}
+    assert len(text.encode(PromptRow(found[16]), room(model, 8)).prompt_ids) == 16
+    (bundle,) = draw(model, text, [found[16]], max_new_tokens=8)
+    assert len(bundle.completions) == 4
+    with pytest.raises(RowFault):
+        text.encode(PromptRow(found[17]), room(model, 8))
+    with pytest.raises(InputError, match="17 tokens"):
+        draw(model, text, [found[17]], max_new_tokens=8)
 
 
 def test_one_new_token_and_no_prompts(base):
