@@ -190,6 +190,19 @@ def test_losses_are_divided_by_the_whole_batch(configure, base):
     assert weight.grad.flatten()[0] == 2.5
 
 
+@pytest.mark.parametrize(("values", "higher"), [([2.0, 1.0, 1.0, 3.0], False), ([1.0, 3.0, 3.0, 2.0], True)])
+def test_the_first_of_equally_good_evaluations_is_the_best(configure, base, metrics_of, values, higher):
+    config = configure("sft")
+    model, text = checkpoints.load_policy(str(base), config), checkpoints.load_text(str(base))
+    run = open_run("sft", config, {"policy": model}, text, total_steps=4, manifest={})
+    for step in run.steps():
+        run.record_evaluation({"x": {"mean": values[step]}, "y": -values[step]}, best="x", higher=higher)
+    summary = run.finish(examples=1).summary
+    assert summary["best"] == {"step": 2, "metric": "x", "value": values[1]}
+    assert summary["eval"] == {"step": 2, "x": {"mean": values[1]}, "y": -values[1]}
+    assert [(line["eval/x"], line["eval/y"]) for line in metrics_of(config.out)] == [(v, -v) for v in values]
+
+
 # --- killed and resumed
 
 

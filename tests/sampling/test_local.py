@@ -14,9 +14,11 @@ import torch
 from scipy import stats
 
 from keel.config import Machine
-from keel.errors import InputError, RunFailed
+from keel.config.sampling import Sampling
+from keel.data.lengths import prompt_limit
+from keel.errors import InputError, RowFault, RunFailed
 from keel.models import checkpoints
-from keel.records import Bundle, Completion, Origin
+from keel.records import Bundle, Completion, Origin, PromptRow
 from keel.sampling import local
 from keel.sampling.local import LocalSampler, completions_of
 from keel.sampling.protocol import SamplingOptions, asked, sample
@@ -399,6 +401,20 @@ def test_prompts_beyond_the_positions_are_refused(make_model):
     assert draw(model, text, PROMPTS[:1], max_new_tokens=32 - length)
     with pytest.raises(InputError, match=r"32"):
         draw(model, text, PROMPTS[:1], max_new_tokens=33 - length)
+
+
+def test_a_prompt_may_be_so_long_that_its_longest_answer_just_fits(make_model):
+    """Of 24 positions 8 are for the answer: encoding and sampling take a prompt of 16 tokens, and refuse one of 17."""
+    model, text = load(make_model("llama", max_position_embeddings=24))
+    fits = prompt_limit(Sampling(max_new_tokens=8), 24)
+    found = {len(text.prompt_ids(p)): p for i in range(12) for j in range(9) if (p := "ok" * i + "." * j)}
+    assert len(text.encode(PromptRow(found[16]), fits).prompt_ids) == 16
+    (bundle,) = draw(model, text, [found[16]], max_new_tokens=8)
+    assert len(bundle.completions) == 4
+    with pytest.raises(RowFault):
+        text.encode(PromptRow(found[17]), fits)
+    with pytest.raises(InputError, match="17 tokens"):
+        draw(model, text, [found[17]], max_new_tokens=8)
 
 
 def test_one_new_token_and_no_prompts(base):
