@@ -330,7 +330,7 @@ def test_who_is_forgotten_leaves_their_tasks_to_others(store, monkeypatch):
     two = store.read(sa.select(turns.c.task).where(turns.c.rater == "ana", turns.c.state == "skipped"))[0][0]
     queue.adjudicate("ana", two, tie)
     assert set(store.read(sa.select(tasks.c.wants))) == {(0,)}
-    assert store.forget("ana") == 3  # a rating, one of gold, a decision
+    assert upkeep.forget(store, "ana") == 3  # a rating, one of gold, a decision
     wanted = sa.select(prompts.c.content).join(tasks, tasks.c.prompt == prompts.c.key).where(tasks.c.wants > 0)
     assert sorted(row[0] for row in store.read(wanted)) == ["1?", "4?"]
     assert set(store.read(sa.select(tasks.c.wants))) == {(0,), (1,)}
