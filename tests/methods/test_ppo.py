@@ -271,9 +271,11 @@ def test_evaluation_by_hand(train, monkeypatch, reward_folder, base):
         scores, trained, kls = [], [], []
         for b in bundles:
             (c,) = b.completions
+            drawn_at = logps(policy, b.prompt_ids, c.ids)
+            assert c.logps.tolist() == pytest.approx(drawn_at.tolist(), abs=1e-3)  # at the temperature of the rollouts
             scores.append(float(scorer(input_ids=torch.tensor([b.prompt_ids + c.ids])).logits))
             trained.append(-1.5 if c.truncated else scores[-1] - seen[0][1])
-            kls.append(float((logps(policy, b.prompt_ids, c.ids) - logps(reference, b.prompt_ids, c.ids)).sum()))
+            kls.append(float((drawn_at - logps(reference, b.prompt_ids, c.ids)).sum()))
     figures = result.summary["eval"]
     assert figures["scores"]["n"] == len(bundles) == 2
     assert figures["scores"]["mean"] == pytest.approx(statistics.fmean(scores), abs=1e-4)
