@@ -240,8 +240,9 @@ class Run:
         self._evaluations.append({"step": self.step + 1, **metrics})
         for name, figure in metrics.items():
             self.observe({f"eval/{name}": figure["mean"] if isinstance(figure, dict) else float(figure)})
-        rank = rank or (-value if higher else value,)
-        if not self._best or rank < tuple(self.extra["rank"]):
+        sign = -1 if higher else 1
+        rank = rank or (sign * value,)
+        if not self._best or rank < tuple(self.extra.get("rank", [sign * self._best["value"]])):
             self._best = {"step": self.step + 1, "metric": best, "value": value}
             self.extra["rank"] = list(rank)
 
@@ -359,7 +360,7 @@ class Run:
         self._sums = {}
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(as_json(row) + "\n")
-        shown = ("loss", "accuracy", "rewards/accuracies", "objective/scores", "objective/kl")
+        shown = ("loss", "accuracy", "rewards/accuracies", "objective/scores", "objective/rlhf_reward", "objective/kl")
         return "  ".join(f"{name} {row[name]:.3f}" for name in shown if name in row)
 
     def _last_metrics(self) -> dict[str, Any]:

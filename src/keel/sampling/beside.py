@@ -90,6 +90,7 @@ def draw_answers(
     max_new_tokens: int,
     temperature: float,
     machine: Machine,
+    max_rows: int = 256,
     purpose: str = "verdict",
 ) -> list[Bundle]:
     """Draw n answers of a model to each prompt, the same for the same seed and purpose."""
@@ -102,6 +103,7 @@ def draw_answers(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         generator=generator(machine.seed, purpose),
+        max_rows=max_rows,
     )
 
 
