@@ -107,8 +107,10 @@ def test_what_gives_no_signal():
     assert verdict.all_cut(7, 8, "--max-new-tokens 80", "") is None
     assert verdict.all_cut(0, 0, "--max-new-tokens 80", "") is None
     assert "all 8 answers were cut at --max-new-tokens 80" in verdict.all_cut(8, 8, "--max-new-tokens 80", "").message
-    assert verdict.equal_rewards(0, 5, -1.0) is None
-    assert "equal in 2 of 5 rollouts (-1 in" in verdict.equal_rewards(2, 5, -1.0).message
+    assert "equal in 2 of 5 rollouts, -1, " in verdict.equal_rewards(-1.0, " in 2 of 5 rollouts").message
+    rows = [{"completions/clipped_ratio": share} for share in (1.0, 0.99, 1.0, 0.5)]
+    assert "in 2 of 4 rollouts all answers" in verdict.cut_rollouts(History(4, rows), "--max-new-tokens 80", "").message
+    assert verdict.cut_rollouts(History(1, rows[1:2]), "--max-new-tokens 80", "") is None
     assert verdict.flat_scores(0.3, "…") is None
     assert "0.0003" in verdict.flat_scores(0.0003, "raise --learning-rate").message
     assert verdict.policy_still(Beside(kl=0.5, kl_se=0.1), 1e-6) is None

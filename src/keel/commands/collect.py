@@ -18,22 +18,27 @@ from typing import Any
 from keel.commands import prompt_filters
 from keel.config import CollectConfig
 from keel.data import checks, prepare
+from keel.engine import verdict
+from keel.engine.verdict import Advice, Sample, Verdict
 from keel.errors import InputError, RunFailed
 from keel.files.jsonl import write_json
 from keel.progress import Bar, peak_rss_gb
 from keel.raters import Missing, Rater, Task
 from keel.raters.simulated import Simulated
 from keel.raters.two_orders import VerbosityBias, verbosity_biases
-from keel.records import Answer, Judgment, PromptRow, Result, RowCounts
+from keel.records import Answer, Judgment, Preference, PromptRow, Result, RowCounts
 from keel.sampling.writers import Writer, Written, local_writer, server_writer
 from keel.says import say
 from keel.store.keys import answer_id, prompt_id, said_key
 from keel.store.store import Store
+from keel.text.tokenisation import plain
 
 HOPELESS = 25
 """Pairs without a verdict, or prompts without an answer, from the first on, after which nobody is asked any more."""
 JUDGES = "judge:", "local:"
 """How the names of raters begin that are language models."""
+SAMPLES = 3
+"""Prompts whose answers the end shows."""
 COMMIT = 256
 """Judgments of free raters in one transaction; a judge's are stored one by one, since each has cost money."""
 
@@ -67,6 +72,7 @@ def _collect(config: CollectConfig) -> Result | None:
             for number, some in enumerate(rounds):
                 before = bar.done
                 drawn = _answers(store, writer, some, number, config.n, tally, progress)
+                tally.look(drawn)
                 tasks = [Task(row.prompt, a, b) for row, few in drawn for a, b in combinations(few, 2)]
                 for rater in raters:
                     _judge(store, rater, tasks, asked[rater.identity], tally, progress)
@@ -100,8 +106,21 @@ class Tally:
     """By rater: pairs that were not begun, since a budget was spent."""
     bias: dict[str, dict[str, VerbosityBias]] = field(default_factory=dict)
     """By judge and dimension."""
+    cut: int = 0
+    """Answers, found and drawn, that reached the length limit."""
+    ties: Counter[str] = field(default_factory=Counter)
+    """By rater: new judgments that call a pair a tie."""
+    samples: list[Sample] = field(default_factory=list)
+    """Two answers each to the first few prompts."""
     sampling: float = 0.0
     rating: float = 0.0
+
+    def look(self, drawn: Sequence[tuple[PromptRow, list[Answer]]]) -> None:
+        """Count what a round's answers tell, and keep some to show."""
+        self.cut += sum(answer.truncated for _, answers in drawn for answer in answers)
+        for row, answers in drawn:
+            if len(answers) > 1 and len(self.samples) < SAMPLES:
+                self.samples.append(Sample(plain(row.prompt), {"one": answers[0].text, "another": answers[1].text}))
 
     def note(self) -> str:
         """`1,024 answers, 2 prompts lack some, 512 pairs`."""
@@ -196,6 +215,7 @@ def _judge(
                 continue
             kept += result
             progress(1)
+            tally.ties[name] += sum(isinstance(j.verdict, Preference) and j.verdict.outcome == "tie" for j in result)
             if len(kept) >= (1 if result[0].ai else COMMIT):
                 tally.judged[name] += _keep(store, kept)
     finally:
@@ -277,11 +297,37 @@ def _told(
         say(f"  {count:,} prompts lack answers: {reason}; the same call asks again")
     for rater in raters:
         _tell_of(rater, tally)
+    end = conclude(config, raters, tally)
+    for line in end.lines():
+        say(line)
     if config.out is None:
         return None
-    figures = _figures(counts, tally, seconds)
+    figures = {**_figures(counts, tally, seconds), "verdict": end.as_dict()}
     write_json(config.out, figures)
     return Result(config.out, figures)
+
+
+def conclude(config: CollectConfig, raters: Sequence[Rater], tally: Tally) -> Verdict:
+    """What this call reached."""
+    names = [rater.identity for rater in raters]
+    judged = "".join(f"; {name}: {tally.judged[name]:,} new judgments" for name in names)
+    answers = tally.found + tally.drawn
+    tied = [name for name in names if tally.judged[name] and tally.ties[name] == tally.judged[name]]
+    return Verdict(
+        f"{answers:,} answers, {tally.drawn:,} of them new{judged}",
+        f"all of them, in {config.store}",
+        "0, since the answers are the model's own",
+        tally.samples,
+        verdict.those_due(
+            verdict.all_cut(tally.cut, answers, f"--max-new-tokens {config.max_new_tokens}", ""),
+            *(
+                Advice("equal rewards", f"{name}: every new judgment is a tie, which makes no pair; look at --rater")
+                for name in tied
+            ),
+        ),
+        "no prompt has two answers",
+        figures={"answers": answers, "cut": tally.cut, "judged": dict(tally.judged), "ties": dict(tally.ties)},
+    )
 
 
 def _tell_of(rater: Rater, tally: Tally) -> None:

@@ -225,8 +225,9 @@ class Run:
         self._evaluations.append({"step": self.step + 1, **metrics})
         for name, figure in metrics.items():
             self.observe({f"eval/{name}": figure["mean"] if isinstance(figure, dict) else float(figure)})
-        rank = rank or (-value if higher else value,)
-        if not self._best or rank < tuple(self.extra["rank"]):
+        sign = -1 if higher else 1
+        rank = rank or (sign * value,)
+        if not self._best or rank < tuple(self.extra.get("rank", [sign * self._best["value"]])):
             self._best = {"step": self.step + 1, "metric": best, "value": value}
             self.extra["rank"] = list(rank)
 
@@ -313,7 +314,7 @@ class Run:
         row |= {name: total / count for name, (total, count) in self._sums.items() if count}
         self._sums = {}
         self.files.add_metrics(row)
-        shown = ("loss", "accuracy", "rewards/accuracies", "objective/rlhf_reward", "objective/scores", "objective/kl")
+        shown = ("loss", "accuracy", "rewards/accuracies", "objective/scores", "objective/rlhf_reward", "objective/kl")
         return "  ".join(f"{name} {row[name]:.3f}" for name in shown if name in row)
 
     def _collect(self, bundles: Sequence[Bundle]) -> None:

@@ -21,7 +21,7 @@ FALL_SHARE = 0.5
 """Displaced if the chosen answers' surprise, minus log-probability, has risen by this share of the reference's …"""
 FALL_PER_TOKEN = 0.25
 """… or by so many nats a token, whatever the reference's is."""
-UNREAD = 0.5
+UNREAD = 0.25
 """A text no longer reads if the reference gives a token of it so many nats less than one of its own answers'."""
 MOVED = 0.01
 """A loss that changed by a smaller share has hardly moved."""
@@ -117,6 +117,8 @@ class Verdict:
     samples: Sequence[Sample] = ()
     warnings: Sequence[Advice] = ()
     no_samples: str = ""
+    reference: str = "the reference"
+    """What the KL is to."""
     figures: Mapping[str, Any] = field(default_factory=dict)
     """The numbers behind the words, for `summary.json`."""
 
@@ -125,7 +127,7 @@ class Verdict:
         return [
             f"reached: {self.reached}",
             f"kept: {self.kept}",
-            f"KL to the reference: {self.kl}",
+            f"KL to {self.reference}: {self.kl}",
             f"samples: {'' if self.samples else self.no_samples or 'none'}".rstrip(),
             *(sample.line() for sample in self.samples),
             *(f"warning: {advice.message}" for advice in self.warnings),
@@ -183,6 +185,12 @@ def reached(history: History, held_out: Sequence[str], training: Sequence[str]) 
     figures = {n: {"before": before, "after": after} for n, (before, after) in ends.items()}
     told = "; ".join(words) + " in training, first step -> last fifth; nothing is held out, so this is no measure of "
     return f"{told}new data: add --holdout 0.1", {"held_out": False, "figures": figures}
+
+
+def chosen(before: Figures, after: Figures) -> tuple[str, dict[str, Any]]:
+    """The same of a choice among answers: the mean score of all, and that of the best."""
+    words = f"score {_figure(before)} (one answer) -> {_figure(after)} (the best)"
+    return words, {"held_out": False, "figures": {"score": {"before": dict(before), "after": dict(after)}}}
 
 
 def kept(history: History, why: str) -> str:
@@ -284,6 +292,11 @@ def unread(beside: Beside, remedy: str) -> Advice | None:
 # --- what else may be amiss -----------------------------------------------------------------------
 
 
+def those_due(*found: Advice | None) -> list[Advice]:
+    """The warnings that are due, in order."""
+    return [advice for advice in found if advice is not None]
+
+
 def hardly_moved(history: History, learning_rate: float, start: float | None = None) -> Advice | None:
     """The loss is nearly what it was; `start` is its closed form at step 0 where there is one."""
     kept = history.kept()
@@ -335,14 +348,24 @@ def all_cut(cut: int, answers: int, option: str, consequence: str) -> Advice | N
     return Advice("all cut", f"all {answers:,} answers were cut at {option}{consequence}; raise it")
 
 
-def equal_rewards(equal: int, rollouts: int, value: float) -> Advice | None:
-    """Rollouts in which every reward was the same: they teach nothing."""
-    if not equal:
+def cut_rollouts(history: History, option: str, consequence: str) -> Advice | None:
+    """Rollouts of PPO in which every answer reached the length limit."""
+    cut = sum(row.get("completions/clipped_ratio") == 1.0 for row in history.rows)
+    if not cut:
         return None
     return Advice(
+        "all cut",
+        f"in {cut} of {history.steps} rollouts all answers were cut at {option}{consequence}; raise it, or start from "
+        "a model that ends its answers (keel sft)",
+    )
+
+
+def equal_rewards(value: float, where: str = "") -> Advice:
+    """Say that every reward was the same, which teaches nothing."""
+    return Advice(
         "equal rewards",
-        f"every reward was equal in {equal} of {rollouts} rollouts ({value:g} in the last of them), which gives no "
-        "signal; look at the answers (samples.jsonl), and at --max-new-tokens if they are cut",
+        f"every reward was equal{where}, {value:g}, which tells no answer from another; look at the answers, at "
+        "--max-new-tokens if they are cut, and at --reward",
     )
 
 

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from keel import stats
 from keel.config import BestOfNConfig, GenerateConfig
 from keel.data import checks, lengths, prepare
+from keel.engine import verdict
 from keel.engine.scorers import load_scorer, require_same_reading
+from keel.engine.verdict import Sample, Verdict
 from keel.errors import InputError
 from keel.files.jsonl import write_lines
 from keel.files.target import refuse_existing
@@ -31,7 +33,10 @@ from keel.sampling.local import LocalSampler
 from keel.sampling.protocol import SamplingOptions, options_of, sample
 from keel.says import say
 from keel.text.identity import remarks_on
-from keel.text.tokenisation import Text
+from keel.text.tokenisation import Text, plain
+
+SAMPLES = 3
+"""Prompts whose best answer the end shows beside the first one drawn."""
 
 
 def generate(config: GenerateConfig) -> Result:
@@ -63,7 +68,36 @@ def best_of_n(config: BestOfNConfig) -> Result:
         "score_sd_within": float(scores.std(1).mean()) if config.n > 1 else 0.0,
         "kl_bound": stats.best_of_n_kl(config.n),
     }
-    return _result("best-of-n", config, bundles, asked.counts, began, spent, measured)
+    result = _result("best-of-n", config, bundles, asked.counts, began, spent, measured)
+    end = conclude(config, bundles, scores, measured)
+    result.summary["verdict"] = end.as_dict()
+    for line in end.lines():
+        say(line)
+    return result
+
+
+def conclude(config: BestOfNConfig, bundles: Sequence[Bundle], scores: Tensor, measured: dict[str, Any]) -> Verdict:
+    """What choosing by these scores [prompts, n] reached, beside one answer drawn at random."""
+    before, after, spread = (measured[name] for name in ("score_mean", "score_best", "score_sd_within"))
+    words, figures = verdict.chosen(before, after)
+    completions = [c for b in bundles for c in b.completions]
+    cut = sum(c.truncated for c in completions)
+    equal = scores.numel() > 1 and bool((scores == scores[0, 0]).all())
+    flat = verdict.flat_scores(spread, "best-of-n then chooses by chance; look at --reward")
+    return Verdict(
+        words,
+        f"of {config.n} answers to each of {len(bundles)} prompts the one with the highest reward, in {config.out}",
+        f"at most {measured['kl_bound']:.3g} nats an answer (log n - (n - 1) / n: a bound, without a standard error)",
+        [
+            Sample(plain(b.prompt), {"first drawn": b.completions[0].text, "kept": b.completions[at].text})
+            for b, at in zip(bundles[:SAMPLES], scores.argmax(1).tolist(), strict=False)
+        ],
+        verdict.those_due(
+            verdict.all_cut(cut, len(completions), f"--max-new-tokens {config.max_new_tokens}", ""),
+            verdict.equal_rewards(float(scores[0, 0])) if equal else flat if config.n > 1 else None,
+        ),
+        figures={**figures, "kl_bound": measured["kl_bound"], "score_sd_within": spread},
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,12 +94,9 @@ def train(config: DPOConfig) -> Result:
             figures = evaluate(config, policy, held, data.held_out)
             run.record_evaluation(figures, best="loss", rank=rank(config, step, figures, data.held_out))
     run.keep()
-    seen = (
-        beside.look(policy, reference, text, data.held_out, config)
-        if data.held_out
-        else Beside(why="nothing is held out")
-    )
-    return run.finish(examples=batches.seen(run.step), verdict=conclude(run, config, data, seen, expected))
+    seen = beside.look(policy, reference, text, data.held_out, config)
+    zero = expected if policy_hash == reference_hash else None
+    return run.finish(examples=batches.seen(run.step), verdict=conclude(run, config, data, seen, zero))
 
 
 def pair_loss(config: DPOConfig, logps: Tensor, reference: Tensor, bundles: Sequence[Bundle]) -> tuple[Tensor, Metrics]:
@@ -220,27 +217,23 @@ def chosen_tokens(pairs: Sequence[Bundle]) -> float:
 
 
 def conclude(run: Run, config: DPOConfig, data: prepare.Prepared, seen: Beside, zero: float | None) -> Verdict:
-    """What the run reached; `zero` is the loss at step 0."""
+    """What the run reached; `zero` is the loss at step 0 if it is known."""
     history, rate = run.history(), config.learning_rate
     held = data.held_out
-    words, figures = verdict.reached(
-        history,
-        ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen"),
-        ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen"),
-    )
+    names = ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen")
+    words, figures = verdict.reached(history, names, names)
     tokens = chosen_tokens(held or data.train)
     fell = verdict.fell(history, tokens, seen, learning_rate=rate, beta=config.beta, held_out=bool(held))
-    found = [
-        verdict.hardly_moved(history, rate, zero),
-        verdict.got_worse(history, "loss", rate),
-        fell or verdict.unread(seen, f"lower --learning-rate (now {rate:g}) or raise --beta (now {config.beta:g})"),
-    ]
     return Verdict(
         words,
         verdict.kept(history, verdict.dpo_why(history, config.best_by, tokens) if held else ""),
         seen.kl_line(),
         seen.samples,
-        [advice for advice in found if advice is not None],
+        verdict.those_due(
+            verdict.hardly_moved(history, rate, zero),
+            verdict.got_worse(history, "loss", rate),
+            fell or verdict.unread(seen, f"lower --learning-rate (now {rate:g}) or raise --beta (now {config.beta:g})"),
+        ),
         seen.why,
-        {**figures, "kl": seen.as_dict(), "best_by": config.best_by},
+        figures={**figures, "kl": seen.as_dict(), "best_by": config.best_by},
     )

@@ -7,6 +7,7 @@ Left out: reward whitening (it would change beta), entropy bonuses, forced EOS (
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from keel import objectives, stats
 from keel.config import PPOConfig
 from keel.data import lengths, prepare
-from keel.engine import memory
+from keel.engine import memory, verdict
 from keel.engine.batches import Batches
 from keel.engine.forward import (
     in_batches,
@@ -32,10 +33,12 @@ from keel.engine.forward import (
 from keel.engine.run import Run, open_run
 from keel.engine.scorers import Scorer, load_scorer, require_same_reading
 from keel.engine.step0 import require_unit_ratio, require_zero_kl
+from keel.engine.verdict import Beside, Verdict
 from keel.files.target import refuse_existing
 from keel.models import checkpoints, trials
 from keel.models.limits import positions
 from keel.records import Bundle, Completion, Result, lengths_of
+from keel.sampling import beside
 from keel.sampling.local import LocalSampler, cache_bytes
 from keel.sampling.protocol import Sampler, options_of, sample
 from keel.says import say
@@ -89,10 +92,22 @@ def train(config: PPOConfig) -> Result:
     for step in run.steps():
         rollout = roll_out(run, config, roles, text, batches.of(step))
         judge(run, config, roles, rollout)
+        if data.held_out and step == 0:
+            run.record_start(evaluate_start(run, config, roles, text, data.held_out))
         improve(run, config, roles, rollout)
         if data.held_out and run.evaluation_due():
             run.record_evaluation(evaluate(run, config, roles, text, data.held_out), best="objective", higher=True)
-    return run.finish(examples=batches.seen(run.step) * config.samples_per_prompt)
+    run.keep()
+    seen = beside.look(
+        roles.policy,
+        roles.reference,
+        text,
+        data.held_out,
+        config,
+        temperature=config.temperature,
+        max_new_tokens=config.max_new_tokens,
+    )
+    return run.finish(examples=batches.seen(run.step) * config.samples_per_prompt, verdict=conclude(run, config, seen))
 
 
 # --- setting up -----------------------------------------------------------------------------------
@@ -157,7 +172,7 @@ def _require_memory(config: PPOConfig, roles: Roles, prompts: Sequence[Bundle]) 
 def roll_out(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Sequence[Bundle]) -> Rollout:
     """Sample from the policy, and compute every role's view of the sampled tokens before anything changes."""
     with run.evidence(prompts):
-        bundles = sample(_sampler(config, roles, text), prompts, config.samples_per_prompt, "rollout", run.step)
+        bundles = sample(_sampler(config, roles.policy, text), prompts, config.samples_per_prompt, "rollout", run.step)
     logps = partial(token_logps, temperature=config.temperature)
     old = in_batches(logps, roles.policy, bundles, config.micro_tokens)
     reference = in_batches(logps, roles.reference, bundles, config.micro_tokens)
@@ -180,8 +195,8 @@ def _values(config: PPOConfig, roles: Roles, bundles: Sequence[Bundle]) -> tuple
     return values, torch.cat([own[-1:] for some in parts for own in some])
 
 
-def _sampler(config: PPOConfig, roles: Roles, text: Text) -> Sampler:
-    return LocalSampler(roles.policy, text, options_of(config), config.seed)
+def _sampler(config: PPOConfig, model: nn.Module, text: Text) -> Sampler:
+    return LocalSampler(model, text, options_of(config), config.seed)
 
 
 def _compare_with_sampler(run: Run, policy: nn.Module, bundles: Sequence[Bundle], old: Sequence[Tensor]) -> None:
@@ -240,6 +255,7 @@ def judge(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout) -> None:
             f"the score {config.missing_eos_score:g} and none is better than another; raise --max-new-tokens, or give "
             "--truncation score or bootstrap",
         )
+    _note_signal(run, scores)
 
     old, reference, values = (torch.cat(x) for x in (rollout.old_logps, rollout.reference_logps, rollout.values))
     beta = float(run.extra["beta"])
@@ -287,6 +303,14 @@ def _trained_scores(
         return raw - centre, nothing
     expected = torch.where(truncated, ends.to(raw.device) - (centre if roles.value_offset_by_centre else 0.0), 0.0)
     return torch.where(truncated, expected, raw - centre), expected
+
+
+def _note_signal(run: Run, scores: Tensor) -> None:
+    """Keep how much the trained scores differ, and warn at once if they do not."""
+    run.extra["score_sd"] = float(scores.double().std()) if len(scores) > 1 else math.nan
+    if len(scores) > 1 and bool((scores == scores[0]).all()):
+        run.extra["equal"] = [run.extra.get("equal", [0])[0] + 1, float(scores[0])]
+        run.warn("equal rewards", f"step {run.step + 1}: {verdict.equal_rewards(float(scores[0])).message}")
 
 
 def _log_rollout(
@@ -395,7 +419,20 @@ def evaluate(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Seq
     The objective is the one in training: centred score, missing-EOS penalty, beta as it stands.
     """
     with run.evidence(prompts):
-        bundles = sample(_sampler(config, roles, text), prompts, 1, "evaluation")
+        bundles = sample(_sampler(config, roles.policy, text), prompts, 1, "evaluation")
+    return held_out_figures(run, config, roles, bundles)
+
+
+def evaluate_start(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Sequence[Bundle]) -> dict[str, Any]:
+    """The same figures of the reference's answers: those of the policy before its first update, drawn as later ones."""
+    with run.evidence(prompts):
+        bundles = sample(_sampler(config, roles.reference, text), prompts, 1, "evaluation")
+    return held_out_figures(run, config, roles, bundles)
+
+
+@torch.no_grad()
+def held_out_figures(run: Run, config: PPOConfig, roles: Roles, bundles: list[Bundle]) -> dict[str, Any]:
+    """Score, KL, objective and length of answers to held-out prompts."""
     logps = partial(token_logps, temperature=config.temperature)
     policy = torch.cat(in_batches(logps, roles.policy, bundles, config.micro_tokens))
     reference = torch.cat(in_batches(logps, roles.reference, bundles, config.micro_tokens))
@@ -413,3 +450,35 @@ def evaluate(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Seq
         "objective": stats.mean((trained - float(run.extra["beta"]) * kl).numpy()).as_dict(),
         "length": stats.mean(lengths_of(bundles).float().numpy()).as_dict(),
     }
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+def conclude(run: Run, config: PPOConfig, seen: Beside) -> Verdict:
+    """What the run reached."""
+    history, rate = run.history(), config.learning_rate
+    words, figures = verdict.reached(
+        history,
+        ("objective", "scores", "kl", "length"),
+        ("objective/rlhf_reward", "objective/scores", "objective/kl", "completions/mean_length"),
+    )
+    equal, value = run.extra.get("equal", (0, 0.0))
+    sd = float(run.extra["score_sd"])
+    penalty = f", each scored {config.missing_eos_score:g}" if config.truncation == "penalty" else ""
+    return Verdict(
+        words,
+        verdict.kept(history, "the highest held-out objective (score - beta KL)"),
+        seen.kl_line(),
+        seen.samples,
+        verdict.those_due(
+            verdict.policy_still(seen, rate),
+            verdict.got_worse(history, "objective", rate, higher=True),
+            verdict.unread(seen, f"lower --learning-rate (now {rate:g}) or raise --beta (now {config.beta:g})"),
+            verdict.cut_rollouts(history, f"--max-new-tokens {config.max_new_tokens}", penalty),
+            verdict.equal_rewards(value, f" in {equal} of {history.steps} rollouts") if equal else None,
+            verdict.flat_scores(sd, "they give PPO no signal; look at --reward") if sd > 0 else None,
+        ),
+        seen.why,
+        figures={**figures, "kl": seen.as_dict(), "score_sd": sd if sd == sd else None, "equal_rollouts": equal},
+    )

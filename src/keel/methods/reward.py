@@ -10,21 +10,28 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from keel import objectives, stats
 from keel.config import RewardConfig
 from keel.data import prepare
-from keel.engine import memory
+from keel.engine import memory, verdict
 from keel.engine.batches import Batches, prompt_of
 from keel.engine.forward import in_batches, micro_batches, scalars_at_end
-from keel.engine.run import open_run
+from keel.engine.run import Run, open_run
 from keel.engine.step0 import require_zero_margin_loss
+from keel.engine.verdict import Sample, Verdict
 from keel.files.target import refuse_existing
 from keel.models import checkpoints
 from keel.models.limits import positions
 from keel.records import Bundle, Result
 from keel.says import say
+from keel.text.tokenisation import Text, plain
+
+LOOK = 64
+"""Pairs whose scores are looked at in the end, if nothing is held out."""
+SAMPLES = 3
+"""Held-out pairs that the end shows."""
 
 
 def train(config: RewardConfig) -> Result:
@@ -55,6 +62,8 @@ def train(config: RewardConfig) -> Result:
         rows_eval=data.eval_counts,
         final_role="reward",
     )
+    if data.held_out and run.step == 0:
+        run.record_start(evaluate(model, data.held_out, config.micro_tokens))
     for step in run.steps():
         batch = batches.of(step)
         for micro in micro_batches(model, batch, config.micro_tokens):
@@ -68,7 +77,9 @@ def train(config: RewardConfig) -> Result:
         run.update()
         if data.held_out and run.evaluation_due():
             run.record_evaluation(evaluate(model, data.held_out, config.micro_tokens), best="loss")
-    return run.finish(examples=batches.seen(run.step))
+    run.keep()
+    scores = torch.stack(in_batches(scalars_at_end, model, data.held_out or data.train[:LOOK], config.micro_tokens))
+    return run.finish(examples=batches.seen(run.step), verdict=conclude(run, config, text, data, scores.cpu(), fresh))
 
 
 def evaluate(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int) -> dict[str, Any]:
@@ -82,3 +93,31 @@ def evaluate(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int) -> 
         "loss": stats.mean(loss.numpy(), prompts).as_dict(),
         "margin": stats.mean(metrics["margin"].numpy(), prompts).as_dict(),
     }
+
+
+def conclude(
+    run: Run, config: RewardConfig, text: Text, data: prepare.Prepared, scores: Tensor, fresh: bool
+) -> Verdict:
+    """What the run reached; `scores` [N, 2] are those of held-out pairs, else of some that it was trained on."""
+    history, rate = run.history(), config.learning_rate
+    words, figures = verdict.reached(history, ("loss", "accuracy", "margin"), ("loss", "accuracy", "margin"))
+    zero = float(objectives.bradley_terry_zero_loss(torch.tensor([b.margin for b in data.train])).mean())
+    sd = float(scores.double().std())
+    return Verdict(
+        words,
+        verdict.kept(history, "the lowest held-out loss"),
+        "none, since a reward model writes nothing",
+        [_sample(text, b, row) for b, row in zip(data.held_out[:SAMPLES], scores.tolist(), strict=False)],
+        verdict.those_due(
+            verdict.hardly_moved(history, rate, zero if fresh else None),
+            verdict.got_worse(history, "loss", rate),
+            verdict.flat_scores(sd, f"no policy can be tuned on them; raise --learning-rate (now {rate:g})"),
+        ),
+        figures={**figures, "score_sd": sd},
+    )
+
+
+def _sample(text: Text, pair: Bundle, scores: Sequence[float]) -> Sample:
+    answers = [text.decode(c.ids, pair.prompt, pair.prompt_ids) for c in pair.completions]
+    names = [f"{side} ({score:.3g})" for side, score in zip(("chosen", "rejected"), scores, strict=True)]
+    return Sample(plain(pair.prompt), dict(zip(names, answers, strict=True)))

@@ -14,15 +14,18 @@ from torch import Tensor, nn
 from keel import stats
 from keel.config import SFTConfig
 from keel.data import prepare
-from keel.engine import memory
+from keel.engine import memory, verdict
 from keel.engine.batches import Batches
 from keel.engine.forward import micro_batches, token_logps, token_scores
-from keel.engine.run import open_run
+from keel.engine.run import Run, open_run
+from keel.engine.verdict import Beside, Verdict
 from keel.files.target import refuse_existing
 from keel.models import checkpoints
 from keel.models.limits import positions
 from keel.records import Bundle, Result
+from keel.sampling import beside
 from keel.says import say
+from keel.text.tokenisation import Text
 
 
 def train(config: SFTConfig) -> Result:
@@ -46,6 +49,8 @@ def train(config: SFTConfig) -> Result:
         rows=data.counts,
         rows_eval=data.eval_counts,
     )
+    if data.held_out and run.step == 0:
+        run.record_start(evaluate(policy, data.held_out, config.micro_tokens))
     for step in run.steps():
         batch = batches.of(step)
         tokens = sum(len(b.completions[0]) for b in batch)
@@ -57,7 +62,10 @@ def train(config: SFTConfig) -> Result:
         run.update()
         if data.held_out and run.evaluation_due():
             run.record_evaluation(evaluate(policy, data.held_out, config.micro_tokens), best="loss")
-    return run.finish(examples=batches.seen(run.step))
+    run.keep()
+    return run.finish(
+        examples=batches.seen(run.step), verdict=conclude(run, config, data, look(config, policy, text, data))
+    )
 
 
 @torch.no_grad()
@@ -75,3 +83,38 @@ def evaluate(policy: nn.Module, bundles: Sequence[Bundle], micro_tokens: int) ->
         "loss": stats.mean(torch.cat(losses).cpu().numpy(), owners).as_dict(),
         "mean_token_accuracy": stats.mean(torch.cat(hits).cpu().numpy(), owners).as_dict(),
     }
+
+
+def look(config: SFTConfig, policy: nn.Module, text: Text, data: prepare.Prepared) -> Beside:
+    """Compare the policy with the model that it started from, which is loaded once more for that."""
+    if not data.held_out:
+        return beside.look(policy, policy, text, [], config)
+    try:
+        start = checkpoints.load_policy(config.model, config).requires_grad_(False)
+    except torch.OutOfMemoryError:
+        return Beside(why="not measured: no memory for the model that training started from beside the trained one")
+    return beside.look(policy, start, text, data.held_out, config, name="start")
+
+
+def conclude(run: Run, config: SFTConfig, data: prepare.Prepared, seen: Beside) -> Verdict:
+    """What the run reached."""
+    history, rate = run.history(), config.learning_rate
+    names = ("loss", "mean_token_accuracy")
+    words, figures = verdict.reached(history, names, names)
+    cut = sum(b.completions[0].truncated for b in data.train)
+    return Verdict(
+        words,
+        verdict.kept(history, "the lowest held-out loss"),
+        seen.kl_line(),
+        seen.samples,
+        verdict.those_due(
+            verdict.hardly_moved(history, rate),
+            verdict.got_worse(history, "loss", rate),
+            verdict.all_cut(
+                cut, len(data.train), f"--max-length {config.max_length}", ", so that the model never sees an end"
+            ),
+        ),
+        seen.why,
+        "the start",
+        figures={**figures, "kl": seen.as_dict()},
+    )
