@@ -36,12 +36,14 @@ def figures_by_hand(policy, reference, bundles):
         found["rewards/accuracies"].append(float(gain > loss))
         found["rewards/margins"].append(BETA * (gain - loss))
         found["logps/chosen"].append(logp(policy, b.prompt_ids, chosen))
+        found["logps/chosen_fall"].append(-gain)
         found["prompts"].append(tuple(b.prompt_ids))
     return found
 
 
 def estimates(found):
-    means = {name: stats.mean(found[name], found["prompts"]) for name in ("loss", "rewards/margins", "logps/chosen")}
+    names = ("loss", "rewards/margins", "logps/chosen", "logps/chosen_fall")
+    means = {name: stats.mean(found[name], found["prompts"]) for name in names}
     return means | {"rewards/accuracies": stats.rate(found["rewards/accuracies"], found["prompts"])}
 
 
@@ -68,7 +70,14 @@ def test_a_run_is_measured_against_the_reference_given_and_keeps_the_lowest_loss
     real = dpo.evaluate
     monkeypatch.setattr(dpo, "evaluate", lambda *a: held.append(a[-1]) or real(*a))
     other = make_model("llama", seed=1)
-    options = {"steps": 3, "eval_every": 1, "learning_rate": 0.05, "schedule": "constant", "beta": BETA}
+    options = {
+        "steps": 3,
+        "eval_every": 1,
+        "learning_rate": 0.05,
+        "schedule": "constant",
+        "beta": BETA,
+        "best_by": "loss",
+    }
     result = train("dpo", reference=str(other), holdout=0.25, **options)
     losses = [line["eval/loss"] for line in metrics_of(result.folder)]
     assert result.summary["best"] == {"step": 1 + losses.index(min(losses)), "metric": "loss", "value": min(losses)}

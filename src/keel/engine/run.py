@@ -45,7 +45,9 @@ from keel.seeds import generator
 from keel.text.tokenisation import Text
 
 EVALUATIONS = 5
-"""Evaluations on held-out data in a run, where nothing else is asked for."""
+"""Evaluations on held-out data in a run, if nothing else is asked for."""
+SHOWN = "loss", "accuracy", "rewards/accuracies", "objective/scores", "objective/rlhf_reward", "objective/kl"
+"""Figures of a step that stand beside the progress bar."""
 
 
 def open_run(
@@ -314,8 +316,7 @@ class Run:
         row |= {name: total / count for name, (total, count) in self._sums.items() if count}
         self._sums = {}
         self.files.add_metrics(row)
-        shown = ("loss", "accuracy", "rewards/accuracies", "objective/scores", "objective/rlhf_reward", "objective/kl")
-        return "  ".join(f"{name} {row[name]:.3f}" for name in shown if name in row)
+        return "  ".join(f"{name} {row[name]:.3f}" for name in SHOWN if name in row)
 
     def _collect(self, bundles: Sequence[Bundle]) -> None:
         """Add to the batch of this update, each bundle once (PPO passes it through two models)."""
