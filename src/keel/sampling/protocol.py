@@ -11,15 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from keel.config import Sampling
 from keel.errors import RunFailed
 from keel.records import Bundle, Completion, Prompt
-from keel.text.tokenisation import named
-
-if TYPE_CHECKING:
-    from keel.text.tokenisation import Text
+from keel.text.tokenisation import Text, named
 
 Progress = Callable[[int], None]
 """Is told of every so many completions that have finished."""

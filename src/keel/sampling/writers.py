@@ -44,7 +44,7 @@ class Writer:
     """`max_length` of prompts for `Text.encode`."""
 
     def write(self, rows: Sequence[PromptRow], number: int, have: int) -> Iterator[list[Written]]:
-        """The answers that are lacking to prompts of round `number`, each of which has `have` of the n already.
+        """Yield the answers that are lacking to prompts of round `number`, each of which has `have` of the n already.
 
         A prompt that cannot be asked gets its reason. What comes together is to be stored together, or the same call
         could not go on as if it had never stopped.
