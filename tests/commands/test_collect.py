@@ -212,8 +212,8 @@ def test_a_judges_verdicts_are_stored_one_by_one_and_others_some_at_a_time(tmp_p
     monkeypatch.setattr("keel.commands.collect.COMMIT", 3)
     tasks = [Task(f"{i}?", Answer("a"), Answer("b")) for i in range(5)]
     with Store(f"store:{tmp_path}/s.db", create=True) as store:
-        rater, tally, told = Watching(store, kind), Tally(), []
-        _judge(store, rater, tasks, set(), tally, lambda: told.append(1))
+        rater, tally = Watching(store, kind), Tally()
+        _judge(store, rater, tasks, set(), tally, lambda done: None)
         assert rater.stored == stored
         assert survey.count_store(store).judgments == 4
     assert (tally.judged[rater.identity], tally.pairs, tally.left[rater.identity]) == (4, 5, 0)
