@@ -126,6 +126,19 @@ def test_signing_in_after_a_wrong_token(serve, visit):
     page.wait_for_selector("#task:not([hidden])")
 
 
+def test_before_its_script_runs_the_page_sends_no_token(serve, visit):
+    """A form that the browser sends itself would put the token into the address, and so into logs."""
+    server = serve(pairs(1))
+    page = visit(server, None, failures=True)
+    page.route("**/sign_in.js", lambda route: route.abort())
+    page.reload()
+    page.fill("#token", server.tokens["ana"])
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(300)
+    assert page.url == server.url + "/"
+    assert page.input_value("#token") == server.tokens["ana"]
+
+
 def test_a_token_in_the_fragment_signs_in_and_stays_nowhere(serve, visit):
     server = serve(pairs(1))
     page = visit(server, "ana")
@@ -784,6 +797,7 @@ def test_who_is_signed_out_finds_the_choice_again(serve, visit, shot):
     page.wait_for_selector("#notice[data-kind=signed-out]")
     shot(page, "signed-out")
     page.keyboard.press("Enter")  # the focus is on the button
+    page.wait_for_selector("#go:enabled")
     page.fill("#token", server.tokens["ana"])
     page.keyboard.press("Enter")
     page.wait_for_selector("#task:not([hidden])")

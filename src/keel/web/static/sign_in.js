@@ -27,4 +27,5 @@ form.addEventListener("submit", (event) => {
   }
 });
 field.addEventListener("input", () => field.removeAttribute("aria-invalid"));
+button.disabled = false; // until here Enter sends nothing: the browser itself would put the token into the address
 onLink(enter);
