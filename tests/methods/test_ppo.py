@@ -259,6 +259,7 @@ def test_evaluation_by_hand(train, monkeypatch, reward_folder, base):
     seen = spy_on_rollouts(monkeypatch)
     options = {"missing_eos_score": -1.5, "target_kl": 1e-3, "kl_horizon": 20}
     result = train("ppo", steps=2, eval_every=1, holdout=0.25, temperature=TAU, beta=0.2, **options)
+    sampled = sampled[1:]  # the first are the reference's own, for the verdict's step 0
     assert len(sampled) == 2
     assert len(set(seeds["evaluation"])) == 1  # the same draws: checkpoints differ by their weights alone
     assert len({*seeds["rollout"], *seeds["evaluation"]}) == 3  # each rollout has draws of its own
