@@ -93,7 +93,7 @@ def train(config: PPOConfig) -> Result:
         rollout = roll_out(run, config, roles, text, batches.of(step))
         judge(run, config, roles, rollout)
         if data.held_out and step == 0:
-            run.record_start(evaluate_start(run, config, roles, text, data.held_out))
+            run.record_start(evaluate(run, config, roles, text, data.held_out))
         improve(run, config, roles, rollout)
         if data.held_out and run.evaluation_due():
             run.record_evaluation(evaluate(run, config, roles, text, data.held_out), best="objective", higher=True)
@@ -248,14 +248,7 @@ def judge(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout) -> None:
         rollout.values = [v - centre for v in rollout.values]
     scores, bootstrap = _trained_scores(run, config, roles, raw, truncated, rollout.ends)
     rollout.scores = scores
-    if config.truncation == "penalty" and bool(truncated.all()):
-        run.warn(
-            "all truncated",
-            f"step {run.step + 1}: all completions reached {config.max_new_tokens} tokens without an end, so all have "
-            f"the score {config.missing_eos_score:g} and none is better than another; raise --max-new-tokens, or give "
-            "--truncation score or bootstrap",
-        )
-    _note_signal(run, scores)
+    _note_signal(run, config, scores, truncated)
 
     old, reference, values = (torch.cat(x) for x in (rollout.old_logps, rollout.reference_logps, rollout.values))
     beta = float(run.extra["beta"])
@@ -305,12 +298,20 @@ def _trained_scores(
     return torch.where(truncated, expected, raw - centre), expected
 
 
-def _note_signal(run: Run, scores: Tensor) -> None:
-    """Keep how much the trained scores differ, and warn at once if they do not."""
+def _note_signal(run: Run, config: PPOConfig, scores: Tensor, truncated: Tensor) -> None:
+    """Keep how much the trained scores differ, and warn at once if they do not, with the cause if it is known."""
     run.extra["score_sd"] = float(scores.double().std()) if len(scores) > 1 else math.nan
-    if len(scores) > 1 and bool((scores == scores[0]).all()):
-        run.extra["equal"] = [run.extra.get("equal", [0])[0] + 1, float(scores[0])]
-        run.warn("equal rewards", f"step {run.step + 1}: {verdict.equal_rewards(float(scores[0])).message}")
+    if len(scores) < 2 or not bool((scores == scores[0]).all()):
+        return
+    run.extra["equal"] = [run.extra.get("equal", [0])[0] + 1, float(scores[0])]
+    message = verdict.equal_rewards(float(scores[0])).message
+    if config.truncation == "penalty" and bool(truncated.all()):
+        message = (
+            f"all completions reached {config.max_new_tokens} tokens without an end, so all have the score "
+            f"{config.missing_eos_score:g} and none is better than another; raise --max-new-tokens, or give "
+            "--truncation score or bootstrap"
+        )
+    run.warn("equal rewards", f"step {run.step + 1}: {message}")
 
 
 def _log_rollout(
@@ -414,25 +415,12 @@ def _take(parts: list[Tensor], index: list[int]) -> Tensor:
 
 @torch.no_grad()
 def evaluate(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Sequence[Bundle]) -> dict[str, Any]:
-    """Score, KL and objective of one sample per held-out prompt, the same draws each time.
+    """Score, KL, objective and length of one sample per held-out prompt, the same draws each time.
 
     The objective is the one in training: centred score, missing-EOS penalty, beta as it stands.
     """
     with run.evidence(prompts):
         bundles = sample(_sampler(config, roles.policy, text), prompts, 1, "evaluation")
-    return held_out_figures(run, config, roles, bundles)
-
-
-def evaluate_start(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Sequence[Bundle]) -> dict[str, Any]:
-    """The same figures of the reference's answers: those of the policy before its first update, drawn as later ones."""
-    with run.evidence(prompts):
-        bundles = sample(_sampler(config, roles.reference, text), prompts, 1, "evaluation")
-    return held_out_figures(run, config, roles, bundles)
-
-
-@torch.no_grad()
-def held_out_figures(run: Run, config: PPOConfig, roles: Roles, bundles: list[Bundle]) -> dict[str, Any]:
-    """Score, KL, objective and length of answers to held-out prompts."""
     logps = partial(token_logps, temperature=config.temperature)
     policy = torch.cat(in_batches(logps, roles.policy, bundles, config.micro_tokens))
     reference = torch.cat(in_batches(logps, roles.reference, bundles, config.micro_tokens))

@@ -55,11 +55,12 @@ def look(
     if not prompts:
         return Beside(why=f"not measured: no held-out prompt leaves room for {longest} tokens")
     n = max(1, ANSWERS // len(prompts))
-    draw = partial(
-        draw_answers, text=text, prompts=prompts, n=n, max_new_tokens=longest, temperature=temperature, machine=machine
-    )
+    options = SamplingOptions(longest, temperature)
     try:
-        new, own = draw(policy), draw(reference)
+        new, own = (
+            sample(LocalSampler(model, text, options, machine.seed), prompts, n, "verdict")
+            for model in (policy, reference)
+        )
         logps = partial(token_logps, temperature=temperature)
         of_policy = _split(in_batches(logps, policy, new, machine.micro_tokens), new)
         of_reference = _split(in_batches(logps, reference, new, machine.micro_tokens), new)
@@ -79,22 +80,6 @@ def look(
         own=_per_token(itself),
         new=_per_token(of_reference),
     )
-
-
-def draw_answers(
-    model: nn.Module,
-    *,
-    text: Text,
-    prompts: Sequence[Bundle],
-    n: int = 1,
-    max_new_tokens: int,
-    temperature: float,
-    machine: Machine,
-    purpose: str = "verdict",
-) -> list[Bundle]:
-    """Draw n answers of a model to each prompt, the same for the same seed and purpose."""
-    options = SamplingOptions(max_new_tokens, temperature)
-    return sample(LocalSampler(model, text, options, machine.seed), prompts, n, purpose)
 
 
 def _few(held_out: Sequence[Bundle], model: nn.Module, longest: int) -> list[Bundle]:
