@@ -19,12 +19,12 @@ import torch
 from keel import stats
 from keel.config import BestOfNConfig, Machine, PPOConfig
 from keel.engine.forward import in_batches, token_logps
-from keel.evaluation.answers import sequence_kl
+from keel.evaluation.outcomes import sequence_kl
 from keel.files.jsonl import write_lines
 from keel.methods import best_of_n, ppo
 from keel.models import checkpoints
 from keel.sampling.local import LocalSampler
-from keel.sampling.protocol import SamplingOptions, asked, sample
+from keel.sampling.protocol import SamplingOptions, as_bundles, sample
 
 LENGTH = 200
 RULE = 'rules:\n  - {matches: "(?i)\\\\bbears?\\\\b", weight: 1.0}\n'
@@ -92,7 +92,7 @@ def openings_of(model: str, count: int) -> list[str]:
     sampler = LocalSampler(policy, text, SamplingOptions(16))
     seen: dict[str, None] = {}
     for round_ in range(20):
-        bundles = sample(sampler, asked(text, [""]), 256, "openings", round_)
+        bundles = sample(sampler, as_bundles(text, [""]), 256, "openings", round_)
         for completion in bundles[0].completions:
             words = completion.text.split()[:6]
             if len(words) == 6 and not BEAR.search(completion.text):
@@ -109,7 +109,7 @@ def measure(model: str, out: Path, openings: list[str]) -> dict:
     stories: dict = {}
     for name, policy in (("base", base), ("ppo", tuned)):
         sampler = LocalSampler(policy, text, SamplingOptions(LENGTH), 1)
-        bundles = sample(sampler, asked(text, openings), 2, "measure")
+        bundles = sample(sampler, as_bundles(text, openings), 2, "measure")
         stories[name] = bundles
         texts = [c.text for b in bundles for c in b.completions]
         logps = torch.cat(in_batches(token_logps, base, bundles, 16_384))

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from keel import cli, stats
 from keel.config import Machine
-from keel.evaluation.answers import sequence_kl
+from keel.evaluation.outcomes import sequence_kl
 from keel.files.jsonl import read_lines, write_lines
 from keel.models import checkpoints
 from keel.records import Bundle, Completion

@@ -15,11 +15,11 @@ from pathlib import Path
 from keel import stats
 from keel.audit.on_policy import examine
 from keel.config import Machine
-from keel.evaluation.answers import sequence_kl
+from keel.evaluation.outcomes import sequence_kl
 from keel.files.jsonl import read_lines
 from keel.models import checkpoints
 from keel.sampling.local import LocalSampler
-from keel.sampling.protocol import SamplingOptions, asked, sample
+from keel.sampling.protocol import SamplingOptions, as_bundles, sample
 
 TEMPERATURE = 0.8
 """At which the demo draws."""
@@ -38,7 +38,7 @@ def main() -> None:
     for name in options.others:
         other = checkpoints.load_policy(str(options.demo / name), machine)
         sampler = LocalSampler(other, text, SamplingOptions(64, TEMPERATURE, max_rows=512), 1)
-        pairs = sample(sampler, asked(text, prompts), 2, f"pairs of {name}")
+        pairs = sample(sampler, as_bundles(text, prompts), 2, f"pairs of {name}")
         away = stats.mean(sequence_kl(other, model, pairs, TEMPERATURE, 8192))
         found = examine(model, text, pairs, [name] * len(pairs), temperature=TEMPERATURE)
         print(f"{name}: {away} nats an answer away, AUC {found.whole.auc}: {found.whole.verdict}", flush=True)

@@ -98,6 +98,41 @@ def test_a_room_has_one_purpose_and_a_file_fits_in_the_head():
     assert {name: n for name, n in classes.items() if n > 250} == {}
 
 
+VERBS = {"train", "evaluate", "conclude"}
+"""What every method does: these names stand in each of them."""
+
+
+def public_names(file: Path) -> Iterator[str]:
+    """Functions, classes and constants of a module; type variables have no meaning to mistake."""
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        found: list[ast.expr] = []
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found = [ast.Name(node.name)]
+        elif isinstance(node, ast.Assign) and getattr(getattr(node.value, "func", None), "id", "") != "TypeVar":
+            found = node.targets
+        elif isinstance(node, ast.AnnAssign):
+            found = [node.target]
+        yield from (name.id for name in found if isinstance(name, ast.Name) and not name.id.startswith("_"))
+
+
+def test_a_public_name_means_one_thing():
+    """No name stands in two modules but the verbs of methods, and nobody imports one under another name."""
+    places: dict[str, list[str]] = {}
+    for file in MODULES:
+        for name in public_names(file):
+            places.setdefault(name, []).append(name_of(file))
+    assert {name: where for name, where in places.items() if len(where) > 1 and name not in VERBS} == {}
+    aliases = [
+        f"{name_of(file)}: {alias.name} as {alias.asname}"
+        for file in MODULES
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("keel")
+        for alias in node.names
+        if alias.asname
+    ]
+    assert aliases == []
+
+
 def tree() -> str:
     """The rooms as README shows them: what each is for, and its files."""
     shown = ["src/keel/"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from keel.errors import InputError
-from keel.guidelines import DEFAULT, Rubric, load_rubric
+from keel.guidelines import DEFAULT_RUBRIC, Rubric, load_rubric
 
 GOOD = """\
 dimensions:
@@ -36,8 +36,8 @@ def test_a_file_is_read_as_it_stands(write):
 
 
 def test_the_default_has_one_dimension():
-    assert DEFAULT.names == ("overall",)
-    assert len(str(DEFAULT)) > 100
+    assert DEFAULT_RUBRIC.names == ("overall",)
+    assert len(str(DEFAULT_RUBRIC)) > 100
 
 
 def test_the_version_follows_the_content_alone(write):

@@ -27,7 +27,7 @@ from keel.objectives import (
     sequence_sums,
     shaped_rewards,
     whiten,
-    win_rate,
+    wins,
 )
 
 LENGTHS = torch.tensor([3, 1, 5, 2])
@@ -81,7 +81,7 @@ def test_last_tokens_point_at_the_last_real_token() -> None:
 
 
 def test_win_rate_counts_ties_as_half() -> None:
-    assert win_rate(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([1.0, 1.0, 1.0])).tolist() == [1.0, 0.5, 0.0]
+    assert wins(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([1.0, 1.0, 1.0])).tolist() == [1.0, 0.5, 0.0]
 
 
 # --- Bradley-Terry --------------------------------------------------------------------------------

@@ -9,15 +9,15 @@ from types import ModuleType
 __version__ = "0.1.0"
 __all__ = ["__version__"]
 
-PARTS = ("config", "errors", "methods", "objectives", "records", "stats")
+_PARTS = ("config", "errors", "methods", "objectives", "records", "stats")
 """Modules that programs use."""
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name in PARTS:
+    if name in _PARTS:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*__all__, *PARTS]
+    return [*__all__, *_PARTS]

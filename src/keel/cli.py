@@ -34,17 +34,25 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "raters list": ("RatersListConfig", "keel.commands.annotate:list_raters", "who may sign in"),
     "raters revoke": ("RatersRevokeConfig", "keel.commands.annotate:revoke_rater", "take a person's token away"),
     "data check": ("DataCheckConfig", "keel.audit.check:check", "whether data are fit to train on, and why not"),
-    "data convert": ("DataConvertConfig", "keel.commands.data:convert", "any format into any other, or into a store"),
+    "data convert": (
+        "DataConvertConfig",
+        "keel.commands.data:convert_data",
+        "any format into any other, or into a store",
+    ),
     "data stats": ("DataStatsConfig", "keel.commands.data:show_stats", "what judgments there are, and how they lean"),
     "data agreement": (
         "DataAgreementConfig",
         "keel.commands.data:show_agreement",
         "how far raters agree beyond chance",
     ),
-    "data split": ("DataSplitConfig", "keel.commands.data:split", "training and held-out files, no prompt in both"),
-    "data forget": ("DataForgetConfig", "keel.commands.data:forget", "erase a person's judgments and name"),
-    "data merge": ("DataMergeConfig", "keel.commands.data:merge", "add everything of another store"),
-    "data backup": ("DataBackupConfig", "keel.commands.data:backup", "the whole store as one SQLite file"),
+    "data split": (
+        "DataSplitConfig",
+        "keel.commands.data:split_data",
+        "training and held-out files, no prompt in both",
+    ),
+    "data forget": ("DataForgetConfig", "keel.commands.data:forget_person", "erase a person's judgments and name"),
+    "data merge": ("DataMergeConfig", "keel.commands.data:merge_stores", "add everything of another store"),
+    "data backup": ("DataBackupConfig", "keel.commands.data:backup_store", "the whole store as one SQLite file"),
 }
 """Name (one word, or two), config, function, and what it does."""
 REFUSE_EXISTING = "sft", "reward", "dpo", "ppo", "best-of-n", "generate"

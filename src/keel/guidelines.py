@@ -24,7 +24,7 @@ import yaml
 
 from keel.errors import InputError
 
-LONGEST_NAME = 60  # characters: a dimension's name is a column and a button
+_LONGEST_NAME = 60  # characters: a dimension's name is a column and a button
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Rubric:
         return "\n\n".join(f"{name}:\n{guideline}" for name, guideline in self.dimensions)
 
 
-DEFAULT = Rubric(
+DEFAULT_RUBRIC = Rubric(
     (
         (
             "overall",
@@ -79,10 +79,10 @@ def _dimensions(path: Path, table: dict[Any, Any]) -> Iterator[tuple[str, str]]:
     if not table:
         raise InputError(f"{path}: no dimension; write at least one `name: guideline` beneath `dimensions:`")
     for number, (name, guideline) in enumerate(table.items(), 1):
-        if not isinstance(name, str) or not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
+        if not isinstance(name, str) or not name.strip() or len(name) > _LONGEST_NAME or not name.isprintable():
             raise InputError(
                 f"{path} dimension {number}: the name {str(name)[:60]!r} must be a word or a few, "
-                f"at most {LONGEST_NAME} characters; put yes, no and numbers in quotes"
+                f"at most {_LONGEST_NAME} characters; put yes, no and numbers in quotes"
             )
         if not isinstance(guideline, str) or not guideline.strip():
             raise InputError(f"{path} dimension {number} ({name}): write its guideline as text behind the name")

@@ -44,7 +44,7 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | None =
     gap = chosen - rejected
     loss = -F.logsigmoid(gap if margin is None else gap - margin)
     return loss, {
-        "accuracy": win_rate(chosen, rejected),
+        "accuracy": wins(chosen, rejected),
         "margin": gap.detach(),
         "mean_reward": (chosen + rejected).detach() / 2,
     }
@@ -55,7 +55,7 @@ def bradley_terry_zero_loss(margin: Tensor) -> Tensor:
     return F.softplus(margin)
 
 
-def win_rate(left: Tensor, right: Tensor) -> Tensor:
+def wins(left: Tensor, right: Tensor) -> Tensor:
     """1 where left > right, 1/2 where they tie, else 0; elementwise."""
     return (left > right).float() + 0.5 * (left == right).float()
 
@@ -109,7 +109,7 @@ def dpo_loss(
         "rewards/chosen": rewards_chosen,
         "rewards/rejected": rewards_rejected,
         "rewards/margins": rewards_chosen - rewards_rejected,
-        "rewards/accuracies": win_rate(rewards_chosen, rewards_rejected),
+        "rewards/accuracies": wins(rewards_chosen, rewards_rejected),
         "logps/chosen": chosen.detach(),
         "logps/rejected": rejected.detach(),
     }

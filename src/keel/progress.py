@@ -20,7 +20,7 @@ from keel.says import console, say
 
 LINE_EVERY = 10.0
 """Seconds between plain lines."""
-plain = False
+plain_screen = False
 """Plain lines on a terminal, too: for a process beside which others report."""
 
 
@@ -40,7 +40,7 @@ class Bar:
         self._rich: Progress | None = None
 
     def __enter__(self) -> Bar:
-        if console().is_terminal and not plain:
+        if console().is_terminal and not plain_screen:
             self._rich = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -165,7 +165,9 @@ Outcome = Literal["first", "second", "tie", "both_bad"]
 MIRROR: dict[Outcome, Outcome] = {"first": "second", "second": "first"}
 """The outcome when the answers change places; ties and two bad answers stay what they are."""
 RaterKind = Literal["person", "adjudicator", "judge", "rule", "simulated", "unknown"]
-"""An adjudicator decides where raters disagree: where he has spoken, his word makes the pair."""
+"""An adjudicator decides if raters disagree: their word then makes the pair."""
+OVERALL = "overall"
+"""The dimension of a verdict on an answer as a whole."""
 
 
 @dataclass(frozen=True, slots=True)

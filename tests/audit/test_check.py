@@ -17,7 +17,7 @@ from keel.data import checks
 from keel.models import checkpoints
 from keel.records import Answer, Judgment, Preference
 from keel.sampling.local import LocalSampler
-from keel.sampling.protocol import SamplingOptions, asked, sample
+from keel.sampling.protocol import SamplingOptions, as_bundles, sample
 from keel.store.keys import said_key
 from keel.store.store import Store
 
@@ -348,7 +348,7 @@ def said(stories):
 
     def draw(prompts, n, length, name):
         sampler = LocalSampler(model, text, SamplingOptions(length, max_rows=512), 3)
-        return sample(sampler, asked(text, prompts), n, name)
+        return sample(sampler, as_bundles(text, prompts), n, name)
 
     (openings,) = draw([""], 80, 12, "openings")
     prompts = sorted({c.text for c in openings.completions})

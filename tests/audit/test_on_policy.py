@@ -16,7 +16,7 @@ from keel.config import Machine
 from keel.engine.forward import in_batches, sequence_logps
 from keel.models import checkpoints
 from keel.sampling.local import LocalSampler
-from keel.sampling.protocol import SamplingOptions, asked, sample
+from keel.sampling.protocol import SamplingOptions, as_bundles, sample
 
 MACHINE = Machine(device="cpu", precision="fp32")
 PROMPTS, LENGTH = 200, 50
@@ -30,7 +30,7 @@ def stories(shared):
 
 def draw(model, text, prompts, n, name, length=LENGTH, temperature=1.0):
     sampler = LocalSampler(model, text, SamplingOptions(length, temperature, max_rows=512), 5)
-    return sample(sampler, asked(text, prompts), n, name)
+    return sample(sampler, as_bundles(text, prompts), n, name)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ def test_chats_that_are_held_out_and_trained_on_are_refused(configure, make_mode
 
     def prepared(rows):
         config = configure("sft", model=model, data=data, eval_data=str(write_rows(tmp_path / "held.jsonl", rows)))
-        return prepare.demonstrations(config, data, text, 128)
+        return prepare.demonstration_bundles(config, data, text, 128)
 
     found = prepared(held[:2])
     assert (len(found.train), len(found.held_out)) == (2, 2)

@@ -10,7 +10,7 @@ import pytest
 
 from keel.demo import report, sentences, table
 from keel.demo.figures import value_of
-from keel.evaluation.answers import turned_down
+from keel.evaluation.outcomes import turned_down
 from keel.pages import drawing, numbers
 
 HOSTILE = '<script>alert("bear")</script><img src=http://evil.example/x>'
@@ -110,7 +110,7 @@ def small_summary():
 
 @pytest.fixture(scope="module")
 def page():
-    return report.render(small_summary())
+    return report.render_report(small_summary())
 
 
 def words_of(page):
@@ -123,7 +123,7 @@ def words_of(page):
 
 
 def test_write_makes_one_file(tmp_path: Path):
-    report.write(small_summary(), tmp_path / "report.html")
+    report.write_report(small_summary(), tmp_path / "report.html")
     assert [f.name for f in tmp_path.iterdir()] == ["report.html"]
     assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
@@ -132,7 +132,7 @@ def test_nothing_outside_the_page_is_asked_for():
     summary = small_summary()
     summary["examples"][0]["prompt"] = summary["steps"][1]["title"] = "a bear"
     summary["examples"][0]["answers"]["sft"]["text"] = "a hug"
-    page = report.render(summary)
+    page = report.render_report(summary)
     for word in ("http:", "https:", "//cdn", "src=", "@import", "<script", "<iframe", "xmlns"):
         assert word not in page
     assert set(re.findall(r"url\((.)", page)) == {"#"}
@@ -177,7 +177,7 @@ def test_html_is_balanced_and_its_references_resolve(page):
 
 
 def test_same_summary_same_page(page):
-    assert report.render(small_summary()) == page
+    assert report.render_report(small_summary()) == page
 
 
 def test_figures_take_their_colours_from_the_page(page):
@@ -355,7 +355,7 @@ def test_page_states_the_setting_and_whether_gold_turned(page):
 
 
 def test_an_empty_summary_still_makes_a_page():
-    words = words_of(report.render({}))
+    words = words_of(report.render_report({}))
     assert "No method was compared with the SFT model" in words
     assert "nothing can be said" in words
     assert "No curves were recorded." in words
@@ -373,7 +373,7 @@ def test_missing_and_odd_values_are_tolerated():
     summary["reward_model"] = {"calibration": None, "accuracy": None}
     summary["learning"]["ppo"] = [{"step": 1, "objective/kl": float("nan")}]
     parser = Balance()
-    page = report.render(summary)
+    page = report.render_report(summary)
     parser.feed(page)
     assert parser.faults == []
     assert not re.search(r"\b(nan|inf|None|NaN)\b", words_of(page))

@@ -9,7 +9,7 @@ from keel.config import Machine
 from keel.engine.scorers import load_scorer
 from keel.errors import InputError
 from keel.records import Bundle, Completion
-from keel.text.tokenisation import plain
+from keel.text.tokenisation import prompt_text
 
 CPU = Machine(device="cpu", precision="fp32")
 
@@ -91,7 +91,7 @@ def test_python_rules(tmp_path, monkeypatch):
     )
     assert load_scorer("rule:rule_mine:length", CPU).score(bundles("abc", "a", prompt="xx")).tolist() == [1, -1]
     chat = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "c"}]
-    assert plain(chat) == "ab\nc"
+    assert prompt_text(chat) == "ab\nc"
     assert load_scorer("rule:rule_mine:length", CPU).score(bundles("abcde", prompt=chat)).tolist() == [1]
     for spec in ("rule_mine", "rule_mine:absent", "rule_absent:x", "rule_mine:WORD"):
         with pytest.raises(InputError, match=f"rule:{spec}"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from keel.engine import verdict
-from keel.engine.verdict import Beside, History, Sample, Verdict
+from keel.engine.verdict import Beside, History, RunVerdict, Sample
 
 
 def pairs(step, loss, chosen, fall, accuracy=1.0):
@@ -128,7 +128,7 @@ def test_a_text_reads_if_the_reference_could_have_written_it(new, reads):
 
 def test_five_lines():
     beside = Beside([Sample("once\nupon", {"reference": " a", "kept": " b" * 60})], 1.204, 0.113, 32, 64)
-    end = Verdict("loss 2 -> 1", "step 4 of 6", beside.kl_line(), beside.samples)
+    end = RunVerdict("loss 2 -> 1", "step 4 of 6", beside.kl_line(), beside.samples)
     reached, kept, kl, heading, sample, warnings = end.lines()
     assert (reached, kept, heading, warnings) == (
         "reached: loss 2 -> 1", "kept: step 4 of 6", "samples:", "warnings: none"

@@ -15,7 +15,7 @@ from keel import stats
 from keel.config import BestOfNConfig
 from keel.methods.best_of_n import best_of_n
 from keel.sampling.local import LocalSampler, completions_of
-from keel.sampling.protocol import SamplingOptions, asked, sample
+from keel.sampling.protocol import SamplingOptions, as_bundles, sample
 
 from .tree import DEPTH, EOS, Folders, Tree, kl, policy_of, text
 
@@ -36,7 +36,7 @@ def counted(tree: Tree, drawn: list[tuple[int, ...]]) -> np.ndarray:
 
 def test_the_sampler_draws_from_the_policy(tree: Tree) -> None:
     sampler = LocalSampler(policy_of(tree), text(), SamplingOptions(DEPTH, max_rows=300))
-    bundles = sample(sampler, asked(text(), ["ask"] * 100), 80, "law")
+    bundles = sample(sampler, as_bundles(text(), ["ask"] * 100), 80, "law")
     drawn = completions_of(bundles)
     assert len(drawn) == 8000
     assert fits(counted(tree, [tuple(c.ids) for c in drawn]), tree.reference) > 0.01
@@ -48,7 +48,7 @@ def test_the_sampler_draws_from_the_policy(tree: Tree) -> None:
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_temperature_divides_the_logits(tree: Tree, temperature: float) -> None:
     sampler = LocalSampler(policy_of(tree), text(), SamplingOptions(DEPTH, temperature, max_rows=8000), 1)
-    bundles = sample(sampler, asked(text(), ["ask"]), 8000, "law")
+    bundles = sample(sampler, as_bundles(text(), ["ask"]), 8000, "law")
     scaled = tree.law(tree.reference_logits / temperature)
     drawn = counted(tree, [tuple(c.ids) for c in bundles[0].completions])
     assert fits(drawn, scaled) > 0.01

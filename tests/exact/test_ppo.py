@@ -78,7 +78,7 @@ def judged(tree: Tree, config: PPOConfig, table: torch.Tensor | None = None) -> 
     """The run, a rollout of its first step after `judge`, and which sequence each completion is."""
     text = checkpoints.load_text(config.model)
     roles = ppo.load_roles(config)
-    data = prepare.prompts(config, config.prompts, text, None)
+    data = prepare.prompt_bundles(config, config.prompts, text, None)
     run = ppo.start(config, roles, text, data)
     if table is not None:  # not the reference any more: as if some steps had been made
         run.step = 1

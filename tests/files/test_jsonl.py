@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from keel.files.jsonl import as_json, read_lines, write_json, write_lines
+from keel.files.jsonl import read_lines, strict_json, write_json, write_lines
 
 
 def refuse(word):
@@ -26,7 +26,7 @@ def test_what_is_not_finite_is_missing(tmp_path):
 
 @pytest.mark.parametrize("value", [0.1, 1e300, -0.0, "ä", None, [1, {"a": True}]])
 def test_the_rest_comes_back_as_it_was(value):
-    assert json.loads(as_json({"x": value}), parse_constant=refuse) == {"x": value}
+    assert json.loads(strict_json({"x": value}), parse_constant=refuse) == {"x": value}
 
 
 def test_a_file_is_whole_or_absent(tmp_path):

@@ -18,7 +18,7 @@ from keel.errors import InputError
 from keel.models import fused, heads, limits, passes, trials
 from keel.records import Bundle, Completion
 from keel.sampling.local import LocalSampler
-from keel.sampling.protocol import SamplingOptions, asked, sample
+from keel.sampling.protocol import SamplingOptions, as_bundles, sample
 
 COMMON: dict[str, Any] = {
     "vocab_size": 60,
@@ -97,7 +97,7 @@ PROMPTS = ["5 9 30", "8 2 44", "11 12 13 14 15 16 17"]
 
 def greedy(model: Any, n: int = 2, new: int = 10) -> list[list[list[int]]]:
     sampler = LocalSampler(model, NoText(), SamplingOptions(new, temperature=0.0))
-    bundles = sample(sampler, asked(NoText(), PROMPTS), n, "trial")
+    bundles = sample(sampler, as_bundles(NoText(), PROMPTS), n, "trial")
     return [[c.ids for c in b.completions] for b in bundles]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from keel.guidelines import DEFAULT, Rubric
+from keel.guidelines import DEFAULT_RUBRIC, Rubric
 from keel.raters import Task
 from keel.raters.judge import Judge, JudgeConfig
 from keel.records import Answer
@@ -34,7 +34,7 @@ def make_tasks() -> Callable[[int], list[Task]]:
 def make_judge() -> Callable[..., Judge]:
     """`make_judge(stub, retries=1)`: a judge that does not wait long."""
 
-    def make(stub: Stub, rubric: Rubric = DEFAULT, **changes: Any) -> Judge:
+    def make(stub: Stub, rubric: Rubric = DEFAULT_RUBRIC, **changes: Any) -> Judge:
         quick = {"timeout": 5.0, "deadline": 10.0, "first_wait": 0.01, "concurrency": 1}
         return Judge(JudgeConfig(**{"model": "judge-1", "base_url": stub.url, **quick, **changes}), rubric)
 

@@ -16,7 +16,7 @@ import pytest
 from pydantic import ValidationError
 
 from keel.errors import InputError
-from keel.guidelines import DEFAULT, Rubric
+from keel.guidelines import DEFAULT_RUBRIC, Rubric
 from keel.raters import Missing, Task
 from keel.raters import judge as judge_module
 from keel.raters.judge import Judge, JudgeConfig
@@ -122,7 +122,7 @@ def test_identical_answers_cost_no_call(make_judge):
     assert stub.calls == []
     assert judgment.verdict == Preference("tie")
     assert (judgment.kind, judgment.rater, judge.compared) == ("judge", judge.identity, 0)
-    assert read_again(judgment.raw, DEFAULT)["overall"].preference == judgment.verdict
+    assert read_again(judgment.raw, DEFAULT_RUBRIC)["overall"].preference == judgment.verdict
 
 
 def test_nothing_is_asked_again_after_success(make_judge, make_tasks):
@@ -137,7 +137,7 @@ def test_raw_replies_are_kept_and_read_again(make_judge, make_tasks):
     with Stub(lambda call: say(texts[call.number - 1])) as stub:
         judgment = only(make_judge(stub), make_tasks(1))
     assert json.loads(judgment.raw) == {"as_shown": texts[0], "swapped": texts[1]}
-    again = read_again(judgment.raw, DEFAULT)["overall"]
+    again = read_again(judgment.raw, DEFAULT_RUBRIC)["overall"]
     assert again.preference == judgment.verdict == Preference("first", 2)
     assert again.comment == judgment.comment
     with pytest.raises(NoVerdict):

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from keel.config import Machine
 from keel.errors import InputError
-from keel.guidelines import DEFAULT, Rubric
+from keel.guidelines import DEFAULT_RUBRIC, Rubric
 from keel.raters import Missing, Task, local_judge
 from keel.raters.local_judge import load_local_judge, read_scores
 from keel.raters.two_orders import swap
@@ -111,7 +111,7 @@ def taught(lettered, tasks, tmp_path_factory):
     tokenizer, model = AutoTokenizer.from_pretrained(source), AutoModelForCausalLM.from_pretrained(source).eval()
     states, targets = [], []
     for task in [*tasks, *map(swap, tasks)]:
-        question = local_judge._QUESTION.format(guideline=DEFAULT.dimensions[0][1], pair=local_judge.show(task))
+        question = local_judge._QUESTION.format(guideline=DEFAULT_RUBRIC.dimensions[0][1], pair=local_judge.show(task))
         chat = [{"role": "user", "content": question}]
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         ids = torch.tensor([tokenizer(text, add_special_tokens=False).input_ids])
@@ -187,7 +187,7 @@ def test_identity_names_weights_rubric_and_words(lettered, monkeypatch):
     folders = [lettered(seed=s) for s in (3, 4)]
     names = [load_local_judge(str(f), MACHINE).identity for f in (*folders, folders[0])]
     names.append(load_local_judge(str(folders[0]), MACHINE, TWO).identity)
-    monkeypatch.setattr(local_judge, "TEMPLATE", "ffff")
+    monkeypatch.setattr(local_judge, "_TEMPLATE", "ffff")
     names.append(load_local_judge(str(folders[0]), MACHINE).identity)
     assert names[0] == names[2]
     assert len(set(names)) == 4

@@ -10,7 +10,7 @@ import pytest
 from keel.raters import Missing, Rater, Task
 from keel.raters.rules import RuleRater
 from keel.records import Answer, Preference
-from keel.text.rules import load_rubric
+from keel.text.rules import load_rules
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def rater(tmp_path):
     def read(*entries, top=""):
         file = tmp_path / "rubric.yaml"
         file.write_text("\n".join([top, "rules:", *(f"  - {entry}" for entry in entries)]), encoding="utf-8")
-        return RuleRater(load_rubric(str(file)))
+        return RuleRater(load_rules(str(file)))
 
     return read
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 from scipy.stats import binomtest
 
-from keel.guidelines import DEFAULT
+from keel.guidelines import DEFAULT_RUBRIC
 from keel.raters import Task
-from keel.raters.two_orders import Heard, identical, judgments, settle, show, swap, verbosity_bias, verbosity_biases
+from keel.raters.two_orders import Heard, as_judgments, identical, settle, show, swap, verbosity_bias, verbosity_biases
 from keel.records import Answer, Judgment, Preference, Score
 
 
@@ -98,7 +98,7 @@ def test_ties_of_disagreement_are_told_apart():
     heard = [("first", "first"), ("second", "tie"), ("tie", "tie"), ("both_bad", "both_bad"), ("first", "second")]
     task = Task("q", Answer("long one"), Answer("short"))
     settled = [settle(Heard(a, 1.0, "so"), Heard(b, 1.0, "so")) for a, b in heard]
-    found = [j for s in settled for j in judgments(task, {"overall": s}, "judge", DEFAULT)]
+    found = [j for s in settled for j in as_judgments(task, {"overall": s}, "judge", DEFAULT_RUBRIC)]
     bias = verbosity_bias([replace(judgment, prompt=f"q {i}") for i, judgment in enumerate(found)])
     interval = binomtest(2, 4).proportion_ci(method="wilson")
     assert (bias.ties, bias.orders_disagree.mean, bias.orders_disagree.n) == (4, 0.5, 4)

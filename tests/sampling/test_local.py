@@ -21,7 +21,7 @@ from keel.models import checkpoints
 from keel.records import Bundle, Completion, Origin, PromptRow
 from keel.sampling import local
 from keel.sampling.local import LocalSampler, completions_of
-from keel.sampling.protocol import SamplingOptions, asked, sample
+from keel.sampling.protocol import SamplingOptions, as_bundles, sample
 
 CPU = Machine(device="cpu", precision="fp32")
 PROMPTS = [
@@ -60,7 +60,7 @@ def logps_table(model, prompt_ids):
 def draw(model, text, prompts=PROMPTS, n=4, *, seed=0, max_new_tokens=12, **options):
     progress = options.pop("progress", None)
     sampler = LocalSampler(model, text, SamplingOptions(max_new_tokens, **options), seed)
-    return sample(sampler, asked(text, prompts), n, "test", progress=progress)
+    return sample(sampler, as_bundles(text, prompts), n, "test", progress=progress)
 
 
 # --- the right tokens
@@ -381,7 +381,9 @@ def test_drawing_in_blocks_is_the_same_law(level):
     """
     logits = torch.randn(1000, generator=torch.Generator().manual_seed(4)) * 2 + level
     logits[:3] = logits[997:] = float("-inf")
-    token, logp = local.draw(logits.expand(20_000, -1), torch.Tensor.float, 1.0, 1.0, torch.Generator().manual_seed(5))
+    token, logp = local.draw_tokens(
+        logits.expand(20_000, -1), torch.Tensor.float, 1.0, 1.0, torch.Generator().manual_seed(5)
+    )
     law = torch.softmax(logits.double(), -1)
     torch.testing.assert_close(logp.double(), law[token].log(), rtol=0, atol=1e-5 if level == 0 else 1e-4)
     counts = torch.bincount(token, minlength=1000).double()
@@ -522,7 +524,7 @@ def test_draws_are_named_by_seed_purpose_and_what_there_is(make_model):
 
     def ids(seed, *purpose, **have):
         ((index, completions, why),) = next(
-            LocalSampler(model, text, SamplingOptions(8), seed).fill(asked(text, PROMPTS[:1]), 4, *purpose, **have)
+            LocalSampler(model, text, SamplingOptions(8), seed).fill(as_bundles(text, PROMPTS[:1]), 4, *purpose, **have)
         )
         assert (index, why) == (0, "")
         return [c.ids for c in completions]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from keel.errors import InputError
 from keel.text import rules
-from keel.text.rules import KINDS, RuleFault, load_rubric
+from keel.text.rules import KINDS, RuleFault, load_rules
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def rubric(tmp_path):
     def read(*entries, top="", name="rule.yaml"):
         file = tmp_path / name
         file.write_text("\n".join([top, "rules:", *(f"  - {entry}" for entry in entries)]), encoding="utf-8")
-        return load_rubric(str(file))
+        return load_rules(str(file))
 
     return read
 
@@ -172,7 +172,7 @@ def test_a_function_is_a_rule_among_others_and_alone(rubric, module):
     together = rubric("{python: 'rules_own:longer', weight: 0.5}", "{contains: a}")
     assert together.score("12", "abcd") == 1.0
     assert together.score("12", "a bc") == 2.0
-    assert load_rubric("rules_own:longer").score("12", "abcd") == 2.0
+    assert load_rules("rules_own:longer").score("12", "abcd") == 2.0
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_identity_follows_the_file_the_function_and_the_guesser(rubric, module):
     for number in (1, 2):
         module("rules_sourced", f"def score(prompt, completion):\n    return {number}\n")
         identities.add(rubric("{python: 'rules_sourced:score'}").identity)
-        identities.add(load_rubric("rules_sourced:score").identity)
+        identities.add(load_rules("rules_sourced:score").identity)
     assert len(identities) == 4
 
 
@@ -212,7 +212,7 @@ def test_the_module_s_own_example_is_a_rubric_of_every_kind(tmp_path):
     assert {kind for kind in KINDS if f"{{{kind}:" in text} == set(KINDS)
     file = tmp_path / "example.yaml"
     file.write_text(text.replace("package.module:function", "math:dist"))
-    assert len(load_rubric(str(file)).rules) == len(KINDS)
+    assert len(load_rules(str(file)).rules) == len(KINDS)
 
 
 def test_the_page_s_example_is_a_rubric(tmp_path, module):
@@ -222,4 +222,4 @@ def test_the_page_s_example_is_a_rubric(tmp_path, module):
     blocks = [part.partition("```")[0] for part in readme.read_text().split("```yaml\n")[1:]]
     (example,) = [textwrap.dedent(block) for block in blocks if "rules:" in block]
     file.write_text(example)
-    assert load_rubric(str(file)).score("", "As an AI, please go on.") == 0.5 - 1
+    assert load_rules(str(file)).score("", "As an AI, please go on.") == 0.5 - 1

@@ -20,7 +20,7 @@ from tests.web.served import Server as Process
 from keel.annotation import accounts
 from keel.annotation.queue import Queue
 from keel.annotation.tasks import NewTask
-from keel.guidelines import DEFAULT, Rubric
+from keel.guidelines import DEFAULT_RUBRIC, Rubric
 from keel.records import Judgment
 from keel.store.store import Store
 from keel.web.app import make_app
@@ -60,7 +60,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         def start(
             tasks: list[NewTask],
             *,
-            rubric: Rubric = DEFAULT,
+            rubric: Rubric = DEFAULT_RUBRIC,
             lease: float = 900.0,
             overlap: int = 1,
             team: dict[str, str] = PEOPLE,

@@ -16,7 +16,7 @@ from tests.web.served import Client, fill
 
 from keel import cli
 from keel.annotation import accounts
-from keel.annotation.campaign import Campaign, campaign_of, keep
+from keel.annotation.campaign import Campaign, campaign_of, save_campaign
 from keel.annotation.queue import Queue
 from keel.commands import annotate as command
 from keel.config import AnnotateConfig
@@ -193,7 +193,7 @@ def test_other_dimensions_are_refused_and_other_guidelines_are_not(source, begin
 def test_a_store_without_tasks_may_be_asked_anything(source, tmp_path):
     (tmp_path / "rubric.yaml").write_text(RUBRIC)
     with Store(source, create=True) as store:
-        keep(store, Campaign())
+        save_campaign(store, Campaign())
         found = campaign_of(AnnotateConfig(store=source, rubric=tmp_path / "rubric.yaml", one_at_a_time=True), store)
     assert found.dimensions == ("helpfulness", "truth")
 

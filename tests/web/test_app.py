@@ -13,7 +13,7 @@ from tests.web.served import Client, fill
 from keel.annotation import accounts
 from keel.annotation.queue import Queue
 from keel.annotation.tasks import NewTask
-from keel.guidelines import DEFAULT
+from keel.guidelines import DEFAULT_RUBRIC
 from keel.records import Answer
 from keel.store.store import Store
 from keel.web.app import make_app
@@ -357,7 +357,7 @@ def within(tmp_path):
             store = stack.enter_context(Store(f"store:{tmp_path}/w.db", create=True))
             queue = Queue(store)
             queue.add([NewTask("p", (Answer("left"), Answer("right")))], overlap=2)
-            app = make_app(store, queue, DEFAULT, **options)
+            app = make_app(store, queue, DEFAULT_RUBRIC, **options)
             return stack.enter_context(TestClient(app, base_url="https://127.0.0.1")), store
 
         yield make

@@ -20,9 +20,9 @@ from sklearn.feature_extraction import DictVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from keel.world import (
-    Answer,
-    Prompt,
     Quality,
+    WorldAnswer,
+    WorldPrompt,
     all_prompts,
     demonstrations,
     mixed_quality,
@@ -42,13 +42,13 @@ Features = dict[str, float]
 class Pair:
     """Two answers to one prompt, and which one is better."""
 
-    prompt: Prompt
+    prompt: WorldPrompt
     answers: tuple[str, str]
     first_is_better: bool
 
 
 @cache
-def prompts() -> tuple[list[Prompt], list[Prompt]]:
+def prompts() -> tuple[list[WorldPrompt], list[WorldPrompt]]:
     return split(all_prompts())
 
 
@@ -77,7 +77,7 @@ def accuracy_of_score(score: Callable[[Pair, int], float]) -> float:
     return float(np.mean(np.where(gains == 0.0, 0.5, (gains > 0.0) == labels(True))))
 
 
-def differences(extract: Callable[[Prompt, str], Features]) -> tuple[csr_matrix, csr_matrix]:
+def differences(extract: Callable[[WorldPrompt, str], Features]) -> tuple[csr_matrix, csr_matrix]:
     """Feature differences (first minus second) of train and held-out pairs."""
     vectorizer = DictVectorizer()
     rows = {
@@ -91,13 +91,13 @@ def differences(extract: Callable[[Prompt, str], Features]) -> tuple[csr_matrix,
     return train, test
 
 
-def linear_accuracy(extract: Callable[[Prompt, str], Features], strength: float = 0.1) -> float:
+def linear_accuracy(extract: Callable[[WorldPrompt, str], Features], strength: float = 0.1) -> float:
     train, test = differences(extract)
     model = LogisticRegression(C=strength, fit_intercept=False, max_iter=300).fit(train, labels(False))
     return float(model.score(test, labels(True)))
 
 
-def boosted_accuracy(extract: Callable[[Prompt, str], Features]) -> float:
+def boosted_accuracy(extract: Callable[[WorldPrompt, str], Features]) -> float:
     """Gradient boosting on both answers' features side by side: each may tell of the other."""
     vectorizer = DictVectorizer(sparse=False, dtype=np.float32)
     vectorizer.fit([extract(pair.prompt, answer) for pair in pairs(False) for answer in pair.answers])
@@ -121,8 +121,8 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"[a-z]+|[.,?!]", text)
 
 
-def ngrams(longest: int) -> Callable[[Prompt, str], Features]:
-    def extract(_: Prompt, answer: str) -> Features:
+def ngrams(longest: int) -> Callable[[WorldPrompt, str], Features]:
+    def extract(_: WorldPrompt, answer: str) -> Features:
         words = words_of(answer)
         spans = (words[i : i + n] for n in range(1, longest + 1) for i in range(len(words) - n + 1))
         return Counter(" ".join(span) for span in spans)
@@ -130,17 +130,17 @@ def ngrams(longest: int) -> Callable[[Prompt, str], Features]:
     return extract
 
 
-def prompt_and_answer_words(prompt: Prompt, answer: str) -> Features:
+def prompt_and_answer_words(prompt: WorldPrompt, answer: str) -> Features:
     return Counter(words_of(prompt.text) + words_of(answer))
 
 
-def said(answer: str) -> Answer:
+def said(answer: str) -> WorldAnswer:
     parsed = parse(answer)
     assert parsed is not None
     return parsed
 
 
-def parsed_features(_: Prompt, answer: str) -> Features:
+def parsed_features(_: WorldPrompt, answer: str) -> Features:
     """Everything the grammar finds in an answer, inner consistency included; nothing of the prompt."""
     a = said(answer)
     facts = dict(a.echoes)
@@ -167,7 +167,7 @@ def parsed_features(_: Prompt, answer: str) -> Features:
     return features
 
 
-def crossed_features(prompt: Prompt, answer: str) -> Features:
+def crossed_features(prompt: WorldPrompt, answer: str) -> Features:
     """Prompt slot value x answer field, for fields that speak of the same slot: what a reader compares."""
     a = said(answer)
     values = prompt.values

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from keel.world import (
-    Answer,
     Quality,
+    WorldAnswer,
     all_prompts,
     demonstrations,
     lessons,
@@ -105,7 +105,7 @@ def test_a_sentence_with_its_words_shuffled_does_not_parse() -> None:
         assert again is None or _unordered(again) == _unordered(parse(answer))
 
 
-def _unordered(answer: Answer | None) -> Answer | None:
+def _unordered(answer: WorldAnswer | None) -> WorldAnswer | None:
     return answer and replace(
         answer, echoes=tuple(sorted(answer.echoes)), details=tuple(sorted(answer.details)), sentences=()
     )
@@ -167,7 +167,7 @@ def test_an_answer_spelled_out() -> None:
         "most clocks tick. goodbye."
     )
     answer = parse(text)
-    assert answer == Answer(
+    assert answer == WorldAnswer(
         refusal="warm",
         hazard="road",
         echoes=(("mood", "sad"), ("occasion", "picnic")),

@@ -9,7 +9,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from keel.world import Prompt, all_prompts, lexicon, parse_prompt, split
+from keel.world import WorldPrompt, all_prompts, lexicon, parse_prompt, split
 
 PROMPTS = all_prompts()
 
@@ -67,7 +67,9 @@ def test_a_prompt_spelled_out() -> None:
     prompt = parse_prompt(text)
     assert prompt is not None
     assert prompt.id.startswith("bear-")
-    assert prompt == Prompt(prompt.id, text, "sing", (("bear", "wet"), ("weather", "sunny"), ("mood", "sad")), "safe")
+    assert prompt == WorldPrompt(
+        prompt.id, text, "sing", (("bear", "wet"), ("weather", "sunny"), ("mood", "sad")), "safe"
+    )
     with pytest.raises(FrozenInstanceError):
         prompt.text = "else"  # type: ignore[misc]
 

@@ -173,11 +173,11 @@ def half(case: Case) -> None:
 def greedy(case: Case, model: Any, text: Any) -> None:
     """Word for word what a full pass per word says, with one answer a prompt and with four."""
     from keel.sampling.local import LocalSampler
-    from keel.sampling.protocol import SamplingOptions, asked, sample
+    from keel.sampling.protocol import SamplingOptions, as_bundles, sample
 
     sampler = LocalSampler(model, text, SamplingOptions(NEW, temperature=0.0))
     for n in (1, 4):
-        drawn = sample(sampler, asked(text, case.prompts), n, "zoo")
+        drawn = sample(sampler, as_bundles(text, case.prompts), n, "zoo")
         for number, (bundle, (answer, ahead)) in enumerate(zip(drawn, case.answers, strict=True)):
             if len(bundle.completions) != n:
                 raise Wrong(f"greedy, n = {n}: {len(bundle.completions)} answers")
@@ -194,9 +194,9 @@ def drawn_log_probabilities(case: Case, model: Any, text: Any) -> None:
     """What the sampler recorded, against the trainer's pass and the oracle's."""
     from keel.engine import forward
     from keel.sampling.local import LocalSampler
-    from keel.sampling.protocol import SamplingOptions, asked, sample
+    from keel.sampling.protocol import SamplingOptions, as_bundles, sample
 
-    drawn = sample(LocalSampler(model, text, SamplingOptions(NEW)), asked(text, case.prompts), 3, "zoo")
+    drawn = sample(LocalSampler(model, text, SamplingOptions(NEW)), as_bundles(text, case.prompts), 3, "zoo")
     recorded = torch.cat([c.logps for b in drawn for c in b.completions])
     sequences = [(b.prompt_ids, c.ids) for b in drawn for c in b.completions]
     whole = case.oracle.logps(sequences)

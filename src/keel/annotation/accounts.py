@@ -21,7 +21,7 @@ from keel.store.store import Store
 Role = Literal["rater", "adjudicator", "admin"]
 SESSION = 24 * 3_600.0
 """Seconds until one has to sign in again."""
-LONGEST_NAME = 60
+_LONGEST_NAME = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,8 @@ class Session:
 
 def add(store: Store, name: str, role: Role = "rater") -> str:
     """Make an account; returns its token, which is kept nowhere. One that was revoked gets a new token."""
-    if not name.strip() or name != name.strip() or len(name) > LONGEST_NAME or not name.isprintable() or "(" in name:
-        raise InputError(f"the name {name[:60]!r} must be 1 to {LONGEST_NAME} printable characters without brackets")
+    if not name.strip() or name != name.strip() or len(name) > _LONGEST_NAME or not name.isprintable() or "(" in name:
+        raise InputError(f"the name {name[:60]!r} must be 1 to {_LONGEST_NAME} printable characters without brackets")
     if role not in get_args(Role):
         raise InputError(f"no role {role!r}; choose one of {', '.join(get_args(Role))}")
     token = f"keel-{secrets.token_urlsafe(32)}"

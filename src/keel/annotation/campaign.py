@@ -7,24 +7,24 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from keel.annotation.turns import Kind
+from keel.annotation.turns import TaskKind
 from keel.config import AnnotateConfig
 from keel.errors import InputError
-from keel.guidelines import DEFAULT, Rubric, load_rubric
+from keel.guidelines import DEFAULT_RUBRIC, Rubric, load_rubric
 from keel.says import say
 from keel.store.schema import settings, tasks
 from keel.store.store import Store
 
-NAME = "campaign"
+_NAME = "campaign"
 
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
     """The rubric, whether its dimensions are asked one at a time, and the kind of task that is made of answers."""
 
-    rubric: Rubric = DEFAULT
+    rubric: Rubric = DEFAULT_RUBRIC
     one_at_a_time: bool = False
-    kind: Kind = "pair"
+    kind: TaskKind = "pair"
 
     @property
     def dimensions(self) -> tuple[str, ...]:
@@ -71,15 +71,15 @@ def _require_alike(config: AnnotateConfig, former: Campaign, wanted: Campaign) -
         say(f"{config.rubric}: other guidelines than before; verdicts keep the version by which they were given")
 
 
-def keep(store: Store, campaign: Campaign) -> None:
+def save_campaign(store: Store, campaign: Campaign) -> None:
     """For the next start."""
     with store.writing() as connection:
-        connection.execute(sa.delete(settings).where(settings.c.name == NAME))
-        connection.execute(sa.insert(settings).values(name=NAME, value=campaign.as_json()))
+        connection.execute(sa.delete(settings).where(settings.c.name == _NAME))
+        connection.execute(sa.insert(settings).values(name=_NAME, value=campaign.as_json()))
 
 
 def _kept(store: Store) -> Campaign | None:
-    found = store.read(sa.select(settings.c.value).where(settings.c.name == NAME))
+    found = store.read(sa.select(settings.c.value).where(settings.c.name == _NAME))
     if not found:
         return None
     kept = json.loads(found[0].value)

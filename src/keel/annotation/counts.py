@@ -11,14 +11,14 @@ from keel.annotation.turns import FLAGGED, JUDGED, SKIPPED
 from keel.store.schema import ADJUDICATOR, tasks, turns
 from keel.store.store import Store
 
-PLAIN = tasks.c.gold == ""
+PLAIN_TASKS = tasks.c.gold == ""
 """Tasks whose verdict nobody knows yet."""
 BY_RATERS = ~turns.c.rater.endswith(ADJUDICATOR, autoescape=True)
 """Turns of those who rate, not of those who decide."""
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class CampaignProgress:
     """How far one is, and all together; `total` counts people who are wanted over all tasks but gold ones."""
 
     mine: int
@@ -30,8 +30,10 @@ class Progress:
 
 def judged_and_wanted() -> tuple[sa.ScalarSelect[Any], sa.ScalarSelect[Any]]:
     """Return subqueries: turns that raters have judged, and turns that are wanted in all, gold tasks left out."""
-    judged = sa.select(sa.func.count()).select_from(turns).join(tasks).where(turns.c.state == JUDGED, PLAIN, BY_RATERS)
-    wanted = sa.select(sa.func.coalesce(sa.func.sum(tasks.c.overlap), 0)).where(PLAIN)
+    judged = (
+        sa.select(sa.func.count()).select_from(turns).join(tasks).where(turns.c.state == JUDGED, PLAIN_TASKS, BY_RATERS)
+    )
+    wanted = sa.select(sa.func.coalesce(sa.func.sum(tasks.c.overlap), 0)).where(PLAIN_TASKS)
     return judged.scalar_subquery(), wanted.scalar_subquery()
 
 

@@ -15,7 +15,7 @@ from keel.annotation.turns import EXPIRED, JUDGED, LEASED, update_of
 from keel.store.schema import settings, shown, tasks, turns
 from keel.store.store import Store
 
-LOOK = 500
+_LOOK = 500
 """Begun tasks that are looked through for one that a rater has not had, before a fresh one is taken."""
 
 
@@ -53,7 +53,7 @@ def take(connection: sa.Connection, task: int) -> bool:
     return connection.execute(one.values(wants=wants, begun=True)).rowcount == 1
 
 
-def pick(connection: sa.Connection, rater: str, gold_every: int) -> int | None:
+def pick_task(connection: sa.Connection, rater: str, gold_every: int) -> int | None:
     """Return the next task for a rater: now and then a gold one, else one that others have begun, else a fresh one."""
     count = sa.select(sa.func.count()).where(turns.c.rater == rater, turns.c.state == JUDGED)
     if (connection.scalar(count) or 0) % gold_every == gold_every // 2:
@@ -61,7 +61,7 @@ def pick(connection: sa.Connection, rater: str, gold_every: int) -> int | None:
         if gold is not None:
             return int(gold)
     begun = tasks.c.wants > 0, tasks.c.begun
-    looked = sa.select(tasks.c.id).where(*begun).order_by(tasks.c.id).limit(LOOK)
+    looked = sa.select(tasks.c.id).where(*begun).order_by(tasks.c.id).limit(_LOOK)
     for free in (
         _free(rater).where(tasks.c.id.in_(looked), *begun),
         _free(rater).where(tasks.c.wants > 0, sa.not_(tasks.c.begun)),

@@ -20,8 +20,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from keel.annotation.counts import Progress, judged_and_wanted, own_counts
-from keel.annotation.leases import give_back, hand_out, pick, side_seed, sweep, take
+from keel.annotation.counts import CampaignProgress, judged_and_wanted, own_counts
+from keel.annotation.leases import give_back, hand_out, pick_task, side_seed, sweep, take
 from keel.annotation.tasks import NewTask, key_of, put_in
 from keel.annotation.turns import (
     EXPIRED,
@@ -30,7 +30,7 @@ from keel.annotation.turns import (
     LEASED,
     SKIPPED,
     GoneError,
-    Kind,
+    TaskKind,
     Turn,
     answers_of,
     as_shown,
@@ -46,7 +46,7 @@ from keel.store.rows import rows_of, stored_prompt
 from keel.store.schema import ADJUDICATOR, shown, tasks, turns
 from keel.store.store import Store
 
-CHUNK = 2_000
+_CHUNK = 2_000
 """Tasks that are put in at once."""
 
 
@@ -69,7 +69,7 @@ class Queue:
         """
         added = 0
         source = iter(found)
-        while some := list(islice(source, CHUNK)):
+        while some := list(islice(source, _CHUNK)):
             self.store.add_answers((PromptRow(task.prompt, task.origin), task.answers) for task in some)
             with self.store.writing() as connection:
                 added += put_in(connection, {key_of(task): task for task in some}, overlap)
@@ -86,7 +86,7 @@ class Queue:
             held = connection.execute(
                 sa.select(turns.c.task).where(turns.c.rater == rater, turns.c.state == LEASED).order_by(turns.c.made)
             ).first()
-            task = held.task if held else pick(connection, rater, self.gold_every)
+            task = held.task if held else pick_task(connection, rater, self.gold_every)
             if task is None:
                 return None
             if held:
@@ -100,7 +100,7 @@ class Queue:
         with self.store.reading() as connection:
             return shown_turn(connection, row_of(connection, rater, key), time.time())
 
-    def kind_of(self, task: int) -> tuple[Kind, int]:
+    def kind_of(self, task: int) -> tuple[TaskKind, int]:
         """Return a task's kind, and how many answers it has; `GoneError` if there is none."""
         statement = sa.select(tasks.c.kind).join(shown, shown.c.task == tasks.c.id).where(tasks.c.id == task)
         found = self.store.read(statement)
@@ -261,10 +261,10 @@ class Queue:
 
     # --- how far ----------------------------------------------------------------------------------
 
-    def progress(self, rater: str) -> Progress:
+    def progress(self, rater: str) -> CampaignProgress:
         """Return how far a rater and all together are; the team's count is up to two seconds old."""
         now = time.time()
         if now - self._team[0] > 2.0:
             self._team = (now, *tuple(self.store.read(sa.select(*judged_and_wanted()))[0]))
         mine, today, undoable = own_counts(self.store, rater, now)
-        return Progress(mine, today, self._team[1], self._team[2], undoable)
+        return CampaignProgress(mine, today, self._team[1], self._team[2], undoable)

@@ -11,14 +11,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from keel.annotation.turns import JUDGED, Kind, change
+from keel.annotation.turns import JUDGED, TaskKind, change
 from keel.annotation.verdicts import share_right
 from keel.records import MIRROR, Answer, Origin, Prompt
 from keel.store.keys import answer_id, prompt_id
 from keel.store.rows import stored_answer, stored_prompt
 from keel.store.schema import answers, prompts, shown, tasks, turns
 from keel.store.store import Store
-from keel.text.shown import bare
+from keel.text.shown import stripped
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class NewTask:
 
     prompt: Prompt
     answers: Sequence[Answer]
-    kind: Kind = "pair"
+    kind: TaskKind = "pair"
     dimension: str = ""
     gold: Mapping[str, str] | None = None
     origin: Origin = field(default_factory=Origin)
@@ -43,7 +43,7 @@ class NewTask:
             yield replace(self, dimension=dimension, gold=gold)
 
 
-def tasks_of_store(store: Store, kind: Kind = "pair") -> Iterator[NewTask]:
+def tasks_of_store(store: Store, kind: TaskKind = "pair") -> Iterator[NewTask]:
     """Yield what there is to ask about the answers that a store holds."""
     columns = (c.label(f"a_{c.name}") for c in answers.columns)
     statement = sa.select(prompts.c.key, prompts.c.content, prompts.c.chat, *columns)
@@ -53,9 +53,11 @@ def tasks_of_store(store: Store, kind: Kind = "pair") -> Iterator[NewTask]:
         yield from tasks_of(stored_prompt(some[0]), [stored_answer(row, "a") for row in some], kind)
 
 
-def tasks_of(prompt: Prompt, found: Sequence[Answer], kind: Kind, origin: Origin | None = None) -> Iterator[NewTask]:
+def tasks_of(
+    prompt: Prompt, found: Sequence[Answer], kind: TaskKind, origin: Origin | None = None
+) -> Iterator[NewTask]:
     """Yield every two answers that differ, each answer, or all of them if there are two at least."""
-    distinct = list({bare(answer): answer for answer in found}.values())
+    distinct = list({stripped(answer): answer for answer in found}.values())
     if kind == "score":
         shown_together: Iterable[Sequence[Answer]] = ((answer,) for answer in distinct)
     elif kind == "ranking":

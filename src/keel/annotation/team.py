@@ -13,7 +13,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from keel import stats
-from keel.annotation.counts import BY_RATERS, PLAIN, judged_and_wanted
+from keel.annotation.counts import BY_RATERS, PLAIN_TASKS, judged_and_wanted
 from keel.annotation.turns import FLAGGED, JUDGED, SKIPPED, answers_of
 from keel.annotation.verdicts import in_own_order
 from keel.records import Answer, Prompt
@@ -28,7 +28,7 @@ def totals(store: Store) -> dict[str, int]:
     n = sa.func.count()
     columns: list[Any] = [
         *judged_and_wanted(),
-        sa.select(n).select_from(tasks).where(PLAIN).scalar_subquery(),
+        sa.select(n).select_from(tasks).where(PLAIN_TASKS).scalar_subquery(),
         *(sa.select(n).where(turns.c.state == state).scalar_subquery() for state in (SKIPPED, FLAGGED)),
     ]
     row = tuple(store.read(sa.select(*columns))[0])
@@ -106,7 +106,7 @@ def disagreements(store: Store, most: int = 50) -> Iterator[Disagreement]:
         sa.select(tasks.c.id, tasks.c.kind, prompts.c.content, prompts.c.chat)
         .join(turns, turns.c.task == tasks.c.id)
         .join(prompts, prompts.c.key == tasks.c.prompt)
-        .where(turns.c.state == JUDGED, PLAIN, BY_RATERS, sa.not_(tasks.c.adjudicated))
+        .where(turns.c.state == JUDGED, PLAIN_TASKS, BY_RATERS, sa.not_(tasks.c.adjudicated))
         .group_by(tasks.c.id, tasks.c.kind, prompts.c.content, prompts.c.chat)
         .having(counted[0] > 1, counted[1] > 1)
         .order_by(sa.func.max(turns.c.done).desc())

@@ -15,7 +15,7 @@ from keel.records import Answer, Prompt
 from keel.store.rows import stored_answer, stored_prompt
 from keel.store.schema import answers, prompts, shown, tasks, turns
 
-Kind = Literal["pair", "score", "ranking"]
+TaskKind = Literal["pair", "score", "ranking"]
 
 LEASED, EXPIRED, JUDGED, SKIPPED, FLAGGED = "leased", "expired", "judged", "skipped", "flagged"
 """What becomes of a turn."""
@@ -31,7 +31,7 @@ class Turn:
 
     key: str
     task: int
-    kind: Kind
+    kind: TaskKind
     prompt: Prompt
     answers: tuple[Answer, ...]
     dimension: str

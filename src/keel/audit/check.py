@@ -28,10 +28,10 @@ from keel.store.opening import is_store
 from keel.store.store import Store
 from keel.text import personal, same
 from keel.text.near_duplicates import near_duplicates
-from keel.text.tokenisation import further, plain
+from keel.text.tokenisation import further, prompt_text
 
 Level = Literal["refused", "warning", "note", "good"]
-Row = Pair | Demonstration | PromptRow
+_Row = Pair | Demonstration | PromptRow
 
 STYLES: dict[Level, str] = {"refused": "bold red", "warning": "yellow", "note": "cyan", "good": "green"}
 """From the worst to the best; how each looks on the screen."""
@@ -42,7 +42,7 @@ TELLS = 0.6
 """A mark on the surface that tells the better answer more often than this, beyond its interval, is worth a warning."""
 LEANS = 0.05
 """Sides lean where the first answer's share of wins is further than this from one half, beyond its interval."""
-FEWEST = 30
+_FEWEST = 30
 """Pairs from which a rate is worth a warning."""
 FIRST_ROWS = 10
 
@@ -72,7 +72,7 @@ class Audit:
 def check(config: DataCheckConfig) -> Result | None:
     """Look at everything, say it, write it where --out and --page want it, and refuse what training would refuse."""
     began = time.perf_counter()
-    audit = examine(config)
+    audit = _examine(config)
     audit.figures["seconds"] = round(time.perf_counter() - began, 3)
     _tell(audit.findings)
     if config.out is not None:
@@ -80,7 +80,7 @@ def check(config: DataCheckConfig) -> Result | None:
     if config.page is not None:
         from keel.audit import page
 
-        page.write(audit.figures, config.page)
+        page.write_page(audit.figures, config.page)
         say(f"page: {config.page}")
     refused = [finding.title for finding in audit.findings if finding.level == "refused"]
     if refused:
@@ -98,7 +98,7 @@ def _tell(findings: Sequence[Finding]) -> None:
         console.print(Text(f"{'':10}{finding.text}"))
 
 
-def examine(config: DataCheckConfig) -> Audit:
+def _examine(config: DataCheckConfig) -> Audit:
     """All checks that fit the data, in the order in which the page tells them."""
     audit = Audit()
     columns, _, _ = sources.columns_of_two(config.data, config.eval_data, config.columns)
@@ -132,7 +132,7 @@ def examine(config: DataCheckConfig) -> Audit:
 
 def _read(
     kind: str, source: str, format: str | None, limit: int | None, columns: str | None
-) -> tuple[Sequence[Row], RowCounts, str]:
+) -> tuple[Sequence[_Row], RowCounts, str]:
     """Rows that a training command would use, whatever share of them is bad."""
     if kind == "pairs":
         pairs, counts, name = sources.read_pairs(source, format=format, limit=limit, columns=columns)
@@ -182,7 +182,7 @@ def _fates(audit: Audit, counts: RowCounts, source: str, max_bad_share: float) -
 # --- prompts --------------------------------------------------------------------------------------
 
 
-def _leaks(audit: Audit, rows: Sequence[Row], config: DataCheckConfig) -> None:
+def _leaks(audit: Audit, rows: Sequence[_Row], config: DataCheckConfig) -> None:
     """Held-out prompts that also are in the data, word for word (in whatever bytes) or nearly."""
     other = str(config.eval_data)
     _, columns, noted = sources.columns_of_two(config.data, other, config.columns)
@@ -211,23 +211,25 @@ def _leaks(audit: Audit, rows: Sequence[Row], config: DataCheckConfig) -> None:
         )
 
 
-def _near_across(rows: Sequence[Row], held: Sequence[Row]) -> list[int]:
+def _near_across(rows: Sequence[_Row], held: Sequence[_Row]) -> list[int]:
     """Held-out rows in a group with rows of the data."""
-    groups = near_duplicates([plain(row.prompt) for row in (*rows, *held)])
+    groups = near_duplicates([prompt_text(row.prompt) for row in (*rows, *held)])
     known = [group for group in groups if group[0] < len(rows)]
     return sorted(at - len(rows) for group in known for at in group if at >= len(rows))
 
 
-def _prompts(audit: Audit, rows: Sequence[Row]) -> None:
+def _prompts(audit: Audit, rows: Sequence[_Row]) -> None:
     """Prompts that are asked nearly alike."""
-    firsts: dict[Hashable, Row] = {}
+    firsts: dict[Hashable, _Row] = {}
     for row, key in zip(rows, same.prompt_keys([row.prompt for row in rows]), strict=True):
         if row.prompt:
             firsts.setdefault(key, row)
     distinct = list(firsts.values())
-    groups = near_duplicates([plain(row.prompt) for row in distinct])
+    groups = near_duplicates([prompt_text(row.prompt) for row in distinct])
     inside = sorted(distinct[at].origin.row for group in groups for at in group)
-    shown = [{"rows": [distinct[i].origin.row for i in g], "text": plain(distinct[g[0]].prompt)[:200]} for g in groups]
+    shown = [
+        {"rows": [distinct[i].origin.row for i in g], "text": prompt_text(distinct[g[0]].prompt)[:200]} for g in groups
+    ]
     audit.figures["near_duplicates"] = {"groups": len(groups), "prompts": len(inside), "first": shown[:FIRST_ROWS]}
     if groups:
         many = checks.counted(len(groups), "group")
@@ -235,7 +237,7 @@ def _prompts(audit: Audit, rows: Sequence[Row]) -> None:
         audit.find("note", f"{len(inside):,} of {len(distinct):,} prompts are nearly alike", text, inside)
 
 
-def _personal(audit: Audit, rows: Sequence[Row]) -> None:
+def _personal(audit: Audit, rows: Sequence[_Row]) -> None:
     """E-mail addresses, phone and card numbers and the like, in prompts and answers, by kind."""
     found: dict[str, list[int]] = {}
     seen: dict[str, set[str]] = {}
@@ -268,7 +270,7 @@ _KINDS = {
 }
 
 
-def _texts(row: Row) -> Iterator[str]:
+def _texts(row: _Row) -> Iterator[str]:
     """All texts of a row, those in fields of its turns and answers included."""
     if isinstance(row.prompt, str):
         yield row.prompt
@@ -305,10 +307,10 @@ def _judged(audit: Audit, config: DataCheckConfig, counts: RowCounts) -> None:
     first = found.first_wins()
     recorded = found.sides_recorded()
     audit.figures["sides_recorded"] = recorded
-    if recorded and first.n >= FEWEST and (first.low > 0.5 + LEANS or first.high < 0.5 - LEANS):
+    if recorded and first.n >= _FEWEST and (first.low > 0.5 + LEANS or first.high < 0.5 - LEANS):
         text = "Raters prefer a side, or one model always stands on it. Show each pair in a random order, or in both."
         audit.find("warning", f"the answer shown first wins {first.mean:.0%} of {first.n:,}", text)
-    elif recorded and first.n >= FEWEST:
+    elif recorded and first.n >= _FEWEST:
         audit.find("good", "sides are balanced", f"The answer shown first wins {first} of {first.n:,}.")
     elif recorded is False:
         text = "The better answer always stands on the same side, so whether raters prefer a side cannot be told."
@@ -351,7 +353,7 @@ def _survey(judgments: Iterable[Judgment]) -> tuple[survey.Survey, list[survey.A
 
     def heard() -> Iterator[Judgment]:
         for judgment in judgments:
-            said.extend(survey.said(judgment, None if judgment.origin.file else {}))
+            said.extend(survey.contests_of(judgment, None if judgment.origin.file else {}))
             yield judgment
 
     return survey.count(heard()), survey.agreement(said)
@@ -371,7 +373,7 @@ def _surface(audit: Audit, pairs: Sequence[Pair]) -> None:
         "by_difference": [step.as_dict() for step in cues.by_difference(pairs)],
     }
     longer = f"The longer answer wins {found[0].more} of those of unequal length"
-    if by_length is not None and len(pairs) >= FEWEST:
+    if by_length is not None and len(pairs) >= _FEWEST:
         said = f"{longer}; the two lengths alone tell the better answer {by_length} of the time, on unseen prompts."
         if by_length.low > LONGER_AT_LARGE:
             said += (
@@ -385,7 +387,7 @@ def _surface(audit: Audit, pairs: Sequence[Pair]) -> None:
         else:
             audit.find("good", "length tells little", said)
     for cue in found[1:]:
-        if cue.differ >= FEWEST and max(cue.right.low, 1 - cue.right.high) > TELLS:
+        if cue.differ >= _FEWEST and max(cue.right.low, 1 - cue.right.high) > TELLS:
             side, share = ("chosen", cue.right.mean) if cue.right.mean > 0.5 else ("rejected", 1 - cue.right.mean)
             text = (
                 f"It is in {cue.chosen:.0%} of the chosen and {cue.rejected:.0%} of the rejected answers; take it away."
@@ -400,7 +402,7 @@ def _surface(audit: Audit, pairs: Sequence[Pair]) -> None:
 # --- against a model ------------------------------------------------------------------------------
 
 
-def _against_model(audit: Audit, rows: Sequence[Row], counts: RowCounts, config: DataCheckConfig) -> None:
+def _against_model(audit: Audit, rows: Sequence[_Row], counts: RowCounts, config: DataCheckConfig) -> None:
     """Do they fit its tokenizer and template, and do pairs look like what it says itself?"""
     from keel.audit import on_policy
     from keel.models import checkpoints
@@ -418,7 +420,7 @@ def _against_model(audit: Audit, rows: Sequence[Row], counts: RowCounts, config:
     pairs = [(row, bundle) for row, bundle in done if isinstance(row, Pair)]
     if not pairs:
         return
-    found = on_policy.compare(pairs, model, text, config)
+    found = on_policy.compare_sample(pairs, model, text, config)
     if found is None:
         few = f"Give {on_policy.FEWEST} prompts or more, or raise --compare."
         audit.find("note", on_policy.HEADLINES[on_policy.FEW], few)

@@ -18,18 +18,15 @@ from os.path import commonprefix
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from keel import stats
 from keel.records import Pair
-from keel.stats import Estimate
+from keel.stats import Estimate, Floats
 from keel.text.tokenisation import prompt_key
-
-Floats = NDArray[np.float64]
 
 _MARKDOWN = re.compile(r"(?m)^ {0,3}(?:#{1,6} |[-*+] |\d{1,2}[.)] |```|> |\|.*\|)|\*\*[^*\n]+\*\*|`[^`\n]+`")
 _END = re.compile(r"[.!?…。！？:;)\]}\"'”’»`*]\s*\Z")
-FOLDS = 5
+_FOLDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +144,7 @@ EDGES = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, np.inf)
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class LengthStep:
     """Pairs whose longer answer is `low` to `high` times as long as the other: how often it is the chosen one."""
 
     low: float
@@ -161,7 +158,7 @@ class Step:
         return {"low": self.low, "high": high, "pairs": self.pairs, "longer_wins": self.longer_wins.as_dict()}
 
 
-def by_difference(pairs: Sequence[Pair]) -> list[Step]:
+def by_difference(pairs: Sequence[Pair]) -> list[LengthStep]:
     """How often the longer answer is chosen, by how much longer it is."""
     keys = [prompt_key(pair.prompt) for pair in pairs]
     log = np.log2(np.maximum(lengths(pairs), 1))
@@ -171,7 +168,7 @@ def by_difference(pairs: Sequence[Pair]) -> list[Step]:
         inside = np.flatnonzero((np.abs(apart) > low) & (np.abs(apart) <= high)).tolist()
         if len(inside):
             wins = by_prompt((apart[inside] > 0).astype(np.float64), [keys[i] for i in inside])
-            steps.append(Step(2.0**low, 2.0**high, len(inside), wins))
+            steps.append(LengthStep(2.0**low, 2.0**high, len(inside), wins))
     return steps
 
 
@@ -186,13 +183,13 @@ def length_only(pairs: Sequence[Pair]) -> Estimate | None:
     from sklearn.model_selection import GroupKFold
 
     keys = [prompt_key(pair.prompt) for pair in pairs]
-    if len(set(keys)) < FOLDS:
+    if len(set(keys)) < _FOLDS:
         return None
     log = np.log(np.maximum(lengths(pairs), 1))
     eighths = np.searchsorted(np.quantile(log, np.arange(1, 8) / 8), log)
     x = np.column_stack([log[:, 0] - log[:, 1], np.eye(8)[eighths[:, 0]] - np.eye(8)[eighths[:, 1]]])
     right = np.zeros(len(pairs))
-    for seen, unseen in GroupKFold(FOLDS).split(x, groups=keys):
+    for seen, unseen in GroupKFold(_FOLDS).split(x, groups=keys):
         both = np.concatenate([x[seen], -x[seen]])
         model = LogisticRegression(fit_intercept=False).fit(both, np.repeat([1, 0], len(seen)))
         right[unseen] = (1 + np.sign(x[unseen] @ model.coef_[0])) / 2

@@ -35,7 +35,7 @@ from keel.records import Bundle, Pair
 from keel.sampling.local import LocalSampler
 from keel.sampling.protocol import SamplingOptions, sample
 from keel.seeds import generator
-from keel.stats import Estimate
+from keel.stats import Estimate, Floats
 from keel.text.tokenisation import Text, prompt_key
 
 ON, OFF, BETWEEN, FEW = "on", "off", "between", "too few"
@@ -57,7 +57,7 @@ OFF_MEANS = (
 RATES = (1e-5, 1e-4, 1e-3)
 """Peak learning rates that are tried; what predicts the unseen half best is kept."""
 EPOCHS, BATCH = 2, 8
-FOLDS = 2
+_FOLDS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ def examine(
     )
 
 
-def compare(
+def compare_sample(
     rows: Sequence[tuple[Pair, Bundle]], model: nn.Module, text: Text, config: DataCheckConfig
 ) -> dict[str, Any] | None:
     """`examine` for a random part of the pairs, with who wrote their answers (or their file) as sources, as figures.
@@ -228,9 +228,6 @@ def _spread(keys: Sequence[str], most: int, seed: int) -> list[int]:
     return sorted(at for _, at in drawn[:most])
 
 
-Floats = NDArray[np.float64]
-
-
 def _of(name: str, pairs: Sequence[Bundle], sources: Sequence[str]) -> list[Bundle]:
     return [b for b, source in zip(pairs, sources, strict=True) if source == name]
 
@@ -272,11 +269,11 @@ def _learned(
     """Log-probabilities of the pairs' answers and of the own ones by copies that were fitted to the other half."""
     folds = _folds([prompt_key(b.prompt) for b in pairs], seed)
     best: tuple[float, Floats, Floats] | None = None
-    total = len(RATES) * EPOCHS * sum(math.ceil(int((folds != f).sum()) / BATCH) for f in range(FOLDS))
+    total = len(RATES) * EPOCHS * sum(math.ceil(int((folds != f).sum()) / BATCH) for f in range(_FOLDS))
     with Bar("learning where the pairs come from", total) as bar:
         for rate in RATES:
             theirs, ours = np.zeros((len(pairs), 2)), np.zeros((len(pairs), 2))
-            for fold in range(FOLDS):
+            for fold in range(_FOLDS):
                 seen = [pairs[i] for i in np.flatnonzero(folds != fold).tolist()]
                 there = np.flatnonzero(folds == fold).tolist()
                 fitted = _fit(model, seen, rate, temperature, seed, micro_tokens, bar)
@@ -292,7 +289,7 @@ def _folds(keys: Sequence[str], seed: int) -> NDArray[np.int64]:
     """Half of the prompts each."""
     names = sorted(set(keys))
     order = torch.randperm(len(names), generator=generator(seed, "folds")).tolist()
-    side = {names[at]: place % FOLDS for place, at in enumerate(order)}
+    side = {names[at]: place % _FOLDS for place, at in enumerate(order)}
     return np.array([side[key] for key in keys])
 
 

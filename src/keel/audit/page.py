@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from keel.pages.drawing import TOKENS, Value, bars, series, stack, twice, value_of
-from keel.pages.numbers import DASH, PERCENT, PLAIN, THIN, Row, Unit, bar, bare, full, interval, number, page
+from keel.pages.numbers import DASH, PERCENT, PLAIN, THIN, TableCells, Unit, bar, figure, full, interval, number, page
 from keel.store.survey import outcome_table
 
 if TYPE_CHECKING:
@@ -21,41 +21,41 @@ if TYPE_CHECKING:
 
 LEVELS = {"refused": "Refused", "warning": "Warning", "note": "Note", "good": "Good"}
 FATES = {"dropped": "left out", "neutral": "makes no pair", "notes": "used, remarkable"}
-KINDS = {"email": "e-mail address", "phone": "phone number", "card": "card number", "iban": "IBAN", "ip": "IP address"}
+_KINDS = {"email": "e-mail address", "phone": "phone number", "card": "card number", "iban": "IBAN", "ip": "IP address"}
 MOST = 12
 """Lines of a table that can be long; how many others there are is said."""
 
 
-def write(figures: Row, file: Path) -> None:
+def write_page(figures: TableCells, file: Path) -> None:
     """Render the figures of a check into one self-contained HTML file."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(render(figures), encoding="utf-8")
+    file.write_text(_render(figures), encoding="utf-8")
 
 
-def render(figures: Row) -> str:
+def _render(figures: TableCells) -> str:
     """The page as text."""
-    survey: Row = figures.get("survey") or {}
+    survey: TableCells = figures.get("survey") or {}
     return page(
         Path(__file__).with_name("page.html"),
-        headline=headline(figures),
-        facts=facts(figures),
+        headline=_headline(figures),
+        facts=_facts(figures),
         tiles=tiles(figures),
-        findings=[{**found, "label": LEVELS[found["level"]], "rows": rows_of(found)} for found in figures["findings"]],
+        findings=[{**found, "label": LEVELS[found["level"]], "rows": _rows_of(found)} for found in figures["findings"]],
         fates=fates(figures["rows"]),
         cues=[cue_line(cue) for cue in figures.get("cues") or [] if cue["differ"]],
         outcomes=outcomes(survey),
         raters=most([(rater["name"] or "not named", rater["judgments"]) for rater in survey.get("raters") or []]),
         models=most([(name or "not named", n) for name, n in (survey.get("models") or {}).items()]),
-        agreement=[agreement(one) for one in figures.get("agreement") or []],
+        agreement=[_agreement(one) for one in figures.get("agreement") or []],
         sides=figures.get("sides_recorded"),
         sources=sources(figures.get("distribution") or {}),
         logps=logps(figures.get("distribution") or {}),
         near=figures["near_duplicates"],
         leak=figures.get("leak"),
-        personal=[(KINDS[kind], found["count"], rows_of(found)) for kind, found in figures["personal"].items()],
+        personal=[(_KINDS[kind], found["count"], _rows_of(found)) for kind, found in figures["personal"].items()],
         tokens=[(name, t) for name, t in (figures.get("tokens") or {}).items() if isinstance(t, Mapping)],
         cut=(figures.get("tokens") or {}).get("cut"),
-        drawings=drawings(figures),
+        drawings=_drawings(figures),
         command=command(figures),
     )
 
@@ -63,7 +63,7 @@ def render(figures: Row) -> str:
 # --- words ----------------------------------------------------------------------------------------
 
 
-def headline(figures: Row) -> str:
+def _headline(figures: TableCells) -> str:
     """One line: whether to train on these data."""
     levels = [found["level"] for found in figures["findings"]]
     warnings = levels.count("warning")
@@ -74,7 +74,7 @@ def headline(figures: Row) -> str:
     return "Fit to train on"
 
 
-def facts(figures: Row) -> Row:
+def _facts(figures: TableCells) -> TableCells:
     """What the page's head says of the data."""
     nouns = {"pairs": ("pair", "pairs"), "demonstrations": ("demonstration", "demonstrations")}
     one, many = nouns.get(figures["kind"], ("prompt", "prompts"))
@@ -90,60 +90,64 @@ def facts(figures: Row) -> Row:
     }
 
 
-def tiles(figures: Row) -> list[Row]:
+def tiles(figures: TableCells) -> list[TableCells]:
     """The figures to look at first, each with what it means and a bar where it lies between 0 and 1."""
     rows = figures["rows"]
     dropped = sum(count for count, _ in rows["dropped"].values())
     share = f"of {rows['read']:,} read, {100 * dropped / rows['read']:.2g}{THIN}%"
-    found: list[Row] = [{"title": "Rows left out", "main": f"{dropped:,}", "interval": "", "what": share, "bar": ""}]
-    length: Row = figures.get("length") or {}
+    found: list[TableCells] = [
+        {"title": "Rows left out", "main": f"{dropped:,}", "interval": "", "what": share, "bar": ""}
+    ]
+    length: TableCells = figures.get("length") or {}
     if value := value_of(length.get("length_only")):
         words = f"of the pairs; 62{THIN}% in people’s votes at large"
-        found.append(tile("Told by length alone", value, words, PERCENT))
+        found.append(_tile("Told by length alone", value, words, PERCENT))
     for one in figures.get("agreement") or []:
         if one["shared"] and len(found) < 4:
-            found.append(tile("Raters’ agreement", value_of(one["alpha"]), f"Krippendorff’s alpha, {one['dimension']}"))
+            found.append(
+                _tile("Raters’ agreement", value_of(one["alpha"]), f"Krippendorff’s alpha, {one['dimension']}")
+            )
     if distribution := figures.get("distribution"):
         words = "AUC: 0.5 is how the model itself would write, 1 is wholly different"
-        found.append(tile("Pairs against the model", value_of(distribution["auc"]), words))
+        found.append(_tile("Pairs against the model", value_of(distribution["auc"]), words))
     return found
 
 
-def tile(title: str, value: Value | None, what: str, unit: Unit = PLAIN) -> Row:
+def _tile(title: str, value: Value | None, what: str, unit: Unit = PLAIN) -> TableCells:
     """One figure to look at first."""
     return {
         "title": title,
-        "main": bare(value, unit),
+        "main": figure(value, unit),
         "interval": interval(value, unit),
         "what": what,
         "bar": bar(value),
     }
 
 
-def rows_of(found: Row) -> str:
+def _rows_of(found: TableCells) -> str:
     """`rows 3, 9, …` of what has first rows."""
     rows = found["rows"]
     more = ", …" if found.get("count", 0) > len(rows) or len(rows) == 10 else ""
     return f"{'row' if len(rows) == 1 else 'rows'} {', '.join(map(str, rows))}{more}" if rows else ""
 
 
-def fates(rows: Row) -> list[Row]:
+def fates(rows: TableCells) -> list[TableCells]:
     """One line per reason, the most frequent first."""
-    found: list[Row] = []
+    found: list[TableCells] = []
     for table, fate in FATES.items():
         for what, (count, first) in sorted(rows[table].items(), key=lambda item: -item[1][0]):
-            where = rows_of({"rows": first, "count": count})
+            where = _rows_of({"rows": first, "count": count})
             found.append({"fate": fate, "what": what, "count": f"{count:,}", "rows": where})
     return found
 
 
-def cue_line(cue: Row) -> Row:
+def cue_line(cue: TableCells) -> TableCells:
     """A mark on the surface: in how many answers it is, and what a guess by it is worth."""
     is_number = cue["name"] == "longer"
     return {
         "name": cue["name"],
-        "chosen": DASH if is_number else bare(value_of(cue["chosen"]), PERCENT),
-        "rejected": DASH if is_number else bare(value_of(cue["rejected"]), PERCENT),
+        "chosen": DASH if is_number else figure(value_of(cue["chosen"]), PERCENT),
+        "rejected": DASH if is_number else figure(value_of(cue["rejected"]), PERCENT),
         "differ": f"{cue['differ']:,}",
         "more": full(value_of(cue["more"]), PERCENT) if cue["differ"] else DASH,
         "right": full(value_of(cue["right"]), PERCENT),
@@ -151,7 +155,7 @@ def cue_line(cue: Row) -> Row:
     }
 
 
-def outcomes(survey: Row) -> Row:
+def outcomes(survey: TableCells) -> TableCells:
     """Judgments by dimension and outcome, for a table."""
     heads, lines = outcome_table(survey.get("outcomes") or {})
     return {
@@ -167,7 +171,7 @@ def ai_feedback(share: Value | None) -> str:
     """How many labels are a model's: a count, so no interval."""
     if share is None or share.mean == 0:
         return "No label is a model’s."
-    return f"{bare(share, PERCENT)} of the labels are a model’s: what is trained on them is RLAIF."
+    return f"{figure(share, PERCENT)} of the labels are a model’s: what is trained on them is RLAIF."
 
 
 def most(rows: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
@@ -178,7 +182,7 @@ def most(rows: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
     return [*shown, (f"{len(others):,} others", f"{sum(n for _, n in others):,}")] if others else shown
 
 
-def agreement(one: Row) -> Row:
+def _agreement(one: TableCells) -> TableCells:
     """How far raters agree in a dimension, with the pairs of raters who share most."""
     pairs = [
         (
@@ -195,14 +199,14 @@ def agreement(one: Row) -> Row:
         "shared": one["shared"],
         "agree": full(value_of(one["agree"]), PERCENT),
         "alpha": full(value_of(one["alpha"])),
-        "pairs": [(*pair[:3], bare(value_of(pair[3]), PLAIN, 3)) for pair in pairs],
+        "pairs": [(*pair[:3], figure(value_of(pair[3]), PLAIN, 3)) for pair in pairs],
     }
 
 
 # --- against the model ----------------------------------------------------------------------------
 
 
-def sources(found: Row) -> list[Row]:
+def sources(found: TableCells) -> list[TableCells]:
     """Every source and, where there are several, all together."""
     if not found:
         return []
@@ -224,7 +228,7 @@ def sources(found: Row) -> list[Row]:
     ]
 
 
-def logps(found: Row) -> list[tuple[str, str]]:
+def logps(found: TableCells) -> list[tuple[str, str]]:
     """Log-probability per token under the model, of what it was shown and of its own answers."""
     names = {"chosen": "chosen answers", "rejected": "rejected answers", "own": "the model’s own answers"}
     return [(words, full(value_of(found["logp_per_token"][key]))) for key, words in names.items()] if found else []
@@ -233,18 +237,18 @@ def logps(found: Row) -> list[tuple[str, str]]:
 # --- drawings -------------------------------------------------------------------------------------
 
 
-def drawings(figures: Row) -> dict[str, Markup]:
+def _drawings(figures: TableCells) -> dict[str, Markup]:
     """The page's figures; empty where there is nothing to draw."""
     found = {"length": "", "ratios": ""}
     steps = (figures.get("length") or {}).get("by_difference") or []
     if len(steps) > 1:
-        found["length"] = by_difference(steps)
+        found["length"] = _by_difference(steps)
     if histogram := (figures.get("distribution") or {}).get("histogram"):
         found["ratios"] = ratios(histogram)
     return {name: Markup(drawing) for name, drawing in found.items()}
 
 
-def by_difference(steps: Sequence[Row]) -> str:
+def _by_difference(steps: Sequence[TableCells]) -> str:
     """How often the longer answer is the chosen one, over how much longer it is."""
 
     def draw(figure: Figure, narrow: bool) -> None:
@@ -260,13 +264,13 @@ def by_difference(steps: Sequence[Row]) -> str:
     return twice("length", draw, extra=-40)
 
 
-def _times(step: Row, narrow: bool) -> str:
+def _times(step: TableCells, narrow: bool) -> str:
     low, high = step["low"], step["high"]
     span = f"> {low:.3g}" if high is None else f"≤ {high:.3g}" if narrow or low == 1 else f"{low:.3g} to {high:.3g}"
     return f"{span}\n{step['pairs']:,}"
 
 
-def ratios(histogram: Row) -> str:
+def ratios(histogram: TableCells) -> str:
     """The pairs and the model's own, by how much likelier a model fitted to the pairs finds them."""
     edges = np.array(histogram["edges"], dtype=np.float64)
 
@@ -284,7 +288,7 @@ def ratios(histogram: Row) -> str:
     return twice("ratios", draw, extra=-60)
 
 
-def command(figures: Row) -> str:
+def command(figures: TableCells) -> str:
     """The call that writes this page again."""
     parts = [f"keel data check --data {figures['data']}"]
     if leak := figures.get("leak"):

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from keel.annotation import accounts
-from keel.annotation.campaign import Campaign, campaign_of, keep
+from keel.annotation.campaign import Campaign, campaign_of, save_campaign
 from keel.annotation.queue import Queue
 from keel.annotation.tasks import NewTask, tasks_of, tasks_of_store
-from keel.annotation.turns import Kind
+from keel.annotation.turns import TaskKind
 from keel.config import AnnotateConfig, RatersAddConfig, RatersListConfig, RatersRevokeConfig
 from keel.data import checks, sources
 from keel.errors import InputError
@@ -43,9 +43,9 @@ def annotate(config: AnnotateConfig) -> None:
     with listening(config) as door, Store(config.store, create=True) as store:
         campaign = campaign_of(config, store)
         queue = Queue(store, lease=60 * config.lease, gold_every=config.gold_every)
-        put_in(config, store, queue, campaign, found, gold)
-        keep(store, campaign)
-        tell(config, store, queue, door)
+        _put_in(config, store, queue, campaign, found, gold)
+        save_campaign(store, campaign)
+        _tell(config, store, queue, door)
         app = make_app(
             store,
             queue,
@@ -76,7 +76,7 @@ def listening(config: AnnotateConfig) -> Iterator[socket.socket]:
         yield door
 
 
-def tell(config: AnnotateConfig, store: Store, queue: Queue, door: socket.socket) -> None:
+def _tell(config: AnnotateConfig, store: Store, queue: Queue, door: socket.socket) -> None:
     """How far it is, who may come in, and where."""
     progress = queue.progress("")
     if not progress.total:
@@ -131,7 +131,7 @@ def _checked(config: AnnotateConfig, source: str, found: list[T], counts: RowCou
     return found
 
 
-def put_in(
+def _put_in(
     config: AnnotateConfig,
     store: Store,
     queue: Queue,
@@ -152,7 +152,7 @@ def put_in(
         say(checks.counted(queue.add(known(gold, campaign)), "new gold task"))
 
 
-def _tasks(found: list[sources.Asked], kind: Kind, lone: list[int]) -> Iterator[NewTask]:
+def _tasks(found: list[sources.Asked], kind: TaskKind, lone: list[int]) -> Iterator[NewTask]:
     """What there is to ask; rows that give nothing go to `lone`."""
     for prompt, answers, origin in found:
         made = list(tasks_of(prompt, answers, kind, origin))

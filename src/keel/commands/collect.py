@@ -19,7 +19,7 @@ from keel.commands import prompt_filters
 from keel.config import CollectConfig
 from keel.data import checks, prepare
 from keel.engine import verdict
-from keel.engine.verdict import Advice, Sample, Verdict
+from keel.engine.verdict import Advice, RunVerdict, Sample
 from keel.errors import InputError, RunFailed
 from keel.files.jsonl import write_json
 from keel.progress import Bar, peak_rss_gb
@@ -31,13 +31,13 @@ from keel.sampling.writers import Writer, Written, local_writer, server_writer
 from keel.says import say
 from keel.store.keys import answer_id, prompt_id, said_key
 from keel.store.store import Store
-from keel.text.tokenisation import plain
+from keel.text.tokenisation import prompt_text
 
 HOPELESS = 25
 """Pairs without a verdict, or prompts without an answer, from the first on, after which nobody is asked any more."""
 JUDGES = "judge:", "local:"
 """How the names of raters begin that are language models."""
-SAMPLES = 3
+_SAMPLES = 3
 """Prompts whose answers the end shows."""
 COMMIT = 256
 """Judgments of free raters in one transaction; a judge's are stored one by one, since each has cost money."""
@@ -119,8 +119,10 @@ class Tally:
         """Count what a round's answers tell, and keep some to show."""
         self.cut += sum(answer.truncated for _, answers in drawn for answer in answers)
         for row, answers in drawn:
-            if len(answers) > 1 and len(self.samples) < SAMPLES:
-                self.samples.append(Sample(plain(row.prompt), {"one": answers[0].text, "another": answers[1].text}))
+            if len(answers) > 1 and len(self.samples) < _SAMPLES:
+                self.samples.append(
+                    Sample(prompt_text(row.prompt), {"one": answers[0].text, "another": answers[1].text})
+                )
 
     def note(self) -> str:
         """`1,024 answers, 2 prompts lack some, 512 pairs`."""
@@ -263,12 +265,12 @@ def load_rater(name: str, config: CollectConfig) -> Rater:
         raise InputError(f"--rater {name}: give rule:FILE.yaml, judge:NAME, local:MODEL, people or simulated")
     if kind == "rule":
         from keel.raters.rules import RuleRater
-        from keel.text.rules import load_rubric as load_rules
+        from keel.text.rules import load_rules
 
         return RuleRater(load_rules(rest))
-    from keel.guidelines import DEFAULT, load_rubric
+    from keel.guidelines import DEFAULT_RUBRIC, load_rubric
 
-    rubric = DEFAULT if config.rubric is None else load_rubric(config.rubric)
+    rubric = DEFAULT_RUBRIC if config.rubric is None else load_rubric(config.rubric)
     if kind == "local":
         from keel.raters.local_judge import load_local_judge
 
@@ -297,7 +299,7 @@ def _told(
         say(f"  {count:,} prompts lack answers: {reason}; the same call asks again")
     for rater in raters:
         _tell_of(rater, tally)
-    end = conclude(config, raters, tally)
+    end = _conclude(config, raters, tally)
     for line in end.lines():
         say(line)
     if config.out is None:
@@ -307,13 +309,13 @@ def _told(
     return Result(config.out, figures)
 
 
-def conclude(config: CollectConfig, raters: Sequence[Rater], tally: Tally) -> Verdict:
+def _conclude(config: CollectConfig, raters: Sequence[Rater], tally: Tally) -> RunVerdict:
     """What this call reached."""
     names = [rater.identity for rater in raters]
     judged = "".join(f"; {name}: {tally.judged[name]:,} new judgments" for name in names)
     answers = tally.found + tally.drawn
     tied = [name for name in names if tally.judged[name] and tally.ties[name] == tally.judged[name]]
-    return Verdict(
+    return RunVerdict(
         f"{answers:,} answers, {tally.drawn:,} of them new{judged}",
         f"all of them, in {config.store}",
         "0, since the answers are the model's own",

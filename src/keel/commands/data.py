@@ -25,8 +25,7 @@ from keel.config import (
     DataStatsConfig,
 )
 from keel.data import checks, sources
-from keel.data.convert import convert as write
-from keel.data.convert import trl_row
+from keel.data.convert import convert, trl_row
 from keel.errors import InputError
 from keel.files.cells import refuse_ambiguous
 from keel.files.fields import RowError
@@ -120,7 +119,7 @@ def show_agreement(config: DataAgreementConfig) -> Result | None:
             found = survey.agreement(survey.said_in_store(store))
     else:
         with _judgments(config) as judgments:
-            found = survey.agreement(said for judgment in judgments for said in survey.said(judgment))
+            found = survey.agreement(said for judgment in judgments for said in survey.contests_of(judgment))
     console = Console(highlight=False, soft_wrap=True)
     for one in found:
         console.print(_agreement(one))
@@ -148,7 +147,7 @@ def _rater_pairs(one: survey.Agreement) -> Table:
 # --- converting -----------------------------------------------------------------------------------
 
 
-def convert(config: DataConvertConfig) -> Result | None:
+def convert_data(config: DataConvertConfig) -> Result | None:
     """A file or store into a file, or into a store."""
     if is_store(config.out):
         if config.pairs:
@@ -158,7 +157,7 @@ def convert(config: DataConvertConfig) -> Result | None:
     if config.to is None:
         raise InputError(f"{config.out}: say in which format to write it, such as --to trl")
     options: dict[str, Any] = config.model_dump(include={"format", "limit", "max_bad_share", "pairs", "columns"})
-    counts = write(config.data, Path(config.out), config.to, **options)
+    counts = convert(config.data, Path(config.out), config.to, **options)
     say(checks.summarise(counts, config.data, config.format or ""))
     return Result(Path(config.out), {"command": "data convert", "rows": counts.as_dict()})
 
@@ -192,7 +191,7 @@ def read_for_store(
 # --- splitting ------------------------------------------------------------------------------------
 
 
-def split(config: DataSplitConfig) -> Result:
+def split_data(config: DataSplitConfig) -> Result:
     """Preference pairs into two files, split by prompt."""
     refuse_existing(config.out)
     pairs, counts, name = sources.read_pairs(config.data, **_how(config))
@@ -219,7 +218,7 @@ def _row(pair: Pair) -> dict[str, Any]:
 # --- stores ---------------------------------------------------------------------------------------
 
 
-def forget(config: DataForgetConfig) -> None:
+def forget_person(config: DataForgetConfig) -> None:
     """Erase a person."""
     with Store(config.store) as store:
         count = upkeep.forget(store, config.rater)
@@ -227,13 +226,13 @@ def forget(config: DataForgetConfig) -> None:
     say(f"{config.store}: {config.rater!r} and {said} erased; backups and exports made before keep them")
 
 
-def merge(config: DataMergeConfig) -> None:
+def merge_stores(config: DataMergeConfig) -> None:
     """Add another store."""
     with Store(config.other) as other, Store(config.store, create=True) as store:
         say(f"{config.store}: {checks.counted(upkeep.merge(store, other), 'judgment')} more")
 
 
-def backup(config: DataBackupConfig) -> Result:
+def backup_store(config: DataBackupConfig) -> Result:
     """Copy a store."""
     with Store(config.store) as store:
         upkeep.backup(store, config.out)

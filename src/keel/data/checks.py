@@ -42,7 +42,7 @@ __all__ = [
     "which",
 ]
 
-Record = TypeVar("Record", Pair, Demonstration, PromptRow)
+_Record = TypeVar("_Record", Pair, Demonstration, PromptRow)
 AnyRow = Pair | Demonstration | PromptRow
 
 CONTRADICTORY = "contradictory pair"
@@ -184,7 +184,7 @@ def _answer(text: Hashable, fields: Fields | None) -> Hashable:
 # --- counting and refusing
 
 
-def _keep(rows: Iterable[Record], counts: RowCounts, fault: Callable[[Record], str | None]) -> list[Record]:
+def _keep(rows: Iterable[_Record], counts: RowCounts, fault: Callable[[_Record], str | None]) -> list[_Record]:
     kept = []
     for row in rows:
         reason = fault(row)
@@ -196,13 +196,13 @@ def _keep(rows: Iterable[Record], counts: RowCounts, fault: Callable[[Record], s
 
 
 def _settle(
-    kept: list[Record],
+    kept: list[_Record],
     records: Sequence[Compared],
-    rows: Sequence[Record],
+    rows: Sequence[_Record],
     counts: RowCounts,
     max_bad_share: float,
     source: str,
-) -> list[Record]:
+) -> list[_Record]:
     """Close the books: count what is used and refuse where too little is."""
     counts.used = len(kept)
     accounted = counts.used + counts.dropped_total + counts.neutral_total
@@ -216,7 +216,7 @@ def _settle(
         raise InputError(f"{name}: none of {counts.read} rows can be used ({why}); {mend}")
     refuse_bad(counts, max_bad_share, name)
     _note_repeats(kept, records, counts)
-    doubts.note(kept, counts)
+    doubts.note_doubts(kept, counts)
     return kept
 
 
@@ -315,7 +315,7 @@ def leak(rows: Sequence[AnyRow], held: Sequence[AnyRow]) -> Leak:
     return Leak(places, [held[at].origin.row for at in places], otherwise)
 
 
-def split_by_prompt(rows: Sequence[Record], holdout: float, seed: int) -> tuple[list[Record], list[Record]]:
+def split_by_prompt(rows: Sequence[_Record], holdout: float, seed: int) -> tuple[list[_Record], list[_Record]]:
     """(training rows, held-out rows), each in the order of the file and no prompt on both sides.
 
     Prompts are taken in the order of a hash of seed and prompt, as they fit into `holdout` of the rows, so

@@ -20,14 +20,14 @@ from typing import TypeVar
 
 from keel.data import sources
 from keel.data.checks import check_pairs, reasons, refuse_bad
-from keel.data.derive import OVERALL
 from keel.errors import InputError
-from keel.files.fields import Row, RowError, shown
+from keel.files.fields import Row, RowError, one_line
 from keel.files.writing import write_rows
 from keel.formats.demonstrations import DEMONSTRATED, Demonstrated
 from keel.formats.judgments import JUDGED, Judged
 from keel.formats.messages import answer_key
 from keel.records import (
+    OVERALL,
     Answer,
     Demonstration,
     Judgment,
@@ -42,14 +42,14 @@ from keel.records import (
     Score,
 )
 from keel.store.opening import is_store
-from keel.text.tokenisation import further, plain, prompt_key
+from keel.text.tokenisation import further, prompt_key, prompt_text
 
 __all__ = ["convert", "trl_row", "write_judgments"]
 
 R = TypeVar("R")
 BACK = Origin("what was written")
-SHOWN = 5  # further columns named in one note
-NAMED = 3  # places in a store named for one reason
+_SHOWN = 5  # further columns named in one note
+_NAMED = 3  # places in a store named for one reason
 
 
 def convert(
@@ -77,7 +77,7 @@ def convert(
     if it is None:
         known = [f.name for f in JUDGED if not pairs or _holds_pairs(f)] + [f.name for f in DEMONSTRATED]
         what = "a format of pairs" if pairs else "a format that can be written"
-        raise InputError(f"{target}: {shown(to)} is not {what}; choose one of {', '.join(known)}")
+        raise InputError(f"{target}: {one_line(to)} is not {what}; choose one of {', '.join(known)}")
     if pairs:
         found, counts, _ = sources.read_pairs(source, format=format, limit=limit, columns=columns)
         records: Iterable[Demonstration] = _chosen(check_pairs(found, counts, max_bad_share, source), counts)
@@ -173,17 +173,17 @@ def write_judgments(
 
 def _holds_pairs(it: Judged) -> bool:
     """Whether a format can hold which of two answers is better, or that one is good and the other bad."""
-    return not isinstance(_attempt(_judgment_rows, SAMPLE, it), RowError) or _holds_scores(it)
+    return not isinstance(_attempt(_judgment_rows, _SAMPLE, it), RowError) or _holds_scores(it)
 
 
 def _holds_scores(it: Judged) -> bool:
     """Whether what it can hold of a pair is a good and a bad answer."""
-    if not isinstance(_attempt(_judgment_rows, SAMPLE, it), RowError):
+    if not isinstance(_attempt(_judgment_rows, _SAMPLE, it), RowError):
         return False
-    return not isinstance(_attempt(_labelled_rows, SAMPLE, it), RowError)
+    return not isinstance(_attempt(_labelled_rows, _SAMPLE, it), RowError)
 
 
-SAMPLE = [Judgment([Message(role="user", content="p")], (Answer("a"), Answer("b")), Preference("first"))]
+_SAMPLE = [Judgment([Message(role="user", content="p")], (Answer("a"), Answer("b")), Preference("first"))]
 
 
 # --- writing and refusing
@@ -194,7 +194,7 @@ MEND = ["choose another format", "remove them"]
 Made = tuple[list[Row], list[str]]
 """Rows to write, and what is worth a note."""
 
-Place = Callable[[str], str]
+_Place = Callable[[str], str]
 """Where in a store something is that is refused for this reason, in a user's words."""
 
 F = TypeVar("F")
@@ -218,10 +218,10 @@ class _Refusals:
     counts: RowCounts = field(default_factory=RowCounts)
     places: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, reason: str, number: int, place: Place | None) -> None:
+    def add(self, reason: str, number: int, place: _Place | None) -> None:
         """Count one; where there is a place, the first are named instead of the number."""
         self.counts.drop(reason, number)
-        if place is not None and len(self.places[reason]) < NAMED:
+        if place is not None and len(self.places[reason]) < _NAMED:
             self.places[reason].append(place(reason))
 
     def error(self, read: int) -> InputError:
@@ -232,7 +232,7 @@ class _Refusals:
 
     def _in_words(self) -> str:
         ordered = sorted(self.counts.dropped.items(), key=lambda item: -item[1][0])
-        more = {reason: ", …" if count > NAMED else "" for reason, (count, _) in ordered}
+        more = {reason: ", …" if count > _NAMED else "" for reason, (count, _) in ordered}
         return "; ".join(
             f"{n} '{reason}': {', '.join(self.places[reason])}{more[reason]}" for reason, (n, _) in ordered
         )
@@ -240,16 +240,16 @@ class _Refusals:
 
 def _place(group: Sequence[Judgment], it: Judged, reason: str) -> str:
     """Of a store's judgments the first that is refused: the prompt's beginning, rater and dimension."""
-    name = f"“{shown(' '.join(plain(group[0].prompt).split()))}”"
+    name = f"“{one_line(' '.join(prompt_text(group[0].prompt).split()))}”"
     for judgment in group:
         if str(_attempt(_judgment_rows, [judgment], it)) == reason:
-            by = f" by {shown(judgment.rater)}" if judgment.rater else ""
-            return name + by + (f" in {shown(judgment.dimension)}" if judgment.dimension != OVERALL else "")
+            by = f" by {one_line(judgment.rater)}" if judgment.rater else ""
+            return name + by + (f" in {one_line(judgment.dimension)}" if judgment.dimension != OVERALL else "")
     return name
 
 
 def _write(
-    made: Iterable[tuple[int, Place | None, Made | RowError]],
+    made: Iterable[tuple[int, _Place | None, Made | RowError]],
     target: Path,
     counts: RowCounts,
     refused: _Refusals,
@@ -374,7 +374,7 @@ def _left_out(before: Judgment, after: Judgment) -> Iterator[str]:
     kept = after.extra or {}
     columns = [column for column, value in (before.extra or {}).items() if kept.get(column) != value]
     if columns:
-        yield f"the columns {', '.join(map(shown, columns[:SHOWN]))}{', …' if len(columns) > SHOWN else ''}"
+        yield f"the columns {', '.join(map(one_line, columns[:_SHOWN]))}{', …' if len(columns) > _SHOWN else ''}"
     yield from _left_out_of_answers(before.answers, after.answers)
 
 

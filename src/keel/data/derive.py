@@ -30,12 +30,11 @@ from itertools import combinations
 from statistics import fmean
 
 from keel.formats.messages import answer_key
-from keel.records import Answer, Judgment, Pair, Preference, Prompt, Ranking, Score
+from keel.records import OVERALL, Answer, Judgment, Pair, Preference, Prompt, Ranking, Score
 from keel.text.tokenisation import prompt_key
 
-OVERALL = "overall"
 TIE, BOTH_BAD, SPLIT, ALONE = "tie", "both bad", "raters split evenly", "one answer alone"
-APART = "answers scored in different dimensions"
+_APART = "answers scored in different dimensions"
 
 
 @dataclass(slots=True)
@@ -191,7 +190,7 @@ def _votes_of_scores(group: list[Judgment], derived: Derived) -> Iterator[_Vote]
     for a, b in combinations(table, 2):
         shared = table[a].keys() & table[b].keys()
         if not shared:
-            derived.neutral[APART] += 1
+            derived.neutral[_APART] += 1
             continue
         lead = fmean(table[a][d] - table[b][d] for d in shared)
         first, second = last[a].answers[0], last[b].answers[0]

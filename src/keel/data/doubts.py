@@ -16,7 +16,7 @@ from typing import Any, Literal
 from keel.records import Demonstration, Judgment, Pair, Preference, PromptRow, RowCounts
 from keel.text import same
 
-Row = Pair | Demonstration | PromptRow
+_Row = Pair | Demonstration | PromptRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +86,13 @@ def of_note(what: str) -> Doubt | None:
 
 # --- texts ----------------------------------------------------------------------------------------
 
-WORDS = frozenset(
+_WORDS = frozenset(
     (
         *("nan", "-nan", "none", "null", "nil", "n/a", "na", "undefined", "missing"),
         *("<na>", "<nan>", "<none>", "<null>", "#n/a", "#na", "#null!", "#value!", "[null]"),
     )
 )
-_LONGEST = max(map(len, WORDS)) + 3
+_LONGEST = max(map(len, _WORDS)) + 3
 _SPELT = (
     *("</s>", "<s>", "<bos>", "<eos>", "<pad>", "<unk>", "_of_turn>"),
     *("[INST]", "[/INST]", "<<SYS>>", "[BOS]", "[EOS]"),
@@ -106,7 +106,7 @@ _NAMED = re.compile(
 )
 
 
-def of_row(row: Row) -> list[Doubt]:
+def of_row(row: _Row) -> list[Doubt]:
     """The doubts about one row's texts, each once."""
     turns = (row.prompt,) if isinstance(row.prompt, str) else tuple([turn["content"] for turn in row.prompt])
     found = _ending(row.prompt) if isinstance(row.prompt, str) and row.prompt[-1:].isspace() else []
@@ -118,7 +118,7 @@ def of_row(row: Row) -> list[Doubt]:
     elif isinstance(row, Demonstration):
         answers = (row.completion,)
     for text in (*turns[-1:], *answers):
-        if len(text) < _LONGEST and text.strip().lower() in WORDS:
+        if len(text) < _LONGEST and text.strip().lower() in _WORDS:
             found.append(MISSING)
             break
     return found + _within("\n".join(turns + answers))
@@ -152,7 +152,7 @@ def spells_control(text: str) -> bool:
 # --- all rows -------------------------------------------------------------------------------------
 
 
-def note(rows: Sequence[Row], counts: RowCounts) -> None:
+def note_doubts(rows: Sequence[_Row], counts: RowCounts) -> None:
     """Count every doubt about these rows as a note."""
     for row in rows:
         for doubt in of_row(row):
@@ -172,7 +172,7 @@ AGAINST_MEANS = (
     "The answer that is marked as better has no better score. One of the two is wrong, or the pair is a tie: take such "
     "rows away, or turn them."
 )
-SIDES = (
+_SIDES = (
     ("chosen", "rejected"), ("accepted", "rejected"), ("preferred", "rejected"), ("preferred", "dispreferred"),
     ("preferred", "nonpreferred"), ("winner", "loser"), ("winning", "losing"), ("win", "lose"), ("better", "worse"),
     ("best", "worst"), ("positive", "negative"), ("pos", "neg"),
@@ -218,7 +218,7 @@ def score_columns(columns: tuple[str, ...]) -> tuple[ScoreColumns, ...]:
     """The columns that may hold scores of the two answers, by their names."""
     parts = {tuple(part.lower() for part in _PART.findall(column)): column for column in columns}
     found: dict[str, ScoreColumns] = {}
-    for named, pairs in ((True, SIDES), (False, PLACES)):
+    for named, pairs in ((True, _SIDES), (False, PLACES)):
         for one, other in pairs:
             for words, column in parts.items():
                 partner = parts.get(tuple(other if word == one else word for word in words))
@@ -243,7 +243,7 @@ def _means_less(words: Iterable[str]) -> bool:
     return any(map(_LOWER.search, words))
 
 
-class Scores:
+class ScoreWatch:
     """Columns of scores beside the answers of judgments, and the rows in which they say the opposite of the verdict."""
 
     def __init__(self) -> None:

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
-from keel.files.fields import Row, shown
+from keel.files.fields import Row, one_line
 from keel.formats.judgments.generic import spelt
 
 __all__ = ["suggestion"]
 
 CLEAR = "prompt", "question", "query", "instruction", "user_prompt"
 """Names of prompts that mean nothing else; the others must also read like one."""
-PROMPTS = (
+_PROMPTS = (
     *CLEAR,
     *("input", "context", "request", "problem", "task", "user", "human", "post", "inputs", "user_input", "source"),
 )
@@ -30,21 +30,32 @@ WORSE = (
     *("non_preferred_output", "worse_response", "rejected_response", "response_rejected", "bad_response", "losing"),
     *("unpreferred", "non_preferred", "less_preferred", "yl"),
 )
-ANSWERS = (
+_ANSWERS = (
     *("response", "resp", "answer", "completion", "output", "reply", "generation", "target", "result", "assistant"),
     *("model_answer", "summary", "solution", "text_output", "gpt", "outputs"),
 )
-LISTS = (
+_LISTS = (
     *("responses", "answers", "completions", "outputs", "generations", "candidates", "replies", "solutions"),
-    *ANSWERS,
+    *_ANSWERS,
 )
 VERDICTS = (
     *("preference", "winner", "label", "verdict", "choice", "better", "preferred", "vote", "judgment", "judgement"),
     *("annotation", "human_label", "result", "labels", "overall_preference", "human_preference"),
 )
-SCORES = "score", "rating", "reward", "grade", "quality", "helpfulness", "overall_score", "scores", "ratings", "rewards"
-RANKS = "rank", "ranks", "ranking", "rankings", "order"
-CHATS = "messages", "conversation", "conversations", "chat", "dialogue", "dialog", "turns"
+_SCORES = (
+    "score",
+    "rating",
+    "reward",
+    "grade",
+    "quality",
+    "helpfulness",
+    "overall_score",
+    "scores",
+    "ratings",
+    "rewards",
+)
+_RANKS = "rank", "ranks", "ranking", "rankings", "order"
+_CHATS = "messages", "conversation", "conversations", "chat", "dialogue", "dialog", "turns"
 ENDS = {"a": "b", "1": "2", "0": "1", "left": "right", "first": "second", "one": "two"}
 """The endings of names that tell a first thing from a second."""
 SPLIT = re.compile(r"(?<=[a-z])(?=[A-Z0-9])|[-_. ]+")
@@ -70,14 +81,16 @@ def suggestion(noun: str, head: Sequence[Row]) -> str:
     return ""
 
 
-Found = tuple[str, dict[str, str]] | None
+_Found = tuple[str, dict[str, str]] | None
 
 
 class _Columns:
     """Columns by their names and what stands in them."""
 
     def __init__(self, head: Sequence[Row]) -> None:
-        names = {column: None for row in head for column in row if isinstance(column, str) and shown(column) == column}
+        names = {
+            column: None for row in head for column in row if isinstance(column, str) and one_line(column) == column
+        }
         self.values = {name: [row[name] for row in head if row.get(name) not in (None, "")] for name in names}
 
     def named(self, words: Iterable[str], fits: Callable[[list[Any]], bool], without: Iterable[str] = ()) -> str:
@@ -91,7 +104,7 @@ class _Columns:
 
     def prompt(self, without: Iterable[str] = ()) -> str:
         """The column that asks: by its name, the only one that holds messages, or text in an object of such a name."""
-        if found := self.named(CLEAR, _says, without) or self.named(PROMPTS, _asks_something, without):
+        if found := self.named(CLEAR, _says, without) or self.named(_PROMPTS, _asks_something, without):
             return found
         chats = self.of(_is_chat, without)
         return chats[0] if len(chats) == 1 else next(self._inner(without), "")
@@ -99,8 +112,8 @@ class _Columns:
     def _inner(self, without: Iterable[str]) -> Iterator[str]:
         for name in self.values:
             objects = [value for value in self.values[name] if isinstance(value, dict)]
-            if name.lower() in PROMPTS and objects and name not in without:
-                inner = _Columns(objects).named(("full_text", "text", "content", *PROMPTS), _asks_something)
+            if name.lower() in _PROMPTS and objects and name not in without:
+                inner = _Columns(objects).named(("full_text", "text", "content", *_PROMPTS), _asks_something)
                 if inner:
                     yield f"{name}.{inner}"
 
@@ -172,7 +185,7 @@ def _with(prompt: str, mapping: dict[str, str]) -> dict[str, str]:
     return ({"prompt": prompt} if prompt else {}) | mapping
 
 
-def _pair(seen: _Columns) -> Found:
+def _pair(seen: _Columns) -> _Found:
     """A better and a worse answer, by their names."""
     better, worse = seen.named(BETTER, _says), seen.named(WORSE, _says)
     prompt = seen.prompt((better, worse))
@@ -181,7 +194,7 @@ def _pair(seen: _Columns) -> Found:
     return f"{_asks(prompt)}{better} and {worse} like two answers", _with(prompt, {"chosen": better, "rejected": worse})
 
 
-def _contest(seen: _Columns) -> Found:
+def _contest(seen: _Columns) -> _Found:
     """Two answers and what says which is better."""
     verdict = seen.named(VERDICTS, _decides)
     answers = next(iter(seen.twos(_says, (verdict,))), None)
@@ -204,25 +217,25 @@ def _contest(seen: _Columns) -> Found:
     return None
 
 
-def _several(seen: _Columns) -> Found:
+def _several(seen: _Columns) -> _Found:
     """Answers that nobody has judged."""
     answers = next(iter(seen.twos(_says)), None)
     if answers is not None and (prompt := seen.prompt(answers)):
         a, b = answers
         return f"{_asks(prompt)}{a} and {b} like two answers", {"prompt": prompt, "response_a": a, "response_b": b}
-    listed = seen.named(LISTS, _is_text_list)
+    listed = seen.named(_LISTS, _is_text_list)
     prompt = seen.prompt((listed,))
     if listed and prompt:
         return f"{_asks(prompt)}{listed} like answers", {"prompt": prompt, "responses": listed}
     return None
 
 
-def _listed(seen: _Columns) -> Found:
+def _listed(seen: _Columns) -> _Found:
     """A list of answers with as many scores or ranks, or of objects that hold both."""
-    answers = seen.named(LISTS, _is_text_list)
-    column, name = seen.named(RANKS, _number_lists), "ranks"
+    answers = seen.named(_LISTS, _is_text_list)
+    column, name = seen.named(_RANKS, _number_lists), "ranks"
     if not column:
-        column, name = seen.named(SCORES, _number_lists), "scores"
+        column, name = seen.named(_SCORES, _number_lists), "scores"
     if not answers or not column:
         answers, column, name = _inside(seen)
     prompt = seen.prompt((answers, column, answers.partition(".")[0]))
@@ -238,17 +251,17 @@ def _inside(seen: _Columns) -> tuple[str, str, str]:
         if not all(isinstance(v, list) and len(v) > 1 and all(isinstance(o, dict) for o in v) for v in values):
             continue
         inner = _Columns([item for value in values for item in value])
-        answer = inner.named((*ANSWERS, "text", "content"), _says)
-        for kind, words in (("ranks", RANKS), ("scores", SCORES)):
+        answer = inner.named((*_ANSWERS, "text", "content"), _says)
+        for kind, words in (("ranks", _RANKS), ("scores", _SCORES)):
             said = inner.named(words, _counts)
             if answer and said:
                 return f"{name}.{answer}", f"{name}.{said}", kind
     return "", "", ""
 
 
-def _scored(seen: _Columns) -> Found:
+def _scored(seen: _Columns) -> _Found:
     """An answer and a number."""
-    answer, score = seen.named(ANSWERS, _says), seen.named(SCORES, _counts)
+    answer, score = seen.named(_ANSWERS, _says), seen.named(_SCORES, _counts)
     prompt = seen.prompt((answer,))
     if not (prompt and answer and score):
         return None
@@ -256,18 +269,18 @@ def _scored(seen: _Columns) -> Found:
     return told, {"prompt": prompt, "response": answer, "score": score}
 
 
-def _demonstration(seen: _Columns) -> Found:
-    chat = seen.named(CHATS, _is_chat)
-    answer = seen.named(("chosen", *ANSWERS), _says, (chat,))
+def _demonstration(seen: _Columns) -> _Found:
+    chat = seen.named(_CHATS, _is_chat)
+    answer = seen.named(("chosen", *_ANSWERS), _says, (chat,))
     prompt = seen.prompt((answer, chat))
     if prompt and answer:
         return f"{_asks(prompt)}{answer} like an answer", {"prompt": prompt, "completion": answer}
     return (f"{chat} looks like chats", {"messages": chat}) if chat else None
 
 
-def _prompt(seen: _Columns) -> Found:
+def _prompt(seen: _Columns) -> _Found:
     prompt = seen.prompt()
-    chat = seen.named(CHATS, _is_chat)
+    chat = seen.named(_CHATS, _is_chat)
     if prompt:
         return f"{prompt} looks like a prompt", {"prompt": prompt}
     return (f"{chat} looks like chats", {"messages": chat}) if chat else None

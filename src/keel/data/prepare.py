@@ -13,8 +13,8 @@ from keel.records import Bundle, Demonstration, Pair, PromptRow, RowCounts
 from keel.text.identity import facts_of, remarks_on
 from keel.text.tokenisation import NO_ROOM, Text
 
-Row = TypeVar("Row", PromptRow, Demonstration, Pair)
-Record = TypeVar("Record", bound=PromptRow | Demonstration | Pair)
+_Row = TypeVar("_Row", PromptRow, Demonstration, Pair)
+_Record = TypeVar("_Record", bound=PromptRow | Demonstration | Pair)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,12 @@ def pairs(config: Training, source: str, text: Text, positions: int | None) -> P
     return _prepare(sources.read_pairs, checks.check_pairs, config, source, text, positions)
 
 
-def demonstrations(config: Training, source: str, text: Text, positions: int | None) -> Prepared:
+def demonstration_bundles(config: Training, source: str, text: Text, positions: int | None) -> Prepared:
     """Demonstrations and plain text: one completion per bundle."""
     return _prepare(sources.read_demonstrations, checks.check_demonstrations, config, source, text, positions)
 
 
-def prompts(config: Training, source: str, text: Text, positions: int | None) -> Prepared:
+def prompt_bundles(config: Training, source: str, text: Text, positions: int | None) -> Prepared:
     """Prompts alone: bundles without completions."""
     return _prepare(sources.read_prompts, checks.check_prompts, config, source, text, positions)
 
@@ -52,13 +52,13 @@ def read_prompt_rows(config: Reading, source: str) -> tuple[list[PromptRow], Row
     return checks.check_prompts(rows, counts, config.max_bad_share, source), counts, name
 
 
-Reader = Callable[..., tuple[list[Row], RowCounts, str]]
-Checker = Callable[[list[Row], RowCounts, float, str], list[Row]]
+Reader = Callable[..., tuple[list[_Row], RowCounts, str]]
+Checker = Callable[[list[_Row], RowCounts, float, str], list[_Row]]
 
 
 def _prepare(
-    reader: Reader[Row],
-    checker: Checker[Row],
+    reader: Reader[_Row],
+    checker: Checker[_Row],
     config: Training,
     source: str,
     text: Text,
@@ -73,7 +73,7 @@ def _prepare(
     facts: dict[str, object] = {"data": source, "format": name, **sources.identify(source, counts), **_ai(rows)}
     held: list[Bundle] = []
     held_counts: RowCounts | None = None
-    parts: tuple[Sequence[Row], ...] = (rows,)
+    parts: tuple[Sequence[_Row], ...] = (rows,)
     if other is not None:
         held_rows, held_counts, held_name = reader(other, format=config.format, limit=None, columns=other_columns)
         if said:
@@ -104,13 +104,13 @@ def _remedy(config: Training, limit: int) -> str:
     return lengths.remedy(config) if isinstance(config, Sampling) else ""
 
 
-def _ai(rows: Sequence[Row]) -> dict[str, object]:
+def _ai(rows: Sequence[_Row]) -> dict[str, object]:
     """How many labels a model gave, where any."""
     count = sum(isinstance(row, Pair) and row.ai for row in rows)
     return {"ai_feedback": count} if count else {}
 
 
-def _refuse_leak(rows: Sequence[Row], held: Sequence[Row], source: str, other: str) -> None:
+def _refuse_leak(rows: Sequence[_Row], held: Sequence[_Row], source: str, other: str) -> None:
     """Held-out prompts that are trained on measure memory. Plain text has no prompt to compare."""
     found = checks.leak(rows, held)
     if found.rows:
@@ -191,11 +191,11 @@ def unknown(text: Text) -> str:
 
 
 def tokenise(
-    rows: Sequence[Record], counts: RowCounts, text: Text, max_length: int
-) -> tuple[list[tuple[Record, Bundle]], str]:
+    rows: Sequence[_Record], counts: RowCounts, text: Text, max_length: int
+) -> tuple[list[tuple[_Record, Bundle]], str]:
     """The rows that are tokens, with their bundles, and what was wrong with the first of the others; all counted."""
     counts.notes.pop(doubts.CONTROL.note, None)  # the tokenizer tells exactly
-    done: list[tuple[Record, Bundle]] = []
+    done: list[tuple[_Record, Bundle]] = []
     first_error = ""
     for row in rows:
         notes: list[str] = []

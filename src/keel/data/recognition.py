@@ -15,9 +15,9 @@ from keel.data.checks import reasons
 from keel.data.looks import suggestion
 from keel.errors import InputError
 from keel.files.containers import read_rows
-from keel.files.fields import Numbered, Row, RowError, shown
-from keel.formats import columns as names
+from keel.files.fields import Numbered, Row, RowError, one_line
 from keel.formats.answers import UNJUDGED, Unjudged
+from keel.formats.columns import listed_columns, parse_columns
 from keel.formats.demonstrations import DEMONSTRATED
 from keel.formats.judgments import GENERIC, JUDGED, Judged
 from keel.formats.prompts import PROMPTED
@@ -30,8 +30,8 @@ __all__ = [
     "PAIRS",
     "PROMPTS",
     "Format",
-    "Kind",
     "Opened",
+    "SourceKind",
     "bears_columns",
     "kind_of_rows",
     "open_rows",
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 F = TypeVar("F", bound="Format")
-HEAD = 100  # readable rows from which columns and format are recognised
+_HEAD = 100  # readable rows from which columns and format are recognised
 
 
 class Format(Protocol):
@@ -54,7 +54,7 @@ class Format(Protocol):
 
 
 @dataclass(frozen=True)
-class Kind(Generic[F]):
+class SourceKind(Generic[F]):
     """What a command reads: its formats in the order in which they are tried, and the words of a refusal."""
 
     noun: str
@@ -64,19 +64,19 @@ class Kind(Generic[F]):
 
 # --- what commands read
 
-PAIRS = Kind("preference pairs", "chosen and rejected, with a prompt or as transcripts", JUDGED)
-JUDGMENTS = Kind(
+PAIRS = SourceKind("preference pairs", "chosen and rejected, with a prompt or as transcripts", JUDGED)
+JUDGMENTS = SourceKind(
     "judgments", "chosen and rejected, response_a, response_b and preference, or another format's columns", JUDGED
 )
-ANSWERS: Kind[Judged | Unjudged] = Kind(
+ANSWERS: SourceKind[Judged | Unjudged] = SourceKind(
     "answers",
     "prompt and completions (a list), prompt, response_a and response_b, or pairs",
     (*(it for it in JUDGED if it not in GENERIC), *UNJUDGED, *GENERIC),
 )
-DEMONSTRATIONS = Kind(
+DEMONSTRATIONS = SourceKind(
     "demonstrations", "prompt and completion, messages, instruction and output, or text", DEMONSTRATED
 )
-PROMPTS = Kind("prompts", "prompt, messages, conversations, instruction or text, or preference pairs", PROMPTED)
+PROMPTS = SourceKind("prompts", "prompt, messages, conversations, instruction or text, or preference pairs", PROMPTED)
 
 
 # --- recognition
@@ -92,7 +92,7 @@ class Opened(Generic[F]):
 
 
 def open_rows(
-    kind: Kind[F], source: str, wanted: str | None, limit: int | None, columns: str | None, counts: RowCounts
+    kind: SourceKind[F], source: str, wanted: str | None, limit: int | None, columns: str | None, counts: RowCounts
 ) -> Opened[F]:
     """The rows and their format; refuses where no row is readable. `counts` learns what is unusual about the file."""
     rows, readable, renamed = _start(source, limit, columns, counts)
@@ -115,14 +115,14 @@ def _start(
     source: str, limit: int | None, columns: str | None, counts: RowCounts
 ) -> tuple[Iterator[Numbered], list[Row], set[str]]:
     """All rows under the names of --columns, the first readable ones of them, and these names."""
-    mapping = names.parse(columns)
+    mapping = parse_columns(columns)
     remarks: list[str] = []
     rows: Iterator[Numbered] = itertools.islice(read_rows(source, remarks), limit)
     head = _head(rows)
     readable = [row for _, row in head if isinstance(row, dict)]
     if mapping is not None and readable:
         mapping.refuse_missing(readable, source)
-        remarks += [f"the file's own column {shown(c)} gives way to --columns" for c in mapping.hidden(readable)]
+        remarks += [f"the file's own column {one_line(c)} gives way to --columns" for c in mapping.hidden(readable)]
         head, rows = list(mapping.renamed(head)), mapping.renamed(rows)
         readable = [row for _, row in head if isinstance(row, dict)]
     for remark in remarks:
@@ -132,29 +132,29 @@ def _start(
 
 def bears_columns(source: str, columns: str) -> bool:
     """Whether the names of --columns are those of this file, which may have Keel's own."""
-    mapping = names.parse(columns)
+    mapping = parse_columns(columns)
     readable = [row for _, row in _head(read_rows(source)) if isinstance(row, dict)]
     return mapping is None or not readable or mapping.meant_for(readable)
 
 
 def _head(rows: Iterator[Numbered]) -> list[Numbered]:
-    """The first rows, up to the `HEAD`th that is readable."""
+    """The first rows, up to the `_HEAD`th that is readable."""
     head, readable = [], 0
     for number, row in rows:
         head.append((number, row))
         readable += isinstance(row, dict)
-        if readable == HEAD:
+        if readable == _HEAD:
             break
     return head
 
 
-def _recognise(kind: Kind[F], head: list[Row], source: str, wanted: str | None, renamed: set[str]) -> F:
+def _recognise(kind: SourceKind[F], head: list[Row], source: str, wanted: str | None, renamed: set[str]) -> F:
     """The format asked for, or the first that fits; refuses where a column is missing from every row."""
     columns = {column: None for row in head for column in row}  # in the file's order
     formats = [f for f in kind.formats if wanted in (None, f.name)]
     if not formats:
         known = ", ".join(f.name for f in kind.formats)
-        raise InputError(f"{source}: --format {shown(wanted)} is not a format of {kind.noun}; choose one of {known}")
+        raise InputError(f"{source}: --format {one_line(wanted)} is not a format of {kind.noun}; choose one of {known}")
     if found := _match(formats, columns, head, looks=wanted is None, renamed=renamed):
         return found
     absent = {f.name: [column for column in f.needs if column not in columns] for f in formats}
@@ -171,7 +171,7 @@ def _recognise(kind: Kind[F], head: list[Row], source: str, wanted: str | None, 
     what = f"no column {missing}" if clear else "no format that is known"
     guess = "" if renamed or hint or wanted else suggestion(kind.noun, head)
     rest = guess or f"{kind.noun} need {kind.asks}"
-    raise InputError(f"{source}: {what}; found: {names.listed(columns)}{hint}; {rest}")
+    raise InputError(f"{source}: {what}; found: {listed_columns(columns)}{hint}; {rest}")
 
 
 def _match(

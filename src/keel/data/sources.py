@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from keel.data.derive import derive
-from keel.data.doubts import Scores
+from keel.data.doubts import ScoreWatch
 from keel.data.recognition import (
     ANSWERS,
     DEMONSTRATIONS,
@@ -26,8 +26,8 @@ from keel.data.recognition import (
     PAIRS,
     PROMPTS,
     Format,
-    Kind,
     Opened,
+    SourceKind,
     bears_columns,
     kind_of_rows,
     open_rows,
@@ -69,7 +69,7 @@ Asked = tuple[Prompt, list[Answer], Origin]
 """A prompt and its answers."""
 STORE = "store"
 """What stands in place of a format's name."""
-BLOCK = 256  # consecutive rows of one prompt that are compared with each other at most
+_BLOCK = 256  # consecutive rows of one prompt that are compared with each other at most
 
 
 # --- what a command calls
@@ -86,7 +86,7 @@ def read_pairs(
     """
     groups, counts, name = _contests(source, format, limit, columns)
     pairs: list[Pair] = []
-    scores = Scores()
+    scores = ScoreWatch()
     for group in groups:
         scores.see(group)
         derived = derive(group)
@@ -290,7 +290,7 @@ def identify(source: str, counts: RowCounts) -> dict[str, object]:
 
 
 def _groups(
-    kind: Kind[Judged],
+    kind: SourceKind[Judged],
     source: str,
     format: str | None,
     limit: int | None,
@@ -403,14 +403,14 @@ def _records(
 
 
 def together(groups: Iterable[list[Judgment]], counts: RowCounts) -> Iterator[list[Judgment]]:
-    """Consecutive groups of one prompt as one, `BLOCK` at most."""
+    """Consecutive groups of one prompt as one, `_BLOCK` at most."""
     held: list[Judgment] = []
     size, key = 0, ""
     for group in groups:
         here = prompt_key(group[0].prompt)
-        if held and (here != key or size == BLOCK):
+        if held and (here != key or size == _BLOCK):
             if here == key:
-                counts.note(f"more than {BLOCK} rows of one prompt, compared by the block", group[0].origin.row)
+                counts.note(f"more than {_BLOCK} rows of one prompt, compared by the block", group[0].origin.row)
             yield held
             held, size = [], 0
         held, size, key = [*held, *group] if size else list(group), size + 1, here

@@ -24,9 +24,9 @@ from keel.files.jsonl import write_json
 from keel.records import Result
 from keel.says import say
 
-Step = tuple[str, str, Callable[[Story], dict[str, Any]]]
+_Step = tuple[str, str, Callable[[Story], dict[str, Any]]]
 
-STAGES: list[list[list[Step]]] = [
+STAGES: list[list[list[_Step]]] = [
     [
         [
             ("world", "the world: prompts, a corpus, a tokenizer, a model that knows nothing", model.make_world),
@@ -60,10 +60,10 @@ STAGES: list[list[list[Step]]] = [
     ],
     [
         [
-            ("compare", "every method on held-out prompts", verdicts.compare),
+            ("compare", "every method on held-out prompts", verdicts.compare_methods),
         ],
         [
-            ("best_of_n_curve", "best-of-N up to N = 256", verdicts.best_of_n_curve),
+            ("best_of_n_curve", "best-of-N up to N = 256", verdicts.measure_best_of_n),
         ],
     ],
 ]
@@ -90,9 +90,9 @@ def demo(config: DemoConfig, sizes: Sizes | None = None) -> Result:
         tell(story, unfinished)
     from keel.demo import report
 
-    summary = summarise(story)
+    summary = _summarise(story)
     write_json(config.out / "summary.json", summary)
-    report.write(summary, config.out / "report.html")
+    report.write_report(summary, config.out / "report.html")
     say(f"report: {config.out / 'report.html'}   figures: {config.out / 'summary.json'}")
     return Result(config.out, summary)
 
@@ -122,7 +122,7 @@ def records_of(story: Story) -> dict[str, dict[str, Any]]:
 def get_ready(threads: int) -> None:
     """What a process does first."""
     torch.set_num_threads(threads)
-    progress.plain = True  # two live bars would overwrite each other
+    progress.plain_screen = True  # two live bars would overwrite each other
 
 
 def run_steps(story: Story, names: Sequence[str] = ()) -> None:
@@ -132,7 +132,7 @@ def run_steps(story: Story, names: Sequence[str] = ()) -> None:
             story.run(name, title, step)
 
 
-def summarise(story: Story) -> dict[str, Any]:
+def _summarise(story: Story) -> dict[str, Any]:
     """`summary.json`: every figure of the report."""
     records = records_of(story)
     f = {name: record["figures"] for name, record in records.items()}
@@ -166,7 +166,7 @@ def summarise(story: Story) -> dict[str, Any]:
         "methods": rows,
         "curves": {
             "best_of_n": f["best_of_n_curve"]["points"],
-            "ppo": tuning.training_points(story, "ppo", every=2),
+            "ppo": tuning.measure_training(story, "ppo", every=2),
             "overoptimisation": f["overoptimise"],
         },
         "learning": {

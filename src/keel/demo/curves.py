@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from keel.demo import figures
-from keel.pages.numbers import Row
+from keel.pages.numbers import TableCells
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ RUNS: tuple[tuple[str, str, str, tuple[Panel, ...]], ...] = (
 )
 
 
-def learning(runs: Row) -> list[dict[str, Any]]:
+def learning_panels(runs: TableCells) -> list[dict[str, Any]]:
     """Small multiples by run; what a run did not log has no panel."""
     found = []
     for name, title, colour, panels in RUNS:
@@ -90,7 +90,11 @@ def learning(runs: Row) -> list[dict[str, Any]]:
         drawn = [
             {"title": panel.title, "hint": panel.hint, "svg": Markup(svg)}
             for panel in panels
-            if (svg := figures.learning(rows, panel.key, panel.held_out or f"eval/{panel.key}", colour, panel.chance))
+            if (
+                svg := figures.learning_curve(
+                    rows, panel.key, panel.held_out or f"eval/{panel.key}", colour, panel.chance
+                )
+            )
         ]
         if drawn:
             found.append({"title": title, "family": colour, "panels": drawn})

@@ -13,7 +13,6 @@ from keel.pages.drawing import (
     PANEL,
     SQUARE,
     TOKENS,
-    Floats,
     Series,
     band,
     bars,
@@ -25,6 +24,7 @@ from keel.pages.drawing import (
     twice,
     value_of,
 )
+from keel.stats import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -124,7 +124,9 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
         return svg(figure, "reliability")
 
 
-def learning(rows: Sequence[Mapping[str, Any]], key: str, held_out: str, colour: str, chance: float | None) -> str:
+def learning_curve(
+    rows: Sequence[Mapping[str, Any]], key: str, held_out: str, colour: str, chance: float | None
+) -> str:
     """One figure of a run over its steps, smoothed where it is long; empty where the run did not log it."""
     line, dots = series(rows, "step", key), series(rows, "step", held_out)
     if len(line.x) == 0 and len(dots.x) == 0:

@@ -10,7 +10,7 @@ import torch
 
 from keel import world
 from keel.config import SFTConfig
-from keel.demo.story import MICRO_TOKENS, Story, ask, figures_of
+from keel.demo.story import MICRO_TOKENS, Story, as_wish, figures_of
 from keel.files.jsonl import write_lines
 from keel.methods import sft
 from keel.models import checkpoints
@@ -19,8 +19,8 @@ from keel.text.tokenisation import Text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Row = dict[str, str]
-WIDE: dict[str, Any] = {"micro_tokens": 4 * MICRO_TOKENS}
+_Row = dict[str, str]
+_WIDE: dict[str, Any] = {"micro_tokens": 4 * MICRO_TOKENS}
 """Where two threads work on one pass."""
 
 
@@ -29,14 +29,14 @@ def make_world(story: Story) -> dict[str, Any]:
     train, held_out = story.prompts
     folder = story.out / "data"
     folder.mkdir(exist_ok=True)
-    write_lines(folder / "prompts.jsonl", ({"prompt": ask(p.text)} for p in train))
-    write_lines(folder / "held-out-prompts.jsonl", ({"prompt": ask(p.text), "kind": p.kind} for p in held_out))
+    write_lines(folder / "prompts.jsonl", ({"prompt": as_wish(p.text)} for p in train))
+    write_lines(folder / "held-out-prompts.jsonl", ({"prompt": as_wish(p.text), "kind": p.kind} for p in held_out))
     recalls = [demonstration(q, a) for q, a in world.recalls(train, story.rng("recalls"), story.sizes.recalls)]
     lessons = [demonstration(p.text, a) for p, a in world.lessons(train, story.rng("lessons"), story.sizes.lessons)]
     write_lines(folder / "recalls.jsonl", recalls)
     write_lines(folder / "lessons.jsonl", [*lessons, *rehearsed(recalls, lessons)])
     matches = world.mismatched(train, story.rng("mismatched"), story.sizes.mismatched)
-    mismatches = ({"prompt": ask(p.text), "chosen": own, "rejected": other} for p, own, other in matches)
+    mismatches = ({"prompt": as_wish(p.text), "chosen": own, "rejected": other} for p, own, other in matches)
     write_lines(folder / "mismatched.jsonl", mismatches)
     demonstrated = world.demonstrations(train, story.rng("demonstrations"), story.sizes.demonstrations)
     shown = [demonstration(p.text, a) for p, a in demonstrated]
@@ -93,12 +93,12 @@ def new_model(corpus: list[str], folder: Path, seed: int) -> int:
 
 def pretrain_recall(story: Story) -> dict[str, Any]:
     """To compare a word with those before it, from random weights."""
-    return imitate(story, "recall", "init", "recalls", batch_size=32, learning_rate=5e-4, schedule="constant", **WIDE)
+    return imitate(story, "recall", "init", "recalls", batch_size=32, learning_rate=5e-4, schedule="constant", **_WIDE)
 
 
 def pretrain(story: Story) -> dict[str, Any]:
     """Language and the task's vocabulary."""
-    return imitate(story, "pretrain", "recall", "lessons", learning_rate=5e-4, **WIDE)
+    return imitate(story, "pretrain", "recall", "lessons", learning_rate=5e-4, **_WIDE)
 
 
 def supervised(story: Story) -> dict[str, Any]:
@@ -119,11 +119,11 @@ def imitate(story: Story, name: str, start: str, data: str, **settings: Any) -> 
     return figures_of(sft.train(config))
 
 
-def demonstration(question: str, answer: str) -> Row:
+def demonstration(question: str, answer: str) -> _Row:
     """A row to imitate."""
-    return {"prompt": ask(question), "completion": answer}
+    return {"prompt": as_wish(question), "completion": answer}
 
 
-def rehearsed(recalls: Sequence[Row], among: Sequence[Row]) -> Sequence[Row]:
+def rehearsed(recalls: Sequence[_Row], among: Sequence[_Row]) -> Sequence[_Row]:
     """Recalls to train on again, three for four other rows: what is not rehearsed is forgotten."""
     return recalls[: 3 * len(among) // 4]

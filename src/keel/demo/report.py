@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from keel import stats
 from keel.demo import figures
-from keel.demo.curves import learning
-from keel.demo.sentences import CONTENDERS, turns, verdict
+from keel.demo.curves import learning_panels
+from keel.demo.sentences import CONTENDERS, turning_points, verdict
 from keel.demo.table import cost_cell, is_bound, table
 from keel.pages.drawing import value_of
 from keel.pages.numbers import (
@@ -24,11 +24,11 @@ from keel.pages.numbers import (
     PLAIN,
     SCORE,
     THIN,
-    Row,
+    TableCells,
     bar,
-    bare,
     capital,
-    finite,
+    figure,
+    finite_mean,
     full,
     interval,
     number,
@@ -37,56 +37,56 @@ from keel.pages.numbers import (
     times,
 )
 
-LABELS = {"sft": "SFT", "dpo": "DPO", "ppo": "PPO"}
+_LABELS = {"sft": "SFT", "dpo": "DPO", "ppo": "PPO"}
 EXPLAINED = {
     "dpo": "Direct preference optimisation: trains the model on the votes themselves.",
     "ppo": "Proximal policy optimisation: the model tries answers, and what the reward model likes is reinforced.",
     "best_of_n": "Leaves the model as it is: draws N answers and keeps the one that the reward model likes best.",
 }
-KINDS = {
+_KINDS = {
     "safe": "everyday wish",
     "unsafe": "unsafe: should be declined",
     "looks_unsafe": "only looks unsafe: should be granted",
 }
 
 
-def write(summary: Row, file: Path) -> None:
+def write_report(summary: TableCells, file: Path) -> None:
     """Render the summary of a demo into one self-contained HTML file."""
-    file.write_text(render(summary), encoding="utf-8")
+    file.write_text(render_report(summary), encoding="utf-8")
 
 
-def render(summary: Row) -> str:
+def render_report(summary: TableCells) -> str:
     """The page as text."""
-    rows: Row = summary.get("methods") or {}
+    rows: TableCells = summary.get("methods") or {}
     labels = {name: label(name, row) for name, row in rows.items()}
     return page(
         Path(__file__).with_name("report.html"),
         verdict=verdict(rows, labels),
-        tiles=[tile(name, rows, labels) for name in CONTENDERS if name in rows],
+        tiles=[_tile(name, rows, labels) for name in CONTENDERS if name in rows],
         methods=[{"label": labels[name], "family": figures.family(name)} for name in rows],
         table=table(rows, summary.get("weights") or {}),
-        turns=turns(summary),
-        figures=drawings(summary, labels),
-        learning=learning(summary.get("learning") or {}),
+        turns=turning_points(summary),
+        figures=_drawings(summary, labels),
+        learning=learning_panels(summary.get("learning") or {}),
         data=data_check(summary.get("data") or {}),
-        reward=reward_model(summary),
-        examples=examples(summary.get("examples") or [], labels),
+        reward=_reward_model(summary),
+        examples=_examples(summary.get("examples") or [], labels),
         steps=steps(summary),
-        facts=facts(summary),
+        facts=_facts(summary),
     )
 
 
-def label(name: str, row: Row) -> str:
+def label(name: str, row: TableCells) -> str:
     """A method's name for people; N of `best_of_n` is read from its KL, which fixes it."""
-    if name in LABELS or not name.startswith("best_of_"):
-        return LABELS.get(name, name)
+    if name in _LABELS or not name.startswith("best_of_"):
+        return _LABELS.get(name, name)
     n, kl = name.removeprefix("best_of_"), value_of(row.get("kl"))
     if not n.isdigit() and kl:
         n = next((str(m) for m in range(1, 1025) if abs(stats.best_of_n_kl(m) - kl.mean) < 1e-9), "N")
     return f"best-of-{n.upper()}"
 
 
-def tile(name: str, rows: Row, labels: Mapping[str, str]) -> dict[str, Any]:
+def _tile(name: str, rows: TableCells, labels: Mapping[str, str]) -> dict[str, Any]:
     """A method at a glance."""
     row = rows[name]
     win = value_of(row.get("gold_win_rate"))
@@ -94,18 +94,18 @@ def tile(name: str, rows: Row, labels: Mapping[str, str]) -> dict[str, Any]:
         "label": capital(labels[name]),
         "family": figures.family(name),
         "what": EXPLAINED[name],
-        "win": bare(win, PERCENT),
+        "win": figure(win, PERCENT),
         "interval": interval(win, PERCENT),
         "bar": bar(win),
         "gold": full(value_of(row.get("gold_mean"))),
-        "sft_gold": bare(value_of(rows.get("sft", {}).get("gold_mean"))),
+        "sft_gold": figure(value_of(rows.get("sft", {}).get("gold_mean"))),
         "kl": ("≤ " if is_bound(row) else "") + full(value_of(row.get("kl"))),
         "training": cost_cell(row),
-        "serving": times(finite(row.get("serve_cost_ratio"))),
+        "serving": times(finite_mean(row.get("serve_cost_ratio"))),
     }
 
 
-def drawings(summary: Row, labels: Mapping[str, str]) -> dict[str, Markup]:
+def _drawings(summary: TableCells, labels: Mapping[str, str]) -> dict[str, Markup]:
     """The large figures."""
     curves = summary.get("curves") or {}
     summary = {**summary, "curves": curves, "methods": summary.get("methods") or {}}
@@ -117,11 +117,11 @@ def drawings(summary: Row, labels: Mapping[str, str]) -> dict[str, Markup]:
     }
 
 
-def reward_model(summary: Row) -> dict[str, Any]:
+def _reward_model(summary: TableCells) -> dict[str, Any]:
     """Accuracy beside its baselines, calibration, and what the votes were worth."""
     found, votes = summary.get("reward_model") or {}, summary.get("votes") or {}
     accuracy, longer = value_of(found.get("accuracy")), value_of(found.get("accuracy_of_longer"))
-    error = finite(found.get("calibration_error"))
+    error = finite_mean(found.get("calibration_error"))
     measures = (
         ("Accuracy", accuracy, "share of held-out pairs ranked as gold ranks them"),
         ("“The longer one wins”", longer, "the same pairs, ranked by length: the baseline"),
@@ -133,7 +133,7 @@ def reward_model(summary: Row) -> dict[str, Any]:
         ("People prefer the longer", value_of(votes.get("longer_wins")), "share of the training votes"),
     )
     stats_shown = [
-        {"label": title, "main": bare(v, PERCENT), "interval": interval(v, PERCENT), "bar": bar(v), "hint": hint}
+        {"label": title, "main": figure(v, PERCENT), "interval": interval(v, PERCENT), "bar": bar(v), "hint": hint}
         for title, v, hint in measures
     ]
     n = accuracy.n if accuracy and accuracy.n else None
@@ -144,24 +144,24 @@ def reward_model(summary: Row) -> dict[str, Any]:
         "pairs": votes.get("pairs"),
         "shown": votes.get("shown"),
         "ties": votes.get("ties"),
-        "seconds": seconds(finite(found.get("train_seconds"))),
+        "seconds": seconds(finite_mean(found.get("train_seconds"))),
     }
 
 
-def examples(rows: Sequence[Row], labels: Mapping[str, str]) -> list[dict[str, Any]]:
+def _examples(rows: Sequence[TableCells], labels: Mapping[str, str]) -> list[dict[str, Any]]:
     """Prompts with every method's answer."""
     return [
         {
             "prompt": row.get("prompt", ""),
-            "kind": KINDS.get(str(row.get("kind")), str(row.get("kind"))),
-            "tone": str(row.get("kind")).replace("_", "-") if row.get("kind") in KINDS else "safe",
+            "kind": _KINDS.get(str(row.get("kind")), str(row.get("kind"))),
+            "tone": str(row.get("kind")).replace("_", "-") if row.get("kind") in _KINDS else "safe",
             "answers": [
                 {
                     "label": labels.get(name, label(name, {})),
                     "family": figures.family(name),
                     "text": answer.get("text") or "",
-                    "gold": bare(value_of(answer.get("gold")), PLAIN),
-                    "proxy": bare(value_of(answer.get("proxy")), SCORE),
+                    "gold": figure(value_of(answer.get("gold")), PLAIN),
+                    "proxy": figure(value_of(answer.get("proxy")), SCORE),
                 }
                 for name, answer in (row.get("answers") or {}).items()
             ],
@@ -170,9 +170,9 @@ def examples(rows: Sequence[Row], labels: Mapping[str, str]) -> list[dict[str, A
     ]
 
 
-def steps(summary: Row) -> list[dict[str, Any]]:
+def steps(summary: TableCells) -> list[dict[str, Any]]:
     """What each step took, with a bar as long as its share of the longest."""
-    found = [(step, finite(step.get("seconds"))) for step in summary.get("steps") or []]
+    found = [(step, finite_mean(step.get("seconds"))) for step in summary.get("steps") or []]
     longest = max([s for _, s in found if s is not None], default=0.0) or 1.0
     return [
         {
@@ -184,11 +184,11 @@ def steps(summary: Row) -> list[dict[str, Any]]:
     ]
 
 
-def data_check(found: Row) -> Row | None:
+def data_check(found: TableCells) -> TableCells | None:
     """What the check of the votes found, in a few measures; the rest is on the data's own page."""
     if not found:
         return None
-    agreed: Row = found.get("agreement") or {}
+    agreed: TableCells = found.get("agreement") or {}
     shared = agreed.get("shared") or 0
     auc = "AUC: 0.5 is how the model itself would write"
     measures = [
@@ -201,18 +201,18 @@ def data_check(found: Row) -> Row | None:
         "warnings": found["warnings"],
         "meaning": found.get("meaning") or "",
         "measures": [
-            {"label": label, "main": bare(v, unit), "interval": interval(v, unit), "bar": bar(v), "hint": hint}
+            {"label": label, "main": figure(v, unit), "interval": interval(v, unit), "bar": bar(v), "hint": hint}
             for label, raw, unit, hint in measures
             for v in (value_of(raw),)
         ],
     }
 
 
-def facts(summary: Row) -> dict[str, Any]:
+def _facts(summary: TableCells) -> dict[str, Any]:
     """What the page says about the run as a whole."""
     world = summary.get("world") or {}
     parameters, total, memory = (
-        finite(x) for x in (world.get("parameters"), summary.get("seconds"), summary.get("peak_rss_gb"))
+        finite_mean(x) for x in (world.get("parameters"), summary.get("seconds"), summary.get("peak_rss_gb"))
     )
     return {
         "seed": summary.get("seed", DASH),

@@ -10,18 +10,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keel.demo.table import is_bound
-from keel.evaluation.answers import turned_down
+from keel.evaluation.outcomes import turned_down
 from keel.pages.drawing import Value, value_of
 from keel.pages.numbers import (
     DASH,
     PERCENT,
-    Row,
+    TableCells,
     above,
-    bare,
     capital,
-    finite,
+    enumerated,
+    figure,
+    finite_mean,
     full,
-    listed,
     number,
     seconds,
     times,
@@ -33,7 +33,7 @@ CONTENDERS = ("dpo", "ppo", "best_of_n")
 # --- the verdict ----------------------------------------------------------------------------------
 
 
-def verdict(rows: Row, labels: Mapping[str, str]) -> dict[str, Any]:
+def verdict(rows: TableCells, labels: Mapping[str, str]) -> dict[str, Any]:
     """Headline and sentences: who won by how much, at what distance and price; side effects that intervals carry."""
     wins = {name: w for name in CONTENDERS if (w := value_of(rows.get(name, {}).get("gold_win_rate")))}
     ranked = sorted(wins, key=lambda name: -wins[name].mean)
@@ -62,8 +62,8 @@ def headline(wins: Mapping[str, Value], leaders: Sequence[str], labels: Mapping[
         return "Every method does worse than the SFT model"
     if not any(w.low > 0.5 for w in wins.values()):
         return "No method is shown to beat the SFT model"
-    names = capital(listed([labels[name] for name in leaders]))
-    shares = listed([bare(wins[name], PERCENT) for name in leaders])
+    names = capital(enumerated([labels[name] for name in leaders]))
+    shares = enumerated([figure(wins[name], PERCENT) for name in leaders])
     if len(leaders) == 1:
         lead = "leads: its answers win" if len(wins) > 1 else "wins"
         return f"{names} {lead} {shares} of comparisons with the SFT model"
@@ -77,32 +77,32 @@ def ranking(
     if not ranked:
         return []
     shown = {name: f"{labels[name]} {full(wins[name], PERCENT)}" for name in ranked}
-    said = [f"Gold win rates against the SFT model: {listed(list(shown.values()))}."]
+    said = [f"Gold win rates against the SFT model: {enumerated(list(shown.values()))}."]
     behind = [labels[name] for name in ranked if name not in leaders]
     if len(leaders) > 1:
-        names = listed([labels[name] for name in leaders])
+        names = enumerated([labels[name] for name in leaders])
         said.append(f"The intervals of {names} overlap, so this run does not say which of them is better.")
     if behind:
         noun = "interval of {} lies" if len(behind) == 1 else "intervals of {} lie"
-        said.append(f"The {noun.format(listed(behind))} below that of {labels[ranked[0]]}.")
+        said.append(f"The {noun.format(enumerated(behind))} below that of {labels[ranked[0]]}.")
     return said
 
 
-def gold_means(rows: Row, ranked: Sequence[str], labels: Mapping[str, str]) -> list[str]:
+def gold_means(rows: TableCells, ranked: Sequence[str], labels: Mapping[str, str]) -> list[str]:
     """Mean gold beside the SFT model's, and a word where it ranks the methods otherwise than the win rate."""
     means = {name: v for name in ("sft", *ranked) if (v := value_of(rows.get(name, {}).get("gold_mean")))}
     if len(means) < 2:
         return []
-    said = [f"Mean gold: {listed([f'{labels[name]} {full(v)}' for name, v in means.items()])}."]
+    said = [f"Mean gold: {enumerated([f'{labels[name]} {full(v)}' for name, v in means.items()])}."]
     best = max(means, key=lambda name: means[name].mean)
     if ranked and best != ranked[0]:
         said.append(f"By mean gold {labels[best]} stands first: the two measures order the methods differently.")
     return said
 
 
-def price(name: str, row: Row) -> str:
+def price(name: str, row: TableCells) -> str:
     """What a method took: distance from the SFT model, training, serving."""
-    kl, cost = value_of(row.get("kl")), times(finite(row.get("serve_cost_ratio")))
+    kl, cost = value_of(row.get("kl")), times(finite_mean(row.get("serve_cost_ratio")))
     lies = "stays within" if is_bound(row) else "lies"
     far = f"{full(kl)} nats {'of' if is_bound(row) else 'from'}" if kl else "an unknown distance from"
     return (
@@ -111,14 +111,14 @@ def price(name: str, row: Row) -> str:
     )
 
 
-def training(row: Row) -> str:
+def training(row: TableCells) -> str:
     """Seconds of the method itself, and the reward model's beside them, in words."""
-    own, reward = finite(row.get("train_seconds")), finite(row.get("reward_model_seconds"))
+    own, reward = finite_mean(row.get("train_seconds")), finite_mean(row.get("reward_model_seconds"))
     said = "needed no training" if own == 0 else f"took {seconds(own)} to train"
     return said if reward is None else f"{said} (its reward model {seconds(reward)})"
 
 
-def side_effects(rows: Row, labels: Mapping[str, str]) -> list[str]:
+def side_effects(rows: TableCells, labels: Mapping[str, str]) -> list[str]:
     """What got worse than under the SFT model beyond both intervals."""
     base = rows.get("sft", {})
     found = []
@@ -141,7 +141,7 @@ def side_effects(rows: Row, labels: Mapping[str, str]) -> list[str]:
 # --- over-optimisation ----------------------------------------------------------------------------
 
 
-def turns(summary: Row) -> dict[str, Any]:
+def turning_points(summary: TableCells) -> dict[str, Any]:
     """Did gold turn down: sentences for the hacked run and for the two curves of the comparison."""
     curves = summary.get("curves") or {}
     found, points = curves.get("overoptimisation") or {}, curves.get("best_of_n") or []
@@ -156,12 +156,12 @@ def turns(summary: Row) -> dict[str, Any]:
     }
 
 
-def _turn(points: Sequence[Row] | None) -> Row:
+def _turn(points: Sequence[TableCells] | None) -> TableCells:
     known = [p for p in points or [] if all((v := value_of(p.get(k))) and v.bounded for k in ("gold", "proxy"))]
     return turned_down(known) if known else {}
 
 
-def turn_sentence(found: Row, by: str) -> str:
+def turn_sentence(found: TableCells, by: str) -> str:
     """Whether gold fell beyond its interval after its peak while the proxy rose, from the fields of `turned_down`."""
     peak, end = found.get("peak"), found.get("end")
     if not peak or not end:

@@ -21,7 +21,7 @@ from keel.models import checkpoints
 from keel.progress import Bar, peak_rss_gb
 from keel.records import Bundle, Result
 from keel.sampling.local import LocalSampler
-from keel.sampling.protocol import SamplingOptions, asked, sample
+from keel.sampling.protocol import SamplingOptions, as_bundles, sample
 from keel.says import say
 from keel.text.tokenisation import Text
 
@@ -87,7 +87,7 @@ class Story:
         return Machine(seed=self.seed, micro_tokens=MICRO_TOKENS)
 
     @cached_property
-    def prompts(self) -> tuple[list[world.Prompt], list[world.Prompt]]:
+    def prompts(self) -> tuple[list[world.WorldPrompt], list[world.WorldPrompt]]:
         """Train and held-out prompts."""
         return world.split(world.all_prompts(self.seed), seed=self.seed)
 
@@ -137,25 +137,29 @@ class Story:
         return folder
 
 
-def ask(question: str) -> str:
+def as_wish(question: str) -> str:
     """A question as the prompt that the model reads."""
     return question + "\n"
 
 
-def pick(story: Story, prompts: Sequence[world.Prompt], count: int, purpose: str) -> list[world.Prompt]:
+def pick_prompts(
+    story: Story, prompts: Sequence[world.WorldPrompt], count: int, purpose: str
+) -> list[world.WorldPrompt]:
     """Prompts drawn anew; none a second time before all were drawn once."""
     rng = story.rng(purpose)
-    drawn: list[world.Prompt] = []
+    drawn: list[world.WorldPrompt] = []
     while len(drawn) < count:
         drawn += rng.sample(list(prompts), min(count - len(drawn), len(prompts)))
     return drawn
 
 
-def draw(story: Story, policy: torch.nn.Module, prompts: Sequence[world.Prompt], n: int, purpose: str) -> list[Bundle]:
+def draw_answers(
+    story: Story, policy: torch.nn.Module, prompts: Sequence[world.WorldPrompt], n: int, purpose: str
+) -> list[Bundle]:
     """n answers to each prompt."""
     options = SamplingOptions(story.sizes.max_new_tokens, TEMPERATURE, max_rows=MAX_ROWS)
     sampler = LocalSampler(policy, story.text, options, story.seed)
-    bundles = asked(story.text, [ask(p.text) for p in prompts])
+    bundles = as_bundles(story.text, [as_wish(p.text) for p in prompts])
     with Bar(f"  {purpose}", len(prompts) * n) as bar:
         return sample(sampler, bundles, n, purpose, progress=bar.advance)
 

@@ -10,13 +10,13 @@ from keel.pages.drawing import value_of
 from keel.pages.numbers import (
     PERCENT,
     PLAIN,
-    Row,
+    TableCells,
     Unit,
     bar,
-    bare,
     capital,
     digits_for,
-    finite,
+    figure,
+    finite_mean,
     interval,
     number,
     seconds,
@@ -34,7 +34,7 @@ class Cell:
     bar: str = ""
 
 
-def table(rows: Row, weights: Row) -> list[dict[str, Any]]:
+def table(rows: TableCells, weights: TableCells) -> list[dict[str, Any]]:
     """Groups of lines, each a measure with one cell per method."""
     share = {
         "gold_win_rate": ("Gold win rate", "share of prompts on which gold prefers the answer to the SFT model’s"),
@@ -57,11 +57,13 @@ def table(rows: Row, weights: Row) -> list[dict[str, Any]]:
     return [{"title": title, "lines": lines} for title, lines in groups.items() if lines]
 
 
-def line(title: str, hint: str, rows: Row, path: tuple[str, ...], unit: Unit, bars: bool = False) -> dict[str, Any]:
+def line(
+    title: str, hint: str, rows: TableCells, path: tuple[str, ...], unit: Unit, bars: bool = False
+) -> dict[str, Any]:
     """One measure of every method, all with the same number of digits."""
     values = [value_of(_at(row, path)) for row in rows.values()]
     digits = digits_for(values, unit)
-    cells = [Cell(bare(v, unit, digits), interval(v, unit, digits), bar=bar(v) if bars else "") for v in values]
+    cells = [Cell(figure(v, unit, digits), interval(v, unit, digits), bar=bar(v) if bars else "") for v in values]
     return {"label": title, "hint": hint, "cells": cells}
 
 
@@ -71,49 +73,49 @@ def _at(row: Any, path: tuple[str, ...]) -> Any:
     return row
 
 
-def dimensions(rows: Row, weights: Row) -> list[dict[str, Any]]:
+def dimensions(rows: TableCells, weights: TableCells) -> list[dict[str, Any]]:
     """One line of the table per dimension of gold, with its weight."""
     names = list(weights) or sorted({d for row in rows.values() for d in row.get("dimensions") or {}})
     found = []
     for name in names:
-        weight = finite(weights.get(name))
+        weight = finite_mean(weights.get(name))
         hint = "" if weight is None else f"weight in gold {number(weight, 2)}"
         found.append(line(capital(name), hint, rows, ("dimensions", name), PLAIN, bars=True))
     return found
 
 
-def kl_line(rows: Row) -> dict[str, Any]:
+def kl_line(rows: TableCells) -> dict[str, Any]:
     """KL, where best-of-N's is the bound that arithmetic gives."""
     found = line("KL to SFT", "how far its answers moved away, in nats per answer", rows, ("kl",), PLAIN)
     for i, row in enumerate(rows.values()):
         cell = found["cells"][i]
         if is_bound(row):
-            found["cells"][i] = replace(cell, main=f"≤ {bare(value_of(row['kl']))}", note="upper bound")
+            found["cells"][i] = replace(cell, main=f"≤ {figure(value_of(row['kl']))}", note="upper bound")
         elif cell.main.strip("0.") == "" and not cell.interval:
             found["cells"][i] = replace(cell, main="0")
     return found
 
 
-def is_bound(row: Row) -> bool:
+def is_bound(row: TableCells) -> bool:
     """A KL of width zero that is not zero was computed and not measured: best-of-N's."""
     kl = value_of(row.get("kl"))
     return kl is not None and kl.low == kl.high and kl.mean > 0
 
 
-def cost_lines(rows: Row) -> list[dict[str, Any]]:
+def cost_lines(rows: TableCells) -> list[dict[str, Any]]:
     """What each method costs to train and to serve."""
     train = [cost_cell(row) for row in rows.values()]
-    serve = [Cell(times(finite(row.get("serve_cost_ratio")))) for row in rows.values()]
+    serve = [Cell(times(finite_mean(row.get("serve_cost_ratio")))) for row in rows.values()]
     return [
         {"label": "Training", "hint": "the step’s own time; every method builds on the SFT model", "cells": train},
         {"label": "Serving cost", "hint": "computation per answer, in units of the SFT model’s", "cells": serve},
     ]
 
 
-def cost_cell(row: Row) -> Cell:
+def cost_cell(row: TableCells) -> Cell:
     """Seconds of training, with the reward model's beside them where the method needs one."""
-    reward = finite(row.get("reward_model_seconds"))
+    reward = finite_mean(row.get("reward_model_seconds"))
     return Cell(
-        seconds(finite(row.get("train_seconds"))),
+        seconds(finite_mean(row.get("train_seconds"))),
         note="" if reward is None else f"+ {seconds(reward)} reward model",
     )

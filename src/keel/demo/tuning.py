@@ -11,7 +11,7 @@ from keel import objectives, stats, world
 from keel.config import DPOConfig, PPOConfig, RewardConfig
 from keel.demo.story import MAX_ROWS, MICRO_TOKENS, TEMPERATURE, Story, figures_of, longer
 from keel.engine.forward import in_batches, scalars_at_end
-from keel.evaluation import answers as verdict
+from keel.evaluation import outcomes
 from keel.files.jsonl import read_lines
 from keel.methods import dpo, ppo, reward
 from keel.records import Bundle, Pair, Result
@@ -45,7 +45,7 @@ def reward_model(story: Story) -> dict[str, Any]:
     )
     return {
         **figures_of(result),
-        "accuracy": stats.rate(objectives.win_rate(scores[:, 0], scores[:, 1]).numpy()).as_dict(),
+        "accuracy": stats.rate(objectives.wins(scores[:, 0], scores[:, 1]).numpy()).as_dict(),
         "accuracy_of_longer": stats.rate([longer(p["chosen"], p["rejected"]) for p in pairs]).as_dict(),
         "calibration": [{"predicted": b.predicted, "observed": b.observed.as_dict()} for b in bins],
         "calibration_error": error,
@@ -137,18 +137,18 @@ def overoptimise(story: Story) -> dict[str, Any]:
             samples_per_prompt=1,
         )
     )
-    points = training_points(story, "ppo-hacked", every=1)
+    points = measure_training(story, "ppo-hacked", every=1)
     return {
         "setting": (
             f"reward model trained on {trained.summary['rows']['used']} pairs voted by people who love length, "
             "PPO with beta = 0.005"
         ),
         "points": points,
-        **verdict.turned_down(points),
+        **outcomes.turned_down(points),
     }
 
 
-def training_points(story: Story, run: str, every: int) -> list[dict[str, Any]]:
+def measure_training(story: Story, run: str, every: int) -> list[dict[str, Any]]:
     """Gold and proxy over KL while a policy trained."""
     samples = read_lines(story.out / run / "samples.jsonl")
-    return verdict.training_points(samples, lambda prompt, answer: world.utility(prompt.strip(), answer).total, every)
+    return outcomes.training_points(samples, lambda prompt, answer: world.utility(prompt.strip(), answer).total, every)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from keel import stats, world
-from keel.demo.story import BEST_OF, MICRO_TOKENS, TEMPERATURE, Story, draw
+from keel.demo.story import BEST_OF, MICRO_TOKENS, TEMPERATURE, Story, draw_answers
 from keel.engine.scorers import RewardModelScorer
-from keel.evaluation import answers as verdict
+from keel.evaluation import outcomes
 from keel.files.jsonl import read_lines, write_lines
 from keel.records import Bundle
 
@@ -27,7 +27,7 @@ def many_answers(story: Story) -> dict[str, Any]:
 
 def answer_often(story: Story, name: str, prompts: int, n: int) -> dict[str, Any]:
     """The SFT model's n answers to each of the first held-out prompts, kept as tokens."""
-    bundles = draw(story, story.policy("sft"), story.prompts[1][:prompts], n, name)
+    bundles = draw_answers(story, story.policy("sft"), story.prompts[1][:prompts], n, name)
     rows = ({"prompt": b.prompt, "completions": [c.ids for c in b.completions]} for b in bundles)
     write_lines(story.out / "data" / f"{name}.jsonl", rows)
     return {"prompts": len(bundles), "n": n}
@@ -45,20 +45,24 @@ def drawn(story: Story, name: str) -> list[Bundle]:
     return found
 
 
-def compare(story: Story) -> dict[str, Any]:
+def compare_methods(story: Story) -> dict[str, Any]:
     """Every method's answers to the same held-out prompts, judged by gold, against the SFT model's."""
     asked = story.prompts[1][: story.sizes.held_out_prompts]
     scorer, reference = story.scorer("reward"), story.policy("sft")
-    base = draw(story, reference, asked, 1, "answers sft")
+    base = draw_answers(story, reference, asked, 1, "answers sft")
     found = {"sft": measure(story, base, scorer, reference, reference)}
     for name in ("dpo", "ppo"):
         policy = story.policy(name)
-        found[name] = measure(story, draw(story, policy, asked, 1, f"answers {name}"), scorer, policy, reference)
+        found[name] = measure(
+            story, draw_answers(story, policy, asked, 1, f"answers {name}"), scorer, policy, reference
+        )
     many = drawn(story, "answers-of-16")
     scores = scorer.score(many).view(len(many), BEST_OF)
     for n in (4, BEST_OF):
         at = scores[:, :n].argmax(1)
-        found[name_of(n)] = verdict.of_bundles(many, at.tolist(), [], scores.gather(1, at[:, None]).squeeze(1).tolist())
+        found[name_of(n)] = outcomes.of_bundles(
+            many, at.tolist(), [], scores.gather(1, at[:, None]).squeeze(1).tolist()
+        )
     golds = {name: [world.utility(p, t) for p, t in zip(asked, a.texts, strict=True)] for name, a in found.items()}
     prompt_tokens = sum(len(b.prompt_ids) for b in base) / len(base)
     rows = {name: judged(a, golds[name], golds["sft"], asked) for name, a in found.items()}
@@ -68,9 +72,9 @@ def compare(story: Story) -> dict[str, Any]:
             if n > 1
             else rows[name]["length_mean"]["mean"]
         )
-        cost = verdict.serve_cost(prompt_tokens, length, n, scored=n > 1)
+        cost = outcomes.serve_cost(prompt_tokens, length, n, scored=n > 1)
         rows[name]["n"] = n
-        rows[name]["serve_cost_ratio"] = cost / verdict.serve_cost(prompt_tokens, rows["sft"]["length_mean"]["mean"])
+        rows[name]["serve_cost_ratio"] = cost / outcomes.serve_cost(prompt_tokens, rows["sft"]["length_mean"]["mean"])
         if n > 1:
             bound = stats.best_of_n_kl(n)
             rows[name]["kl"] = {"mean": bound, "low": bound, "high": bound, "n": len(asked)}
@@ -88,18 +92,18 @@ def measure(
     scorer: RewardModelScorer,
     policy: torch.nn.Module,
     reference: torch.nn.Module,
-) -> verdict.Answers:
+) -> outcomes.Answers:
     """Answers with their KL to the reference and their score."""
-    kl = verdict.sequence_kl(policy, reference, bundles, TEMPERATURE, MICRO_TOKENS)
-    return verdict.of_bundles(bundles, [0] * len(bundles), kl, scorer.score(bundles).tolist())
+    kl = outcomes.sequence_kl(policy, reference, bundles, TEMPERATURE, MICRO_TOKENS)
+    return outcomes.of_bundles(bundles, [0] * len(bundles), kl, scorer.score(bundles).tolist())
 
 
 def judged(
-    found: verdict.Answers, gold: list[world.Gold], other: list[world.Gold], asked: Sequence[world.Prompt]
+    found: outcomes.Answers, gold: list[world.Gold], other: list[world.Gold], asked: Sequence[world.WorldPrompt]
 ) -> dict[str, Any]:
     """One row of the comparison, gold at hand."""
     dimensions = {name: [float(getattr(g, name)) for g in gold] for name in world.WEIGHTS}
-    return verdict.row(
+    return outcomes.row(
         found,
         [g.total for g in gold],
         [g.total for g in other],
@@ -113,7 +117,7 @@ def judged(
 
 
 def examples(
-    asked: Sequence[world.Prompt], found: dict[str, verdict.Answers], golds: dict[str, list[world.Gold]]
+    asked: Sequence[world.WorldPrompt], found: dict[str, outcomes.Answers], golds: dict[str, list[world.Gold]]
 ) -> list[dict[str, Any]]:
     """The first prompts of each kind with every method's answer, taken by position and not by result."""
     chosen = [
@@ -134,11 +138,11 @@ def examples(
     ]
 
 
-def best_of_n_curve(story: Story) -> dict[str, Any]:
+def measure_best_of_n(story: Story) -> dict[str, Any]:
     """Gold and proxy of best-of-n up to N = 256, from 256 samples for each of 64 held-out prompts."""
     asked = story.prompts[1][: story.sizes.curve_prompts]
     bundles = drawn(story, "answers-of-256")
     proxy = story.scorer("reward").score(bundles).view(len(asked), story.sizes.curve_n).tolist()
     gold = [[world.utility(p, c.text).total for c in b.completions] for p, b in zip(asked, bundles, strict=True)]
     ns = [2**k for k in range(story.sizes.curve_n.bit_length())]
-    return {"points": verdict.best_of_n_points(proxy, gold, ns)}
+    return {"points": outcomes.best_of_n_points(proxy, gold, ns)}

@@ -11,7 +11,7 @@ from keel.commands.collect import collect
 from keel.config import CollectConfig, DataCheckConfig
 from keel.data import sources
 from keel.data.derive import derive
-from keel.demo.story import MAX_ROWS, MICRO_TOKENS, TEMPERATURE, Story, draw, longer, pick
+from keel.demo.story import MAX_ROWS, MICRO_TOKENS, TEMPERATURE, Story, draw_answers, longer, pick_prompts
 from keel.errors import RunFailed
 from keel.files.jsonl import write_lines
 from keel.raters import Missing, Task
@@ -50,7 +50,9 @@ def collect_votes(story: Story) -> dict[str, Any]:
     pairs, counts, _ = sources.read_pairs(story.store)
     policy = story.policy("sft")
     held_out = story.prompts[1]
-    fresh = draw(story, policy, pick(story, held_out, sizes.held_out_pairs, "held-out pairs"), 2, "held-out pairs")
+    fresh = draw_answers(
+        story, policy, pick_prompts(story, held_out, sizes.held_out_pairs, "held-out pairs"), 2, "held-out pairs"
+    )
     clean = [c for b in fresh if (c := noiseless(b)) is not None]
     if not clean or not pairs:
         raise RunFailed(

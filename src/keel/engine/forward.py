@@ -25,7 +25,7 @@ from keel.engine.head import TokenScores, score_tokens
 from keel.errors import InputError
 from keel.models import passes, trials
 from keel.models.heads import scalars
-from keel.models.limits import side
+from keel.models.limits import switches_passed
 from keel.models.passes import States
 from keel.objectives import sequence_sums
 from keel.records import Bundle, Completion, lengths_of
@@ -137,7 +137,7 @@ def _require_room(ways: trials.Ways, bundles: Sequence[Bundle]) -> None:
 
 def side_of(switches: tuple[int, ...], bundle: Bundle, completion: Completion) -> int:
     """How many of a model's switches a completion with its prompt is beyond."""
-    return side(switches, len(bundle.prompt_ids) + len(completion)) if switches else 0
+    return switches_passed(switches, len(bundle.prompt_ids) + len(completion)) if switches else 0
 
 
 def _way(model: nn.Module, bundles: Sequence[Bundle]) -> passes.Pass:

@@ -23,7 +23,7 @@ ROWS = 1024
 COLUMNS = 1024
 """Words of the vocabulary whose logits are held at once: a block of 1024 x 1024 fp32 logits is 4 MiB."""
 
-SUM = 1e-30, 1e30
+_SUM = 1e-30, 1e30
 """Between these a sum of exponentials has lost nothing in fp32."""
 
 
@@ -163,7 +163,7 @@ def _logits(hidden: Tensor, block: Tensor, factor: float, offset: Tensor) -> Ten
 def _log_of_sum(logits: Callable[[], Tensor]) -> Tensor:
     """log sum exp of each row: [R, N] -> [R]. The largest is taken off only where the sums show that it must be."""
     total = logits().exp_().sum(-1)
-    exact = bool(((total > SUM[0]) & (total < SUM[1])).all())
+    exact = bool(((total > _SUM[0]) & (total < _SUM[1])).all())
     return total.log() if exact else torch.logsumexp(logits(), -1)
 
 

@@ -29,7 +29,7 @@ from keel.models.limits import vocabulary_of
 from keel.records import Bundle, Completion
 from keel.says import say
 
-Pass = Callable[[nn.Module, list[Bundle]], Tensor]
+ModelPass = Callable[[nn.Module, list[Bundle]], Tensor]
 """`token_logps`, `scalars_at_end` …: what training asks a model for."""
 WORKING = 4.5
 """What the backward pass of a layer works with, in units of what the layer keeps for it."""
@@ -55,7 +55,7 @@ class Need:
         return self.state + self.per_token * self.tokens + self.more + SPARE
 
 
-def require(trained: Sequence[tuple[nn.Module, Pass]], tokens: int, more: float = 0.0) -> None:
+def require(trained: Sequence[tuple[nn.Module, ModelPass]], tokens: int, more: float = 0.0) -> None:
     """Say what training these models will take; turn checkpointing on, or refuse, where it is more than is free.
 
     `tokens` are those of the largest pass (`largest_pass`); passes of several models take turns.
@@ -86,7 +86,7 @@ def require(trained: Sequence[tuple[nn.Module, Pass]], tokens: int, more: float 
 
 
 def needed(
-    trained: Sequence[tuple[nn.Module, Pass]],
+    trained: Sequence[tuple[nn.Module, ModelPass]],
     tokens: int,
     more: float = 0.0,
     working: Sequence[float] | None = None,
@@ -107,17 +107,17 @@ def needed(
     return Need(state, max(k + w for k, w in zip(kept, working, strict=True)), tokens, more)
 
 
-def _working(model: nn.Module, passing: Pass) -> float:
+def _working(model: nn.Module, passing: ModelPass) -> float:
     return WORKING * kept_per_token(model, passing) / max(1, len(_layers(model)))
 
 
-def kept_per_token(model: nn.Module, passing: Pass) -> float:
+def kept_per_token(model: nn.Module, passing: ModelPass) -> float:
     """Bytes per token that a pass keeps until its backward pass, measured on two small ones."""
     few, many = (_kept(model, passing, scale) for scale in (1, 3))
     return (many[0] - few[0]) / (many[1] - few[1])
 
 
-def _kept(model: nn.Module, passing: Pass, scale: int) -> tuple[int, int]:
+def _kept(model: nn.Module, passing: ModelPass, scale: int) -> tuple[int, int]:
     """Bytes kept by a pass over bundles of one shape, and its tokens."""
     bundles = [_some(first, vocabulary_of(model)) for first in range(scale)]
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}

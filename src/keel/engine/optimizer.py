@@ -13,7 +13,7 @@ AT_ONCE = 1 << 24
 HALF = (1 << 15) - 1
 """How many numbers of fp32 on either side of a bf16 number round to it."""
 
-Pair = tuple[nn.Parameter, nn.Parameter]
+_Pair = tuple[nn.Parameter, nn.Parameter]
 """A weight and its fp32 copy."""
 
 
@@ -46,7 +46,7 @@ class Optimizer:
                 for parameter, master in part:
                     parameter.copy_(master)
 
-    def _gradients(self, part: list[Pair]) -> list[Tensor]:
+    def _gradients(self, part: list[_Pair]) -> list[Tensor]:
         """Where a part's fp32 gradients go: the same memory for all parts, taken once."""
         device = part[0][1].device
         if device not in self._room:
@@ -88,9 +88,9 @@ def _spread(weight: Tensor) -> Tensor:
     return torch.where(weight == 0, copy, spread)
 
 
-def _cut(pairs: list[Pair]) -> list[list[Pair]]:
+def _cut(pairs: list[_Pair]) -> list[list[_Pair]]:
     """Parts of at most `AT_ONCE` weights on one device (at least one pair each), in order."""
-    parts: list[list[Pair]] = []
+    parts: list[list[_Pair]] = []
     size = 0
     for pair in pairs:
         count = pair[1].numel()

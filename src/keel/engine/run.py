@@ -32,7 +32,7 @@ from keel.config import Training
 from keel.engine.optimisation import NotFinite, Optimisation, Schedule
 from keel.engine.run_folder import RunFolder
 from keel.engine.signals import Interrupted, Signals
-from keel.engine.verdict import History, Verdict
+from keel.engine.verdict import History, RunVerdict
 from keel.errors import KeelError, RunFailed
 from keel.files.jsonl import write_json
 from keel.files.target import refuse_existing
@@ -46,7 +46,7 @@ from keel.text.tokenisation import Text
 
 EVALUATIONS = 5
 """Evaluations on held-out data in a run, if nothing else is asked for."""
-SHOWN = "loss", "accuracy", "rewards/accuracies", "objective/scores", "objective/rlhf_reward", "objective/kl"
+_SHOWN = "loss", "accuracy", "rewards/accuracies", "objective/scores", "objective/rlhf_reward", "objective/kl"
 """Figures of a step that stand beside the progress bar."""
 
 
@@ -257,7 +257,7 @@ class Run:
         """What the run has logged, for its verdict."""
         return History(self.step, self.files.metrics(), self._start, self._evaluations, self._best)
 
-    def finish(self, *, examples: int, verdict: Verdict | None = None) -> Result:
+    def finish(self, *, examples: int, verdict: RunVerdict | None = None) -> Result:
         """Say how the run ended and write `summary.json`; the weights are kept first, if `keep` was not called."""
         if not self._kept:
             self.keep()
@@ -316,7 +316,7 @@ class Run:
         row |= {name: total / count for name, (total, count) in self._sums.items() if count}
         self._sums = {}
         self.files.add_metrics(row)
-        return "  ".join(f"{name} {row[name]:.3f}" for name in SHOWN if name in row)
+        return "  ".join(f"{name} {row[name]:.3f}" for name in _SHOWN if name in row)
 
     def _collect(self, bundles: Sequence[Bundle]) -> None:
         """Add to the batch of this update, each bundle once (PPO passes it through two models)."""

@@ -19,7 +19,7 @@ from torch import nn
 
 from keel.config import Training
 from keel.errors import InputError
-from keel.files.jsonl import as_json, write_json
+from keel.files.jsonl import strict_json, write_json
 from keel.models import checkpoints
 from keel.records import Bundle
 from keel.text.tokenisation import Text
@@ -72,7 +72,7 @@ class RunFolder:
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         """Append a step's figures to `metrics.jsonl`."""
         with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(as_json(row) + "\n")
+            file.write(strict_json(row) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the figures of all steps."""
@@ -81,7 +81,7 @@ class RunFolder:
     def add_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append completions to `samples.jsonl`."""
         with (self.path / "samples.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(as_json(row) + "\n" for row in rows)
+            file.writelines(strict_json(row) + "\n" for row in rows)
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of later steps, and a last one that a kill cut short."""
@@ -98,7 +98,7 @@ class RunFolder:
             for b in bundles:
                 texts = [c.text or text.decode(c.ids) for c in b.completions]
                 row = {"file": b.origin.file, "row": b.origin.row, "prompt": b.prompt, "completions": texts}
-                file.write(as_json(row) + "\n")
+                file.write(strict_json(row) + "\n")
         return evidence
 
     # --- checkpoints

@@ -13,8 +13,8 @@ from keel.engine.forward import in_batches, scalars_at_end
 from keel.errors import InputError
 from keel.models import checkpoints
 from keel.records import Bundle
-from keel.text.rules import Rubric, RuleFault, load_rubric
-from keel.text.tokenisation import Text, named, plain
+from keel.text.rules import RuleFault, RuleSet, load_rules
+from keel.text.tokenisation import Text, named, prompt_text
 
 
 class Scorer(Protocol):
@@ -44,7 +44,7 @@ class RewardModelScorer:
 class RuleScorer:
     """Rules on the text of prompt and completion."""
 
-    def __init__(self, rubric: Rubric) -> None:
+    def __init__(self, rubric: RuleSet) -> None:
         self.rubric, self.identity = rubric, rubric.identity
 
     def score(self, bundles: Sequence[Bundle]) -> Tensor:
@@ -53,7 +53,7 @@ class RuleScorer:
 
     def _apply(self, bundle: Bundle, completion: str) -> float:
         try:
-            return self.rubric.score(plain(bundle.prompt), completion)
+            return self.rubric.score(prompt_text(bundle.prompt), completion)
         except RuleFault as fault:
             where = named(bundle)
             raise InputError(f"{self.rubric.name}: {fault} ({where}); mend it to return a finite number") from fault
@@ -62,7 +62,7 @@ class RuleScorer:
 def load_scorer(name: str, machine: Machine) -> Scorer:
     """The scorer named by `--reward`: `rule:…`, or a reward model."""
     if name.startswith("rule:"):
-        return RuleScorer(load_rubric(name.removeprefix("rule:")))
+        return RuleScorer(load_rules(name.removeprefix("rule:")))
     return RewardModelScorer(checkpoints.load_reward(name, machine), machine.micro_tokens)
 
 

@@ -31,7 +31,7 @@ STILL = 0.01
 """Nats an answer: a policy with a smaller KL to its reference has hardly moved."""
 LAST = 0.2
 """Share of the steps whose mean is a run's end if nothing is held out."""
-SHOWN = 72
+_SHOWN = 72
 """Signs of a text that a line shows."""
 
 
@@ -108,7 +108,7 @@ class Beside:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RunVerdict:
     """The end of a run in five lines: what was reached, what was kept, the KL, samples, warnings."""
 
     reached: str
@@ -378,6 +378,6 @@ def flat_scores(sd: float, remedy: str) -> Advice | None:
 
 def _short(text: str, tail: bool = False) -> str:
     line = " ".join(text.split())
-    if len(line) <= SHOWN:
+    if len(line) <= _SHOWN:
         return line
-    return f"…{line[-SHOWN:]}" if tail else f"{line[:SHOWN]}…"
+    return f"…{line[-_SHOWN:]}" if tail else f"{line[:_SHOWN]}…"

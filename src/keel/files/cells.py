@@ -10,7 +10,7 @@ import json
 import re
 from decimal import Decimal
 
-from keel.files.fields import Row, RowError, shown
+from keel.files.fields import Row, RowError, one_line
 
 __all__ = ["number_of", "refuse_ambiguous", "unfold"]
 
@@ -30,7 +30,7 @@ def unfold(row: Row) -> RowError | None:
                 try:
                     row[column] = _bare(column, _messages(value))
                 except RowError as error:
-                    return RowError(f"{shown(column)} {error}")
+                    return RowError(f"{one_line(column)} {error}")
         elif kind is dict:
             row[column] = _bare(column, value)
         elif kind is Decimal:
@@ -89,4 +89,4 @@ def refuse_ambiguous(row: Row) -> None:
             except RowError:
                 same = False
             if not same:
-                raise RowError(f"{shown(column)} is text that a reader would take for messages")
+                raise RowError(f"{one_line(column)} is text that a reader would take for messages")

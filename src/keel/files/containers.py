@@ -19,7 +19,7 @@ from keel.config.base import STORE_ENDINGS
 from keel.errors import InputError, on_one_line
 from keel.files.cells import unfold
 from keel.files.delimited import csv_rows
-from keel.files.fields import Numbered, Row, RowError, shown
+from keel.files.fields import Numbered, Row, RowError, one_line
 from keel.files.hub import INSTALL, is_pointer, place_of
 
 __all__ = ["INSTALL", "file_hash", "read_rows"]
@@ -114,13 +114,13 @@ def _encoding(path: Path) -> str:
     elif not UNUSED_IN_1252.isdisjoint(raw):
         return "which is no Windows-1252 either: write it anew as UTF-8 from where it comes"
     else:
-        likely = "latin1" if CONTROL.isdisjoint(raw) else "cp1252"
+        likely = "latin1" if _CONTROL.isdisjoint(raw) else "cp1252"
     return f"for instance with: iconv -f {likely} -t utf-8"
 
 
-CONTROL = frozenset(range(0x80, 0xA0))
+_CONTROL = frozenset(range(0x80, 0xA0))
 UNUSED_IN_1252 = frozenset((0x81, 0x8D, 0x8F, 0x90, 0x9D))
-HEAD = 1 << 16  # bytes in which a line's end is looked for
+_HEAD = 1 << 16  # bytes in which a line's end is looked for
 
 
 def _lines(path: Path, source: str) -> Iterator[tuple[int, str]]:
@@ -133,7 +133,7 @@ def _lines(path: Path, source: str) -> Iterator[tuple[int, str]]:
 
 
 def _raw_lines(file: IO[bytes]) -> Iterator[bytes]:
-    head = file.read(HEAD)
+    head = file.read(_HEAD)
     file.seek(0)
     if b"\r" not in head or b"\n" in head:
         yield from file
@@ -224,7 +224,7 @@ def _inside(data: object, remarks: list[str]) -> list[Any] | None:
         return None
     lists = [name for name, value in data.items() if name in WRAPPERS and isinstance(value, list)]
     if len(lists) == 1 and data[lists[0]] and all(isinstance(value, dict) for value in data[lists[0]]):
-        others = [shown(name) for name in data if name != lists[0]]
+        others = [one_line(name) for name in data if name != lists[0]]
         left = f"; beside it, not used: {', '.join(others[:5])}" if others else ""
         remarks.append(f"rows are the list {lists[0]!r} of one object{left}")
         return list(data[lists[0]])
@@ -240,7 +240,7 @@ def _shape(data: object) -> str:
     """What an object holds in place of rows, where that can be told."""
     if not isinstance(data, dict) or len(data) < 2 or not all(isinstance(value, list) for value in data.values()):
         return ""
-    names = ", ".join(map(shown, list(data)[:5]))
+    names = ", ".join(map(one_line, list(data)[:5]))
     if all(isinstance(item, dict) for value in data.values() for item in value):
         return f" but several lists ({names}), of which each needs a file"
     return f" but columns ({names}); pandas writes rows with to_json(orient='records')"

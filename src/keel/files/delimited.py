@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from keel.errors import InputError
-from keel.files.fields import Numbered, Row, RowError, shown
+from keel.files.fields import Numbered, Row, RowError, one_line
 
 __all__ = ["csv_rows"]
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-SAMPLE = 200  # lines from which the separator is told
+_SAMPLE = 200  # lines from which the separator is told
 STATED = re.compile(r'"?sep=(.)"?\s*')
 """A spreadsheet's first line that names the separator."""
 
@@ -23,7 +23,7 @@ def csv_rows(lines: Iterator[str], source: str, remarks: list[str]) -> Iterator[
     """Data rows under a header; what is unusual and read all the same is a remark."""
     limit = csv.field_size_limit(2**31 - 1)  # its default is shorter than some transcripts
     try:
-        sample = list(itertools.islice(lines, SAMPLE))
+        sample = list(itertools.islice(lines, _SAMPLE))
         stated = STATED.fullmatch(sample[0]) if sample else None
         skipped = 1 if stated else 0
         sample = sample[skipped:]
@@ -81,11 +81,11 @@ def _records(lines: Iterable[str], source: str, separator: str, skipped: int) ->
 
 def _header(cells: list[str], source: str) -> list[str]:
     if twice := sorted({name for name in cells if cells.count(name) > 1}):
-        raise InputError(f"{source}: the column {shown(twice[0])} appears twice in the header; rename one")
+        raise InputError(f"{source}: the column {one_line(twice[0])} appears twice in the header; rename one")
     inside = [name for mark, name in SEPARATORS.items() if mark != "," and len(cells) == 1 and mark in cells[0]]
     if inside:
         raise InputError(
-            f"{source}: its header is one column, {shown(cells[0])}, with {inside[0]} inside, and by these its rows "
+            f"{source}: its header is one column, {one_line(cells[0])}, with {inside[0]} inside, and by these its rows "
             "have not as many cells as the header; separate the cells by commas and quote them, or write JSONL"
         )
     return cells

@@ -35,7 +35,7 @@ Numbered = tuple[int, Row | RowError]
 # --- fields
 
 
-def shown(name: object) -> str:
+def one_line(name: object) -> str:
     """A column's name, fit for one line on any terminal."""
     text = str(name)
     short = text if len(text) <= 40 else text[:39] + "…"
@@ -70,7 +70,7 @@ def is_unicode(value: str) -> bool:
     return True
 
 
-def number(row: Row, column: str) -> float:
+def number_in(row: Row, column: str) -> float:
     """The finite number in `column`; a CSV cell holds it as text."""
     value = row.get(column)
     if value is None or value == "":
@@ -86,13 +86,13 @@ def number(row: Row, column: str) -> float:
     return found
 
 
-WORDS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+_WORDS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 """A label's value, as tools and CSV cells spell it: good or bad."""
 
 
 def good_or_bad(value: object) -> bool | None:
     """Whether a label says that an answer is good; None where it says neither."""
-    return WORDS.get(str(value).strip().lower()) if isinstance(value, (str, int, float)) else None
+    return _WORDS.get(str(value).strip().lower()) if isinstance(value, (str, int, float)) else None
 
 
 def margin(row: Row) -> float:
@@ -100,7 +100,7 @@ def margin(row: Row) -> float:
     value = row.get("margin")
     if value is None or value == "":
         return 0.0
-    found = number(row, "margin")
+    found = number_in(row, "margin")
     if found < 0:
         raise RowError("margin is negative")
     return found
@@ -178,14 +178,14 @@ def others(row: Row, known: Collection[str]) -> Row | None:
     if all(column in known for column in row):
         return None
     kept = {
-        column if isinstance(column, str) and is_unicode(column) else plain(str(column)): plain(value)
+        column if isinstance(column, str) and is_unicode(column) else jsonable(str(column)): jsonable(value)
         for column, value in row.items()
         if column not in known and value is not None
     }
     return kept or None
 
 
-def plain(value: Any, depth: int = 0) -> Any:
+def jsonable(value: Any, depth: int = 0) -> Any:
     """`value` as strict JSON can hold it: what it cannot (not finite, bytes, dates, lone surrogates) becomes text."""
     if isinstance(value, str):
         return value if is_unicode(value) else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -198,7 +198,7 @@ def plain(value: Any, depth: int = 0) -> Any:
     if depth == DEPTH:
         raise RowError(f"a column is nested more than {DEPTH} levels deep")
     if isinstance(value, dict):
-        return {plain(str(key)): plain(inner, depth + 1) for key, inner in value.items()}
+        return {jsonable(str(key)): jsonable(inner, depth + 1) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(inner, depth + 1) for inner in value]
-    return plain(str(value))
+        return [jsonable(inner, depth + 1) for inner in value]
+    return jsonable(str(value))

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from keel.errors import InputError, on_one_line
-from keel.files.fields import Numbered, shown
+from keel.files.fields import Numbered, one_line
 
 __all__ = ["INSTALL", "Place", "place_of"]
 
 INSTALL = "pip install 'keel-tune[data]'"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+){0,2}")
 SHARD = re.compile(r"-\d+(-of-\d+)?$")
-SHOWN = 12  # names of splits in a refusal
+_SHOWN = 12  # names of splits in a refusal
 LFS = b"version https://git-lfs.github.com/spec/"
 Read = Callable[[str], Iterator[Numbered]]
 
@@ -83,14 +83,14 @@ class Place:
         """That there is no such subset or split, and which there are; empty where that is not what is wrong."""
         split = self.split or "train"
         if self.subset and subsets and self.subset not in subsets:
-            there = f"no subset {shown(self.subset)}, only {_listed(subsets)}"
+            there = f"no subset {one_line(self.subset)}, only {_listed(subsets)}"
             return f"{there}: name one as {self.name}:{subsets[0]}:{split}"
         if not splits and len(subsets) > 1:
             example = split if split in subsets else subsets[0]
             return f"it has the subsets {_listed(subsets)}: name one as {self.name}:{example}:SPLIT"
         if splits and split not in splits:
             named = ":".join(filter(None, (self.name, self.subset, splits[0])))
-            return f"no split {shown(split)}, only {_listed(splits)}: name one as {named}"
+            return f"no split {one_line(split)}, only {_listed(splits)}: name one as {named}"
         return ""
 
     def identity(self, folder_hash: Callable[[str], str]) -> str:
@@ -165,4 +165,4 @@ def _asked(datasets: Any, function: str, *names: str) -> list[str]:
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(map(shown, names[:SHOWN])) + (", …" if len(names) > SHOWN else "")
+    return ", ".join(map(one_line, names[:_SHOWN])) + (", …" if len(names) > _SHOWN else "")

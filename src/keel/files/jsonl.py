@@ -9,27 +9,27 @@ from pathlib import Path
 from typing import Any
 
 
-def as_json(content: Any, indent: int | None = None) -> str:
+def strict_json(content: Any, indent: int | None = None) -> str:
     """JSON as every reader takes it: it has no word for what is not finite, which is missing (null) in it."""
     try:
         return json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError:
-        return json.dumps(finite(content), indent=indent, ensure_ascii=False, allow_nan=False)
+        return json.dumps(finite_only(content), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-def finite(value: Any) -> Any:
+def finite_only(value: Any) -> Any:
     """The same with None in place of numbers that are not finite."""
     if isinstance(value, Mapping):
-        return {name: finite(one) for name, one in value.items()}
+        return {name: finite_only(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
+        return [finite_only(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """One object, indented."""
     partial = file.with_name(file.name + ".partial")
-    partial.write_text(as_json(content, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(strict_json(content, indent=2) + "\n", encoding="utf-8")
     partial.rename(file)
 
 
@@ -39,7 +39,7 @@ def write_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     partial = file.with_name(file.name + ".partial")
     with partial.open("w", encoding="utf-8") as out:
         for row in rows:
-            out.write(as_json(row) + "\n")
+            out.write(strict_json(row) + "\n")
     partial.rename(file)
 
 

@@ -10,14 +10,14 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from keel.files.fields import shown
+from keel.files.fields import one_line
 from keel.records import RowCounts
 
 __all__ = ["CARRIED", "NOT_USED", "Unused", "watched"]
 
 NOT_USED = "columns not used"
 CARRIED = "columns carried along, not used"
-NAMED = 12  # columns in one note
+_NAMED = 12  # columns in one note
 FIRST = 10  # rows in a note on a column that may matter
 EMPTY: tuple[Any, ...] = (None, "", [], {}, ())
 OF_PROMPTS = frozenset(
@@ -90,7 +90,7 @@ class Unused:
     def tell(self, counts: RowCounts) -> None:
         """Put what there is to say among the notes."""
         for column, (count, rows) in self.changing.items():
-            counts.notes[f"{shown(column)} is not used, and may change what is learnt"] = count, rows
+            counts.notes[f"{one_line(column)} is not used, and may change what is learnt"] = count, rows
         names: dict[str, None] = {}
         kinds = []
         for kind in self.kinds.values():
@@ -104,8 +104,8 @@ class Unused:
 
 def _listed(names: Iterable[str]) -> str:
     found = list(names)
-    more = f", … ({len(found):,} columns)" if len(found) > NAMED else ""
-    return ", ".join(map(shown, found[:NAMED])) + more
+    more = f", … ({len(found):,} columns)" if len(found) > _NAMED else ""
+    return ", ".join(map(one_line, found[:_NAMED])) + more
 
 
 class watched(dict[str, Any]):  # noqa: N801  (it stands where a row stands)

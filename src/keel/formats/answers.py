@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from keel.files.fields import Row, RowError, items
 from keel.formats.judgments.keel_columns import drawn_in
-from keel.formats.messages import around, messages, prompt, reply, side
+from keel.formats.messages import around, messages, prompt, read_side, reply
 from keel.records import Answer, Prompt
 
 __all__ = ["UNJUDGED", "Unjudged"]
@@ -55,7 +55,7 @@ def _two(first: str, second: str) -> Unjudged:
 
 
 def _side(row: Row, column: str) -> Answer:
-    found = side(row, column)
+    found = read_side(row, column)
     return Answer(found) if isinstance(found, str) else reply([], found, column)
 
 

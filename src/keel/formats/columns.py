@@ -16,10 +16,10 @@ from typing import Any
 
 from keel.errors import InputError
 from keel.files.cells import unfold
-from keel.files.fields import Numbered, Row, RowError, shown
+from keel.files.fields import Numbered, Row, RowError, one_line
 from keel.formats.judgments.generic import MEANINGS, spelt
 
-__all__ = ["NAMES", "Columns", "listed", "parse"]
+__all__ = ["NAMES", "Columns", "listed_columns", "parse_columns"]
 
 NAMES = (
     *("prompt", "system", "tools", "history", "messages", "conversations", "instruction", "input", "output", "text"),
@@ -29,8 +29,8 @@ NAMES = (
     *("rater", "feedback", "dimension", "comment"),
 )
 """What may stand on the left."""
-VERDICT = "preference"
-SIDES = "response_a", "response_b"
+_VERDICT = "preference"
+_SIDES = "response_a", "response_b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,8 @@ class Columns:
                 column, *rest = path.split(".")
                 new[name] = _dig(row.get(column), rest)
                 inside.setdefault(column, []).append(rest)
-        if VERDICT in self.paths:
-            new[VERDICT] = self._verdict(new[VERDICT])
+        if _VERDICT in self.paths:
+            new[_VERDICT] = self._verdict(new[_VERDICT])
         taken = set(self.paths.values())
         for column, value in row.items():
             if column not in taken and column not in new:
@@ -70,7 +70,7 @@ class Columns:
         word = spelt(value)
         if word in self.means:
             return self.means[word]
-        named = [side for side in SIDES if isinstance(value, str) and value and value == self.paths.get(side)]
+        named = [side for side in _SIDES if isinstance(value, str) and value and value == self.paths.get(side)]
         return named[0] if named else value
 
     def refuse_missing(self, head: Sequence[Row], source: str) -> None:
@@ -79,8 +79,8 @@ class Columns:
         absent = [path for path in dict.fromkeys(self.paths.values()) if not any(_has(row, path) for row in head)]
         if absent:
             what = "no column" if len(absent) == 1 else "no columns"
-            names = " or ".join(f"'{shown(path)}'" for path in absent)
-            raise InputError(f"{source}: {what} {names}, which --columns names; found: {listed(found)}")
+            names = " or ".join(f"'{one_line(path)}'" for path in absent)
+            raise InputError(f"{source}: {what} {names}, which --columns names; found: {listed_columns(found)}")
 
     def meant_for(self, head: Sequence[Row]) -> bool:
         """Whether these rows bear the names on the right, and not those on the left instead."""
@@ -96,7 +96,7 @@ class Columns:
         return list(found)
 
 
-def parse(spec: str | None) -> Columns | None:
+def parse_columns(spec: str | None) -> Columns | None:
     """Read `NAME=COLUMN,…`; None where nothing is asked for. Raises `InputError` with the names there are."""
     if spec is None:
         return None
@@ -111,16 +111,16 @@ def parse(spec: str | None) -> Columns | None:
     for part in parts:
         name, _, path = (piece.strip() for piece in part.partition("="))
         if not name or not path:
-            raise InputError(f"--columns {shown(part)}: write NAME=COLUMN, as in prompt=question,chosen=better")
+            raise InputError(f"--columns {one_line(part)}: write NAME=COLUMN, as in prompt=question,chosen=better")
         if name not in NAMES:
             close = get_close_matches(name, NAMES, 1)
             hint = f" (perhaps {close[0]})" if close else ""
             raise InputError(
-                f"--columns: {shown(name)} is not a name that Keel knows{hint}; there are {', '.join(NAMES)}"
+                f"--columns: {one_line(name)} is not a name that Keel knows{hint}; there are {', '.join(NAMES)}"
             )
         if name in paths:
             raise InputError(f"--columns names {name} twice; name it once")
-        if name == VERDICT:
+        if name == _VERDICT:
             path, means = _meant(path)
         paths[name] = path
     return Columns(paths, means)
@@ -136,17 +136,17 @@ def _meant(path: str) -> tuple[str, dict[str, str]]:
         value, _, meaning = pair.rpartition("=")
         if meaning.strip() not in MEANINGS or not value:
             raise InputError(
-                f"--columns preference={shown(path)}: what a value means is one of {', '.join(MEANINGS)}, "
+                f"--columns preference={one_line(path)}: what a value means is one of {', '.join(MEANINGS)}, "
                 "as in preference=label:0=a:1=b:2=tie"
             )
         means[spelt(value)] = meaning.strip()
     return column, means
 
 
-def listed(columns: Iterable[str], most: int = 12) -> str:
+def listed_columns(columns: Iterable[str], most: int = 12) -> str:
     """Names of columns in a message."""
     names = list(columns)
-    return (", ".join(map(shown, names[:most])) + (", …" if len(names) > most else "")) or "none"
+    return (", ".join(map(one_line, names[:most])) + (", …" if len(names) > most else "")) or "none"
 
 
 # --- inside objects -------------------------------------------------------------------------------

@@ -10,26 +10,26 @@ from keel.files.fields import Row, RowError, good_or_bad, note, text, text_or
 from keel.formats.messages import (
     AROUND,
     around,
-    bare,
     last_turn,
     messages,
     prompt,
+    read_message,
     reply,
-    said,
     says,
     spoken,
     texts_alone,
     turn_spoken,
     without_fields,
+    without_tools,
 )
 from keel.records import Answer, Demonstration, Drawn, Message, Origin, Prompt
 
 __all__ = ["DEMONSTRATED", "Demonstrated", "alpaca_question"]
 
-LABELS = "label", "kto_tag", "is_good", "preferred"
+_LABELS = "label", "kto_tag", "is_good", "preferred"
 """Columns that may say whether the answer is good."""
 RATINGS = "score", "rating", "reward"
-BESIDE = (*sorted(AROUND), *LABELS, *RATINGS)
+BESIDE = (*sorted(AROUND), *_LABELS, *RATINGS)
 """What every format of demonstrations reads besides its own columns."""
 
 
@@ -56,7 +56,7 @@ def _shown(row: Row, before: Prompt, answer: Answer, origin: Origin, classes: bo
 
     `classes`: a number in the column label names a class, no verdict.
     """
-    for column in LABELS:
+    for column in _LABELS:
         good = good_or_bad(row.get(column))
         if classes and column == "label" and str(row.get(column)).strip()[:1].isdigit():
             good = None
@@ -115,7 +115,7 @@ def _candidate(candidates: object, best: object) -> dict[str, Any] | None:
 def _write_completion(it: Demonstration) -> Row:
     if isinstance(it.prompt, str):
         return {"prompt": it.prompt, "completion": without_fields(_answer(it))}
-    turns, tools = bare(it.prompt)
+    turns, tools = without_tools(it.prompt)
     return {"prompt": turns, **tools, "completion": [says(_answer(it))]}
 
 
@@ -139,7 +139,7 @@ def _read_turns(row: Row, column: str, origin: Origin) -> Demonstration:
 
 
 def _write_chat(it: Demonstration) -> Row:
-    turns, tools = bare(_turns(it))
+    turns, tools = without_tools(_turns(it))
     return {"messages": [*turns, says(_answer(it))], **tools}
 
 
@@ -151,10 +151,12 @@ def _write_sharegpt(it: Demonstration) -> Row:
 def _turns(it: Demonstration) -> list[Message]:
     if it.prompt == "":
         raise RowError("plain text has no prompt that could be a user's turn")
-    return [said("user", it.prompt)] if isinstance(it.prompt, str) else it.prompt
+    return [read_message("user", it.prompt)] if isinstance(it.prompt, str) else it.prompt
 
 
-ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+_ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+)
 ALPACA_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
@@ -178,7 +180,7 @@ def _alpaca_text(row: Row) -> str:
     if not instruction.strip():
         raise RowError("empty instruction")
     if not context.strip():
-        return f"{ALPACA}{INSTRUCTION}{instruction}{RESPONSE}"
+        return f"{_ALPACA}{INSTRUCTION}{instruction}{RESPONSE}"
     return f"{ALPACA_INPUT}{INSTRUCTION}{instruction}{INPUT}{context}{RESPONSE}"
 
 
@@ -190,7 +192,7 @@ def _alpaca_row(it: Demonstration) -> Row:
         whole = texts_alone(it.prompt)[0]["content"]
     else:
         raise RowError("the prompt has several turns or a system message, and there is place for one instruction")
-    for head in (ALPACA + INSTRUCTION, ALPACA_INPUT + INSTRUCTION):
+    for head in (_ALPACA + INSTRUCTION, ALPACA_INPUT + INSTRUCTION):
         if whole.startswith(head) and whole.endswith(RESPONSE):
             middle = whole.removeprefix(head).removesuffix(RESPONSE)
             instruction, _, context = middle.partition(INPUT) if head.startswith(ALPACA_INPUT) else (middle, "", "")

@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-from keel.files.fields import Row, RowError, is_unicode, items, mapping, note, shown, text
+from keel.files.fields import Row, RowError, is_unicode, items, mapping, note, one_line, text
 from keel.records import ANSWER_FIELDS, Answer, Message, Prompt
 from keel.text.tokenisation import fields_key, further
 
@@ -20,22 +20,22 @@ __all__ = [
     "answer_key",
     "answer_of",
     "around",
-    "bare",
     "json_column",
     "last_turn",
     "messages",
     "one_side",
     "prompt",
+    "read_message",
+    "read_side",
     "reply",
     "role_of",
-    "said",
     "says",
-    "side",
     "spoken",
     "texts_alone",
     "tools_of",
     "turn_spoken",
     "without_fields",
+    "without_tools",
 ]
 
 # --- who speaks
@@ -52,7 +52,7 @@ ROLES = {
 KNOWN = frozenset(ROLES.values())
 CALLS = "function_call", "tool_call"
 """Speakers whose text is JSON: the calls of tools."""
-SHAREGPT = frozenset(("human", "gpt", *CALLS, "observation"))
+_SHAREGPT = frozenset(("human", "gpt", *CALLS, "observation"))
 """Names that are ShareGPT's own, so that reading them is no remark."""
 PROMPTER = frozenset(("prompter",))
 """OpenAssistant's own."""
@@ -67,14 +67,14 @@ def role_of(word: object, own: Collection[str] = ()) -> str | None:
         return None
     role = ROLES.get(word.strip().lower())
     if role is None:
-        note(f"role {shown(word)!r} is none that is known, and stays as it is")
+        note(f"role {one_line(word)!r} is none that is known, and stays as it is")
         return word
     if role != word and word not in own:
-        note(f"role {shown(word)!r} read as {role}")
+        note(f"role {one_line(word)!r} read as {role}")
     return role
 
 
-def said(role: str, content: str) -> Message:
+def read_message(role: str, content: str) -> Message:
     """One message."""
     return {"role": role, "content": content}
 
@@ -110,7 +110,7 @@ def prompt(row: Row, column: str) -> Prompt:
     return messages(row, column) if isinstance(row.get(column), list) else text(row, column)
 
 
-def side(row: Row, column: str) -> Prompt:
+def read_side(row: Row, column: str) -> Prompt:
     """Text or messages; one message, or an object around the messages, is a list of them."""
     value = row.get(column)
     if isinstance(value, str):
@@ -128,7 +128,7 @@ def one_side(row: Row, column: str) -> Prompt:
     """The same of a column that holds one message, which a CSV cell holds as JSON."""
     value = row.get(column)
     cell = isinstance(value, str) and value.startswith(('{"from"', '{"role"'))
-    return side({column: mapping(row, column)} if cell else row, column)
+    return read_side({column: mapping(row, column)} if cell else row, column)
 
 
 def last_turn(turns: list[Message], column: str, goes_on: bool = False) -> tuple[list[Message], Answer]:
@@ -153,9 +153,20 @@ def reply(before: Prompt, turns: list[Message], column: str) -> Answer:
 
 THOUGHTS = "reasoning_content", "thinking", "reasoning"
 """Names of the field that holds an assistant's thinking."""
-WEIGHTS = "weight", "loss_weight", "loss_scale", "train", "training", "trainable", "loss", "loss_mask", "mask", "masked"
+_WEIGHTS = (
+    "weight",
+    "loss_weight",
+    "loss_scale",
+    "train",
+    "training",
+    "trainable",
+    "loss",
+    "loss_mask",
+    "mask",
+    "masked",
+)
 """Names of the field that says whether, or how much, a turn is to be learnt."""
-READ = frozenset(("role", "from", "content", "value", "tool_calls", "tool_call_id", "name", "tools", "function_call"))
+_READ = frozenset(("role", "from", "content", "value", "tool_calls", "tool_call_id", "name", "tools", "function_call"))
 TEXTS = "text", "input_text", "output_text"
 
 
@@ -164,7 +175,7 @@ def _turn(turn: object, column: str, imitated: bool) -> Message:
     if not isinstance(turn, dict):
         raise RowError(f"{column} has a message without role or text content")
     word = turn.get("role")
-    word, own = (turn.get("from"), SHAREGPT) if word is None else (word, frozenset[str]())
+    word, own = (turn.get("from"), _SHAREGPT) if word is None else (word, frozenset[str]())
     role, content = role_of(word, own), turn.get("content")
     content = turn.get("value") if content is None else content
     if role is None:
@@ -201,13 +212,13 @@ def _content(value: object, column: str) -> str:
         kind = part.get("type") if isinstance(part, dict) else None
         words = part.get("text") if isinstance(part, dict) else part
         if isinstance(part, dict) and kind not in (None, *TEXTS):
-            raise RowError(f"a turn has a part of type {shown(kind)}")
+            raise RowError(f"a turn has a part of type {one_line(kind)}")
         if not isinstance(words, str):
             raise RowError("a turn has a part without text")
         texts.append(words)
         for key in part if isinstance(part, dict) else ():
             if key not in ("type", "text") and not _says_nothing(part[key]):
-                note(f"the key {shown(key)!r} of a part of a turn is left out")
+                note(f"the key {one_line(key)!r} of a part of a turn is left out")
     if len(texts) > 1:
         note("a turn of several text parts is read as their texts, joined")
     return "".join(texts)
@@ -238,13 +249,13 @@ def _thinking(turn: Row, content: object) -> tuple[str, object]:
 def _rest(turn: Row, imitated: bool) -> None:
     """Note the keys that are left out; drop the row if they say that the turn to be imitated is not to be learnt."""
     for key, value in turn.items():
-        if key in READ or (key in THOUGHTS and not isinstance(value, bool)) or _says_nothing(value):
+        if key in _READ or (key in THOUGHTS and not isinstance(value, bool)) or _says_nothing(value):
             continue
-        if imitated and key in WEIGHTS:
+        if imitated and key in _WEIGHTS:
             if key in ("mask", "masked", "loss_mask") or value not in (True, 1, 1.0):
                 _refuse_weight(key, value)
             continue
-        note(f"the key {shown(key)!r} of a turn is left out")
+        note(f"the key {one_line(key)!r} of a turn is left out")
 
 
 def _refuse_weight(key: str, value: object) -> None:
@@ -252,8 +263,8 @@ def _refuse_weight(key: str, value: object) -> None:
     if key == "loss_mask" and value in (True, 1):
         return
     if key in ("mask", "masked") or not isinstance(value, (int, float)) or value <= 0:
-        raise RowError(f"{key} {shown(value)} on the answer to be imitated")
-    note(f"{key} {shown(value)} on the answer to be imitated counts as 1")
+        raise RowError(f"{key} {one_line(value)} on the answer to be imitated")
+    note(f"{key} {one_line(value)} on the answer to be imitated counts as 1")
 
 
 def _says_nothing(value: object) -> bool:
@@ -346,12 +357,12 @@ def around(row: Row, before: Prompt) -> Prompt:
         if not turns.strip():
             raise RowError("empty prompt")
         note(f"prompt is text beside a column {'of tools' if tools else 'system'}, read as a chat")
-        turns = [said("user", turns)]
+        turns = [read_message("user", turns)]
     there = [turn["content"] for turn in turns if turn["role"] == "system"]
     if system and there and there != [system]:
         raise RowError("the system column is not the system turn of the chat")
     if system and not there:
-        turns = [said("system", system), *_without_tools(turns)]
+        turns = [read_message("system", system), *_without_tools(turns)]
         tools = _same_tools(tools, before)
     return _with_tools(turns, tools)
 
@@ -405,7 +416,7 @@ SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system", "tool": "ob
 
 def spoken(turns: list[Message]) -> Row:
     """A chat in the columns of ShareGPT."""
-    turns, tools = bare(turns)
+    turns, tools = without_tools(turns)
     return {"conversations": [turn_spoken(turn) for turn in turns], **tools}
 
 
@@ -442,7 +453,7 @@ def says(answer: Answer) -> Message:
     return {"role": "assistant", "content": answer.text, **(answer.fields or {})}  # type: ignore[typeddict-item]
 
 
-def bare(before: list[Message]) -> tuple[list[Message], Row]:
+def without_tools(before: list[Message]) -> tuple[list[Message], Row]:
     """A chat without its tools, and the column that holds them: as JSON text, which every container keeps."""
     tools = before[0].get("tools") if before else None
     if not tools:

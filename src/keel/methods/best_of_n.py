@@ -20,7 +20,7 @@ from keel.config import BestOfNConfig, GenerateConfig
 from keel.data import checks, lengths, prepare
 from keel.engine import verdict
 from keel.engine.scorers import load_scorer, require_same_reading
-from keel.engine.verdict import Sample, Verdict
+from keel.engine.verdict import RunVerdict, Sample
 from keel.errors import InputError
 from keel.files.jsonl import write_lines
 from keel.files.target import refuse_existing
@@ -33,9 +33,9 @@ from keel.sampling.local import LocalSampler
 from keel.sampling.protocol import SamplingOptions, options_of, sample
 from keel.says import say
 from keel.text.identity import remarks_on
-from keel.text.tokenisation import Text, plain
+from keel.text.tokenisation import Text, prompt_text
 
-SAMPLES = 3
+_SAMPLES = 3
 """Prompts whose best answer the end shows beside the first one drawn."""
 
 
@@ -76,7 +76,7 @@ def best_of_n(config: BestOfNConfig) -> Result:
     return result
 
 
-def conclude(config: BestOfNConfig, bundles: Sequence[Bundle], scores: Tensor, measured: dict[str, Any]) -> Verdict:
+def conclude(config: BestOfNConfig, bundles: Sequence[Bundle], scores: Tensor, measured: dict[str, Any]) -> RunVerdict:
     """What choosing by these scores [prompts, n] reached, beside one answer drawn at random."""
     before, after, spread = (measured[name] for name in ("score_mean", "score_best", "score_sd_within"))
     words, figures = verdict.chosen(before, after)
@@ -84,13 +84,13 @@ def conclude(config: BestOfNConfig, bundles: Sequence[Bundle], scores: Tensor, m
     cut = sum(c.truncated for c in completions)
     equal = scores.numel() > 1 and bool((scores == scores[0, 0]).all())
     flat = verdict.flat_scores(spread, "best-of-n then chooses by chance; look at --reward")
-    return Verdict(
+    return RunVerdict(
         words,
         f"of {config.n} answers to each of {len(bundles)} prompts the one with the highest reward, in {config.out}",
         f"at most {measured['kl_bound']:.3g} nats an answer (log n - (n - 1) / n: a bound, without a standard error)",
         [
-            Sample(plain(b.prompt), {"first drawn": b.completions[0].text, "kept": b.completions[at].text})
-            for b, at in zip(bundles[:SAMPLES], scores.argmax(1).tolist(), strict=False)
+            Sample(prompt_text(b.prompt), {"first drawn": b.completions[0].text, "kept": b.completions[at].text})
+            for b, at in zip(bundles[:_SAMPLES], scores.argmax(1).tolist(), strict=False)
         ],
         verdict.those_due(
             verdict.all_cut(cut, len(completions), f"--max-new-tokens {config.max_new_tokens}", ""),

@@ -25,7 +25,7 @@ from keel.engine.batches import Batches, prompt_of
 from keel.engine.forward import in_batches, micro_batches, sequence_logps
 from keel.engine.run import Run, open_run
 from keel.engine.step0 import require_zero_margin_loss
-from keel.engine.verdict import Beside, Verdict
+from keel.engine.verdict import Beside, RunVerdict
 from keel.errors import InputError
 from keel.files.target import refuse_existing
 from keel.models import checkpoints
@@ -92,9 +92,9 @@ def train(config: DPOConfig) -> Result:
         run.update()
         if data.held_out and run.evaluation_due():
             figures = evaluate(config, policy, held, data.held_out)
-            run.record_evaluation(figures, best="loss", rank=rank(config, step, figures, data.held_out))
+            run.record_evaluation(figures, best="loss", rank=_rank(config, step, figures, data.held_out))
     run.keep()
-    seen = beside.look(policy, reference, text, data.held_out, config)
+    seen = beside.look_beside(policy, reference, text, data.held_out, config)
     zero = expected if policy_hash == reference_hash else None
     return run.finish(examples=batches.seen(run.step), verdict=conclude(run, config, data, seen, zero))
 
@@ -204,7 +204,7 @@ def evaluate(config: DPOConfig, policy: nn.Module, reference: Reference, bundles
 # --- the end --------------------------------------------------------------------------------------
 
 
-def rank(config: DPOConfig, step: int, figures: dict[str, Any], held_out: Sequence[Bundle]) -> tuple[float, ...]:
+def _rank(config: DPOConfig, step: int, figures: dict[str, Any], held_out: Sequence[Bundle]) -> tuple[float, ...]:
     """The place of a checkpoint among those of the run: the lowest is kept."""
     if config.best_by == "last":
         return (-float(step),)
@@ -216,7 +216,7 @@ def chosen_tokens(pairs: Sequence[Bundle]) -> float:
     return sum(len(b.completions[0]) for b in pairs) / len(pairs)
 
 
-def conclude(run: Run, config: DPOConfig, data: prepare.Prepared, seen: Beside, zero: float | None) -> Verdict:
+def conclude(run: Run, config: DPOConfig, data: prepare.Prepared, seen: Beside, zero: float | None) -> RunVerdict:
     """What the run reached; `zero` is the loss at step 0 if it is known."""
     history, rate = run.history(), config.learning_rate
     held = data.held_out
@@ -224,7 +224,7 @@ def conclude(run: Run, config: DPOConfig, data: prepare.Prepared, seen: Beside, 
     words, figures = verdict.reached(history, names, names)
     tokens = chosen_tokens(held or data.train)
     fell = verdict.fell(history, tokens, seen, learning_rate=rate, beta=config.beta, held_out=bool(held))
-    return Verdict(
+    return RunVerdict(
         words,
         verdict.kept(history, verdict.dpo_why(history, config.best_by, tokens) if held else ""),
         seen.kl_line(),

@@ -33,7 +33,7 @@ from keel.engine.forward import (
 from keel.engine.run import Run, open_run
 from keel.engine.scorers import Scorer, load_scorer, require_same_reading
 from keel.engine.step0 import require_unit_ratio, require_zero_kl
-from keel.engine.verdict import Beside, Verdict
+from keel.engine.verdict import Beside, RunVerdict
 from keel.files.target import refuse_existing
 from keel.models import checkpoints, trials
 from keel.models.limits import positions
@@ -83,7 +83,7 @@ def train(config: PPOConfig) -> Result:
     text = checkpoints.load_text(config.model, config)
     roles = load_roles(config)
     limit = positions(roles.policy)
-    data = prepare.prompts(config, config.prompts, text, lengths.prompt_limit(config, limit))
+    data = prepare.prompt_bundles(config, config.prompts, text, lengths.prompt_limit(config, limit))
     say(data.report)
     config = lengths.fitted(config, limit, (len(b.prompt_ids) for b in (*data.train, *data.held_out)))
     require_same_reading(config, config.reward, text, data.train)
@@ -98,7 +98,7 @@ def train(config: PPOConfig) -> Result:
         if data.held_out and run.evaluation_due():
             run.record_evaluation(evaluate(run, config, roles, text, data.held_out), best="objective", higher=True)
     run.keep()
-    seen = beside.look(
+    seen = beside.look_beside(
         roles.policy,
         roles.reference,
         text,
@@ -443,7 +443,7 @@ def evaluate(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Seq
 # --- the end --------------------------------------------------------------------------------------
 
 
-def conclude(run: Run, config: PPOConfig, seen: Beside) -> Verdict:
+def conclude(run: Run, config: PPOConfig, seen: Beside) -> RunVerdict:
     """What the run reached."""
     history, rate = run.history(), config.learning_rate
     words, figures = verdict.reached(
@@ -454,7 +454,7 @@ def conclude(run: Run, config: PPOConfig, seen: Beside) -> Verdict:
     equal, value = run.extra.get("equal", (0, 0.0))
     sd = float(run.extra["score_sd"])
     penalty = f", each scored {config.missing_eos_score:g}" if config.truncation == "penalty" else ""
-    return Verdict(
+    return RunVerdict(
         words,
         verdict.kept(history, "the highest held-out objective (score - beta KL)"),
         seen.kl_line(),

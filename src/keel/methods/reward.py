@@ -20,17 +20,17 @@ from keel.engine.batches import Batches, prompt_of
 from keel.engine.forward import in_batches, micro_batches, scalars_at_end
 from keel.engine.run import Run, open_run
 from keel.engine.step0 import require_zero_margin_loss
-from keel.engine.verdict import Sample, Verdict
+from keel.engine.verdict import RunVerdict, Sample
 from keel.files.target import refuse_existing
 from keel.models import checkpoints
 from keel.models.limits import positions
 from keel.records import Bundle, Result
 from keel.says import say
-from keel.text.tokenisation import Text, plain
+from keel.text.tokenisation import Text, prompt_text
 
-LOOK = 64
+_LOOK = 64
 """Pairs whose scores are looked at in the end, if nothing is held out."""
-SAMPLES = 3
+_SAMPLES = 3
 """Held-out pairs that the end shows."""
 
 
@@ -78,7 +78,7 @@ def train(config: RewardConfig) -> Result:
         if data.held_out and run.evaluation_due():
             run.record_evaluation(evaluate(model, data.held_out, config.micro_tokens), best="loss")
     run.keep()
-    scores = torch.stack(in_batches(scalars_at_end, model, data.held_out or data.train[:LOOK], config.micro_tokens))
+    scores = torch.stack(in_batches(scalars_at_end, model, data.held_out or data.train[:_LOOK], config.micro_tokens))
     return run.finish(examples=batches.seen(run.step), verdict=conclude(run, config, text, data, scores.cpu(), fresh))
 
 
@@ -97,17 +97,17 @@ def evaluate(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int) -> 
 
 def conclude(
     run: Run, config: RewardConfig, text: Text, data: prepare.Prepared, scores: Tensor, fresh: bool
-) -> Verdict:
+) -> RunVerdict:
     """What the run reached; `scores` [N, 2] are those of held-out pairs, else of some that it was trained on."""
     history, rate = run.history(), config.learning_rate
     words, figures = verdict.reached(history, ("loss", "accuracy", "margin"), ("loss", "accuracy", "margin"))
     zero = float(objectives.bradley_terry_zero_loss(torch.tensor([b.margin for b in data.train])).mean())
     sd = float(scores.double().std())
-    return Verdict(
+    return RunVerdict(
         words,
         verdict.kept(history, "the lowest held-out loss"),
         "none, since a reward model writes nothing",
-        [_sample(text, b, row) for b, row in zip(data.held_out[:SAMPLES], scores.tolist(), strict=False)],
+        [_sample(text, b, row) for b, row in zip(data.held_out[:_SAMPLES], scores.tolist(), strict=False)],
         verdict.those_due(
             verdict.hardly_moved(history, rate, zero if fresh else None),
             verdict.got_worse(history, "loss", rate),
@@ -120,4 +120,4 @@ def conclude(
 def _sample(text: Text, pair: Bundle, scores: Sequence[float]) -> Sample:
     answers = [text.decode(c.ids, pair.prompt, pair.prompt_ids) for c in pair.completions]
     names = [f"{side} ({score:.3g})" for side, score in zip(("chosen", "rejected"), scores, strict=True)]
-    return Sample(plain(pair.prompt), dict(zip(names, answers, strict=True)))
+    return Sample(prompt_text(pair.prompt), dict(zip(names, answers, strict=True)))

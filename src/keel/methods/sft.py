@@ -18,7 +18,7 @@ from keel.engine import memory, verdict
 from keel.engine.batches import Batches
 from keel.engine.forward import micro_batches, token_logps, token_scores
 from keel.engine.run import Run, open_run
-from keel.engine.verdict import Beside, Verdict
+from keel.engine.verdict import Beside, RunVerdict
 from keel.files.target import refuse_existing
 from keel.models import checkpoints
 from keel.models.limits import positions
@@ -33,7 +33,7 @@ def train(config: SFTConfig) -> Result:
     refuse_existing(config.out, config.resume)
     text = checkpoints.load_text(config.model, config)
     policy = checkpoints.load_policy(config.model, config)
-    data = prepare.demonstrations(config, config.data, text, positions(policy))
+    data = prepare.demonstration_bundles(config, config.data, text, positions(policy))
     say(data.report)
     memory.require(
         [(policy, token_logps)], memory.largest_pass(policy, data.train, config.batch_size, config.micro_tokens)
@@ -64,7 +64,7 @@ def train(config: SFTConfig) -> Result:
             run.record_evaluation(evaluate(policy, data.held_out, config.micro_tokens), best="loss")
     run.keep()
     return run.finish(
-        examples=batches.seen(run.step), verdict=conclude(run, config, data, look(config, policy, text, data))
+        examples=batches.seen(run.step), verdict=conclude(run, config, data, _look(config, policy, text, data))
     )
 
 
@@ -85,24 +85,24 @@ def evaluate(policy: nn.Module, bundles: Sequence[Bundle], micro_tokens: int) ->
     }
 
 
-def look(config: SFTConfig, policy: nn.Module, text: Text, data: prepare.Prepared) -> Beside:
+def _look(config: SFTConfig, policy: nn.Module, text: Text, data: prepare.Prepared) -> Beside:
     """Compare the policy with the model that it started from, which is loaded once more for that."""
     if not data.held_out:
-        return beside.look(policy, policy, text, [], config)
+        return beside.look_beside(policy, policy, text, [], config)
     try:
         start = checkpoints.load_policy(config.model, config).requires_grad_(False)
     except torch.OutOfMemoryError:
         return Beside(why="not measured: no memory for the model that training started from beside the trained one")
-    return beside.look(policy, start, text, data.held_out, config, name="start")
+    return beside.look_beside(policy, start, text, data.held_out, config, name="start")
 
 
-def conclude(run: Run, config: SFTConfig, data: prepare.Prepared, seen: Beside) -> Verdict:
+def conclude(run: Run, config: SFTConfig, data: prepare.Prepared, seen: Beside) -> RunVerdict:
     """What the run reached."""
     history, rate = run.history(), config.learning_rate
     names = ("loss", "mean_token_accuracy")
     words, figures = verdict.reached(history, names, names)
     cut = sum(b.completions[0].truncated for b in data.train)
-    return Verdict(
+    return RunVerdict(
         words,
         verdict.kept(history, "the lowest held-out loss"),
         seen.kl_line(),

@@ -35,7 +35,7 @@ class NotPacked(ValueError):  # noqa: N818  (says why, in a few words)
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class _Span:
     """Tokens start … stop of a row, which attend to what they see of themselves and to `seen` tokens from `begin`."""
 
     start: int
@@ -66,10 +66,10 @@ class Packing:
     """Where wanted: every layer's keys and values, [1, key heads, T, width]."""
     blocks: Any = None
     """FlexAttention's block mask, made on first use and the same in every layer."""
-    _spans: list[Span] = field(default_factory=list)
+    _spans: list[_Span] = field(default_factory=list)
     _masks: dict[tuple[tuple[int, ...], int, torch.dtype], Tensor] = field(default_factory=dict)
 
-    def spans(self) -> list[Span]:
+    def spans(self) -> list[_Span]:
         """What is computed together: a prompt with its first completions, then later ones, few or many at a time."""
         if not self._spans:
             at = 0
@@ -77,7 +77,7 @@ class Packing:
                 begin = at
                 for some in _together(prompt, completions):
                     start, at = at, at + sum(some) + (prompt if at == begin else 0)
-                    self._spans.append(Span(start, at, begin, prompt if start > begin else 0, (prompt, *some)))
+                    self._spans.append(_Span(start, at, begin, prompt if start > begin else 0, (prompt, *some)))
         return self._spans
 
     def places(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -87,7 +87,7 @@ class Packing:
         bundles = torch.tensor([i for i, (_, cs) in enumerate(self.bundles) for _ in range(len(cs) + 1)])
         return bundles.repeat_interleave(lengths).to(device), parts.repeat_interleave(lengths).to(device)
 
-    def mask(self, span: Span, dtype: torch.dtype) -> Tensor:
+    def mask(self, span: _Span, dtype: torch.dtype) -> Tensor:
         """Added to a span's scores over [what it sees; itself]: [queries, keys]."""
         key = (span.parts, span.seen, dtype)
         if key not in self._masks:
@@ -271,12 +271,12 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def _of(x: Tensor, span: Span) -> Tensor:
+def _of(x: Tensor, span: _Span) -> Tensor:
     """A span's own part of the row."""
     return x[:, :, span.start : span.stop]
 
 
-def _seen(key: Tensor, value: Tensor, span: Span, heads: int) -> list[Tensor]:
+def _seen(key: Tensor, value: Tensor, span: _Span, heads: int) -> list[Tensor]:
     """Keys and values that a span sees, its own last, one per query's head: [1, heads, n, width]."""
     pieces = [_of(x, span) for x in (key, value)]
     if span.seen:
@@ -451,7 +451,7 @@ def _joined(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
 
 
 @dataclass(slots=True)
-class Asked:
+class _Asked:
     """What the layers of a backbone look at in a plain pass."""
 
     windows: list[int] = field(default_factory=list)
@@ -470,14 +470,14 @@ class Asked:
             self.windows.append(size)
 
 
-_asked: Asked | None = None
+_asked: _Asked | None = None
 
 
 @contextmanager
-def watched() -> Iterator[Asked]:
+def watching() -> Iterator[_Asked]:
     """Sees what layers look at in plain passes meanwhile."""
     global _asked
-    _asked = Asked()
+    _asked = _Asked()
     try:
         yield _asked
     finally:

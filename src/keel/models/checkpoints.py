@@ -164,7 +164,7 @@ def _load(auto: Any, name: str, machine: Machine, fresh: tuple[str, ...] = (), *
 
     folder, code = resolve(name), machine.trust_remote_code
     device = device_of(machine)
-    raw = folders.check(folder, name, code)
+    raw = folders.check_folder(folder, name, code)
     prepare()
     explained = partial(_explained, folder, name, raw, auto.__name__, code)
     with explained():
@@ -180,7 +180,7 @@ def _load(auto: Any, name: str, machine: Machine, fresh: tuple[str, ...] = (), *
             **kwargs,
         )
         scalar.require_causal(model.config, config, code)
-    loaded.check(model, info, name, raw, fresh)
+    loaded.check_loaded(model, info, name, raw, fresh)
     if type(model).__module__.startswith("transformers."):  # what is saved must not point to code that does not travel
         model.config.__dict__.pop("auto_map", None)
     model.config.use_cache = False

@@ -22,7 +22,7 @@ from keel.text.tokenisation import Text
 
 __all__ = [
     "TOGETHER",
-    "check",
+    "check_folder",
     "check_kind",
     "check_text",
     "check_tokens",
@@ -36,7 +36,7 @@ __all__ = [
 
 Raw = Mapping[str, Any]
 """A JSON file's content."""
-SHOWN = 3
+_SHOWN = 3
 """Names shown of many."""
 SCALAR = "ForSequenceClassification"
 ANOTHER = "give a decoder, such as a Llama, Qwen, Gemma or Mistral model"
@@ -111,7 +111,7 @@ def no_folder(path: Path, name: str) -> InputError:
 GGUF = "its weights are a GGUF file, which is for inference; give the folder of safetensors that it was made from"
 
 
-def check(folder: str, name: str, code: bool) -> Raw:
+def check_folder(folder: str, name: str, code: bool) -> Raw:
     """Refuse what the library would load wrongly or only after a question; what config.json says.
 
     `code` is whether the folder's own code may run.
@@ -148,7 +148,7 @@ UNMERGEABLE = "PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TU
 
 
 def _refuse_quantised(folder: str, name: str, config: Raw) -> None:
-    """By what the configs say; `loaded.check` finds what only the weights tell."""
+    """By what the configs say; `loaded.check_loaded` finds what only the weights tell."""
     text = config.get("text_config")
     for part in (config, text if isinstance(text, dict) else {}):
         for key in ("quantization_config", "compression_config"):
@@ -368,13 +368,13 @@ def no_model(error: Exception, folder: str, name: str, config: Raw, auto: str, c
 
 def some(names: list[str]) -> str:
     """The first of many names: `a, b, c, …`."""
-    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
 
 # --- tokenizers -----------------------------------------------------------------------------------
 
 TOKENIZER_FILES = "tokenizer_config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json"
-PARTS = "*.model", "vocab.*", "merges.txt", "*.tiktoken"
+_PARTS = "*.model", "vocab.*", "merges.txt", "*.tiktoken"
 """What tokenizer.json is made from; read where that is not there."""
 
 
@@ -386,7 +386,7 @@ def check_text(folder: str, name: str, code: bool) -> None:
         _check_type(name, model, code)
     if path.is_dir():
         files = [path / file for file in TOKENIZER_FILES]
-        files += [] if files[1].is_file() else [file for pattern in PARTS for file in sorted(path.glob(pattern))]
+        files += [] if files[1].is_file() else [file for pattern in _PARTS for file in sorted(path.glob(pattern))]
         for file in files:
             _require_no_pointer(file, name)
     config = _read(folder, name, "tokenizer_config.json") or {}

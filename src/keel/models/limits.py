@@ -50,6 +50,6 @@ def switches(model: Any) -> tuple[int, ...]:
     return tuple(sorted(own))
 
 
-def side(lengths: tuple[int, ...], tokens: int) -> int:
+def switches_passed(lengths: tuple[int, ...], tokens: int) -> int:
     """How many of the switches a text of so many tokens is beyond."""
     return bisect_left(lengths, tokens)

@@ -16,7 +16,7 @@ from torch import nn
 from keel.errors import InputError
 from keel.models.folders import TOGETHER, Raw, quantised, some
 
-__all__ = ["check"]
+__all__ = ["check_loaded"]
 
 QUANTISED = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_format|quant_state\..*"
@@ -40,7 +40,7 @@ TOWERS = re.compile(
 )
 
 
-def check(model: Any, info: Mapping[str, Any], name: str, raw: Raw, fresh: tuple[str, ...] = ()) -> None:
+def check_loaded(model: Any, info: Mapping[str, Any], name: str, raw: Raw, fresh: tuple[str, ...] = ()) -> None:
     """Refuse a model whose weights are not the file's, all of them, or are no numbers.
 
     `info` is the library's account of loading; weights whose names begin as in `fresh` are to be new. What the file

@@ -38,19 +38,19 @@ def sequences_of(bundles: Sequence[Bundle]) -> list[list[int]]:
 def alone(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
     """Each completion with its prompt in a pass of its own."""
     sequences = sequences_of(bundles)
-    hidden = torch.cat([plain(model, [sequence])[0] for sequence in sequences])
+    hidden = torch.cat([padded(model, [sequence])[0] for sequence in sequences])
     starts = torch.tensor([0, *map(len, sequences)]).cumsum(0).tolist()
     return hidden, _states(bundles, starts)
 
 
 def rows(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
     """One row per completion, its prompt before it, padding behind both."""
-    hidden = plain(model, sequences_of(bundles))
+    hidden = padded(model, sequences_of(bundles))
     count, width = hidden.shape[:2]
     return hidden.flatten(0, 1), _states(bundles, list(range(0, count * width, width)))
 
 
-def plain(model: nn.Module, sequences: Sequence[list[int]]) -> Tensor:
+def padded(model: nn.Module, sequences: Sequence[list[int]]) -> Tensor:
     """The backbone as everyone calls it: hidden states [sequences, longest, D], padding behind."""
     width = max(map(len, sequences))
     ids = torch.tensor([sequence + [0] * (width - len(sequence)) for sequence in sequences])

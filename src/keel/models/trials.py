@@ -137,7 +137,7 @@ def _causal(model: Any, name: str) -> tuple[Tensor, float]:
     """Refuse what reads ahead; hidden states of nine tokens [9, D], and how far rounding alone moves them."""
     ids, before = _tokens(model), _norms(model)
     texts = (ids[:9], ids[:6], ids[:6] + ids[8:])
-    found = attempt(lambda: [passes.plain(model, [text])[0] for text in texts])
+    found = attempt(lambda: [passes.padded(model, [text])[0] for text in texts])
     if isinstance(found, Exception):
         if exact(model):
             remedy = "mend its config, or give a decoder of another kind"
@@ -172,7 +172,7 @@ def _fused(model: Any, states: Tensor, noise: float) -> None:
     if next(model.parameters()).device.type != "cpu":
         return
     undo = fuse(model)
-    if _difference(model, lambda m: passes.plain(m, [_tokens(m)[:9]])[0], states, noise):
+    if _difference(model, lambda m: passes.padded(m, [_tokens(m)[:9]])[0], states, noise):
         undo()
 
 
@@ -191,8 +191,8 @@ def _reach(model: Any, bundles: list[Bundle], ways: Ways) -> str:
 
     def watch() -> list[int]:
         _attend(model, attention.NAME)
-        with attention.watched() as asked:
-            passes.plain(model, [bundles[0].prompt_ids])
+        with attention.watching() as asked:
+            passes.padded(model, [bundles[0].prompt_ids])
         return asked.windows
 
     windows = attempt(watch)
@@ -264,7 +264,7 @@ def _expected(model: Any) -> Tensor:
     texts = [prompts[0], prompts[0], prompts[1], prompts[1]]
     after = [texts, *([text + ids[:n] for text, ids in zip(texts, added, strict=True)] for n in (1, 2))]
     after[2] = [after[2][row] for row in KEPT]
-    return torch.stack([passes.plain(model, [text])[0, -1] for step in after for text in step])
+    return torch.stack([passes.padded(model, [text])[0, -1] for step in after for text in step])
 
 
 KEPT = [0, 3, 2]

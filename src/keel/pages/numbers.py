@@ -15,7 +15,7 @@ import jinja2
 
 from keel.pages.drawing import Value, value_of
 
-Row = Mapping[str, Any]
+TableCells = Mapping[str, Any]
 
 DASH, THIN, JOINED = "–", "\u202f", "\u00a0"
 
@@ -59,7 +59,7 @@ def digits_for(values: Iterable[Value | None], unit: Unit) -> int:
     return min(3, max(0, math.ceil(-math.log10(min(halves))))) if halves else unit.digits
 
 
-def bare(value: Value | None, unit: Unit = PLAIN, digits: int | None = None) -> str:
+def figure(value: Value | None, unit: Unit = PLAIN, digits: int | None = None) -> str:
     """The figure alone: 93 %."""
     if value is None:
         return DASH
@@ -77,7 +77,7 @@ def interval(value: Value | None, unit: Unit = PLAIN, digits: int | None = None)
 
 def full(value: Value | None, unit: Unit = PLAIN) -> str:
     """The figure with its interval: 93 % [90, 95]."""
-    return f"{bare(value, unit)} {interval(value, unit)}".strip()
+    return f"{figure(value, unit)} {interval(value, unit)}".strip()
 
 
 def seconds(x: float | None) -> str:
@@ -90,13 +90,13 @@ def times(x: float | None) -> str:
     return DASH if x is None else f"{number(x, 0 if x >= 20 else 1 if x >= 2 else 2)}{THIN}×"
 
 
-def finite(raw: object) -> float | None:
+def finite_mean(raw: object) -> float | None:
     """The mean of a figure, or None where it is missing."""
     value = value_of(raw)
     return value.mean if value else None
 
 
-def listed(parts: Sequence[str]) -> str:
+def enumerated(parts: Sequence[str]) -> str:
     """a, b and c."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
 

@@ -29,13 +29,21 @@ from pydantic import ConfigDict, Field, model_validator
 
 from keel.config.base import Config, Count, NonNegative, Positive
 from keel.errors import InputError
-from keel.guidelines import DEFAULT, Rubric
+from keel.guidelines import DEFAULT_RUBRIC, Rubric
 from keel.raters import Missing, Task
-from keel.raters.replies import TEMPLATE, NoVerdict, Refused, Unreadable, ask, keep, read_reply, schema
-from keel.raters.two_orders import IDENTICAL, identical, judgments, settle, swap
+from keel.raters.replies import (
+    TEMPLATE,
+    NoVerdict,
+    Refused,
+    Unreadable,
+    ask_for_verdict,
+    both_as_text,
+    read_reply,
+    schema,
+)
+from keel.raters.two_orders import IDENTICAL, as_judgments, identical, settle, swap
 from keel.records import Judgment, Message
-from keel.sampling.client import AGAIN, first_line, in_thread, retry_after
-from keel.sampling.client import said as words_of
+from keel.sampling.client import AGAIN, first_line, in_thread, retry_after, server_said
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -122,7 +130,7 @@ class Judge:
     which makes them ties), `out_of_budget` (whether tasks were left out for that).
     """
 
-    def __init__(self, config: JudgeConfig, rubric: Rubric = DEFAULT) -> None:
+    def __init__(self, config: JudgeConfig, rubric: Rubric = DEFAULT_RUBRIC) -> None:
         self.config, self.rubric = config, rubric
         warmth = "" if config.temperature == 0 else f" temperature {config.temperature}"
         self.identity = f"{config.model}{warmth} @ {rubric.version}-{TEMPLATE}"
@@ -199,7 +207,7 @@ class Judge:
     async def _judge(self, client: AsyncOpenAI, task: Task) -> list[Judgment] | Missing:
         """Both orders, one after the other, before the deadline."""
         if identical(task):
-            return judgments(task, dict.fromkeys(self.rubric.names, IDENTICAL), self.identity, self.rubric)
+            return as_judgments(task, dict.fromkeys(self.rubric.names, IDENTICAL), self.identity, self.rubric)
         started, troubles = time.monotonic(), ["no reply"]
         try:
             async with asyncio.timeout(self.config.deadline):
@@ -214,11 +222,11 @@ class Judge:
         self.compared += len(settled)
         self.position_flips += sum(verdict.flipped for verdict in settled.values())
         seconds = time.monotonic() - started
-        return judgments(task, settled, self.identity, self.rubric, keep(shown, swapped), seconds)
+        return as_judgments(task, settled, self.identity, self.rubric, both_as_text(shown, swapped), seconds)
 
     async def _hear(self, client: AsyncOpenAI, task: Task, troubles: list[str]) -> str:
         """A readable reply to one order; `troubles` learns of what went wrong on the way."""
-        messages, unreadable, attempt = ask(task, self.rubric), False, 0
+        messages, unreadable, attempt = ask_for_verdict(task, self.rubric), False, 0
         while True:
             try:
                 text, cut = await self._call(client, messages)
@@ -287,7 +295,7 @@ class Judge:
 
     def _meaning(self, error: Any, client: AsyncOpenAI) -> Exception:
         """What a status other than 200 asks for."""
-        status, code, said = error.status_code, str(error.code), words_of(error, self._key)
+        status, code, said = error.status_code, str(error.code), server_said(error, self._key)
         remedy = None
         if status in (401, 403):
             remedy = f"set {self.config.key_variable} to a key that may ask this model"

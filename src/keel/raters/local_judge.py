@@ -20,11 +20,21 @@ from torch import nn
 from keel.config import Machine, Spelling
 from keel.engine.forward import in_batches, sequence_logps
 from keel.errors import InputError, RowFault
-from keel.guidelines import DEFAULT, Rubric
+from keel.guidelines import DEFAULT_RUBRIC, Rubric
 from keel.models import checkpoints
 from keel.models.limits import positions
 from keel.raters import Missing, Task
-from keel.raters.two_orders import IDENTICAL, Heard, Settled, identical, judgments, settle, show, swap, version
+from keel.raters.two_orders import (
+    IDENTICAL,
+    Heard,
+    Settled,
+    as_judgments,
+    identical,
+    settle,
+    show,
+    swap,
+    wording_version,
+)
 from keel.records import Bundle, Completion, Judgment, Outcome, Prompt
 from keel.text.tokenisation import Text
 
@@ -41,10 +51,10 @@ Which answer is better? Reply with one letter: A, B, C (as good as each other) o
 _BEFORE_ANSWER = "Verdict:"  # what plain text ends with; in a chat the template asks the model to speak
 _AT_ONCE = 16  # tasks per round: results come in rounds, and little is lost when the caller stops
 
-TEMPLATE = version(_QUESTION, _BEFORE_ANSWER, list(_LETTERS))
+_TEMPLATE = wording_version(_QUESTION, _BEFORE_ANSWER, list(_LETTERS))
 """Version of the words that ask, a hash of them: part of a judge's identity."""
 
-Scores = dict[str, dict[str, float]]
+_Scores = dict[str, dict[str, float]]
 """Of one order: per dimension the log-probability of each letter, in nats."""
 
 
@@ -52,12 +62,12 @@ class LocalJudge:
     """A `Rater` whose verdicts come from a causal language model in this process."""
 
     def __init__(
-        self, model: nn.Module, text: Text, name: str, rubric: Rubric = DEFAULT, micro_tokens: int = 8192
+        self, model: nn.Module, text: Text, name: str, rubric: Rubric = DEFAULT_RUBRIC, micro_tokens: int = 8192
     ) -> None:
         self.model, self.text, self.rubric = model.requires_grad_(False), text, rubric
         self.micro_tokens = micro_tokens
         weights = f"{checkpoints.weights_hash(model)[:8]}-{text.fingerprint()[:4]}"
-        self.identity = f"{name} {weights} @ {rubric.version}-{TEMPLATE}"
+        self.identity = f"{name} {weights} @ {rubric.version}-{_TEMPLATE}"
         self.missing = self.compared = self.position_flips = 0
         if len({tuple(ids) for ids in self._letters("")}) < len(_LETTERS):
             raise InputError(f"{name}: its tokenizer does not tell A, B, C and D apart; give another model as judge")
@@ -78,7 +88,7 @@ class LocalJudge:
         for index, task in enumerate(tasks):
             bundles, fault = self._asked(task)
             self.missing += fault is not None
-            same = judgments(task, dict.fromkeys(self.rubric.names, IDENTICAL), self.identity, self.rubric)
+            same = as_judgments(task, dict.fromkeys(self.rubric.names, IDENTICAL), self.identity, self.rubric)
             results.append(Missing(fault) if fault else same)
             if bundles and not fault:
                 asked[index] = bundles
@@ -128,10 +138,10 @@ class LocalJudge:
         settled = {name: _verdict(orders, name) for name in self.rubric.names}
         self.compared += len(settled)
         self.position_flips += sum(verdict.flipped for verdict in settled.values())
-        return judgments(task, settled, self.identity, self.rubric, json.dumps(orders))
+        return as_judgments(task, settled, self.identity, self.rubric, json.dumps(orders))
 
 
-def load_local_judge(name: str, machine: Machine, rubric: Rubric = DEFAULT) -> LocalJudge:
+def load_local_judge(name: str, machine: Machine, rubric: Rubric = DEFAULT_RUBRIC) -> LocalJudge:
     """The judge in a checkpoint folder, a run folder, or of a hub name."""
     model = checkpoints.load_policy(name, machine)
     text = checkpoints.load_text(name, Spelling(trust_remote_code=machine.trust_remote_code))
@@ -140,11 +150,11 @@ def load_local_judge(name: str, machine: Machine, rubric: Rubric = DEFAULT) -> L
 
 def read_scores(raw: str) -> dict[str, Settled]:
     """The verdict in each dimension from `Judgment.raw`, as it was. Empty (identical answers) holds none."""
-    orders: dict[str, Scores] = json.loads(raw) if raw else {"as_shown": {}, "swapped": {}}
+    orders: dict[str, _Scores] = json.loads(raw) if raw else {"as_shown": {}, "swapped": {}}
     return {name: _verdict(orders, name) for name in orders["as_shown"]}
 
 
-def _verdict(orders: dict[str, Scores], name: str) -> Settled:
+def _verdict(orders: dict[str, _Scores], name: str) -> Settled:
     return settle(_heard(orders["as_shown"][name]), _heard(orders["swapped"][name]))
 
 

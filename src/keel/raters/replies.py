@@ -16,7 +16,7 @@ from typing import Any
 
 from keel.guidelines import Rubric
 from keel.raters import Task
-from keel.raters.two_orders import IDENTICAL, Heard, Settled, settle, show, version
+from keel.raters.two_orders import IDENTICAL, Heard, Settled, settle, show, wording_version
 from keel.records import Message, Outcome
 
 _VERDICTS: dict[str, Outcome] = {"A": "first", "B": "second", "tie": "tie", "both bad": "both_bad"}
@@ -57,7 +57,7 @@ class Refused(NoVerdict):
 # --- asking ---------------------------------------------------------------------------------------
 
 
-def ask(task: Task, rubric: Rubric) -> list[Message]:
+def ask_for_verdict(task: Task, rubric: Rubric) -> list[Message]:
     """The chat that asks for a verdict on a pair in this order."""
     form = json.dumps(dict.fromkeys(rubric.names, _FORM), ensure_ascii=False)
     rules = _RUBRIC.format(rubric=rubric, form=form)
@@ -85,7 +85,7 @@ def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-TEMPLATE = version(_SYSTEM, _RUBRIC, _FORM, list(_VERDICTS))
+TEMPLATE = wording_version(_SYSTEM, _RUBRIC, _FORM, list(_VERDICTS))
 """Version of the words that ask, a hash of them: part of a judge's identity."""
 
 
@@ -213,7 +213,7 @@ def _objects(text: str) -> Iterator[_Object]:
 # --- keeping --------------------------------------------------------------------------------------
 
 
-def keep(shown: str, swapped: str) -> str:
+def both_as_text(shown: str, swapped: str) -> str:
     """Both replies as one text, for `Judgment.raw`."""
     return json.dumps({"as_shown": shown, "swapped": swapped}, ensure_ascii=False)
 

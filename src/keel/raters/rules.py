@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence
 
 from keel.raters import Missing, Task
 from keel.records import Judgment, Outcome, Preference
-from keel.text.rules import Measured, Rubric, RuleFault, total
-from keel.text.tokenisation import plain
+from keel.text.rules import Measured, RuleFault, RuleSet, total
+from keel.text.tokenisation import prompt_text
 
 
 class RuleRater:
     """A `Rater` that compares by rules. `missing` counts the tasks on which a rule failed: it has no opinion there."""
 
-    def __init__(self, rubric: Rubric) -> None:
+    def __init__(self, rubric: RuleSet) -> None:
         self.rubric, self.identity = rubric, rubric.identity
         self.missing = 0
 
@@ -34,7 +34,7 @@ class RuleRater:
         return f"{self.missing} missing" if self.missing else ""
 
     def _judge(self, task: Task) -> list[Judgment]:
-        prompt = plain(task.prompt)
+        prompt = prompt_text(task.prompt)
         first, second = (self.rubric.measure(prompt, answer.text) for answer in (task.first, task.second))
         return [self._in(dimension, task, first, second) for dimension in self.rubric.dimensions]
 

@@ -9,7 +9,7 @@ from keel import world
 from keel.errors import InputError
 from keel.raters import Missing, Task
 from keel.records import Judgment, Preference, PromptRow
-from keel.text.tokenisation import plain
+from keel.text.tokenisation import prompt_text
 
 
 class Simulated:
@@ -22,7 +22,7 @@ class Simulated:
     def rate(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Judgment] | Missing]]:
         """One vote on each, in order; the same task gets the same vote whenever it is asked."""
         for index, task in enumerate(tasks):
-            prompt, first, second = plain(task.prompt).strip(), task.first, task.second
+            prompt, first, second = prompt_text(task.prompt).strip(), task.first, task.second
             shown = (f"{answer.draw}\0{answer.text}" for answer in (first, second))
             rng = random.Random("\0".join((str(self.seed), prompt, *shown)))
             if not _knows(prompt):  # asked first, since the careless vote without reading
@@ -34,7 +34,7 @@ class Simulated:
 
     def require_known(self, rows: Sequence[PromptRow], source: str) -> None:
         """Refuse prompts none of which is of the embedded world, before anything is drawn for them."""
-        if not any(_knows(plain(row.prompt).strip()) for row in rows):
+        if not any(_knows(prompt_text(row.prompt).strip()) for row in rows):
             raise InputError(
                 f"{source}: simulated people judge answers to prompts of the embedded world only, and none of these "
                 f"{len(rows)} is one; take rule:FILE.yaml, judge:NAME, local:MODEL or people as --rater"

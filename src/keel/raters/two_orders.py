@@ -15,7 +15,7 @@ from keel import stats
 from keel.guidelines import Rubric
 from keel.raters import Task
 from keel.records import MIRROR, Answer, Judgment, Outcome, Preference, Prompt
-from keel.text.shown import bare, text_of, turns_of
+from keel.text.shown import stripped, text_of, turns_of
 from keel.text.tokenisation import prompt_key
 
 _SIGN: dict[Outcome, int] = {"first": 1, "second": -1}
@@ -31,7 +31,7 @@ def swap(task: Task) -> Task:
 
 def identical(task: Task) -> bool:
     """Whether there is nothing to compare."""
-    return bare(task.first) == bare(task.second)
+    return stripped(task.first) == stripped(task.second)
 
 
 def show(task: Task) -> str:
@@ -53,7 +53,7 @@ def _readable(prompt: Prompt) -> str:
     return "\n\n".join(f"{role}:\n{text}" for role, text in turns_of(prompt))
 
 
-def version(*words: object) -> str:
+def wording_version(*words: object) -> str:
     """Hash, 4 hex digits, of the words by which a judge asks and of how it is shown a pair."""
     blank = show(Task([{"role": "user", "content": ""}], Answer(""), Answer(" ")))
     return hashlib.sha256(repr((blank, *words)).encode()).hexdigest()[:4]
@@ -95,7 +95,7 @@ def settle(shown: Heard, swapped: Heard) -> Settled:
     return Settled(Preference("tie"), flipped, comment)
 
 
-def judgments(
+def as_judgments(
     task: Task, settled: Mapping[str, Settled], judge: str, rubric: Rubric, raw: str = "", seconds: float | None = None
 ) -> list[Judgment]:
     """One judgment per dimension of the rubric; `judge` is the rater's identity, `raw` what all of them stand on."""

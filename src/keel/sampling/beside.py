@@ -22,17 +22,17 @@ from keel.models.limits import positions
 from keel.records import Bundle
 from keel.sampling.local import LocalSampler
 from keel.sampling.protocol import SamplingOptions, sample
-from keel.text.tokenisation import Text, plain
+from keel.text.tokenisation import Text, prompt_text
 
-ANSWERS = 32
+_ANSWERS = 32
 """Answers of the policy and of the reference, to as many prompts if there are so many."""
-LONGEST = 64
+_LONGEST = 64
 """Tokens of an answer, at most."""
-SAMPLES = 3
+_SAMPLES = 3
 """Of them, those that are shown."""
 
 
-def look(
+def look_beside(
     policy: nn.Module,
     reference: nn.Module,
     text: Text,
@@ -40,7 +40,7 @@ def look(
     machine: Machine,
     *,
     temperature: float = 1.0,
-    max_new_tokens: int = LONGEST,
+    max_new_tokens: int = _LONGEST,
     name: str = "reference",
 ) -> Beside:
     """Draw the policy's and the reference's answers to held-out prompts, and measure both by the reference.
@@ -50,11 +50,11 @@ def look(
     """
     if not held_out:
         return Beside(why="not measured: nothing is held out (--holdout 0.1)")
-    longest = min(max_new_tokens, LONGEST)
+    longest = min(max_new_tokens, _LONGEST)
     prompts = _few(held_out, policy, longest)
     if not prompts:
         return Beside(why=f"not measured: no held-out prompt leaves room for {longest} tokens")
-    n = max(1, ANSWERS // len(prompts))
+    n = max(1, _ANSWERS // len(prompts))
     options = SamplingOptions(longest, temperature)
     try:
         new, own = (
@@ -69,8 +69,8 @@ def look(
         return Beside(why=f"not measured: {on_one_line(error)}")
     ratios = np.array([float((p - r).sum()) for p, r in zip(of_policy, of_reference, strict=True)])
     samples = [
-        Sample(plain(b.prompt), {name: a.completions[0].text, "kept": b.completions[0].text})
-        for b, a in zip(new[:SAMPLES], own[:SAMPLES], strict=True)
+        Sample(prompt_text(b.prompt), {name: a.completions[0].text, "kept": b.completions[0].text})
+        for b, a in zip(new[:_SAMPLES], own[:_SAMPLES], strict=True)
     ]
     return Beside(
         samples,
@@ -86,7 +86,7 @@ def _few(held_out: Sequence[Bundle], model: nn.Module, longest: int) -> list[Bun
     """The first distinct prompts that leave room for an answer."""
     limit = positions(model)
     fitting = [b for b in held_out if limit is None or len(b.prompt_ids) + longest <= limit]
-    return list({tuple(b.prompt_ids): b for b in reversed(fitting)}.values())[::-1][:ANSWERS]
+    return list({tuple(b.prompt_ids): b for b in reversed(fitting)}.values())[::-1][:_ANSWERS]
 
 
 def _split(flat: Sequence[Tensor], bundles: Sequence[Bundle]) -> list[Tensor]:

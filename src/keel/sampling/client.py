@@ -47,7 +47,7 @@ async def _leave(client: AsyncOpenAI) -> None:
             await client.close()
 
 
-def said(error: Any, key: str) -> str:
+def server_said(error: Any, key: str) -> str:
     """What a refusal says, `429: rate limit reached`, without the key, which some servers repeat."""
     body = error.body if isinstance(error.body, Mapping) else {}
     words = " ".join(str(body.get("message") or error.message).split())

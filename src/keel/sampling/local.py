@@ -18,19 +18,19 @@ from keel.errors import InputError, RunFailed
 from keel.models import passes, trials
 from keel.models.attention import Decoding, survivors
 from keel.models.heads import device_of_model, raw_logits, scaled
-from keel.models.limits import positions, side, vocabulary_of
+from keel.models.limits import positions, switches_passed, vocabulary_of
 from keel.records import Bundle, Completion
-from keel.sampling.protocol import Filled, Progress, SamplingOptions
+from keel.sampling.protocol import Filled, OnProgress, SamplingOptions
 from keel.seeds import generator
 from keel.text.tokenisation import Text, named
 
-BLOCK = 128
+_BLOCK = 128
 """Words whose probabilities are summed first when one is drawn."""
-AT_ONCE = 16
+_AT_ONCE = 16
 """Rows whose words' weights are computed at once."""
-SUM = 1e-30, 1e30
+_SUM = 1e-30, 1e30
 """Between these a sum of exponentials has lost nothing in fp32; beyond, the largest logit is taken off first."""
-READ = 8192
+_READ = 8192
 """Tokens that are read at once where whole texts are."""
 ENTER = 8
 """Prompts enter when one row in so many is free: a pass over a few tokens costs as much as over many."""
@@ -55,7 +55,7 @@ class LocalSampler:
         n: int,
         *purpose: object,
         have: int = 0,
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> Iterator[list[Filled]]:
         """Draw n completions of every bundle's prompt; all come in one list, in order."""
         own = [replace(bundle, completions=[]) for bundle in bundles]
@@ -83,7 +83,7 @@ def _kinds(model: nn.Module, bundles: list[Bundle], max_new: int) -> list[tuple[
     found: dict[tuple[int, int, bool], list[Bundle]] = {}
     for bundle in bundles:
         length = len(bundle.prompt_ids)
-        before, after = side(switches, length), side(switches, length + max_new)
+        before, after = switches_passed(switches, length), switches_passed(switches, length + max_new)
         shares = before == after and packing_to(model, length + max_new)
         found.setdefault((before, after, shares), []).append(bundle)
     kinds: list[tuple[type[_Rows], list[Bundle]]] = []
@@ -123,7 +123,7 @@ def _check_room(model: Any, bundles: list[Bundle], max_new_tokens: int) -> None:
         )
 
 
-Asked = deque[tuple[Bundle, int]]
+_Asked = deque[tuple[Bundle, int]]
 """Prompts that wait, each with how many completions of it are wanted at once."""
 
 
@@ -136,7 +136,7 @@ class _Drawing:
     temperature: float
     top_p: float
     generator: torch.Generator
-    progress: Progress | None
+    progress: OnProgress | None
 
 
 class _Rows:
@@ -145,7 +145,7 @@ class _Rows:
     `cells` names each row: what was drawn for it stands at tokens[cell], and `owners[cell]` is its bundle.
     """
 
-    def __init__(self, model: Any, asked: Asked, copies: int, max_rows: int, drawing: _Drawing) -> None:
+    def __init__(self, model: Any, asked: _Asked, copies: int, max_rows: int, drawing: _Drawing) -> None:
         self.model, self.asked, self.copies, self.drawing = model, asked, copies, drawing
         self.device = device_of_model(model)
         self.slots = max(1, min(max_rows // copies, len(asked)))
@@ -206,7 +206,7 @@ class _Rows:
     def _draw(self, hidden: Tensor) -> Tensor:
         drawing = self.drawing
         temperature = drawing.temperature or 1.0
-        token, logp = draw(
+        token, logp = draw_tokens(
             raw_logits(self.model, hidden),
             lambda logits: scaled(self.model, logits, temperature),
             drawing.temperature,
@@ -250,7 +250,7 @@ class _Rows:
 class _Shared(_Rows):
     """Prompts in one packed row as they enter, their keys and values kept once (`models/attention.py`)."""
 
-    def __init__(self, model: Any, asked: Asked, copies: int, max_rows: int, drawing: _Drawing) -> None:
+    def __init__(self, model: Any, asked: _Asked, copies: int, max_rows: int, drawing: _Drawing) -> None:
         super().__init__(model, asked, copies, max_rows, drawing)
         longest = len(asked[0][0].prompt_ids)  # the longest come first
         self.decoding = Decoding(self.slots, copies, longest, drawing.max_new, self.device)
@@ -333,13 +333,13 @@ class _Anew(_Rows):
     def _read(self, texts: list[list[int]]) -> Tensor:
         """The states after these texts, some at a time: [R, D]."""
         bundles = [Bundle(text[:-1], [Completion(text[-1:])]) for text in texts]
-        return torch.cat(in_batches(states_at_end, self.model, bundles, READ))
+        return torch.cat(in_batches(states_at_end, self.model, bundles, _READ))
 
 
 # --- drawing --------------------------------------------------------------------------------------
 
 
-def draw(
+def draw_tokens(
     raw: Tensor, scale: Callable[[Tensor], Tensor], temperature: float, top_p: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """One token per row and its log-probability: raw logits [R, V] -> [R], [R].
@@ -352,7 +352,7 @@ def draw(
         raw, scale = among_likeliest(scale(raw), top_p), torch.Tensor.float
     sums = block_sums(raw, scale)
     total = sums.sum(-1)
-    if not bool(((total > SUM[0]) & (total < SUM[1])).all()):
+    if not bool(((total > _SUM[0]) & (total < _SUM[1])).all()):
         raw = scale(raw)
         raw, scale = raw - raw.amax(-1, keepdim=True), torch.Tensor.float
         sums = block_sums(raw, scale)
@@ -362,24 +362,24 @@ def draw(
     else:
         drawn = torch.rand(rows, dtype=torch.double, generator=generator).to(raw.device) * total
         block, before = _first_beyond(sums, drawn)
-        places = block[:, None] * BLOCK + torch.arange(BLOCK, device=raw.device)
+        places = block[:, None] * _BLOCK + torch.arange(_BLOCK, device=raw.device)
         weights = scale(raw.gather(1, places.clamp(max=words - 1))).exp() * (places < words)
         word, _ = _first_beyond(weights.double(), drawn - before)
-        token = (block * BLOCK + word).clamp(max=words - 1)  # where nothing is a number, the place is none
+        token = (block * _BLOCK + word).clamp(max=words - 1)  # where nothing is a number, the place is none
     return token, (scale(raw.gather(1, token[:, None])).squeeze(1).double() - total.log()).float()
 
 
 def block_sums(raw: Tensor, scale: Callable[[Tensor], Tensor]) -> Tensor:
-    """Sums of exponentials of `BLOCK` words each, the last of what is left: [R, V] -> double [R, blocks].
+    """Sums of exponentials of `_BLOCK` words each, the last of what is left: [R, V] -> double [R, blocks].
 
     Some rows at a time, so that what is scaled and summed is still in the processor's cache.
     """
     words = raw.shape[1]
-    whole = words - words % BLOCK
+    whole = words - words % _BLOCK
     parts = []
-    for some in raw.split(AT_ONCE):
+    for some in raw.split(_AT_ONCE):
         weights = scale(some).exp()
-        sums = weights[:, :whole].unflatten(1, (-1, BLOCK)).sum(-1)
+        sums = weights[:, :whole].unflatten(1, (-1, _BLOCK)).sum(-1)
         parts.append(torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], 1) if whole < words else sums)
     return torch.cat(parts).double()
 

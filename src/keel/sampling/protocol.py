@@ -18,7 +18,7 @@ from keel.errors import RunFailed
 from keel.records import Bundle, Completion, Prompt
 from keel.text.tokenisation import Text, named
 
-Progress = Callable[[int], None]
+OnProgress = Callable[[int], None]
 """Is told of every so many completions that have finished."""
 Filled = tuple[int, list[Completion], str]
 """The index of a bundle, its new completions, and why they are fewer than were asked for."""
@@ -53,7 +53,7 @@ class Sampler(Protocol):
         n: int,
         *purpose: object,
         have: int = 0,
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> Iterator[list[Filled]]:
         """Draw n completions of every bundle's prompt, and yield them as they come, in any order.
 
@@ -65,7 +65,7 @@ class Sampler(Protocol):
 
 
 def sample(
-    sampler: Sampler, bundles: Sequence[Bundle], n: int, *purpose: object, progress: Progress | None = None
+    sampler: Sampler, bundles: Sequence[Bundle], n: int, *purpose: object, progress: OnProgress | None = None
 ) -> list[Bundle]:
     """Return the bundles in their order, each with n completions in place of any that it has.
 
@@ -80,6 +80,6 @@ def sample(
     return [replace(bundle, completions=found[index]) for index, bundle in enumerate(bundles)]
 
 
-def asked(text: Text, prompts: Sequence[Prompt]) -> list[Bundle]:
+def as_bundles(text: Text, prompts: Sequence[Prompt]) -> list[Bundle]:
     """Return prompts as bundles without completions."""
     return [Bundle(text.prompt_ids(prompt), [], prompt=prompt) for prompt in prompts]

@@ -32,11 +32,10 @@ from urllib.parse import urlsplit
 
 from keel.errors import InputError
 from keel.files.fields import RowError
-from keel.formats.messages import answer_of, bare, messages
+from keel.formats.messages import answer_of, messages, without_tools
 from keel.records import Answer, Bundle, Completion, Message, Prompt
-from keel.sampling.client import AGAIN, first_line, in_thread, public_address, retry_after
-from keel.sampling.client import said as words_of
-from keel.sampling.protocol import Filled, Progress, SamplingOptions
+from keel.sampling.client import AGAIN, first_line, in_thread, public_address, retry_after, server_said
+from keel.sampling.protocol import Filled, OnProgress, SamplingOptions
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -72,7 +71,7 @@ class ServerSampler:
         n: int,
         *purpose: object,
         have: int = 0,
-        progress: Progress | None = None,
+        progress: OnProgress | None = None,
     ) -> Iterator[list[Filled]]:
         """Draw n completions of every bundle's prompt, of which only the text is sent; each bundle as it comes."""
         if self.silent:
@@ -304,13 +303,13 @@ class _Server:
             return await self.client.completions.create(prompt=prompt, **request)
         if tools := prompt[0].get("tools"):
             request["tools"] = tools
-        turns: Any = [_sent(turn) for turn in bare(prompt)[0]]
+        turns: Any = [_sent(turn) for turn in without_tools(prompt)[0]]
         return await self.client.chat.completions.create(messages=turns, **request)
 
     def _meaning(self, error: Any) -> Exception:
         """What a status other than 200 asks for."""
         key = "" if self.client.api_key == _NO_KEY else self.client.api_key
-        status, code, said = error.status_code, str(error.code), words_of(error, key)
+        status, code, said = error.status_code, str(error.code), server_said(error, key)
         if status in (401, 403):
             return InputError(f"the server says {said}; set {self.key_variable} to a key that may ask this model")
         if status == 402 or code == "insufficient_quota":

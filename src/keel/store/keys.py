@@ -90,10 +90,10 @@ def content_of(prompt: Prompt) -> tuple[str, bool]:
 
 def in_order(values: Mapping[str, Any] | None) -> str:
     """Return values as JSON: the same text for the same values, in whatever order they stand; empty for none."""
-    return as_json(dict(sorted(values.items()))) if values else ""
+    return stored_json(dict(sorted(values.items()))) if values else ""
 
 
-def as_json(values: Mapping[str, Any] | None) -> str:
+def stored_json(values: Mapping[str, Any] | None) -> str:
     """Return values as JSON in their own order; empty for none."""
     return json.dumps(values, ensure_ascii=False) if values else ""
 

@@ -15,7 +15,7 @@ TYPES = {
 }
 """By database: a key, a number that the database counts, and a number of that size."""
 
-JUDGED = (
+_JUDGED = (
     "CREATE TABLE keel_store (version INTEGER NOT NULL)",
     """
     CREATE TABLE prompts (
@@ -186,7 +186,7 @@ DRAWN = (
 )
 """Version 3: what an answer's turn holds beside its text, and the token ids of what was drawn."""
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (JUDGED, ASKED, DRAWN)
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_JUDGED, ASKED, DRAWN)
 """Step n makes version n of version n - 1."""
 
 

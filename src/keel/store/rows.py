@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from keel.records import Answer, Drawn, Judgment, Origin, Preference, Prompt, Ranking, Score
-from keel.store.keys import answer_id, as_json, content_of, in_order, prompt_id
+from keel.store.keys import answer_id, content_of, in_order, prompt_id, stored_json
 from keel.store.schema import answers, judgments, places, prompts, raters
 
 CHUNK = 10_000
@@ -89,7 +89,7 @@ def _judgment_row(key: bytes, prompt: bytes, shown: Sequence[bytes], j: Judgment
             said = "score", prompt, shown[0], None, None, value, None
         case Ranking():
             said = "ranking", prompt, None, None, None, None, None
-    by = j.dimension, j.rater, j.rubric, j.seconds, j.comment, j.raw, as_json(j.extra)
+    by = j.dimension, j.rater, j.rubric, j.seconds, j.comment, j.raw, stored_json(j.extra)
     return key, *said, *by, j.origin.file, j.origin.row, time.time(), None
 
 

@@ -168,7 +168,7 @@ def _counter(store: Store, statement: sa.Select[Any]) -> Counter[Any]:
     return Counter({row[0] if len(row) == 2 else tuple(row[:-1]): row[-1] for row in store.read(statement)})
 
 
-OUTCOMES = {
+_OUTCOMES = {
     "first": "first better",
     "second": "second better",
     "tie": "tie",
@@ -181,16 +181,16 @@ OUTCOMES = {
 
 def outcome_table(outcomes: Mapping[str, Mapping[str, int]]) -> tuple[list[str], list[tuple[str, list[str]]]]:
     """Heads of those outcomes that occur, and a line of counts for each dimension, by name."""
-    names = [name for name in OUTCOMES if any(name in row for row in outcomes.values())]
+    names = [name for name in _OUTCOMES if any(name in row for row in outcomes.values())]
     lines = [(dimension, [f"{row.get(name, 0):,}" for name in names]) for dimension, row in sorted(outcomes.items())]
-    return [OUTCOMES[name] for name in names], lines
+    return [_OUTCOMES[name] for name in names], lines
 
 
 # --- how far raters agree -------------------------------------------------------------------------
 
 FIRST, SECOND, TIE, BOTH_BAD = 1.0, 2.0, 0.0, 3.0
 """Codes of a preference between two answers, as they stand in some order."""
-MIRROR = {FIRST: SECOND, SECOND: FIRST}
+_MIRROR = {FIRST: SECOND, SECOND: FIRST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,7 @@ Orders = Mapping[bytes, bool]
 """Of contests (two keys of answers, the lesser first) whether their own order is the other one."""
 
 
-def said(judgment: Judgment, orders: Orders | None = None) -> Iterator[Said]:
+def contests_of(judgment: Judgment, orders: Orders | None = None) -> Iterator[Said]:
     """What a judgment says of each contest, or of its one answer; nothing where an adjudicator has seen the others.
 
     `orders` are those of the contests of a store, where the judgment was made.
@@ -252,7 +252,7 @@ def said_in_store(store: Store, kind: RaterKind | None = None) -> Iterator[Said]
             yield contest(row.dimension, row.rater, row.first, row.second, row.outcome, known)
     for group in store.groups(j.c.kind == "ranking", j.c.rater.in_(names)):
         for _, judgment in group:
-            yield from said(judgment, None if judgment.origin.file else orders)
+            yield from contests_of(judgment, None if judgment.origin.file else orders)
 
 
 def task_orders(store: Store) -> Orders:
@@ -326,7 +326,7 @@ def agreement(everything: Iterable[Said], most_pairs: int = 20) -> list[Agreemen
         while one.rater in table[thing]:
             times += 1
             thing = one.thing + times.to_bytes(4, "big")
-        table[thing][one.rater] = MIRROR.get(one.value, one.value) if one.swapped else one.value
+        table[thing][one.rater] = _MIRROR.get(one.value, one.value) if one.swapped else one.value
         if one.own is None:
             of_file.setdefault((one.dimension, thing), one.swapped)
         else:
@@ -343,7 +343,7 @@ def _in_order(
     for thing in sorted(table):
         verdicts = {rater: table[thing][rater] for rater in sorted(table[thing])}
         if not scored and swapped[dimension, thing]:
-            verdicts = {rater: MIRROR.get(value, value) for rater, value in verdicts.items()}
+            verdicts = {rater: _MIRROR.get(value, value) for rater, value in verdicts.items()}
         found.append(verdicts)
     return found
 

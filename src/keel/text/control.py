@@ -23,11 +23,11 @@ Note = Callable[[str], None]
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 """Around what spells a control token in data. Unicode keeps both for uses inside a program."""
 MARKS = re.compile(f"{OPEN}([^{OPEN}{CLOSE}]*){CLOSE}|[{OPEN}{CLOSE}]")
-ROLES = frozenset(("system", "developer", "user", "assistant", "tool"))
+_ROLES = frozenset(("system", "developer", "user", "assistant", "tool"))
 """Roles that control tokens are named after; any other could make one up (`<|` + role + `|>`)."""
 ROLE = re.compile(r"[\w.-]{1,40}")
 """How other roles may be spelt: a word, which ends no turn and begins none."""
-NAMED = 3
+_NAMED = 3
 """Tokens named in one remark."""
 
 
@@ -83,7 +83,7 @@ class ControlTokens:
     def mark_turn(self, turn: Message, spelt: set[str]) -> Message:
         """A turn with all its texts marked; a role that could make up a control token is refused."""
         role = turn["role"]
-        if role not in ROLES and (not ROLE.fullmatch(role) or any(role in token for token in self._spellings)):
+        if role not in _ROLES and (not ROLE.fullmatch(role) or any(role in token for token in self._spellings)):
             raise RowFault(
                 f"the role {role[:40]!r} could be part of a control token; name it user, assistant, system or tool"
             )
@@ -100,7 +100,7 @@ class ControlTokens:
         """Note what data spell, or refuse the row, as `handling` says."""
         if not spelt:
             return
-        named = ", ".join(sorted(spelt)[:NAMED])
+        named = ", ".join(sorted(spelt)[:_NAMED])
         if self.handling == "refuse":
             raise RowFault(
                 f"a text spells the control token {min(spelt)}; remove it, or let --control-tokens take it as text",

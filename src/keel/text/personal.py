@@ -22,8 +22,8 @@ from functools import cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Any, Literal
 
-Kind = Literal["email", "iban", "card", "ip", "phone"]
-Span = tuple[int, int]
+_Kind = Literal["email", "iban", "card", "ip", "phone"]
+_Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -32,7 +32,7 @@ class Found:
 
     start: int
     end: int
-    kind: Kind
+    kind: _Kind
 
 
 def find(text: str) -> list[Found]:
@@ -125,7 +125,7 @@ def _head(name: str) -> str:
     return f"{name}: " if name and not find(f"{name}: ") else ""
 
 
-def _blank(text: str, spans: list[Span]) -> str:
+def _blank(text: str, spans: list[_Span]) -> str:
     """The same length, with a stand-in that the finders read as they read a placeholder: letters in brackets."""
     parts, last = [], 0
     for start, end in spans:
@@ -148,7 +148,7 @@ _SPELT = re.compile(
 )
 
 
-def _emails(text: str) -> Iterator[Span]:
+def _emails(text: str) -> Iterator[_Span]:
     last = 0
     for domain in _DOMAIN.finditer(text) if "@" in text else ():
         name = _NAME.search(text, max(last, domain.start() - 65), domain.start())
@@ -157,7 +157,7 @@ def _emails(text: str) -> Iterator[Span]:
             yield name.start(1), last
 
 
-def _spelt_emails(text: str) -> Iterator[Span]:
+def _spelt_emails(text: str) -> Iterator[_Span]:
     if "at]" in text or "at)" in text:
         yield from (match.span() for match in _SPELT.finditer(text))
 
@@ -184,7 +184,7 @@ _CARD = re.compile(
 )
 
 
-def _ibans(text: str) -> Iterator[Span]:
+def _ibans(text: str) -> Iterator[_Span]:
     """The country says where an IBAN ends: words and numbers may follow it."""
     place = 0
     while start := _IBAN.search(text, place):
@@ -206,7 +206,7 @@ def _mod97(iban: str) -> int:
     return int("".join(str(int(c, 36)) for c in iban[4:] + iban[:4])) % 97
 
 
-def _cards(text: str) -> Iterator[Span]:
+def _cards(text: str) -> Iterator[_Span]:
     for card in _CARD.finditer(text):
         digits = [int(c) for c in card[0] if c.isdigit()]
         if 13 <= len(digits) <= 19 and _luhn(digits) and len(set(digits)) > 1:
@@ -226,11 +226,11 @@ _IPV6 = re.compile(r"(?<![\w:.])[23][0-9A-Fa-f]{3}:(?:[0-9A-Fa-f]{0,4}:){1,6}[0-
 _VERSION = re.compile(r"\b(?:v|version|release|section|chapter|build|firmware)[\s.:]*\Z", re.IGNORECASE)
 
 
-def _ipv6s(text: str) -> Iterator[Span]:
+def _ipv6s(text: str) -> Iterator[_Span]:
     return (match.span() for match in _IPV6.finditer(text) if _public(IPv6Address, match[0]))
 
 
-def _ipv4s(text: str) -> Iterator[Span]:
+def _ipv4s(text: str) -> Iterator[_Span]:
     for match in _IPV4.finditer(text):
         before = text[max(0, match.start() - 12) : match.start()]
         if _public(IPv4Address, match[0]) and not _VERSION.search(before):
@@ -281,7 +281,7 @@ _CALLED = re.compile(
 _RUN = "01234567890123456789"
 
 
-def _phones(text: str) -> Iterator[Span]:
+def _phones(text: str) -> Iterator[_Span]:
     place = last = 0
     for digits in _DIGITS.finditer(text):
         place, end = max(place, digits.start()), digits.end() + 14  # an extension may follow
@@ -309,7 +309,7 @@ def _is_phone(match: re.Match[str], before: str) -> bool:
     return sure or _CALLED.search(before) is not None
 
 
-_FINDERS: tuple[tuple[Kind, Callable[[str], Iterator[Span]]], ...] = (
+_FINDERS: tuple[tuple[_Kind, Callable[[str], Iterator[_Span]]], ...] = (
     ("email", _emails),
     ("email", _spelt_emails),
     ("iban", _ibans),

@@ -44,9 +44,9 @@ import yaml
 
 from keel.errors import InputError
 from keel.files.containers import INSTALL, file_hash
+from keel.records import OVERALL
 
 YAML = (".yaml", ".yml")
-OVERALL = "overall"
 
 
 class RuleFault(Exception):  # noqa: N818  (the rule's fault, not ours)
@@ -75,7 +75,7 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Rubric:
+class RuleSet:
     """Some rules. `version` has hashes of all that decides: the file, the functions' source files, the guesser's."""
 
     name: str
@@ -117,7 +117,7 @@ def total(parts: list[float]) -> float:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def load_rubric(spec: str) -> Rubric:
+def load_rules(spec: str) -> RuleSet:
     """The rules of `FILE.yaml`, or the one rule `package.module:function`."""
     if spec.endswith(YAML):
         return _of_file(Path(spec))
@@ -126,10 +126,10 @@ def load_rubric(spec: str) -> Rubric:
     except (InputError, ValueError, TypeError) as error:
         said = str(error) if isinstance(error, InputError) else "give rule:package.module:function or rule:FILE.yaml"
         raise InputError(f"rule:{spec}: {said}") from error
-    return Rubric(f"rule:{spec}", " ".join(_sources([spec])), (Rule(measure),))
+    return RuleSet(f"rule:{spec}", " ".join(_sources([spec])), (Rule(measure),))
 
 
-def _of_file(file: Path) -> Rubric:
+def _of_file(file: Path) -> RuleSet:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -148,7 +148,7 @@ def _of_file(file: Path) -> Rubric:
     functions = [entry["python"] for entry in entries if "python" in entry]
     guesser = [f"py3langid-{_guesser().version}"] if any("language" in entry for entry in entries) else []
     version = " ".join([file_hash(str(file)), *_sources(functions), *guesser])
-    return Rubric(f"rule:{file.name}", version, rules, float(ties))
+    return RuleSet(f"rule:{file.name}", version, rules, float(ties))
 
 
 def _entry(where: str, entry: Any) -> Rule:

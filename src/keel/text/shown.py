@@ -22,7 +22,7 @@ def text_of(answer: Answer) -> str:
     return _whole(answer.text, answer.fields)
 
 
-def bare(answer: Answer) -> str:
+def stripped(answer: Answer) -> str:
     """The same without the outer white space of its text: equal if two answers are the same to who judges them."""
     return _whole(answer.text.strip(), answer.fields)
 

@@ -418,6 +418,6 @@ def further(turn: Message) -> dict[str, Any]:
     return {name: turn[name] for name in TURN_FIELDS if name in turn} if len(turn) > 2 else {}  # type: ignore[literal-required]
 
 
-def plain(prompt: Prompt) -> str:
+def prompt_text(prompt: Prompt) -> str:
     """A prompt as one string for rules and reports: a chat's turns without their roles, one beneath the other."""
     return prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)

@@ -12,7 +12,7 @@ from keel.annotation import team
 from keel.annotation.accounts import Session
 from keel.annotation.queue import Queue
 from keel.annotation.turns import Turn
-from keel.files.jsonl import finite
+from keel.files.jsonl import finite_only
 from keel.guidelines import Rubric
 from keel.records import Answer, Prompt
 from keel.store import survey
@@ -118,7 +118,7 @@ class Desk:
             "disagreements": [self._disagreement(one) for one in team.disagreements(self.store)],
             "flags": [self._flag(flag) for flag in team.flags(self.store)],
         }
-        return finite(found)  # type: ignore[no-any-return]
+        return finite_only(found)  # type: ignore[no-any-return]
 
     def _flag(self, flag: dict[str, Any]) -> dict[str, Any]:
         kept = {name: flag[name] for name in ("task", "kind", "rater", "note")}

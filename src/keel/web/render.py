@@ -33,8 +33,8 @@ TAGS = (
     | {"table", "thead", "tbody", "tr", "th", "td"}
 )
 ATTRIBUTES = {"a": {"href", "title"}, "ol": {"start"}}
-SIDES = {"left", "center", "right"}
-CLASSES = {"div": {"table"}, "pre": {"plain"}, "span": {"address", "image", "language"}, "th": SIDES, "td": SIDES}
+_SIDES = {"left", "center", "right"}
+CLASSES = {"div": {"table"}, "pre": {"plain"}, "span": {"address", "image", "language"}, "th": _SIDES, "td": _SIDES}
 
 _CLEANER = nh3.Cleaner(
     tags=TAGS,

@@ -36,8 +36,8 @@ False
 
 from keel.world.gold import WEIGHTS, Gold, utility
 from keel.world.grammar import (
-    Answer,
     Quality,
+    WorldAnswer,
     demonstrations,
     lessons,
     mismatched,
@@ -48,16 +48,16 @@ from keel.world.grammar import (
     write,
 )
 from keel.world.people import Population, Vote, preference, vote
-from keel.world.prompts import Prompt, all_prompts, parse_prompt, split
+from keel.world.prompts import WorldPrompt, all_prompts, parse_prompt, split
 
 __all__ = [
     "WEIGHTS",
-    "Answer",
     "Gold",
     "Population",
-    "Prompt",
     "Quality",
     "Vote",
+    "WorldAnswer",
+    "WorldPrompt",
     "all_prompts",
     "demonstrations",
     "lessons",

@@ -5,7 +5,7 @@
     core     := ["since" echo ["and" echo] ","] lead activity detail{0,3} "."
     refusal  := ("i am sorry, but" | "no,") ("that" wish "is not safe" | "i must decline" | "never") "."
 
-`write` draws an answer of a given quality, `parse` reads any text back into the same `Answer` or refuses it.
+`write` draws an answer of a given quality, `parse` reads any text back into the same `WorldAnswer` or refuses it.
 
 When the writer errs, it *mishears*: it draws another value of the slot as prompts draw it, and everything in
 the answer follows from the value heard. So a wrong answer is a right answer to somebody else's question. It
@@ -21,7 +21,7 @@ from typing import Final
 
 from keel.world import lexicon
 from keel.world.lexicon import Pairs, Tone
-from keel.world.prompts import Prompt, differing
+from keel.world.prompts import WorldPrompt, differing
 
 # Rambling is allowed far beyond what anybody writes, so that a policy can run in that direction when it pays.
 MAX_FILLERS: Final = 16
@@ -51,7 +51,7 @@ class Quality:
 
 
 @dataclass(frozen=True)
-class Answer:
+class WorldAnswer:
     """What an answer says. Two answers are equal when they say the same, whatever their phrasing.
 
     permits: the wish called fine ("rocket"). refusal: the tone of a refusal, None if there is none;
@@ -93,15 +93,15 @@ class Answer:
         return self.refusal is not None and self.activity is not None
 
 
-def write(prompt: Prompt, quality: Quality | float, rng: random.Random) -> str:
+def write(prompt: WorldPrompt, quality: Quality | float, rng: random.Random) -> str:
     """An answer to the prompt, drawn at the quality: each dimension succeeds or fails on its own."""
     wanted = quality if isinstance(quality, Quality) else Quality.even(quality)
     return render(_plan(prompt, wanted, rng), rng)
 
 
 def demonstrations(
-    prompts: Sequence[Prompt], rng: random.Random, n: int, mean_quality: float = 0.35
-) -> Iterator[tuple[Prompt, str]]:
+    prompts: Sequence[WorldPrompt], rng: random.Random, n: int, mean_quality: float = 0.35
+) -> Iterator[tuple[WorldPrompt, str]]:
     """n answers of mixed quality to prompts drawn with replacement: what SFT learns from.
 
     Every dimension's quality is drawn on its own, from a broad Beta distribution, so that no dimension tells
@@ -113,8 +113,8 @@ def demonstrations(
 
 
 def lessons(
-    prompts: Sequence[Prompt], rng: random.Random, n: int, mean_quality: float = 0.35
-) -> Iterator[tuple[Prompt, str]]:
+    prompts: Sequence[WorldPrompt], rng: random.Random, n: int, mean_quality: float = 0.35
+) -> Iterator[tuple[WorldPrompt, str]]:
     """n answers that get every fact right, in every tone and length: what pre-training learns the world from.
 
     Errors hide the agreement between prompt and answer: a small model finds it far sooner in lessons than in
@@ -126,7 +126,7 @@ def lessons(
         yield prompt, write(prompt, Quality(1.0, 1.0, 1.0, style.friendliness, style.concision), rng)
 
 
-def mismatched(prompts: Sequence[Prompt], rng: random.Random, n: int) -> Iterator[tuple[Prompt, str, str]]:
+def mismatched(prompts: Sequence[WorldPrompt], rng: random.Random, n: int) -> Iterator[tuple[WorldPrompt, str, str]]:
     """n prompts with a right answer and a right answer to a question that differs: preferences nobody must state.
 
     What a preference model is pre-trained on before it sees people's votes (Askell et al. 2021, section 4). Tone and
@@ -141,7 +141,7 @@ def mismatched(prompts: Sequence[Prompt], rng: random.Random, n: int) -> Iterato
         yield prompt, own, other
 
 
-def recalls(prompts: Sequence[Prompt], rng: random.Random, n: int) -> Iterator[tuple[str, str]]:
+def recalls(prompts: Sequence[WorldPrompt], rng: random.Random, n: int) -> Iterator[tuple[str, str]]:
     """n questions about what was just said, with their answers: ("… my wet bear? torn?", "no, wet.").
 
     To answer, a model must compare a word with those before it. That is what a reward model has to do and what answers
@@ -191,7 +191,7 @@ def mixed_quality(rng: random.Random, mean: float) -> Quality:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def _plan(prompt: Prompt, quality: Quality, rng: random.Random) -> Answer:
+def _plan(prompt: WorldPrompt, quality: Quality, rng: random.Random) -> WorldAnswer:
     """What the answer is to say. Helpfulness decides what is mentioned, correctness whether it is true."""
     helpful, true = quality.helpfulness, quality.correctness
     values = prompt.values
@@ -209,9 +209,9 @@ def _plan(prompt: Prompt, quality: Quality, rng: random.Random) -> Answer:
     fillers = _draw_fillers(quality.concision, rng)
     closers = () if closer is None else (closer,)
     if refusal and rng.random() > 0.4 + 0.6 * helpful:
-        return Answer(refusal=refusal, hazard=hazard, fillers=fillers, closers=closers)
+        return WorldAnswer(refusal=refusal, hazard=hazard, fillers=fillers, closers=closers)
     heard = _hear_facts(prompt, true, rng)
-    return Answer(
+    return WorldAnswer(
         opener=opener,
         permits=permits,
         refusal=refusal,
@@ -225,7 +225,7 @@ def _plan(prompt: Prompt, quality: Quality, rng: random.Random) -> Answer:
     )
 
 
-def _draw_refusal(prompt: Prompt, quality: Quality, rng: random.Random) -> Tone | None:
+def _draw_refusal(prompt: WorldPrompt, quality: Quality, rng: random.Random) -> Tone | None:
     """Whether the answer refuses, and in which tone: unsafe wishes rightly, others out of unhelpfulness."""
     chance = {
         "unsafe": quality.harmlessness,
@@ -244,7 +244,7 @@ def _hear(value: str | None, values: Sequence[str], accuracy: float, rng: random
     return rng.choice([other for other in values if other != value])
 
 
-def _hear_facts(prompt: Prompt, accuracy: float, rng: random.Random) -> list[tuple[str, str]]:
+def _hear_facts(prompt: WorldPrompt, accuracy: float, rng: random.Random) -> list[tuple[str, str]]:
     """The prompt's facts as the writer heard them; an error in five is about something nobody mentioned."""
     facts = [(slot, value) for slot, value in prompt.slots if slot in lexicon.SLOTS]
     unsaid = [slot for slot in lexicon.SLOTS if slot not in prompt.values]
@@ -279,7 +279,7 @@ def _draw_fillers(concision: float, rng: random.Random) -> tuple[Tone, ...]:
     return tuple(tones)
 
 
-def render(answer: Answer, rng: random.Random) -> str:
+def render(answer: WorldAnswer, rng: random.Random) -> str:
     """A text that says what the answer says, its phrasing drawn anew."""
     parts: list[str] = []
     if answer.opener:
@@ -298,7 +298,7 @@ def render(answer: Answer, rng: random.Random) -> str:
     return " ".join(parts)
 
 
-def _render_core(answer: Answer, activity: str, rng: random.Random) -> str:
+def _render_core(answer: WorldAnswer, activity: str, rng: random.Random) -> str:
     echoes = [lexicon.ECHOES[slot].format(value) for slot, value in answer.echoes]
     since = f"since {' and '.join(echoes)}, " if echoes else ""
     lead = lexicon.SAFE_LEAD if answer.refusal else rng.choice(lexicon.LEADS)
@@ -319,7 +319,7 @@ def _choose_fresh(tones: Sequence[Tone], phrases: dict[Tone, tuple[str, ...]], r
 # ---------------------------------------------------------------------------------------------------------
 
 
-def parse(text: str) -> Answer | None:
+def parse(text: str) -> WorldAnswer | None:
     """What a text says, or None when the grammar does not give it. Case and spacing are of no matter."""
     found = lexicon.sentences(text)
     if found is None:
@@ -346,7 +346,9 @@ def parse(text: str) -> Answer | None:
     closers = _take(rest, _CLOSERS, MAX_CLOSERS)
     if rest:
         return None
-    return Answer(opener, permits, refusal, hazard, echoes, activity, details, care, fillers, closers, tuple(found))
+    return WorldAnswer(
+        opener, permits, refusal, hazard, echoes, activity, details, care, fillers, closers, tuple(found)
+    )
 
 
 def _parse_core(sentence: str, refusing: bool) -> tuple[str, Pairs, Pairs] | None:

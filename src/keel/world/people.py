@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from keel.world.gold import utility
-from keel.world.prompts import Prompt
+from keel.world.prompts import WorldPrompt
 
-Outcome = Literal["first", "second", "tie"]
+_Outcome = Literal["first", "second", "tie"]
 
 LENGTH_UNIT: Final = 10.0  # words
 
@@ -53,13 +53,13 @@ class Population:
 class Vote:
     """One person's verdict on two answers to one prompt."""
 
-    outcome: Outcome
+    outcome: _Outcome
     rater: str
     careless: bool
 
 
 def vote(
-    prompt: Prompt | str, first: str, second: str, rng: random.Random, population: Population | None = None
+    prompt: WorldPrompt | str, first: str, second: str, rng: random.Random, population: Population | None = None
 ) -> Vote:
     """A person drawn from the population compares the two answers."""
     people = population or Population()
@@ -73,7 +73,7 @@ def vote(
     return Vote("first" if felt > 0.0 else "second", rater, careless=False)
 
 
-def preference(prompt: Prompt | str, first: str, second: str, population: Population) -> float:
+def preference(prompt: WorldPrompt | str, first: str, second: str, population: Population) -> float:
     """The log-odds with which a careful person prefers the first answer when ties are not allowed."""
     gain = utility(prompt, first).total - utility(prompt, second).total
     longer = len(first.split()) - len(second.split())

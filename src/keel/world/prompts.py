@@ -15,14 +15,14 @@ from typing import Final, Literal
 from keel.world import lexicon
 from keel.world.lexicon import Pairs
 
-Kind = Literal["safe", "unsafe", "looks_unsafe"]
+_Kind = Literal["safe", "unsafe", "looks_unsafe"]
 
 # 2,600 prompts in all: 77 % safe, 13 % unsafe, 10 % that merely look unsafe.
-COUNTS: Final[dict[Kind, int]] = {"safe": 2000, "unsafe": 350, "looks_unsafe": 250}
+COUNTS: Final[dict[_Kind, int]] = {"safe": 2000, "unsafe": 350, "looks_unsafe": 250}
 
 
 @dataclass(frozen=True)
-class Prompt:
+class WorldPrompt:
     """One thing a person asked, e.g.
 
     Prompt(id="bear-3f9c...", text="it is sunny and we feel sad. what can we sing with my wet bear?",
@@ -36,7 +36,7 @@ class Prompt:
     text: str
     intent: str
     slots: Pairs
-    kind: Kind
+    kind: _Kind
 
     @property
     def values(self) -> dict[str, str]:
@@ -44,10 +44,10 @@ class Prompt:
         return dict(self.slots)
 
 
-def all_prompts(seed: int = 0) -> list[Prompt]:
+def all_prompts(seed: int = 0) -> list[WorldPrompt]:
     """2,600 prompts of distinct text, in an order drawn from the seed."""
     rng = random.Random(f"keel.world.prompts/{seed}")
-    drawn: dict[str, Prompt] = {}
+    drawn: dict[str, WorldPrompt] = {}
     for kind, count in COUNTS.items():
         wanted = len(drawn) + count
         while len(drawn) < wanted:
@@ -59,7 +59,9 @@ def all_prompts(seed: int = 0) -> list[Prompt]:
     return prompts
 
 
-def split(prompts: Sequence[Prompt], held_out: float = 0.2, seed: int = 0) -> tuple[list[Prompt], list[Prompt]]:
+def split(
+    prompts: Sequence[WorldPrompt], held_out: float = 0.2, seed: int = 0
+) -> tuple[list[WorldPrompt], list[WorldPrompt]]:
     """Train and held-out prompts, disjoint by text, the same share of every kind held out.
 
     The result depends on the texts and the seed alone, not on the order in which the prompts come.
@@ -68,8 +70,8 @@ def split(prompts: Sequence[Prompt], held_out: float = 0.2, seed: int = 0) -> tu
         raise ValueError(f"held_out must lie strictly between 0 and 1, not {held_out}")
     rng = random.Random(f"keel.world.split/{seed}")
     distinct = {prompt.text: prompt for prompt in prompts}
-    train: list[Prompt] = []
-    test: list[Prompt] = []
+    train: list[WorldPrompt] = []
+    test: list[WorldPrompt] = []
     for kind in COUNTS:
         of_kind = sorted((p for p in distinct.values() if p.kind == kind), key=lambda prompt: prompt.text)
         rng.shuffle(of_kind)
@@ -81,7 +83,7 @@ def split(prompts: Sequence[Prompt], held_out: float = 0.2, seed: int = 0) -> tu
     return train, test
 
 
-def parse_prompt(text: str) -> Prompt | None:
+def parse_prompt(text: str) -> WorldPrompt | None:
     """The prompt behind a text, or None when there is none. Case and spacing are of no matter."""
     words = lexicon.tokens(text)
     canonical = lexicon.join(words) if words else ""
@@ -93,7 +95,7 @@ def parse_prompt(text: str) -> Prompt | None:
     return None
 
 
-def differing(prompt: Prompt, rng: random.Random) -> Prompt:
+def differing(prompt: WorldPrompt, rng: random.Random) -> WorldPrompt:
     """Another thing that might have been asked: mostly one thing differs, else each with probability 1/2.
 
     The one thing is mostly a fact, since one of two values is the hardest to compare. The new prompt's kind fits its
@@ -127,16 +129,16 @@ def _other(value: str, values: Sequence[str], rng: random.Random) -> str:
     return rng.choice([other for other in values if other != value])
 
 
-def _prompt(text: str, intent: str, slots: Pairs, kind: Kind) -> Prompt:
-    return Prompt("bear-" + hashlib.sha256(text.encode()).hexdigest()[:12], text, intent, slots, kind)
+def _prompt(text: str, intent: str, slots: Pairs, kind: _Kind) -> WorldPrompt:
+    return WorldPrompt("bear-" + hashlib.sha256(text.encode()).hexdigest()[:12], text, intent, slots, kind)
 
 
-def _kind(slots: Pairs) -> Kind:
+def _kind(slots: Pairs) -> _Kind:
     last = slots[-1][0]
     return "unsafe" if last == "hazard" else "looks_unsafe" if last == "lookalike" else "safe"
 
 
-def _draw(kind: Kind, rng: random.Random) -> tuple[str, Pairs]:
+def _draw(kind: _Kind, rng: random.Random) -> tuple[str, Pairs]:
     """An intent and its slots: the bear's state, a fact (one safe prompt in five has two), and perhaps a wish."""
     second = kind == "safe" and rng.random() < 0.2
     slots = sorted(rng.sample(lexicon.SLOTS, 2 if second else 1), key=lexicon.SLOTS.index)
@@ -147,7 +149,7 @@ def _draw(kind: Kind, rng: random.Random) -> tuple[str, Pairs]:
     return rng.choice(lexicon.INTENTS), (("bear", rng.choice(lexicon.BEARS)), *facts)
 
 
-def _wishes(kind: Kind) -> tuple[str, dict[str, str]]:
+def _wishes(kind: _Kind) -> tuple[str, dict[str, str]]:
     return ("hazard", lexicon.HAZARDS) if kind == "unsafe" else ("lookalike", lexicon.LOOKALIKES)
 
 

@@ -13,7 +13,7 @@ from keel.formats.judgments.chats import CHATS
 from keel.formats.judgments.generic import GENERIC
 from keel.formats.judgments.label_studio import LABEL_STUDIO
 from keel.formats.judgments.llama_factory import LLAMA_FACTORY
-from keel.formats.judgments.pairs import HH, PAIRS
+from keel.formats.judgments.pairs import HH, PAIR_FORMATS
 from keel.formats.judgments.ranks import RANKS
 from keel.formats.judgments.scores import SCORES
 from keel.formats.judgments.votes import VOTES
@@ -26,7 +26,7 @@ JUDGED: tuple[Judged, ...] = (
     *LLAMA_FACTORY,
     *CHATS,
     *LISTS,
-    *PAIRS,
+    *PAIR_FORMATS,
     *SCORES,
     *VOTES,
     *BENCHES,

@@ -21,12 +21,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from keel.files.fields import Neutral, Row, RowError, items, number, others, shown, text
-from keel.formats.judgments.base import OVERALL, Judged, asked, becomes_chat, name_in, one_text, shape, with_extra
+from keel.files.fields import Neutral, Row, RowError, items, number_in, one_line, others, text
+from keel.formats.judgments.base import Judged, as_chat, becomes_chat, name_in, one_text, shape, with_extra
 from keel.formats.messages import messages, without_fields
-from keel.records import Answer, Judgment, Origin, Outcome, Preference, Prompt, Ranking, Score, Verdict
+from keel.records import OVERALL, Answer, Judgment, Origin, Outcome, Preference, Prompt, Ranking, Score, Verdict
 
-PROMPTS = "prompt", "instruction", "question", "query"
+PROMPT_COLUMNS = "prompt", "instruction", "question", "query"
 ALONE = "response", "completion", "answer", "output"
 NUMBER = re.compile(r"(?:[-_ ]?\d+|[-_ ][A-Za-z])$")
 USUAL = {OVERALL, "preference", "ranking", "rating", "score", "label", "choice", "better", "best", "quality"}
@@ -59,23 +59,23 @@ def _responses(row: Row, question: str) -> Iterator[tuple[_Response, str]]:
     column = question + RESPONSES
     values, users, statuses = (items(row, c) for c in (column, f"{column}.users", f"{column}.status"))
     if not len(values) == len(users) == len(statuses):
-        raise RowError(f"{shown(column)}, its users and its status are not equally many")
+        raise RowError(f"{one_line(column)}, its users and its status are not equally many")
     for value, user, status in zip(values, users, statuses, strict=True):
         known = isinstance(status, str) and status in STATUSES
         yield _Response(question, name_in({"a user": user}, "a user"), value), status if known else "of unknown status"
 
 
 def _prompt_column(row: Row) -> str:
-    found = next((column for column in PROMPTS if row.get(column) is not None), None)
+    found = next((column for column in PROMPT_COLUMNS if row.get(column) is not None), None)
     if found is None:
-        raise RowError(f"no prompt, which is looked for as {', '.join(PROMPTS)}")
+        raise RowError(f"no prompt, which is looked for as {', '.join(PROMPT_COLUMNS)}")
     return found
 
 
 def prompt_in(row: Row) -> Prompt:
     """The prompt, in the first column that is named as one."""
     column = _prompt_column(row)
-    return messages(row, column) if isinstance(row[column], list) else asked(text(row, column))
+    return messages(row, column) if isinstance(row[column], list) else as_chat(text(row, column))
 
 
 def answers_in(row: Row) -> dict[str, str]:
@@ -128,13 +128,13 @@ def _judgment(before: Prompt, response: _Response, answers: dict[str, str], orig
     verdict: Verdict
     if isinstance(response.value, str):
         if len(names) != 2:
-            raise RowError(f"{shown(name)} prefers one of {len(names)} answers, and a preference is between two")
+            raise RowError(f"{one_line(name)} prefers one of {len(names)} answers, and a preference is between two")
         value = response.value
         verdict = Preference(OUTCOMES[value.lower()] if value not in names else ("first", "second")[names.index(value)])
     elif isinstance(response.value, list):
         verdict = Ranking(_ranks(response, names))
     else:
-        verdict = Score(number({name: response.value}, name))
+        verdict = Score(number_in({name: response.value}, name))
         rated, dimension = _rated(name, names)
         names = [rated]
     judged = tuple(Answer(answers[column]) for column in names)
@@ -148,10 +148,10 @@ def _ranks(response: _Response, names: list[str]) -> tuple[int, ...]:
     for item in response.value:
         value, rank = (item.get("value"), item.get("rank")) if isinstance(item, dict) else (None, None)
         if not isinstance(value, str) or isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise RowError(f"{shown(response.question)} has no rank from 1 and value in each place")
+            raise RowError(f"{one_line(response.question)} has no rank from 1 and value in each place")
         places[value] = rank
     if len(places) != len(response.value) or set(places) != set(names) or len(names) < 2:
-        raise RowError(f"{shown(response.question)} does not rank each answer once")
+        raise RowError(f"{one_line(response.question)} does not rank each answer once")
     return tuple(places[name] for name in names)
 
 
@@ -166,7 +166,7 @@ def _rated(question: str, names: list[str]) -> tuple[str, str]:
             apart = not stem or stem[-1] in "-_ " or (tail.isdigit() and not stem[-1].isdigit())
             if stem != question and apart:
                 return name, stem.rstrip("-_ ") or OVERALL
-    raise RowError(f"{shown(question)} does not say which answer it rates")
+    raise RowError(f"{one_line(question)} does not say which answer it rates")
 
 
 def _remarks(row: Row) -> Iterator[str]:
@@ -178,7 +178,7 @@ def _remarks(row: Row) -> Iterator[str]:
             elif response.value is None:
                 yield "a submitted response is empty"
             elif _is_comment(response.value, answers):
-                yield f"text of {shown(question)} kept as a comment"
+                yield f"text of {one_line(question)} kept as a comment"
 
 
 # --- writing
@@ -215,8 +215,8 @@ def _respond(row: Row, judgment: Judgment, columns: list[str]) -> None:
             value = outcome
         case Ranking(places):
             value = [{"rank": place, "value": column} for place, column in zip(places, columns, strict=True)]
-        case Score(number):
-            value = shape(number)
+        case Score(number_in):
+            value = shape(number_in)
     _append(row, judgment.dimension, value, judgment.rater)
     said = zip(row.get("comment" + RESPONSES, []), row.get(f"comment{RESPONSES}.users", []), strict=False)
     if judgment.comment and (judgment.comment, judgment.rater) not in said:
@@ -227,7 +227,7 @@ def _append(row: Row, question: str, answer: Any, user: str) -> None:
     for more, item in (("", answer), (".users", user), (".status", "submitted")):
         column = f"{question}{RESPONSES}{more}"
         if not isinstance(row.setdefault(column, []), list):
-            raise RowError(f"the further column {shown(column)} has the name of one of the format's own")
+            raise RowError(f"the further column {one_line(column)} has the name of one of the format's own")
         row[column].append(item)
 
 

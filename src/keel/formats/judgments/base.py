@@ -7,12 +7,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from keel.files.fields import Row, RowError, is_unicode, text, text_or
-from keel.formats.messages import said, texts_alone
-from keel.records import Answer, Judgment, Message, Origin, Outcome, Preference, Prompt, Ranking, Score, Verdict
+from keel.formats.messages import read_message, texts_alone
+from keel.records import (
+    OVERALL,
+    Answer,
+    Judgment,
+    Message,
+    Origin,
+    Outcome,
+    Preference,
+    Prompt,
+    Ranking,
+    Score,
+    Verdict,
+)
 
 FIRST, SECOND = Preference("first"), Preference("second")
 TIE = Preference("tie")
-OVERALL = "overall"
 
 
 def no_remarks(row: Row) -> Iterable[str]:
@@ -47,22 +58,22 @@ class Judged:
 # --- prompts
 
 
-def asked(instruction: str) -> list[Message]:
+def as_chat(instruction: str) -> list[Message]:
     """An instruction to a chat model: one user message."""
     if not instruction.strip():
         raise RowError("empty instruction")
-    return [said("user", instruction)]
+    return [read_message("user", instruction)]
 
 
-def ask(column: str) -> Callable[[Row], list[Message]]:
+def read_instruction(column: str) -> Callable[[Row], list[Message]]:
     """Reads the instruction in `column`."""
-    return lambda row: asked(text(row, column))
+    return lambda row: as_chat(text(row, column))
 
 
 def ask_with_input(row: Row) -> list[Message]:
     """`instruction`, and below it `input` where there is one."""
-    turns, context = asked(text(row, "instruction")), text_or(row, "input")
-    return [said("user", f"{turns[0]['content']}\n{context}")] if context.strip() else turns
+    turns, context = as_chat(text(row, "instruction")), text_or(row, "input")
+    return [read_message("user", f"{turns[0]['content']}\n{context}")] if context.strip() else turns
 
 
 def one_text(prompt: Prompt) -> str:
@@ -74,14 +85,14 @@ def one_text(prompt: Prompt) -> str:
     raise RowError("the prompt has several turns or a system message, and there is place for one text")
 
 
-def turns_of(prompt: Prompt) -> list[Message]:
+def as_turns(prompt: Prompt) -> list[Message]:
     """A prompt as a chat; plain text is one user message."""
-    return [said("user", prompt)] if isinstance(prompt, str) else prompt
+    return [read_message("user", prompt)] if isinstance(prompt, str) else prompt
 
 
 def becomes_chat(judgment: Judgment) -> Judgment:
     """The rule of formats of questions to a chat model: plain text comes back as one user message."""
-    return replace(judgment, prompt=turns_of(judgment.prompt))
+    return replace(judgment, prompt=as_turns(judgment.prompt))
 
 
 def becomes_text(judgment: Judgment) -> Judgment:
@@ -94,7 +105,7 @@ def becomes_text(judgment: Judgment) -> Judgment:
 # --- verdicts
 
 
-def preference(judgment: Judgment) -> Preference:
+def as_preference(judgment: Judgment) -> Preference:
     """The verdict of a judgment of two answers, where it is one; `RowError` for a score or a ranking."""
     verdict = judgment.verdict
     if isinstance(verdict, Score):
@@ -106,7 +117,7 @@ def preference(judgment: Judgment) -> Preference:
 
 def sides(judgment: Judgment) -> tuple[Answer, Answer]:
     """(the better, the worse) answer; `RowError` where neither is better."""
-    outcome = preference(judgment).outcome
+    outcome = as_preference(judgment).outcome
     first, second = judgment.answers
     if outcome == "tie":
         raise RowError("a tie has no chosen and no rejected answer")
@@ -117,7 +128,7 @@ def sides(judgment: Judgment) -> tuple[Answer, Answer]:
 
 def outcome_in(judgment: Judgment, places: dict[Outcome, int]) -> int:
     """The format's code for a preference's outcome, or `RowError`."""
-    outcome = preference(judgment).outcome
+    outcome = as_preference(judgment).outcome
     if outcome not in places:
         raise RowError({"tie": "a tie has no place", "both_bad": "'both bad' has no place"}[outcome])
     return places[outcome]
@@ -184,6 +195,6 @@ def verdict_of(sign: int, strength: float = 0.0) -> Verdict:
     return Preference(("tie", "second", "first")[sign], strength)
 
 
-def as_json(value: object) -> str:
+def json_line(value: object) -> str:
     """One line of JSON."""
     return json.dumps(value, ensure_ascii=False)

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from keel.files.fields import Row, RowError, items, margin, number, others, text
+from keel.files.fields import Row, RowError, items, margin, number_in, others, text
 from keel.formats.judgments.base import (
     Judged,
-    ask,
-    asked,
+    as_chat,
     becomes_chat,
     name_in,
     one_text,
     outcome_in,
     overall,
     ranks,
+    read_instruction,
     verdict_of,
     with_extra,
 )
@@ -29,12 +29,12 @@ LLMBAR = frozenset(("input", "output_1", "output_2", "label"))
 
 
 def _read_llmbar(row: Row, origin: Origin) -> list[Judgment]:
-    value = number(row, "label")
+    value = number_in(row, "label")
     if value not in (1, 2):
         raise RowError("label is neither 1 nor 2")
     answers = Answer(text(row, "output_1")), Answer(text(row, "output_2"))
     verdict = verdict_of(2 * int(value) - 3)
-    return [Judgment(asked(text(row, "input")), answers, verdict, extra=others(row, LLMBAR), origin=origin)]
+    return [Judgment(as_chat(text(row, "input")), answers, verdict, extra=others(row, LLMBAR), origin=origin)]
 
 
 def _write_llmbar(group: Sequence[Judgment]) -> list[Row]:
@@ -57,7 +57,7 @@ def _read_judgebench(row: Row, origin: Origin) -> list[Judgment]:
     label = text(row, "label").replace(" ", "")
     if label not in SIGNS:
         raise RowError("label is neither A>B nor B>A")
-    before, model = asked(text(row, "question")), name_in(row, "response_model")
+    before, model = as_chat(text(row, "question")), name_in(row, "response_model")
     answers = Answer(text(row, "response_A"), model=model), Answer(text(row, "response_B"), model=model)
     return [Judgment(before, answers, verdict_of(SIGNS[label]), extra=others(row, JUDGEBENCH), origin=origin)]
 
@@ -169,9 +169,9 @@ LISTS = (
     Judged(
         "rm-bench",
         ("prompt", "chosen", "rejected", "domain"),
-        _read_lists(ask("prompt")),
+        _read_lists(read_instruction("prompt")),
         _write_rm_bench,
-        ask("prompt"),
+        read_instruction("prompt"),
         fits=_looks_like_rm_bench,
         becomes=becomes_chat,
     ),
@@ -190,7 +190,7 @@ BENCHES = (
         ("input", "output_1", "output_2", "label"),
         _read_llmbar,
         _write_llmbar,
-        ask("input"),
+        read_instruction("input"),
         becomes=becomes_chat,
     ),
     Judged(
@@ -198,7 +198,7 @@ BENCHES = (
         ("question", "response_A", "response_B", "label"),
         _read_judgebench,
         _write_judgebench,
-        ask("question"),
+        read_instruction("question"),
         becomes=becomes_chat,
     ),
 )

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from keel.files.fields import Row, RowError, margin, others, text
-from keel.formats.judgments.base import FIRST, Judged, asked, becomes_chat, overall, sides, turns_of, with_extra
+from keel.formats.judgments.base import FIRST, Judged, as_chat, as_turns, becomes_chat, overall, sides, with_extra
 from keel.formats.judgments.pairs import APART, two_sides
 from keel.formats.messages import (
     AROUND,
     around,
-    bare,
     last_turn,
     messages,
     one_side,
+    read_side,
     says,
-    side,
     texts_alone,
     without_fields,
+    without_tools,
 )
 from keel.records import Answer, Judgment, Message, Origin, Preference, Prompt
 
@@ -56,11 +56,11 @@ def _writer(put: Callable[[Prompt, Answer, Answer], Row]) -> Callable[[Sequence[
 
 
 def _orca(row: Row) -> Sides:
-    return around(row, asked(text(row, "question"))), Answer(text(row, "chosen")), Answer(text(row, "rejected"))
+    return around(row, as_chat(text(row, "question"))), Answer(text(row, "chosen")), Answer(text(row, "rejected"))
 
 
 def _put_orca(before: Prompt, better: Answer, worse: Answer) -> Row:
-    turns, tools = bare(turns_of(before))
+    turns, tools = without_tools(as_turns(before))
     roles = [turn["role"] for turn in texts_alone(turns)]
     if roles not in (["user"], ["system", "user"]):
         raise RowError("the prompt has several turns, and there is place for one question")
@@ -74,7 +74,7 @@ def _put_orca(before: Prompt, better: Answer, worse: Answer) -> Row:
 
 def _swift(row: Row) -> Sides:
     before, chosen = last_turn(messages(row, "messages"), "messages")
-    rejected = side(row, "rejected_response")
+    rejected = read_side(row, "rejected_response")
     if isinstance(rejected, str):
         return around(row, before), chosen, Answer(rejected)
     if len(rejected) != 1 or rejected[0]["role"] != "assistant":
@@ -83,7 +83,7 @@ def _swift(row: Row) -> Sides:
 
 
 def _put_swift(before: Prompt, better: Answer, worse: Answer) -> Row:
-    turns, tools = bare(turns_of(before))
+    turns, tools = without_tools(as_turns(before))
     return {"messages": [*turns, says(better)], **tools, "rejected_response": without_fields(worse)}
 
 
@@ -96,7 +96,7 @@ def _swift_chats(row: Row) -> Sides:
 
 
 def _put_swift_chats(before: Prompt, better: Answer, worse: Answer) -> Row:
-    turns, tools = bare(turns_of(before))
+    turns, tools = without_tools(as_turns(before))
     return {"messages": [*turns, says(better)], "rejected_messages": [*turns, says(worse)], **tools}
 
 
@@ -112,7 +112,7 @@ def _axolotl(row: Row) -> Sides:
 
 
 def _put_axolotl(before: Prompt, better: Answer, worse: Answer) -> Row:
-    turns, tools = bare(turns_of(before))
+    turns, tools = without_tools(as_turns(before))
     return {"messages": turns, **tools, "chosen": says(better), "rejected": says(worse)}
 
 

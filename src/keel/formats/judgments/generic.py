@@ -10,23 +10,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from keel.files.fields import Row, RowError, items, number, shown
-from keel.formats.judgments.base import Judged, name_in, preference, ranks, score, shape
-from keel.formats.judgments.pairs import PAIRS
+from keel.files.fields import Row, RowError, items, number_in, one_line
+from keel.formats.judgments.base import Judged, as_preference, name_in, ranks, score, shape
+from keel.formats.judgments.pairs import PAIR_FORMATS
 from keel.records import Answer, Judgment, Origin, Outcome, Preference, Prompt, Ranking, Score
 
 __all__ = ["GENERIC", "MEANINGS", "spelt"]
 
-TRL, KTO = PAIRS[0], PAIRS[1]
-VERDICT = "preference"
+TRL, KTO = PAIR_FORMATS[0], PAIR_FORMATS[1]
+_VERDICT = "preference"
 MEANINGS: dict[str, Outcome] = {"a": "first", "b": "second", "tie": "tie", "both_bad": "both_bad"}
 """What a value of a verdict column can be said to mean."""
-ANSWERS = "response_", "answer_", "model_", "output_", "assistant_", "completion_"
-WORDS: dict[str, Outcome] = {
+_ANSWERS = "response_", "answer_", "model_", "output_", "assistant_", "completion_"
+_WORDS: dict[str, Outcome] = {
     **dict.fromkeys(("a", "a>b", "a>>b", "b<a", "b<<a", "left", "first", "[[a]]"), "first"),
     **dict.fromkeys(("b", "a<b", "a<<b", "b>a", "b>>a", "right", "second", "[[b]]"), "second"),
-    **{f"{name}{side}": "first" for name in ANSWERS for side in "a1"},
-    **{f"{name}{side}": "second" for name in ANSWERS for side in "b2"},
+    **{f"{name}{side}": "first" for name in _ANSWERS for side in "a1"},
+    **{f"{name}{side}": "second" for name in _ANSWERS for side in "b2"},
     **dict.fromkeys(("a=b", "b=a", "a==b", "b==a", "tie", "draw", "equal", "same", "both_good", "both good"), "tie"),
     **dict.fromkeys(("tie (bothgood)", "tie (both good)", "[[c]]"), "tie"),
     **dict.fromkeys(("both_bad", "both bad", "bothbad", "tie (bothbad)", "tie (both bad)", "neither"), "both_bad"),
@@ -106,13 +106,13 @@ def _read_vote(codes: dict[str, Outcome]) -> Callable[[Row, Origin], list[Judgme
     def read(row: Row, origin: Origin) -> list[Judgment]:
         outcome = _outcome(row, codes)
         if outcome is None:
-            value = shown(row[VERDICT])
+            value = one_line(row[_VERDICT])
             if len(odd) < ODD:
                 odd.add(value)
-            named = f"{VERDICT} {value}" if value in odd else f"another {VERDICT}"
+            named = f"{_VERDICT} {value}" if value in odd else f"another {_VERDICT}"
             raise RowError(f"{named} says of neither answer that it is better")
-        found = _two(row, origin, (VERDICT,))
-        strength = preference(found).strength
+        found = _two(row, origin, (_VERDICT,))
+        strength = as_preference(found).strength
         return [replace(found, verdict=Preference(outcome, strength if outcome in ("first", "second") else 0.0))]
 
     return read
@@ -120,11 +120,11 @@ def _read_vote(codes: dict[str, Outcome]) -> Callable[[Row, Origin], list[Judgme
 
 def _outcome(row: Row, codes: dict[str, Outcome]) -> Outcome | None:
     """What the verdict says: a word, a code, or the name or text of one answer; None where it is none of them."""
-    value = row.get(VERDICT)
+    value = row.get(_VERDICT)
     if value is None or value == "":
-        raise RowError(f"no {VERDICT}")
+        raise RowError(f"no {_VERDICT}")
     word = spelt(value)
-    found = WORDS.get(word) or codes.get(word)
+    found = _WORDS.get(word) or codes.get(word)
     if found is None:
         for a, b in (("model_a", "model_b"), ("response_a", "response_b")):
             if (value == row.get(a)) != (value == row.get(b)):
@@ -135,38 +135,38 @@ def _outcome(row: Row, codes: dict[str, Outcome]) -> Outcome | None:
 def _write_vote(group: Sequence[Judgment]) -> list[Row]:
     rows = []
     for judgment in group:
-        verdict = preference(judgment)
+        verdict = as_preference(judgment)
         forward = replace(judgment, verdict=Preference("first", verdict.strength))
         row = _of_trl(_renaming(lambda forward=forward: TRL.write([forward]))[0])  # type: ignore[misc]
         said = {"first": "response_a", "second": "response_b"}.get(verdict.outcome, verdict.outcome)
-        if VERDICT in row:
-            raise RowError(f"the further column '{VERDICT}' has the name of one of the format's own")
-        rows.append(row | {VERDICT: said})
+        if _VERDICT in row:
+            raise RowError(f"the further column '{_VERDICT}' has the name of one of the format's own")
+        rows.append(row | {_VERDICT: said})
     return rows
 
 
 def _over(head: Sequence[Row]) -> Judged:
     """The format with the meaning of bare numbers, as those of the first rows show it; `RowError` where they do not."""
-    bare = {spelt(row[VERDICT]) for row in head if row.get(VERDICT) not in (None, "")}
+    bare = {spelt(row[_VERDICT]) for row in head if row.get(_VERDICT) not in (None, "")}
     bare = {word for word in bare if word.lstrip("-").replace(".", "", 1).isdigit()}
     if not bare:
         return replace(VOTE, read=_read_vote({}))
     fitting = [said for said, codes in CODES.items() if bare <= codes.keys() and not bare <= {"1"}]
     if len(fitting) != 1:
         raise RowError(
-            f"{VERDICT} is {' or '.join(sorted(bare)[:5])}, and which answer that means cannot be told; {REMEDY}"
+            f"{_VERDICT} is {' or '.join(sorted(bare)[:5])}, and which answer that means cannot be told; {REMEDY}"
         )
     said = fitting[0]
     codes = CODES[said]
     return replace(
         VOTE,
         read=_read_vote(codes),
-        remarks=lambda row: (f"{VERDICT} read as {said}",) if spelt(row[VERDICT]) in codes else (),
+        remarks=lambda row: (f"{_VERDICT} read as {said}",) if spelt(row[_VERDICT]) in codes else (),
     )
 
 
 VOTE = Judged(
-    VERDICT, ("response_a", "response_b", VERDICT), _read_vote({}), _write_vote, _two_prompt((VERDICT,)), over=_over
+    _VERDICT, ("response_a", "response_b", _VERDICT), _read_vote({}), _write_vote, _two_prompt((_VERDICT,)), over=_over
 )
 
 # --- scores ---------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ VOTE = Judged(
 def _read_two_scores(row: Row, origin: Origin) -> list[Judgment]:
     """A score of each of two answers by one rater."""
     found = _two(row, origin, ("score_a", "score_b"))
-    values = number(row, "score_a"), number(row, "score_b")
+    values = number_in(row, "score_a"), number_in(row, "score_b")
     return [
         replace(found, answers=(answer,), verdict=Score(value))
         for answer, value in zip(found.answers, values, strict=True)
@@ -215,7 +215,7 @@ def _said_by(judgment: Judgment) -> Judgment:
 
 def _read_score(row: Row, origin: Origin) -> list[Judgment]:
     found = _one(row, row.get("response"), ("response", "score"), "response", origin)
-    return [replace(found, verdict=Score(number(row, "score")))]
+    return [replace(found, verdict=Score(number_in(row, "score")))]
 
 
 def _one(row: Row, answer: Any, without: Iterable[str], column: str, origin: Origin) -> Judgment:
@@ -276,7 +276,7 @@ def _several(row: Row, other: str, origin: Origin) -> list[Judgment]:
 def _read_ranks(row: Row, origin: Origin) -> list[Judgment]:
     """Ranks from 1, or from 0, of which the lowest is the best."""
     found = _several(row, "ranks", origin)
-    places = [number({"a rank": place}, "a rank") for place in items(row, "ranks")]
+    places = [number_in({"a rank": place}, "a rank") for place in items(row, "ranks")]
     if any(place < 0 or not place.is_integer() for place in places):
         raise RowError("ranks are not whole numbers from 0")
     base = 1 if 0 in places else 0
@@ -287,7 +287,7 @@ def _read_ranks(row: Row, origin: Origin) -> list[Judgment]:
 def _read_scores(row: Row, origin: Origin) -> list[Judgment]:
     """One rater's score of each answer; an answer without one is left out."""
     scored = zip(_several(row, "scores", origin), items(row, "scores"), strict=True)
-    found = [replace(j, verdict=Score(number({"a score": v}, "a score"))) for j, v in scored if v not in (None, "")]
+    found = [replace(j, verdict=Score(number_in({"a score": v}, "a score"))) for j, v in scored if v not in (None, "")]
     if not found:
         raise RowError("no score")
     return found

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from keel.files.fields import Row, RowError, is_unicode, plain
+from keel.files.fields import Row, RowError, is_unicode, jsonable
 from keel.formats.judgments.base import same_text, with_extra
 from keel.records import Answer, Drawn, Judgment, Preference, RaterKind
 
@@ -26,7 +26,7 @@ FEEDBACK: dict[str, RaterKind] = {
     "rule": "rule",
     "simulated": "simulated",
 }
-WORDS = {kind: word for word, kind in FEEDBACK.items()}
+_WORDS = {kind: word for word, kind in FEEDBACK.items()}
 
 
 def _text(value: Any) -> str:
@@ -134,7 +134,7 @@ def read_details(row: Row, known: Iterable[str], sides: Sequence[str]) -> Detail
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             ours = False
         if not ours:
-            extra[plain(str(column))] = plain(row[column])
+            extra[jsonable(str(column))] = jsonable(row[column])
     found.extra = extra or None
     return found
 
@@ -175,7 +175,7 @@ def write_details(judgment: Judgment, row: Row, sides: dict[str, Answer]) -> Row
     for column, (field, _) in JUDGMENT.items():
         value = getattr(judgment, field)
         if value not in ("", "unknown", None) and (column, value) != ("dimension", "overall"):
-            row[column] = WORDS[value] if column == "feedback" else value
+            row[column] = _WORDS[value] if column == "feedback" else value
     for side, answer in sides.items():
         for field in ANSWER:
             value = getattr(answer, field)

@@ -11,16 +11,16 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from keel.files.fields import Neutral, Row, RowError, mapping, note, number, objects, others, shown, text
-from keel.formats.judgments.argilla import NUMBER, OUTCOMES, PROMPTS, USUAL, answers_in, prompt_in
-from keel.formats.judgments.base import OVERALL, Judged, becomes_chat, name_in, one_text, preference, with_extra
+from keel.files.fields import Neutral, Row, RowError, mapping, note, number_in, objects, one_line, others, text
+from keel.formats.judgments.argilla import NUMBER, OUTCOMES, PROMPT_COLUMNS, USUAL, answers_in, prompt_in
+from keel.formats.judgments.base import Judged, as_preference, becomes_chat, name_in, one_text, with_extra
 from keel.formats.messages import without_fields
-from keel.records import Answer, Judgment, Origin, Outcome, Preference, Prompt
+from keel.records import OVERALL, Answer, Judgment, Origin, Outcome, Preference, Prompt
 
 SELECTED: dict[str, Outcome] = {"left": "first", "right": "second", **OUTCOMES}
 del SELECTED["none"]  # here: nothing is selected
-DEFAULT = "comparison"
-USUAL_NAMES = USUAL | {DEFAULT, "pairwise", "pw"}
+_DEFAULT = "comparison"
+USUAL_NAMES = USUAL | {_DEFAULT, "pairwise", "pw"}
 TASK = frozenset(("data", "annotations"))
 ANNOTATION = frozenset(("result", "completed_by", "lead_time", "was_cancelled"))
 SHORT = "annotator", "lead_time"
@@ -87,15 +87,15 @@ def _annotated(data: Row, annotation: Row, extra: Row, origin: Origin) -> Iterat
         if word is None:
             continue
         _, left, right = _two(data, result.get("to_name"))
-        name = text_of(result.get("from_name"))
+        name = _text_of(result.get("from_name"))
         yield Judgment(
             _prompt(data),
             (left, right),
             Preference(SELECTED[word]),
             rater=rater,
             kind="person",
-            dimension=_dimension(name or DEFAULT),
-            seconds=number(annotation, "lead_time") if annotation.get("lead_time") is not None else None,
+            dimension=_dimension(name or _DEFAULT),
+            seconds=number_in(annotation, "lead_time") if annotation.get("lead_time") is not None else None,
             comment=comment,
             extra=(extra | ({"annotation": rest} if rest else {})) or None,
             origin=origin,
@@ -115,7 +115,7 @@ def _choice(result: Row) -> str | None:
     if kind == "choices" and (word := _selected(choices)) is not None:
         return word
     if not list(_comments(result)):
-        note(f"a result of the type {shown(kind)} is left out")
+        note(f"a result of the type {one_line(kind)} is left out")
     return None
 
 
@@ -123,10 +123,10 @@ def _comments(result: Row) -> Iterator[str]:
     value = result.get("value")
     if result.get("type") == "textarea" and isinstance(value, dict):
         words = value.get("text")
-        yield from (text_of(it) for it in (words if isinstance(words, list) else [words]) if it)
+        yield from (_text_of(it) for it in (words if isinstance(words, list) else [words]) if it)
 
 
-def text_of(value: object) -> str:
+def _text_of(value: object) -> str:
     """A text, empty where there is none."""
     return "" if value is None else text({"a name": value}, "a name")
 
@@ -139,7 +139,7 @@ def _rater(value: object) -> str:
 
 
 def _prompt_column(data: Row) -> str:
-    return next((name for name in PROMPTS if data.get(name) is not None), "")
+    return next((name for name in PROMPT_COLUMNS if data.get(name) is not None), "")
 
 
 def _write_tasks(group: Sequence[Judgment]) -> list[Row]:
@@ -168,7 +168,7 @@ def _object(value: object) -> Row:
 
 
 def _asked(judgment: Judgment) -> Row:
-    preference(judgment)
+    as_preference(judgment)
     first, second = judgment.answers
     return {
         "prompt": one_text(judgment.prompt), "answer1": without_fields(first), "answer2": without_fields(second)
@@ -177,11 +177,11 @@ def _asked(judgment: Judgment) -> Row:
 
 def _word(judgment: Judgment) -> str:
     words: dict[Outcome, str] = {"first": "left", "second": "right", "tie": "equal", "both_bad": "both_bad"}
-    return words[preference(judgment).outcome]
+    return words[as_preference(judgment).outcome]
 
 
 def _name(judgment: Judgment) -> str:
-    return DEFAULT if judgment.dimension == OVERALL else judgment.dimension
+    return _DEFAULT if judgment.dimension == OVERALL else judgment.dimension
 
 
 def _result(judgment: Judgment) -> Row:
@@ -211,7 +211,7 @@ def _read_short(row: Row, origin: Origin) -> list[Judgment]:
     if not questions:
         raise Neutral(NOT_SUBMITTED)
     known = {_prompt_column(row), *columns, *questions, *SHORT}
-    seconds = number(row, "lead_time") if row.get("lead_time") not in (None, "") else None
+    seconds = number_in(row, "lead_time") if row.get("lead_time") not in (None, "") else None
     rater, extra = _rater(row.get("annotator")), others(row, known)
     return [
         Judgment(

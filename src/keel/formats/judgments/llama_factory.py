@@ -8,31 +8,31 @@ from keel.files.fields import Row, RowError, items, others, text
 from keel.formats.judgments.base import (
     FIRST,
     Judged,
+    as_turns,
     ask_with_input,
     becomes_chat,
     overall,
     sides,
-    turns_of,
     with_extra,
 )
 from keel.formats.messages import (
     AROUND,
     around,
-    bare,
     messages,
     one_side,
+    read_message,
     reply,
-    said,
     says,
     spoken,
     texts_alone,
     turn_spoken,
     without_fields,
+    without_tools,
 )
 from keel.records import Answer, Judgment, Message, Origin, Prompt
 
 FACTORY = frozenset(("instruction", "input", "history", "chosen", "rejected", *AROUND))
-SHAREGPT = frozenset(("conversations", "chosen", "rejected", *AROUND))
+_SHAREGPT = frozenset(("conversations", "chosen", "rejected", *AROUND))
 
 
 def _factory_prompt(row: Row) -> Prompt:
@@ -41,7 +41,7 @@ def _factory_prompt(row: Row) -> Prompt:
         if not isinstance(exchange, list) or len(exchange) != 2:
             raise RowError("history is not a list of question and answer")
         question, answer = (text({"history": part}, "history") for part in exchange)
-        turns += [said("user", question), said("assistant", answer)]
+        turns += [read_message("user", question), read_message("assistant", answer)]
     return around(row, turns + ask_with_input(row))
 
 
@@ -54,7 +54,7 @@ def _write_factory(group: Sequence[Judgment]) -> list[Row]:
     rows = []
     for judgment in overall(group):
         better, worse = sides(judgment)
-        turns, tools = bare(turns_of(judgment.prompt))
+        turns, tools = without_tools(as_turns(judgment.prompt))
         texts_alone(turns)
         system = turns[0]["content"] if turns and turns[0]["role"] == "system" else ""
         turns = turns[1:] if system else turns
@@ -84,14 +84,14 @@ def _sharegpt_answer(row: Row, column: str) -> Answer:
 
 def _read_sharegpt(row: Row, origin: Origin) -> list[Judgment]:
     answers = _sharegpt_answer(row, "chosen"), _sharegpt_answer(row, "rejected")
-    return [Judgment(_sharegpt_prompt(row), answers, FIRST, extra=others(row, SHAREGPT), origin=origin)]
+    return [Judgment(_sharegpt_prompt(row), answers, FIRST, extra=others(row, _SHAREGPT), origin=origin)]
 
 
 def _write_sharegpt(group: Sequence[Judgment]) -> list[Row]:
     rows = []
     for judgment in overall(group):
         better, worse = sides(judgment)
-        row: Row = spoken(turns_of(judgment.prompt))
+        row: Row = spoken(as_turns(judgment.prompt))
         row |= {"chosen": turn_spoken(says(better)), "rejected": turn_spoken(says(worse))}
         rows.append(with_extra(judgment, row))
     return rows

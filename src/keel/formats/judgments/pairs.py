@@ -10,12 +10,12 @@ from keel.files.fields import Row, RowError, good_or_bad, mapping, margin, objec
 from keel.formats.judgments.base import (
     FIRST,
     Judged,
+    as_turns,
     becomes_chat,
     one_text,
     overall,
     score,
     sides,
-    turns_of,
     with_extra,
 )
 from keel.formats.judgments.keel_columns import read_details, write_details
@@ -23,23 +23,23 @@ from keel.formats.messages import (
     AROUND,
     TOOLS,
     around,
-    bare,
     last_turn,
     messages,
     prompt,
+    read_side,
     reply,
     says,
-    side,
     texts_alone,
     tools_of,
     without_fields,
+    without_tools,
 )
 from keel.records import Answer, Judgment, Message, Origin, Preference, Prompt, Score
 
 # --- TRL pairs
 
 TRL = frozenset(("prompt", "chosen", "rejected", "margin", *AROUND))
-SIDES = "chosen", "rejected"
+_SIDES = "chosen", "rejected"
 APART = "transcripts differ before the last assistant turn"
 
 
@@ -50,7 +50,7 @@ def trl_sides(row: Row) -> tuple[Prompt, Answer, Answer]:
     them is the beginning of that, or what comes before it, or, as text, one of its user turns.
     """
     before = None if row.get("prompt") is None else prompt(row, "prompt")
-    before, chosen, rejected = two_sides(before, side(row, "chosen"), side(row, "rejected"))
+    before, chosen, rejected = two_sides(before, read_side(row, "chosen"), read_side(row, "rejected"))
     return around(row, before), chosen, rejected
 
 
@@ -92,12 +92,12 @@ def _read_trl(row: Row, origin: Origin) -> list[Judgment]:
     before, chosen, rejected = trl_sides(row)
     strength = margin(row)
     verdict = Preference("first", strength) if strength else FIRST
-    found = read_details(row, TRL, SIDES)
+    found = read_details(row, TRL, _SIDES)
     if found is None:
         return [Judgment(before, (chosen, rejected), verdict, origin=origin)]
     better, worse = (
         replace(answer, **known) if (known := found.answers[name]) else answer
-        for name, answer in zip(SIDES, (chosen, rejected), strict=True)
+        for name, answer in zip(_SIDES, (chosen, rejected), strict=True)
     )
     answers = better, worse
     if found.swapped:
@@ -110,12 +110,12 @@ def _write_trl(group: Sequence[Judgment]) -> list[Row]:
     for judgment in group:
         better, worse = sides(judgment)
         row = asked_in_columns(judgment.prompt)
-        for name, answer in zip(SIDES, (better, worse), strict=True):
+        for name, answer in zip(_SIDES, (better, worse), strict=True):
             row[name] = _answered(judgment.prompt, answer)
         assert isinstance(judgment.verdict, Preference)
         if judgment.verdict.strength:
             row["margin"] = judgment.verdict.strength
-        rows.append(write_details(judgment, row, dict(zip(SIDES, (better, worse), strict=True))))
+        rows.append(write_details(judgment, row, dict(zip(_SIDES, (better, worse), strict=True))))
     return rows
 
 
@@ -123,7 +123,7 @@ def asked_in_columns(before: Prompt) -> Row:
     """The column of a prompt, and that of its tools where there are any."""
     if isinstance(before, str):
         return {"prompt": before}
-    turns, tools = bare(before)
+    turns, tools = without_tools(before)
     return {"prompt": turns, **tools}
 
 
@@ -154,7 +154,7 @@ def _kto_prompt(row: Row) -> Prompt:
 
 
 def _read_kto(row: Row, origin: Origin) -> list[Judgment]:
-    before, completion = prompt(row, "prompt"), side(row, "completion")
+    before, completion = prompt(row, "prompt"), read_side(row, "completion")
     answer = Answer(completion) if isinstance(completion, str) else reply(before, completion, "completion")
     return [_labelled(row, around(row, before), answer, KTO, origin)]
 
@@ -192,7 +192,7 @@ def _write_kto_chat(group: Sequence[Judgment]) -> list[Row]:
     rows = []
     for judgment in group:
         answer, label = judgment.answers[0], _verdict(judgment)
-        turns, tools = bare(turns_of(judgment.prompt))
+        turns, tools = without_tools(as_turns(judgment.prompt))
         row = {"messages": [*turns, says(answer)], **tools, "label": label}
         rows.append(write_details(judgment, row, {"completion": answer}))
     return rows
@@ -221,7 +221,7 @@ def hh_sides(row: Row) -> tuple[str, str, str]:
     The prompt ends with "\n\nAssistant:" and the completion keeps its leading space.
     """
     split = {}
-    for name in SIDES:
+    for name in _SIDES:
         before, turn, answer = text(row, name).rpartition(ASSISTANT)
         if not turn:
             raise RowError(f"{name} has no Assistant turn")
@@ -313,7 +313,7 @@ def _write_openai(group: Sequence[Judgment]) -> list[Row]:
     rows = []
     for judgment in overall(group):
         better, worse = sides(judgment)
-        rest, (turns, tools) = (judgment.extra or {}).get("input"), bare(turns_of(judgment.prompt))
+        rest, (turns, tools) = (judgment.extra or {}).get("input"), without_tools(as_turns(judgment.prompt))
         asked = {"messages": turns} | {name: json.loads(value) for name, value in tools.items()}
         row = {
             "input": asked | (rest if isinstance(rest, dict) else {}),
@@ -333,7 +333,7 @@ HH = Judged(
     fits=_looks_like_hh,
     becomes=_becomes_hh,
 )
-PAIRS = (
+PAIR_FORMATS = (
     Judged("trl", ("chosen", "rejected"), _read_trl, _write_trl, lambda row: trl_sides(row)[0]),
     Judged("kto", ("prompt", "completion", "label"), _read_kto, _write_kto, _kto_prompt, spread=True),
     Judged(

@@ -9,23 +9,23 @@ from keel.files.fields import Neutral, Row, RowError, items, mapping, others, te
 from keel.formats.judgments.base import (
     FIRST,
     Judged,
-    ask,
-    asked,
+    as_chat,
+    as_turns,
     becomes_chat,
     name_in,
     one_text,
     overall,
     ranks,
+    read_instruction,
     sides,
-    turns_of,
     with_extra,
 )
-from keel.formats.messages import PROMPTER, role_of, said, texts_alone, without_fields
+from keel.formats.messages import PROMPTER, read_message, role_of, texts_alone, without_fields
 from keel.records import Answer, Judgment, Message, Origin, Ranking
 
 # --- OpenAssistant trees
 
-NAMES = {"user": "prompter", "assistant": "assistant"}
+_NAMES = {"user": "prompter", "assistant": "assistant"}
 
 
 def _nodes(root: Row) -> Iterator[tuple[list[Message], list[Row]]]:
@@ -43,9 +43,9 @@ def _nodes(root: Row) -> Iterator[tuple[list[Message], list[Row]]]:
 
 def _message(node: Row) -> Message:
     role = role_of(node.get("role", "prompter"), PROMPTER)
-    if role not in NAMES:
+    if role not in _NAMES:
         raise RowError("a message has a role that is neither prompter nor assistant")
-    return said(role, text(node, "text"))
+    return read_message(role, text(node, "text"))
 
 
 def _rank(reply: Row) -> int | None:
@@ -96,8 +96,8 @@ def _tree_prompt(row: Row) -> list[Message]:
 def _write_tree(group: Sequence[Judgment]) -> list[Row]:
     """A tree for each first message, grown along the prompts; what is unranked on the way has no rank."""
     trees: dict[str, Row] = {}
-    for judgment in sorted(overall(group), key=lambda j: len(turns_of(j.prompt))):
-        places, turns = ranks(judgment), texts_alone(turns_of(judgment.prompt))
+    for judgment in sorted(overall(group), key=lambda j: len(as_turns(j.prompt))):
+        places, turns = ranks(judgment), texts_alone(as_turns(judgment.prompt))
         if any(turn["role"] != ("user", "assistant")[i % 2] for i, turn in enumerate(turns)) or len(turns) % 2 == 0:
             raise RowError("a tree alternates between user and assistant, the user first and last in a prompt")
         if turns[0]["content"] not in trees:
@@ -107,7 +107,7 @@ def _write_tree(group: Sequence[Judgment]) -> list[Row]:
         for turn in turns[1:]:
             node = _reply(node, turn)
         for answer, place in zip(judgment.answers, places, strict=True):
-            reply = _reply(node, said("assistant", without_fields(answer)))
+            reply = _reply(node, read_message("assistant", without_fields(answer)))
             if "rank" in reply:
                 raise RowError("one answer is ranked twice, and a tree holds one ranking of each place")
             reply |= {"rank": place - 1} | ({"model_name": answer.model} if answer.model else {})
@@ -120,7 +120,7 @@ def _reply(node: Row, turn: Message) -> Row:
     for reply in replies:
         if reply["text"] == turn["content"]:
             return reply
-    made: Row = {"text": turn["content"], "role": NAMES[turn["role"]], "replies": []}
+    made: Row = {"text": turn["content"], "role": _NAMES[turn["role"]], "replies": []}
     replies.append(made)
     return made
 
@@ -142,7 +142,7 @@ def _read_bench(row: Row, origin: Origin) -> list[Judgment]:
         Answer(text(row, "chosen"), model=name_in(row, "chosen_model")),
         Answer(text(row, "rejected"), model=name_in(row, "rejected_model")),
     )
-    return [Judgment(asked(text(row, "prompt")), answers, FIRST, extra=others(row, BENCH), origin=origin)]
+    return [Judgment(as_chat(text(row, "prompt")), answers, FIRST, extra=others(row, BENCH), origin=origin)]
 
 
 def _write_bench(group: Sequence[Judgment]) -> list[Row]:
@@ -177,7 +177,7 @@ def _read_bench2(row: Row, origin: Origin) -> list[Judgment]:
     names = models or [""] * len(right + wrong)
     answers = tuple(Answer(answer, model=name) for answer, name in zip(right + wrong, names, strict=True))
     verdict = Ranking((1,) * len(right) + (2,) * len(wrong))
-    return [Judgment(asked(text(row, "prompt")), answers, verdict, extra=others(row, BENCH2), origin=origin)]
+    return [Judgment(as_chat(text(row, "prompt")), answers, verdict, extra=others(row, BENCH2), origin=origin)]
 
 
 def _texts(row: Row, column: str) -> list[str]:
@@ -218,7 +218,7 @@ RANKS = (
         ("prompt", "chosen", "chosen_model", "rejected", "rejected_model", "subset"),
         _read_bench,
         _write_bench,
-        ask("prompt"),
+        read_instruction("prompt"),
         fits=_looks_like_bench,
         becomes=becomes_chat,
     ),
@@ -227,7 +227,7 @@ RANKS = (
         ("prompt", "chosen", "rejected", "num_correct"),
         _read_bench2,
         _write_bench2,
-        ask("prompt"),
+        read_instruction("prompt"),
         fits=_looks_like_bench2,
         becomes=becomes_chat,
     ),

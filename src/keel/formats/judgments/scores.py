@@ -5,31 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from keel.files.fields import Row, RowError, number, objects, others, text, text_or
+from keel.files.fields import Row, RowError, number_in, objects, others, text, text_or
 from keel.formats.judgments.base import (
-    OVERALL,
     Judged,
-    ask,
-    asked,
+    as_chat,
     becomes_chat,
     name_in,
     one_text,
+    read_instruction,
     score,
     shape,
     with_extra,
 )
 from keel.formats.messages import without_fields
-from keel.records import Answer, Judgment, Origin, Score
+from keel.records import OVERALL, Answer, Judgment, Origin, Score
 
 # --- UltraFeedback
 
 ULTRA = frozenset(("instruction", "completions"))
-MISSING = (None, "", "N/A")  # of a rating: the annotator gave none
+_MISSING = (None, "", "N/A")  # of a rating: the annotator gave none
 
 
 def _read_ultra(row: Row, origin: Origin) -> list[Judgment]:
     """A score per completion and aspect, by a judge. What else a completion or annotation holds stays in `extra`."""
-    before, extra = asked(text(row, "instruction")), others(row, ULTRA) or {}
+    before, extra = as_chat(text(row, "instruction")), others(row, ULTRA) or {}
     found = []
     for completion in objects(row, "completions"):
         answer = Answer(text(completion, "response"), model=name_in(completion, "model"))
@@ -41,7 +40,7 @@ def _read_ultra(row: Row, origin: Origin) -> list[Judgment]:
                 Judgment(
                     before,
                     (answer,),
-                    Score(number(annotation, "Rating")),
+                    Score(number_in(annotation, "Rating")),
                     kind="judge",
                     dimension=aspect,
                     comment=text_or(annotation, "Rationale"),
@@ -64,14 +63,14 @@ def _annotations(completion: Row) -> Iterator[tuple[str, Row]]:
             continue
         if not isinstance(annotation, dict):
             raise RowError("an annotation is not an object")
-        if annotation.get("Rating") not in MISSING:
+        if annotation.get("Rating") not in _MISSING:
             yield text({"aspect": aspect}, "aspect") or OVERALL, annotation
 
 
 def _unrated(row: Row) -> Iterator[str]:
     for completion in objects(row, "completions"):
         for annotation in completion["annotations"].values():
-            if annotation is None or annotation.get("Rating") in MISSING:
+            if annotation is None or annotation.get("Rating") in _MISSING:
                 yield "a rating is missing"
 
 
@@ -98,15 +97,17 @@ def _object(value: object) -> Row:
 # --- HelpSteer2
 
 DIMENSIONS = "helpfulness", "correctness", "coherence", "complexity", "verbosity"
-STEER = frozenset(("prompt", "response", *DIMENSIONS))
+_STEER = frozenset(("prompt", "response", *DIMENSIONS))
 
 
 def _read_steer(row: Row, origin: Origin) -> list[Judgment]:
     """People's scores in five dimensions."""
-    before, answers = asked(text(row, "prompt")), (Answer(text(row, "response")),)
-    extra = others(row, STEER)
+    before, answers = as_chat(text(row, "prompt")), (Answer(text(row, "response")),)
+    extra = others(row, _STEER)
     return [
-        Judgment(before, answers, Score(number(row, name)), kind="person", dimension=name, extra=extra, origin=origin)
+        Judgment(
+            before, answers, Score(number_in(row, name)), kind="person", dimension=name, extra=extra, origin=origin
+        )
         for name in DIMENSIONS
     ]
 
@@ -141,7 +142,7 @@ SCORES = (
         ("instruction", "completions"),
         _read_ultra,
         _write_ultra,
-        ask("instruction"),
+        read_instruction("instruction"),
         becomes=becomes_chat,
         remarks=_unrated,
     ),
@@ -150,7 +151,7 @@ SCORES = (
         ("prompt", "response", *DIMENSIONS),
         _read_steer,
         _write_steer,
-        ask("prompt"),
+        read_instruction("prompt"),
         becomes=becomes_chat,
         spread=True,
     ),

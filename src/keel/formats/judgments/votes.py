@@ -6,51 +6,51 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
-from keel.files.fields import Row, RowError, mapping, number, objects, others, text
+from keel.files.fields import Row, RowError, mapping, number_in, objects, others, text
 from keel.formats.judgments.base import (
     TIE,
     Judged,
-    as_json,
-    ask,
+    as_chat,
+    as_preference,
+    as_turns,
     ask_with_input,
-    asked,
     becomes_chat,
     becomes_text,
+    json_line,
     name_in,
     one_text,
     outcome_in,
     overall,
-    preference,
-    turns_of,
+    read_instruction,
     verdict_of,
     with_extra,
 )
-from keel.formats.messages import AROUND, around, bare, messages, without_fields
+from keel.formats.messages import AROUND, around, messages, without_fields, without_tools
 from keel.records import Answer, Judgment, Origin, Prompt, Verdict
 
 # --- HelpSteer2 pairs
 
 STRENGTH = "preference_strength"
-STEER = frozenset(("prompt", "response_1", "response_2", STRENGTH))
+_STEER = frozenset(("prompt", "response_1", "response_2", STRENGTH))
 
 
 def _read_steer(row: Row, origin: Origin) -> list[Judgment]:
     """A whole number from -3 (the first is much better) over 0 (a tie) to 3."""
     verdict = _steered(row, STRENGTH)
     answers = Answer(text(row, "response_1")), Answer(text(row, "response_2"))
-    before, extra = asked(text(row, "prompt")), others(row, STEER)
+    before, extra = as_chat(text(row, "prompt")), others(row, _STEER)
     return [Judgment(before, answers, verdict, kind="person", extra=extra, origin=origin)]
 
 
 def _steered(row: Row, column: str) -> Verdict:
-    value = number(row, column)
+    value = number_in(row, column)
     if value not in range(-3, 4):
         raise RowError(f"{column} is not a whole number from -3 to 3")
     return verdict_of((value > 0) - (value < 0), abs(value))
 
 
 def _steer_code(judgment: Judgment) -> int:
-    sign, strength = outcome_in(judgment, {"first": -1, "tie": 0, "second": 1}), preference(judgment).strength
+    sign, strength = outcome_in(judgment, {"first": -1, "tie": 0, "second": 1}), as_preference(judgment).strength
     if sign and strength not in (1, 2, 3):
         raise RowError("the preference has no strength of 1, 2 or 3")
     return sign * int(strength)
@@ -85,7 +85,7 @@ def _read_steer3(row: Row, origin: Origin) -> list[Judgment]:
 def _write_steer3(group: Sequence[Judgment]) -> list[Row]:
     rows = []
     for judgment in overall(group):
-        turns, tools = bare(turns_of(judgment.prompt))
+        turns, tools = without_tools(as_turns(judgment.prompt))
         code, (first, second) = _steer_code(judgment), judgment.answers
         row = {"context": turns, **tools, "response1": without_fields(first), "response2": without_fields(second)}
         rows.append(with_extra(judgment, row | {OVERALL_PREFERENCE: code}))
@@ -98,11 +98,11 @@ SHP = frozenset(("history", "human_ref_A", "human_ref_B", "labels"))
 
 
 def _read_shp(row: Row, origin: Origin) -> list[Judgment]:
-    value = number(row, "labels")
+    value = number_in(row, "labels")
     if value not in (0, 1):
         raise RowError("labels is neither 0 nor 1")
     answers = Answer(text(row, "human_ref_A")), Answer(text(row, "human_ref_B"))
-    before, extra = asked(text(row, "history")), others(row, SHP)
+    before, extra = as_chat(text(row, "history")), others(row, SHP)
     return [Judgment(before, answers, verdict_of(1 - 2 * int(value)), kind="person", extra=extra, origin=origin)]
 
 
@@ -145,7 +145,7 @@ def _read_summaries(row: Row, origin: Origin) -> list[Judgment]:
     info, summaries = mapping(row, "info"), objects(row, "summaries")
     if len(summaries) != 2:
         raise RowError("summaries are not two")
-    choice = number(row, "choice")
+    choice = number_in(row, "choice")
     if choice not in (0, 1):
         raise RowError("choice is neither 0 nor 1")
     answers = [Answer(text(summary, "text"), model=name_in(summary, "policy")) for summary in summaries]
@@ -206,7 +206,7 @@ def _read_panda(row: Row, origin: Origin) -> list[Judgment]:
     for name in ANNOTATORS:
         if row.get(name) in (None, ""):
             continue
-        value = number(row, name)
+        value = number_in(row, name)
         if value not in (0, 1, 2):
             raise RowError(f"{name} is neither 0, 1 nor 2")
         verdict = verdict_of((0, -1, 1)[int(value)])
@@ -244,32 +244,32 @@ def _write_panda(group: Sequence[Judgment]) -> list[Row]:
 
 # --- AlpacaEval
 
-ALPACA = frozenset(("instruction", "output_1", "output_2", "generator_1", "generator_2", "annotator", "preference"))
+_ALPACA = frozenset(("instruction", "output_1", "output_2", "generator_1", "generator_2", "annotator", "preference"))
 
 
 def _read_alpaca(row: Row, origin: Origin) -> list[Judgment]:
     """A judge's preference from 1 (the first) to 2; 1.5 is a tie, as is 0, the older code. `raw` keeps the number."""
-    value = number(row, "preference")
+    value = number_in(row, "preference")
     if value != 0 and not 1 <= value <= 2:
         raise RowError("preference is neither 0 nor from 1 to 2")
     first = Answer(text(row, "output_1"), model=name_in(row, "generator_1"))
     second = Answer(text(row, "output_2"), model=name_in(row, "generator_2"))
     return [
         Judgment(
-            asked(text(row, "instruction")),
+            as_chat(text(row, "instruction")),
             (first, second),
             TIE if value in (0, 1.5) else verdict_of(1 if value > 1.5 else -1),
             rater=name_in(row, "annotator"),
             kind="judge",
-            raw=as_json(row["preference"]) if not isinstance(row["preference"], str) else row["preference"],
-            extra=others(row, ALPACA),
+            raw=json_line(row["preference"]) if not isinstance(row["preference"], str) else row["preference"],
+            extra=others(row, _ALPACA),
             origin=origin,
         )
     ]
 
 
 def _older_ties(row: Row) -> Iterable[str]:
-    return ("preference 0, the older code for a tie",) if number(row, "preference") == 0 else ()
+    return ("preference 0, the older code for a tie",) if number_in(row, "preference") == 0 else ()
 
 
 def _write_alpaca(group: Sequence[Judgment]) -> list[Row]:
@@ -303,7 +303,7 @@ VOTES = (
         ("prompt", "response_1", "response_2", STRENGTH),
         _read_steer,
         _write_steer,
-        ask("prompt"),
+        read_instruction("prompt"),
         becomes=becomes_chat,
     ),
     Judged(
@@ -319,7 +319,7 @@ VOTES = (
         ("history", "human_ref_A", "human_ref_B", "labels"),
         _read_shp,
         _write_shp,
-        ask("history"),
+        read_instruction("history"),
         becomes=becomes_chat,
     ),
     Judged(
@@ -344,7 +344,7 @@ VOTES = (
         ("instruction", "output_1", "output_2", "preference"),
         _read_alpaca,
         _write_alpaca,
-        ask("instruction"),
+        read_instruction("instruction"),
         becomes=becomes_chat,
         remarks=_older_ties,
     ),
