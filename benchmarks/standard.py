@@ -16,7 +16,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from keel import world
-from keel.data import checks, sources
+from keel.data import checks
+from keel.data.source import open_source
 from keel.demo.model import new_tokenizer
 from keel.engine.batches import Batches, prompt_of
 from keel.files.jsonl import write_lines
@@ -108,8 +109,8 @@ def write(folder: Path, kept: list[tuple[Pair, Bundle]], count: int, batch: int 
 
 def read(file: str) -> list[Pair]:
     """People's pairs, the unusable ones left out."""
-    pairs, counts, _ = sources.read_pairs(file)
-    return checks.check_pairs(pairs, counts, 0.05, file)
+    with open_source(file) as source:
+        return checks.check_pairs(source.pairs(), source.counts, 0.05, file)
 
 
 def made(count: int) -> list[Pair]:

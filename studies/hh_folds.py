@@ -18,7 +18,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from keel import stats
 from keel.config import DPOConfig, RewardConfig, SFTConfig
-from keel.data import checks, sources
+from keel.data import checks
+from keel.data.source import open_source
 from keel.demo.model import new_tokenizer
 from keel.files.jsonl import write_lines
 from keel.methods import dpo, reward, sft
@@ -36,9 +37,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/hh"))
     parser.add_argument("--folds", type=int, default=5)
     options = parser.parse_args()
-    pairs, counts, name = sources.read_pairs(options.data)
-    pairs = checks.check_pairs(pairs, counts, 0.05, options.data)
-    print(checks.summarise(counts, options.data, name))
+    with open_source(options.data) as source:
+        pairs = checks.check_pairs(source.pairs(), source.counts, 0.05, options.data)
+    print(checks.summarise(source.counts, options.data, source.format))
     options.out.mkdir(parents=True, exist_ok=True)
     base = options.out / "pretrain"
     if not (base / "summary.json").exists():

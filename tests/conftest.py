@@ -42,6 +42,14 @@ CHAT_TEMPLATE = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _own_product() -> Iterator[None]:
+    """A wide model chooses the library of matrix products for its whole process: no test does for the next one."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
 # --- tokenizers and models
 
 

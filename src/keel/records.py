@@ -261,8 +261,8 @@ class RowCounts:
     dropped: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
     notes: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
     neutral: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
-    identity: dict[str, object] = field(default_factory=dict, compare=False, repr=False)
-    """What a manifest says of a store's rows once all are read; see `formats.identify`."""
+    stored: bool = field(default=False, compare=False, repr=False)
+    """Whether the rows are a store's."""
 
     def drop(self, reason: str, row: int) -> None:
         """Count `row` as dropped for `reason`; the first ten row numbers are kept."""

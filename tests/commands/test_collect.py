@@ -20,11 +20,11 @@ from pathlib import Path
 import pytest
 import torch
 from tests.raters.stub import Reply, Stub, fail, say, verdict
+from tests.reading import read_pairs
 
 from keel import cli, world
 from keel.commands.collect import HOPELESS, Tally, _judge, collect
 from keel.data.prepare import tokenise
-from keel.data.sources import read_pairs
 from keel.errors import InputError, RunFailed
 from keel.models import checkpoints
 from keel.raters import Missing, Task

@@ -11,13 +11,14 @@ import krippendorff
 import numpy as np
 import pytest
 import sqlalchemy as sa
+import tests.reading as sources
 from sklearn.metrics import cohen_kappa_score
+from tests.reading import read_pairs
 
 from keel import cli
 from keel.annotation.queue import Queue
 from keel.annotation.tasks import NewTask
-from keel.data import checks, sources
-from keel.data.sources import read_pairs
+from keel.data import checks
 from keel.records import Answer, Judgment, Preference, Ranking
 from keel.store.keys import said_key
 from keel.store.store import Store

@@ -8,12 +8,12 @@ import random
 from collections import Counter
 
 import pytest
+from tests.reading import read_pairs
 
 from keel import cli
 from keel.annotation.queue import Queue
 from keel.annotation.tasks import NewTask
 from keel.data.convert import convert
-from keel.data.sources import read_pairs
 from keel.errors import InputError
 from keel.records import Answer, Preference
 from keel.store.store import Store

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import tests.reading as sources
 
-from keel.data import doubts, sources
+from keel.data import doubts
 from keel.data.checks import check_demonstrations, check_pairs, check_prompts
 from keel.records import Demonstration, Origin, Pair, PromptRow, RowCounts
 

@@ -30,6 +30,7 @@ from keel.engine.optimizer import Optimizer
 from keel.models import machine
 from keel.records import Bundle, Completion
 machine.prepare()
+machine.choose_product(256)
 model = LlamaForCausalLM(LlamaConfig(vocab_size=8000, hidden_size=256, num_hidden_layers=6, intermediate_size=704,
                                      num_attention_heads=4, num_key_value_heads=4))
 model = model.to(getattr(torch, sys.argv[1])).eval()

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 from tests.formats.examples import says, user
+from tests.reading import open_demonstrations, read_demonstrations, read_judgments, read_pairs
 
-from keel.data.sources import open_demonstrations, read_demonstrations, read_judgments, read_pairs
+from keel import cli
 from keel.errors import InputError
-from keel.files.containers import file_hash, read_rows
+from keel.files import containers
+from keel.files.containers import RowReader, file_hash, read_rows
 from keel.files.fields import RowError
 
 PAIR = {"prompt": "Snow?", "chosen": "Sledge.", "rejected": "Sleep."}
@@ -406,7 +408,7 @@ def test_columns_without_a_use_are_said_once_with_a_count(tmp_path, write_rows):
 
 
 def test_of_demonstrations_and_prompts_too(tmp_path, write_rows):
-    from keel.data.sources import open_answers, read_prompts
+    from tests.reading import open_answers, read_prompts
 
     rows = [{"prompt": "Snow?", "completion": "Sledge.", "Frobnicate": 1, "empty": []}] * 3
     source = str(write_rows(tmp_path / "a.jsonl", rows))
@@ -443,3 +445,78 @@ def test_a_long_list_of_columns_is_cut(tmp_path, write_rows):
     source = str(write_rows(tmp_path / "a.jsonl", [PAIR | {f"c{i}": i for i in range(40)}]))
     (note,) = read_pairs(source)[1].notes
     assert note.endswith("c10, c11, … (40 columns)")
+
+
+# --- the hash of what was read
+
+
+def content(path: Path, rows: list[dict]) -> str:
+    """Rows in a container, by the path's ending."""
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), path)
+        return str(path)
+    lines = [json.dumps(row) for row in rows]
+    text = {
+        "jsonl": "\n".join(lines),
+        "json": json.dumps(rows),
+        "lines.json": "\n".join(lines),
+        "csv": "prompt,chosen,rejected\n" + "\n".join(",".join(row.values()) for row in rows),
+        "txt": "\n".join(row["prompt"] for row in rows),
+    }[path.name.removesuffix(".gz").partition(".")[2]]
+    raw = text.encode()
+    return put(path, gzip.compress(raw) if path.name.endswith(".gz") else raw)
+
+
+MANY = [{"prompt": f"{i}? {'long ' * 200}", "chosen": "a", "rejected": "b"} for i in range(1_000)]
+ENDINGS = ("jsonl", "json", "lines.json", "csv", "txt", "parquet", "jsonl.gz", "json.gz", "csv.gz", "txt.gz")
+
+
+@pytest.mark.parametrize("read", [0, 7, 1_000])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_hash_of_what_is_read_is_the_file_s(tmp_path, ending, read):
+    """However much of it is read: the rest belongs to the file, too."""
+    path = content(tmp_path / f"a.{ending}", MANY)
+    reading = RowReader(path)
+    assert len([row for row, _ in zip(reading.rows, range(read), strict=False)]) == read
+    assert reading.content() == file_hash(path)
+    reading.close()
+
+
+@pytest.mark.parametrize("ending", [e for e in ENDINGS if e != "parquet"])  # that is hashed once it is read
+def test_a_file_that_is_replaced_while_it_is_read_is_hashed_as_it_was_read(tmp_path, ending):
+    path = content(tmp_path / f"a.{ending}", MANY)
+    before = file_hash(path)
+    reading = RowReader(path)
+    first = next(reading.rows)
+    content(tmp_path / f"b.{ending}", MANY[:3])
+    (tmp_path / f"b.{ending}").rename(path)
+    assert 1 + sum(1 for _ in reading.rows) == 1_000
+    assert first[0] == 1
+    assert reading.content() == before != file_hash(path)
+
+
+def test_a_file_that_changes_between_its_hash_and_its_rows_is_refused(tmp_path):
+    path = content(tmp_path / "a.jsonl", MANY)
+    reading = RowReader(path)
+    ahead = reading.content(ahead=True)
+    content(tmp_path / "a.jsonl", [*MANY, *MANY])
+    assert sum(1 for _ in reading.rows) == 2_000
+    with pytest.raises(InputError, match="changed while it was read; run the command again"):
+        reading.content()
+    assert file_hash(path) != ahead
+
+
+def test_the_bytes_of_a_file_are_read_once(tmp_path, monkeypatch):
+    """Rows, format and identity of `keel data check` come from one opening; the rows are parsed once."""
+    opened, parsed = [], []
+    passing, parse = containers.Passing.open, containers._parsed
+    monkeypatch.setattr(containers.Passing, "open", lambda self, path: opened.append(path) or passing(self, path))
+    monkeypatch.setattr(containers, "_parsed", lambda line: parsed.append(line) or parse(line))
+    monkeypatch.setattr(containers, "file_hash", None)
+    rows = [{"prompt": f"{i}?", "chosen": "a", "rejected": "b"} for i in range(250)]
+    path = content(tmp_path / "a.jsonl", rows)
+    assert cli.main(["data", "check", "--data", path]) == 0
+    assert (len(opened), len(parsed)) == (1, 250)

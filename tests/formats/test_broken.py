@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.formats.examples import EXAMPLES
+from tests.reading import open_judgments, read_demonstrations, read_pairs, read_prompts
 
 from keel.data import checks
 from keel.data.convert import convert
-from keel.data.sources import open_judgments, read_demonstrations, read_pairs, read_prompts
 from keel.errors import InputError
 from keel.formats.judgments import JUDGED
 from keel.records import RowCounts

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from tests.formats.examples import says, user
+from tests.reading import kind_of, open_answers, read_demonstrations, read_judgments, read_pairs, read_prompts
 
 from keel.data import looks
 from keel.data.convert import convert
-from keel.data.sources import kind_of, open_answers, read_demonstrations, read_judgments, read_pairs, read_prompts
 from keel.errors import InputError
 from keel.formats import columns
 from keel.records import Preference, Ranking

@@ -8,12 +8,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import tests.reading as sources
 from tests.formats.examples import EXAMPLES, POST, STYLES, TIE, says, user, vote
+from tests.reading import open_judgments, read_judgments, read_pairs, read_prompts
 
-from keel.data import checks, recognition, sources
+from keel.data import checks
 from keel.data.convert import convert, write_judgments
-from keel.data.sources import open_judgments, read_judgments, read_pairs, read_prompts
 from keel.errors import InputError
+from keel.files import containers
 from keel.files.containers import read_rows
 from keel.files.fields import RowError
 from keel.files.writing import write_rows
@@ -167,12 +169,12 @@ def test_judgments_are_streamed(tmp_path, monkeypatch):
     """Beyond the head, a row is read when it is asked for, and the counts go with it."""
     taken = []
 
-    def rows(source: str, remarks: list[str]):
+    def rows(source: str, remarks: list[str], passing: object):
         for number in range(1, 1001):
             taken.append(number)
             yield number, {"prompt": "p", "chosen": "a", "rejected": "b"} if number % 2 else RowError("broken JSON")
 
-    monkeypatch.setattr(recognition, "read_rows", rows)
+    monkeypatch.setattr(containers, "_raw_rows", rows)
     groups, counts, name = open_judgments("endless", None, 900)
     assert (name, len(taken), counts.read) == ("trl", 199, 0)  # a hundred readable rows
     for _ in range(200):
@@ -771,11 +773,11 @@ def test_targets_that_are_refused(tmp_path):
 
 
 def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
-    def rows(source: str, remarks: list[str]):
+    def rows(source: str, remarks: list[str], passing: object):
         yield from ((n, {"prompt": "p", "chosen": "a", "rejected": "b"}) for n in range(1, 500))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recognition, "read_rows", rows)
+    monkeypatch.setattr(containers, "_raw_rows", rows)
     for ending in ("jsonl", "json.gz", "csv", "parquet"):
         with pytest.raises(KeyboardInterrupt):
             convert("endless", tmp_path / f"b.{ending}", "trl")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from tests.formats.examples import WEATHER, calls, says, system, user
+from tests.reading import kind_of, open_answers, read_demonstrations, read_judgments, read_pairs, read_prompts
 
 from keel.data import checks
 from keel.data.convert import _left_out, convert, write_judgments
 from keel.data.derive import derive
-from keel.data.sources import kind_of, open_answers, read_demonstrations, read_judgments, read_pairs, read_prompts
 from keel.errors import InputError
 from keel.formats.messages import ROLES
 from keel.records import Answer, Drawn, Judgment, Preference, RowCounts

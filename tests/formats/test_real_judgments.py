@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.reading import read_judgments, read_pairs, read_prompts
 
 from keel.data import checks
 from keel.data.convert import convert
-from keel.data.sources import read_judgments, read_pairs, read_prompts
 from keel.errors import InputError
 from keel.records import Origin, Preference
 

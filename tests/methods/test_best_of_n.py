@@ -8,13 +8,13 @@ import statistics
 
 import pytest
 import torch
+from tests.reading import read_demonstrations
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from keel import stats
 from keel.config import BestOfNConfig, GenerateConfig
 from keel.data.convert import convert
 from keel.data.prepare import encode
-from keel.data.sources import read_demonstrations
 from keel.errors import InputError
 from keel.methods.best_of_n import best_of_n, generate
 from keel.models import checkpoints

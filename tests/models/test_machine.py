@@ -44,7 +44,7 @@ def test_a_wide_model_is_loaded_in_bf16_where_the_processor_can_and_says_so(make
 
 
 def test_the_matrix_product_is_fp32_whatever_the_processor_permits():
-    machine.use_fast_matmul()
+    machine.choose_product(256)
     torch.manual_seed(0)
     a, b = torch.randn(256, 256), torch.randn(256, 256)
     exact = a.double() @ b.double()

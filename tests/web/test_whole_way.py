@@ -6,13 +6,13 @@ import csv
 import json
 import re
 
+import tests.reading as sources
 from tests.web.served import Client, fill
 
 from keel import cli
 from keel.annotation import accounts
 from keel.commands.collect import collect
 from keel.config import CollectConfig
-from keel.data import sources
 from keel.store.store import Store
 
 LEFT = {"verdicts": {"overall": {"outcome": "first", "strength": 2}}}

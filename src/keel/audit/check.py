@@ -17,15 +17,14 @@ from rich.text import Text
 
 from keel.audit import cues
 from keel.config import DataCheckConfig
-from keel.data import checks, doubts, prepare, sources
+from keel.data import checks, doubts, prepare
+from keel.data.source import Source, columns_of_two, open_source
 from keel.errors import InputError
 from keel.files.jsonl import write_json
 from keel.progress import Bar
-from keel.records import Bundle, Demonstration, Judgment, Pair, PromptRow, Result, RowCounts
+from keel.records import Bundle, Demonstration, Pair, PromptRow, Result, RowCounts
 from keel.says import say
 from keel.store import survey
-from keel.store.opening import is_store
-from keel.store.store import Store
 from keel.text import personal, same
 from keel.text.near_duplicates import near_duplicates
 from keel.text.tokenisation import further, prompt_text
@@ -101,18 +100,20 @@ def _tell(findings: Sequence[Finding]) -> None:
 def _examine(config: DataCheckConfig) -> Audit:
     """All checks that fit the data, in the order in which the page tells them."""
     audit = Audit()
-    columns, _, _ = sources.columns_of_two(config.data, config.eval_data, config.columns)
-    kind = sources.kind_of(config.data, config.format, columns)
-    rows, counts, name = _read(kind, config.data, config.format, config.limit, columns)
-    say(checks.summarise(counts, config.data, name).partition("\n")[0])  # the rest is told as findings
-    audit.figures |= {"command": "data check", "data": config.data, "kind": kind, "format": name}
-    audit.figures |= sources.identify(config.data, counts)
+    columns, _, _ = columns_of_two(config.data, config.eval_data, config.columns)
+    with open_source(config.data, format=config.format, limit=config.limit, columns=columns) as source:
+        kind = source.holds()
+        found, judged = _judged_rows(source) if kind == "pairs" else (_rows(source), None)
+        audit.figures |= {"command": "data check", "data": config.data, "kind": kind, "format": source.format}
+        audit.figures |= source.identity()
+    counts = source.counts
+    rows = _checked(found, counts, config.data)
+    say(checks.summarise(counts, config.data, source.format).partition("\n")[0])  # the rest is told as findings
     if config.eval_data is not None:
         _leaks(audit, rows, config)
-    if kind == "pairs":
-        pairs = [row for row in rows if isinstance(row, Pair)]
-        _judged(audit, config, counts)
-        _surface(audit, pairs)
+    if judged is not None:
+        _judged(audit, *judged)
+        _surface(audit, [row for row in rows if isinstance(row, Pair)])
     _prompts(audit, rows)
     _personal(audit, rows)
     if config.model is not None:
@@ -130,18 +131,33 @@ def _examine(config: DataCheckConfig) -> Audit:
 # --- rows -----------------------------------------------------------------------------------------
 
 
-def _read(
-    kind: str, source: str, format: str | None, limit: int | None, columns: str | None
-) -> tuple[Sequence[_Row], RowCounts, str]:
-    """Rows that a training command would use, whatever share of them is bad."""
-    if kind == "pairs":
-        pairs, counts, name = sources.read_pairs(source, format=format, limit=limit, columns=columns)
-        return checks.check_pairs(pairs, counts, 1.0, source), counts, name
-    if kind == "demonstrations":
-        demonstrations, counts, name = sources.read_demonstrations(source, format=format, limit=limit, columns=columns)
-        return checks.check_demonstrations(demonstrations, counts, 1.0, source), counts, name
-    prompts, counts, name = sources.read_prompts(source, format=format, limit=limit, columns=columns)
-    return checks.check_prompts(prompts, counts, 1.0, source), counts, name
+_Judged = tuple[survey.Survey, list[survey.Agreement]]
+
+
+def _rows(source: Source) -> list[_Row]:
+    """Read what the source holds."""
+    match source.holds():
+        case "pairs":
+            return [*source.pairs()]
+        case "demonstrations":
+            return [*source.demonstrations()]
+        case "prompts":
+            return [*source.prompts()]
+
+
+def _judged_rows(source: Source) -> tuple[list[_Row], _Judged]:
+    """Read pairs, and what the judgments behind them say together."""
+    pairs, counted, agreed = source.judged_pairs()
+    return [*pairs], (counted, agreed)
+
+
+def _checked(rows: list[_Row], counts: RowCounts, name: str) -> Sequence[_Row]:
+    """Return rows that a training command would use, whatever share of them is bad."""
+    if isinstance(rows[0], Pair):
+        return checks.check_pairs([row for row in rows if isinstance(row, Pair)], counts, 1.0, name)
+    if isinstance(rows[0], Demonstration):
+        return checks.check_demonstrations([row for row in rows if isinstance(row, Demonstration)], counts, 1.0, name)
+    return checks.check_prompts([row for row in rows if isinstance(row, PromptRow)], counts, 1.0, name)
 
 
 def _fates(audit: Audit, counts: RowCounts, source: str, max_bad_share: float) -> None:
@@ -185,11 +201,12 @@ def _fates(audit: Audit, counts: RowCounts, source: str, max_bad_share: float) -
 def _leaks(audit: Audit, rows: Sequence[_Row], config: DataCheckConfig) -> None:
     """Held-out prompts that also are in the data, word for word (in whatever bytes) or nearly."""
     other = str(config.eval_data)
-    _, columns, noted = sources.columns_of_two(config.data, other, config.columns)
-    held, counts, name = _read(sources.kind_of(other, None, columns), other, None, None, columns)
+    _, columns, noted = columns_of_two(config.data, other, config.columns)
+    with open_source(other, columns=columns) as source:
+        held = _checked(_rows(source), source.counts, other)
     if noted:
-        counts.note(noted, 1)
-    say(checks.summarise(counts, other, name))
+        source.counts.note(noted, 1)
+    say(checks.summarise(source.counts, other, source.format))
     found = checks.leak(rows, held)
     exact = found.rows
     near = [held[at].origin.row for at in _near_across(rows, held) if at not in set(found.places)]
@@ -296,14 +313,9 @@ def _some(rows: Sequence[int]) -> dict[str, Any]:
 # --- judgments ------------------------------------------------------------------------------------
 
 
-def _judged(audit: Audit, config: DataCheckConfig, counts: RowCounts) -> None:
+def _judged(audit: Audit, found: survey.Survey, agreed: list[survey.Agreement]) -> None:
     """Who judged, how far raters agree, and which side won."""
-    found, agreed, counted = _counted(config)
     audit.figures |= {"survey": found.as_dict(), "agreement": [one.as_dict() for one in agreed]}
-    if counted != counts.identity:
-        audit.figures["survey_of"] = counted
-        text = f"Pairs are of {counts.identity['judgments']:,} judgments, counts of raters of {counted['judgments']:,}."
-        audit.find("note", "others wrote to the store while it was read", text)
     first = found.first_wins()
     recorded = found.sides_recorded()
     audit.figures["sides_recorded"] = recorded
@@ -331,32 +343,6 @@ def _agreed(audit: Audit, one: survey.Agreement) -> None:
         audit.find("warning", f"raters hardly agree ({one.dimension})", text)
     else:
         audit.find("note", f"raters' agreement ({one.dimension})", text)
-
-
-def _counted(config: DataCheckConfig) -> tuple[survey.Survey, list[survey.Agreement], dict[str, Any]]:
-    """A survey, how far raters agree, and of a store exactly of which judgments both are."""
-    if not is_store(config.data):
-        groups, heard, _ = sources.open_judgments(config.data, config.format, config.limit, config.columns)
-        found, agreed = _survey(judgment for group in groups for judgment in group)
-    elif config.limit is not None:
-        keyed, heard, _ = sources.open_keyed(config.data, limit=config.limit)
-        found, agreed = _survey(judgment for _, judgment in keyed)
-    else:
-        with Store(config.data) as store, store.snapshot():
-            return survey.count_store(store), survey.agreement(survey.said_in_store(store)), store.identity()
-    return found, agreed, heard.identity
-
-
-def _survey(judgments: Iterable[Judgment]) -> tuple[survey.Survey, list[survey.Agreement]]:
-    """One pass over judgments is enough for both."""
-    said: list[survey.Said] = []
-
-    def heard() -> Iterator[Judgment]:
-        for judgment in judgments:
-            said.extend(survey.contests_of(judgment, None if judgment.origin.file else {}))
-            yield judgment
-
-    return survey.count(heard()), survey.agreement(said)
 
 
 # --- what gives the better answer away ------------------------------------------------------------

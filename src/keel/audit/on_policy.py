@@ -61,7 +61,7 @@ _FOLDS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class OneSource:
     """What is known of the pairs from one source."""
 
     name: str
@@ -101,8 +101,8 @@ class Source:
 class Distribution:
     """All sources together, each by itself, and the model's log-probability per token of what it was shown."""
 
-    whole: Source
-    sources: list[Source]
+    whole: OneSource
+    sources: list[OneSource]
     chosen: Estimate
     rejected: Estimate
     own: Estimate
@@ -246,12 +246,12 @@ def _sums(model: nn.Module, bundles: Sequence[Bundle], temperature: float, micro
     return torch.stack(found).double().cpu().numpy()
 
 
-def _source(name: str, picked: list[bool], ratios: Floats, own: Floats, keys: list[str]) -> Source:
+def _source(name: str, picked: list[bool], ratios: Floats, own: Floats, keys: list[str]) -> OneSource:
     theirs, ours = ratios[picked], own[picked]
     auc = stats.auc(theirs.sum(1), ours.sum(1))
     nats = stats.mean(theirs.mean(1), [k for k, p in zip(keys, picked, strict=True) if p])
     verdict = FEW if len(theirs) < FEWEST else ON if auc.high <= ON_BELOW else OFF if auc.low >= OFF_ABOVE else BETWEEN
-    return Source(name, len(theirs), verdict, auc, nats)
+    return OneSource(name, len(theirs), verdict, auc, nats)
 
 
 # --- the model that the pairs could come from -----------------------------------------------------

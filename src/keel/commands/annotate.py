@@ -19,11 +19,12 @@ from keel.annotation.queue import Queue
 from keel.annotation.tasks import NewTask, tasks_of, tasks_of_store
 from keel.annotation.turns import TaskKind
 from keel.config import AnnotateConfig, RatersAddConfig, RatersListConfig, RatersRevokeConfig
-from keel.data import checks, sources
+from keel.data import checks
+from keel.data.source import Answered, Source, columns_of_two, open_source
 from keel.errors import InputError
 from keel.guidelines import load_rubric
 from keel.progress import Bar
-from keel.records import Judgment, Preference, RowCounts
+from keel.records import Judgment, Preference
 from keel.says import say
 from keel.store.store import Store
 from keel.web.app import make_app
@@ -99,12 +100,13 @@ def _remedy(config: AnnotateConfig) -> str:
 # --- tasks ----------------------------------------------------------------------------------------
 
 
-def answers_of_file(config: AnnotateConfig) -> list[sources.Asked]:
+def answers_of_file(config: AnnotateConfig) -> list[Answered]:
     """Prompts with answers to judge; bad rows are counted, and refused past the share."""
     assert config.tasks is not None
-    columns, _, _ = sources.columns_of_two(config.tasks, config.gold, config.columns)
-    found, counts, name = sources.open_answers(config.tasks, limit=config.limit, columns=columns)
-    return _checked(config, config.tasks, list(found), counts, name)
+    columns, _, _ = columns_of_two(config.tasks, config.gold, config.columns)
+    with open_source(config.tasks, limit=config.limit, columns=columns) as source:
+        found = list(source.answers())
+    return _checked(config, source, found)
 
 
 def verdicts_of_file(config: AnnotateConfig) -> list[Judgment]:
@@ -114,20 +116,20 @@ def verdicts_of_file(config: AnnotateConfig) -> list[Judgment]:
         raise InputError(f"--gold holds pairs, which have no place among tasks of --kind {config.kind}; leave it out")
     columns, noted = config.columns, ""
     if config.tasks is not None:
-        _, columns, noted = sources.columns_of_two(config.tasks, config.gold, columns)
-    groups, counts, name = sources.open_judgments(config.gold, limit=config.limit, columns=columns)
-    found = [judgment for group in groups for judgment in group]
+        _, columns, noted = columns_of_two(config.tasks, config.gold, columns)
+    with open_source(config.gold, limit=config.limit, columns=columns) as source:
+        found = [judgment for group in source.judgments() for judgment in group]
     if noted:
-        counts.note(noted, 1)
+        source.counts.note(noted, 1)
     for judgment in found:
         if not isinstance(judgment.verdict, Preference):
-            counts.note("no preference between two answers: not used as gold", judgment.origin.row)
-    return _checked(config, config.gold, [j for j in found if isinstance(j.verdict, Preference)], counts, name)
+            source.counts.note("no preference between two answers: not used as gold", judgment.origin.row)
+    return _checked(config, source, [j for j in found if isinstance(j.verdict, Preference)])
 
 
-def _checked(config: AnnotateConfig, source: str, found: list[T], counts: RowCounts, name: str) -> list[T]:
-    say(checks.summarise(counts, source, name))
-    checks.refuse_bad(counts, config.max_bad_share, source)
+def _checked(config: AnnotateConfig, source: Source, found: list[T]) -> list[T]:
+    say(checks.summarise(source.counts, source.name, source.format))
+    checks.refuse_bad(source.counts, config.max_bad_share, source.name)
     return found
 
 
@@ -136,7 +138,7 @@ def _put_in(
     store: Store,
     queue: Queue,
     campaign: Campaign,
-    found: list[sources.Asked] | None,
+    found: list[Answered] | None,
     gold: list[Judgment] | None,
 ) -> None:
     """Tasks of the file or of the store, and those with a known verdict; what is there already is not new."""
@@ -152,7 +154,7 @@ def _put_in(
         say(checks.counted(queue.add(known(gold, campaign)), "new gold task"))
 
 
-def _tasks(found: list[sources.Asked], kind: TaskKind, lone: list[int]) -> Iterator[NewTask]:
+def _tasks(found: list[Answered], kind: TaskKind, lone: list[int]) -> Iterator[NewTask]:
     """What there is to ask; rows that give nothing go to `lone`."""
     for prompt, answers, origin in found:
         made = list(tasks_of(prompt, answers, kind, origin))

@@ -5,7 +5,7 @@ Each command reads a config, asks `data/` for the figures, and shows them; what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,16 @@ from keel.config import (
     DataSplitConfig,
     DataStatsConfig,
 )
-from keel.data import checks, sources
+from keel.data import checks
 from keel.data.convert import convert, trl_row
+from keel.data.source import Source, open_source
 from keel.errors import InputError
 from keel.files.cells import refuse_ambiguous
 from keel.files.fields import RowError
 from keel.files.jsonl import write_json, write_lines
 from keel.files.target import refuse_existing
 from keel.progress import Bar
-from keel.records import Judgment, Pair, Result, RowCounts
+from keel.records import Pair, Result, RowCounts
 from keel.says import say
 from keel.store import survey, upkeep
 from keel.store.opening import is_store
@@ -45,12 +46,8 @@ from keel.store.store import Store
 
 def show_stats(config: DataStatsConfig) -> Result | None:
     """Print a survey, and write it where --out says."""
-    if is_store(config.data):
-        with Store(config.data) as store:
-            found = survey.count_store(store)
-    else:
-        with _judgments(config) as judgments:
-            found = survey.count(judgments)
+    with _opened(config) as source:
+        found = source.survey()
     console = Console(highlight=False, soft_wrap=True)
     counts = (
         checks.counted(found.prompts, "prompt"),
@@ -114,12 +111,8 @@ def _leanings(found: survey.Survey) -> Iterator[str]:
 
 def show_agreement(config: DataAgreementConfig) -> Result | None:
     """Print how far raters agree, by dimension, and write it where --out says."""
-    if is_store(config.data):
-        with Store(config.data) as store:
-            found = survey.agreement(survey.said_in_store(store))
-    else:
-        with _judgments(config) as judgments:
-            found = survey.agreement(said for judgment in judgments for said in survey.contests_of(judgment))
+    with _opened(config) as source:
+        found = source.agreement()
     console = Console(highlight=False, soft_wrap=True)
     for one in found:
         console.print(_agreement(one))
@@ -182,10 +175,11 @@ def read_for_store(
     data: str, format: str | None, limit: int | None, columns: str | None = None
 ) -> Iterator[tuple[Rows, RowCounts, str]]:
     """Rows for a store, some at a time and at last none, with every row's fate so far and the name of the format."""
-    keyed, counts, name = sources.open_keyed(data, format, limit, columns)
-    for rows in rows_of(keyed):
-        yield rows, counts, name
-    yield tuple([] for _ in TABLES), counts, name
+    with open_source(data, format=format, limit=limit, columns=columns) as source:
+        for rows in rows_of(source.keyed()):
+            yield rows, source.counts, source.format
+        source.identity()  # refuses a file that changed meanwhile: its rows would have false keys
+        yield tuple([] for _ in TABLES), source.counts, source.format
 
 
 # --- splitting ------------------------------------------------------------------------------------
@@ -194,9 +188,9 @@ def read_for_store(
 def split_data(config: DataSplitConfig) -> Result:
     """Preference pairs into two files, split by prompt."""
     refuse_existing(config.out)
-    pairs, counts, name = sources.read_pairs(config.data, **_how(config))
-    pairs = checks.check_pairs(pairs, counts, config.max_bad_share, config.data)
-    say(checks.summarise(counts, config.data, name))
+    with open_source(config.data, **_how(config)) as source:
+        pairs = checks.check_pairs(source.pairs(), source.counts, config.max_bad_share, config.data)
+    say(checks.summarise(source.counts, config.data, source.format))
     train, held_out = checks.split_by_prompt(pairs, config.holdout, config.seed)
     parts = {"train": list(map(_row, train)), "held-out": list(map(_row, held_out))}  # before anything is written
     for file, rows in parts.items():
@@ -243,11 +237,12 @@ def backup_store(config: DataBackupConfig) -> Result:
 
 
 @contextmanager
-def _judgments(config: DataConfig) -> Iterator[Iterable[Judgment]]:
-    """A file's judgments as they are read; at the end every row's fate is told."""
-    groups, counts, name = sources.open_judgments(config.data, **_how(config))
-    yield (judgment for group in groups for judgment in group)
-    say(checks.summarise(counts, config.data, name))
+def _opened(config: DataConfig) -> Iterator[Source]:
+    """Open the data; at the end tell every row's fate, of a file."""
+    with open_source(config.data, **_how(config)) as source:
+        yield source
+    if not source.counts.stored:
+        say(checks.summarise(source.counts, config.data, source.format))
 
 
 def _how(config: DataConfig) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from typing import TypeVar
 from keel.data import doubts
 from keel.errors import InputError
 from keel.records import Demonstration, Fields, Pair, Prompt, PromptRow, RowCounts
-from keel.store.opening import is_store
 from keel.text import same
 from keel.text.tokenisation import further, prompt_key
 
@@ -236,7 +235,7 @@ def or_raise(counts: RowCounts) -> str:
 
 def one_dimension(counts: RowCounts, source: str) -> str:
     """Half a sentence on what else helps against contradictions in a store; empty where there are none."""
-    if CONTRADICTORY not in counts.dropped or not is_store(source) or "dimension=" in source:
+    if CONTRADICTORY not in counts.dropped or not counts.stored or "dimension=" in source:
         return ""
     return f", or take one dimension: {source}{'&' if '?' in source else '?'}dimension=NAME"
 

@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from keel.data import sources
 from keel.data.checks import check_pairs, reasons, refuse_bad
+from keel.data.source import Source, open_source, together
 from keel.errors import InputError
 from keel.files.fields import Row, RowError, one_line
 from keel.files.writing import write_rows
@@ -41,7 +41,6 @@ from keel.records import (
     RowCounts,
     Score,
 )
-from keel.store.opening import is_store
 from keel.text.tokenisation import further, prompt_key, prompt_text
 
 __all__ = ["convert", "trl_row", "write_judgments"]
@@ -69,33 +68,36 @@ def convert(
     ending. The file is there, whole, or not at all. Raises `InputError` where the target exists, where a row cannot be
     held, or where more than `max_bad_share` of the source's rows are bad.
     """
-    if any(it.name == to and (not pairs or _holds_pairs(it)) for it in JUDGED):
-        groups, counts = _groups(source, format, limit, columns, max_bad_share if pairs else None)
-        write_judgments(groups, target, to, counts, source, max_bad_share, pairs=pairs)
-        return counts
+    with open_source(source, format=format, limit=limit, columns=columns) as given:
+        if any(it.name == to and (not pairs or _holds_pairs(it)) for it in JUDGED):
+            groups = _groups(given, max_bad_share if pairs else None)
+            write_judgments(groups, target, to, given.counts, source, max_bad_share, pairs=pairs)
+        else:
+            _write_demonstrations(given, target, to, max_bad_share, pairs, recognised=format is None)
+    return given.counts
+
+
+def _write_demonstrations(
+    given: Source, target: Path, to: str, max_bad_share: float, pairs: bool, recognised: bool
+) -> None:
+    """Write demonstrations, with `pairs` the chosen answers of pairs."""
     it = next((it for it in DEMONSTRATED if it.name == to), None)
     if it is None:
         known = [f.name for f in JUDGED if not pairs or _holds_pairs(f)] + [f.name for f in DEMONSTRATED]
         what = "a format of pairs" if pairs else "a format that can be written"
         raise InputError(f"{target}: {one_line(to)} is not {what}; choose one of {', '.join(known)}")
     if pairs:
-        found, counts, _ = sources.read_pairs(source, format=format, limit=limit, columns=columns)
-        records: Iterable[Demonstration] = _chosen(check_pairs(found, counts, max_bad_share, source), counts)
-    else:
-        _refuse_pairs(source, to, format, columns)
-        records, counts, _ = sources.open_demonstrations(source, format, limit, columns)
-    made = ((record.origin.row, None, _attempt(_demonstration_rows, record, it)) for record in records)
-    _write(made, target, counts, _Refusals(source, to, "rows", MEND), max_bad_share)
-    return counts
-
-
-def _refuse_pairs(source: str, to: str, format: str | None, columns: str | None) -> None:
-    """Refuse judgments where demonstrations are asked for, with what makes demonstrations of them."""
-    if is_store(source) or (format is None and sources.kind_of(source, None, columns) == "pairs"):
+        checked = check_pairs(given.pairs(), given.counts, max_bad_share, given.name)
+        records: Iterable[Demonstration] = _chosen(checked, given.counts)
+    elif (recognised or given.counts.stored) and given.holds() == "pairs":
         raise InputError(
-            f"{source}: these are preference pairs, and {to} holds answers to imitate; "
+            f"{given.name}: these are preference pairs, and {to} holds answers to imitate; "
             "add --pairs to write the chosen answer of each"
         )
+    else:
+        records = given.demonstrations()
+    made = ((record.origin.row, None, _attempt(_demonstration_rows, record, it)) for record in records)
+    _write(made, target, given.counts, _Refusals(given.name, to, "rows", MEND), max_bad_share)
 
 
 def _chosen(pairs: Iterable[Pair], counts: RowCounts) -> Iterator[Demonstration]:
@@ -116,16 +118,13 @@ def _chosen(pairs: Iterable[Pair], counts: RowCounts) -> Iterator[Demonstration]
             yield Demonstration(pair.prompt, pair.chosen, pair.origin, pair.fields[0])
 
 
-def _groups(
-    source: str, format: str | None, limit: int | None, columns: str | None, bad_pairs: float | None
-) -> tuple[Iterable[Sequence[Judgment]], RowCounts]:
-    """Judgments that stand together or, where a share of bad pairs is given, each pair of them by itself."""
+def _groups(given: Source, bad_pairs: float | None) -> Iterable[Sequence[Judgment]]:
+    """Return judgments that stand together or, if a share of bad pairs is given, each pair of them by itself."""
     if bad_pairs is not None:
-        pairs, counts, _ = sources.read_pairs(source, format=format, limit=limit, columns=columns)
-        return map(of_pair, check_pairs(pairs, counts, bad_pairs, source)), counts
-    groups, counts, name = sources.open_judgments(source, format, limit, columns)
-    spread = any(it.name == name and it.spread for it in JUDGED)
-    return sources.together(groups, counts) if spread else groups, counts
+        return map(of_pair, check_pairs(given.pairs(), given.counts, bad_pairs, given.name))
+    groups = given.judgments()
+    spread = any(it.name == given.format and it.spread for it in JUDGED)
+    return together(groups, given.counts) if spread else groups
 
 
 def of_pair(pair: Pair) -> list[Judgment]:
@@ -161,7 +160,7 @@ def write_judgments(
     `counts` learns what was left out; `source` names where they come from in a refusal. `pairs`: each is one already.
     """
     it = next(it for it in JUDGED if it.name == to)
-    in_store = is_store(source)
+    in_store = counts.stored
     mend = ["choose another format"] if in_store else MEND
     if not pairs and _holds_pairs(it):
         mend = ["add --pairs to write the pairs that training derives", *mend]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from keel.config import Reading, Sampling, Training
-from keel.data import checks, doubts, lengths, sources
+from keel.data import checks, doubts, lengths
+from keel.data.source import Source, columns_of_two, open_source
 from keel.errors import InputError, RowFault
 from keel.records import Bundle, Demonstration, Pair, PromptRow, RowCounts
 from keel.text.identity import facts_of, remarks_on
@@ -33,26 +34,29 @@ class Prepared:
 
 def pairs(config: Training, source: str, text: Text, positions: int | None) -> Prepared:
     """Preference pairs: completion 0 of each bundle is the chosen one."""
-    return _prepare(sources.read_pairs, checks.check_pairs, config, source, text, positions)
+    return _prepare(lambda given: given.pairs(), checks.check_pairs, config, source, text, positions)
 
 
 def demonstration_bundles(config: Training, source: str, text: Text, positions: int | None) -> Prepared:
     """Demonstrations and plain text: one completion per bundle."""
-    return _prepare(sources.read_demonstrations, checks.check_demonstrations, config, source, text, positions)
+    return _prepare(
+        lambda given: list(given.demonstrations()), checks.check_demonstrations, config, source, text, positions
+    )
 
 
 def prompt_bundles(config: Training, source: str, text: Text, positions: int | None) -> Prepared:
     """Prompts alone: bundles without completions."""
-    return _prepare(sources.read_prompts, checks.check_prompts, config, source, text, positions)
+    return _prepare(lambda given: given.prompts(), checks.check_prompts, config, source, text, positions)
 
 
 def read_prompt_rows(config: Reading, source: str) -> tuple[list[PromptRow], RowCounts, str]:
     """Checked prompts of a file, for commands that train nothing, and the name of its format."""
-    rows, counts, name = sources.read_prompts(source, format=config.format, limit=config.limit, columns=config.columns)
-    return checks.check_prompts(rows, counts, config.max_bad_share, source), counts, name
+    with open_source(source, format=config.format, limit=config.limit, columns=config.columns) as given:
+        rows = given.prompts()
+    return checks.check_prompts(rows, given.counts, config.max_bad_share, source), given.counts, given.format
 
 
-Reader = Callable[..., tuple[list[_Row], RowCounts, str]]
+Reader = Callable[[Source], list[_Row]]
 Checker = Callable[[list[_Row], RowCounts, float, str], list[_Row]]
 
 
@@ -65,32 +69,36 @@ def _prepare(
     positions: int | None,
 ) -> Prepared:
     other = None if config.eval_data is None else str(config.eval_data)
-    columns, other_columns, said = sources.columns_of_two(source, other, config.columns)
-    rows, counts, name = reader(source, format=config.format, limit=config.limit, columns=columns)
+    columns, other_columns, said = columns_of_two(source, other, config.columns)
+    with open_source(source, format=config.format, limit=config.limit, columns=columns) as given:
+        rows = reader(given)
+        identity = given.identity()
+    counts = given.counts
     rows = checker(rows, counts, config.max_bad_share, source)
     limit = min(config.max_length, positions or config.max_length)
     held_report = ""
-    facts: dict[str, object] = {"data": source, "format": name, **sources.identify(source, counts), **_ai(rows)}
+    facts: dict[str, object] = {"data": source, "format": given.format, **identity, **_ai(rows)}
     held: list[Bundle] = []
     held_counts: RowCounts | None = None
     parts: tuple[Sequence[_Row], ...] = (rows,)
     if other is not None:
-        held_rows, held_counts, held_name = reader(other, format=config.format, limit=None, columns=other_columns)
+        with open_source(other, format=config.format, columns=other_columns) as held_out:
+            held_rows = reader(held_out)
+            facts |= {"eval_data": other, **{f"eval_{key}": value for key, value in held_out.identity().items()}}
+        held_counts = held_out.counts
         if said:
             held_counts.note(said, 1)
         held_rows = checker(held_rows, held_counts, config.max_bad_share, other)
         _refuse_leak(rows, held_rows, source, other)
         held = encode(held_rows, held_counts, text, limit, config.max_bad_share, other, _remedy(config, limit))
-        held_report = "\n" + checks.summarise(held_counts, other, held_name)
-        identity = sources.identify(other, held_counts)
-        facts |= {"eval_data": other, **{f"eval_{key}": value for key, value in identity.items()}}
+        held_report = "\n" + checks.summarise(held_counts, other, held_out.format)
     elif config.holdout:
         parts = checks.split_by_prompt(rows, config.holdout, config.seed)
     longer = _remedy(config, limit)
     bundles = encode_parts(parts, counts, text, limit, config.max_bad_share, source, longer)
     train: list[Bundle] = bundles[0]
     held = bundles[1] if len(bundles) > 1 else held
-    report = checks.summarise(counts, source, name) + held_report
+    report = checks.summarise(counts, source, given.format) + held_report
     if "ai_feedback" in facts:
         report += f"\n{facts['ai_feedback']} of its labels are a model's: what is trained on them is RLAIF"
     report = "\n".join([report, *remarks_on(text, train)])

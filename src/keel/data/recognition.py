@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeVar, cast
 from keel.data.checks import reasons
 from keel.data.looks import suggestion
 from keel.errors import InputError
-from keel.files.containers import read_rows
+from keel.files.containers import RowReader
 from keel.files.fields import Numbered, Row, RowError, one_line
 from keel.formats.answers import UNJUDGED, Unjudged
 from keel.formats.columns import listed_columns, parse_columns
@@ -30,16 +30,17 @@ __all__ = [
     "PAIRS",
     "PROMPTS",
     "Format",
-    "Opened",
+    "OpenedRows",
     "SourceKind",
-    "bears_columns",
-    "kind_of_rows",
-    "open_rows",
+    "hint_of",
+    "holding_of",
+    "recognise",
     "refuse_nothing",
 ]
 
 F = TypeVar("F", bound="Format")
-_HEAD = 100  # readable rows from which columns and format are recognised
+MOST_LOOKED_AT = 100
+"""Readable rows from which columns and format are recognised."""
 
 
 class Format(Protocol):
@@ -82,70 +83,76 @@ PROMPTS = SourceKind("prompts", "prompt, messages, conversations, instruction or
 # --- recognition
 
 
-@dataclass(frozen=True, slots=True)
-class Opened(Generic[F]):
-    """A file's rows, their format, and what to try where none of them can be read."""
+class OpenedRows:
+    """The rows of a file, folder or hub data set, of which the first have been read; they can be gone through once.
 
-    rows: Iterator[Numbered]
-    format: F
-    hint: Callable[[], str]
+    `rows` are all of them, under the names of --columns; `readable` the first readable ones, up to `MOST_LOOKED_AT`;
+    `renamed` the names of --columns.
+    """
+
+    def __init__(self, name: str, limit: int | None, columns: str | None, counts: RowCounts) -> None:
+        """Read the first rows; `counts` learns what is unusual about the file."""
+        mapping = parse_columns(columns)
+        remarks: list[str] = []
+        self._reading = RowReader(name, remarks)
+        rows: Iterator[Numbered] = itertools.islice(self._reading.rows, limit)
+        first = list(_up_to_readable(rows))
+        self.readable = [row for _, row in first if isinstance(row, dict)]
+        if mapping is not None and self.readable:
+            mapping.refuse_missing(self.readable, name)
+            hidden = mapping.hidden(self.readable)
+            remarks += [f"the file's own column {one_line(c)} gives way to --columns" for c in hidden]
+            first, rows = list(mapping.renamed(first)), mapping.renamed(rows)
+            self.readable = [row for _, row in first if isinstance(row, dict)]
+        for remark in remarks:
+            counts.note(remark, first[0][0] if first else 1)
+        self.rows = itertools.chain(first, rows)
+        self.renamed = set(mapping.paths if mapping else ())
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._reading.close()
+
+    def content(self, ahead: bool = False) -> str:
+        """Return the hash of the content that the rows come from; `ahead`: before they are all read."""
+        return self._reading.content(ahead)
+
+    def bears(self, columns: str) -> bool:
+        """Say whether the names of --columns are those of this file, which may have Keel's own."""
+        mapping = parse_columns(columns)
+        return mapping is None or not self.readable or mapping.meant_for(self.readable)
 
 
-def open_rows(
-    kind: SourceKind[F], source: str, wanted: str | None, limit: int | None, columns: str | None, counts: RowCounts
-) -> Opened[F]:
-    """The rows and their format; refuses where no row is readable. `counts` learns what is unusual about the file."""
-    rows, readable, renamed = _start(source, limit, columns, counts)
-    if not readable:
+def _up_to_readable(rows: Iterator[Numbered]) -> Iterator[Numbered]:
+    """Yield the first rows, up to the `MOST_LOOKED_AT`th that is readable."""
+    readable = 0
+    for numbered in rows:
+        yield numbered
+        readable += isinstance(numbered[1], dict)
+        if readable == MOST_LOOKED_AT:
+            return
+
+
+def recognise(head: OpenedRows, kind: SourceKind[F], source: str, wanted: str | None) -> F:
+    """Return the format of what a command reads; refuse rows that are unreadable, or in no format of this kind."""
+    if not head.readable:
         counts = RowCounts()
-        for number, row in rows:
+        for number, row in head.rows:
             counts.read += 1
             counts.drop(str(row), number)
         refuse_nothing(counts, source)
-    chosen = _recognise(kind, readable, source, wanted, renamed)
+    chosen = _recognise(kind, head.readable, source, wanted, head.renamed)
     if isinstance(chosen, Judged) and chosen.over is not None:
         try:
-            chosen = cast(F, chosen.over(readable))
+            chosen = cast(F, chosen.over(head.readable))
         except RowError as why:
             raise InputError(f"{source}: {why}") from None
-    return Opened(rows, chosen, lambda: "" if renamed or wanted else suggestion(kind.noun, readable))
+    return chosen
 
 
-def _start(
-    source: str, limit: int | None, columns: str | None, counts: RowCounts
-) -> tuple[Iterator[Numbered], list[Row], set[str]]:
-    """All rows under the names of --columns, the first readable ones of them, and these names."""
-    mapping = parse_columns(columns)
-    remarks: list[str] = []
-    rows: Iterator[Numbered] = itertools.islice(read_rows(source, remarks), limit)
-    head = _head(rows)
-    readable = [row for _, row in head if isinstance(row, dict)]
-    if mapping is not None and readable:
-        mapping.refuse_missing(readable, source)
-        remarks += [f"the file's own column {one_line(c)} gives way to --columns" for c in mapping.hidden(readable)]
-        head, rows = list(mapping.renamed(head)), mapping.renamed(rows)
-        readable = [row for _, row in head if isinstance(row, dict)]
-    for remark in remarks:
-        counts.note(remark, head[0][0] if head else 1)
-    return itertools.chain(head, rows), readable, set(mapping.paths if mapping else ())
-
-
-def bears_columns(source: str, columns: str) -> bool:
-    """Whether the names of --columns are those of this file, which may have Keel's own."""
-    mapping = parse_columns(columns)
-    readable = [row for _, row in _head(read_rows(source)) if isinstance(row, dict)]
-    return mapping is None or not readable or mapping.meant_for(readable)
-
-
-def _head(rows: Iterator[Numbered]) -> list[Numbered]:
-    """The first rows, up to the `_HEAD`th that is readable."""
-    head, readable = [], 0
-    for number, row in rows:
-        head.append((number, row))
-        readable += isinstance(row, dict)
-        if readable == _HEAD:
-            break
-    return head
+def hint_of(head: OpenedRows, kind: SourceKind[F], wanted: str | None) -> str:
+    """Return what to try if no row can be read in the format of this kind."""
+    return "" if head.renamed or wanted else suggestion(kind.noun, head.readable)
 
 
 def _recognise(kind: SourceKind[F], head: list[Row], source: str, wanted: str | None, renamed: set[str]) -> F:
@@ -198,12 +205,11 @@ def refuse_nothing(counts: RowCounts, source: str, hint: str = "") -> None:
         raise InputError(f"{source}: none of {counts.read} rows can be read ({reasons(counts, neutral=True)}); {mend}")
 
 
-def kind_of_rows(source: str, format: str | None, columns: str | None) -> str:
-    """Whether a file holds judgments ("pairs"), "demonstrations" or "prompts" alone; refuses as reading pairs would."""
-    _, readable, renamed = _start(source, None, columns, RowCounts())
-    found = {column: None for row in readable for column in row}
+def holding_of(head: OpenedRows, source: str, wanted: str | None) -> str:
+    """Return whether rows hold judgments ("pairs"), "demonstrations" or "prompts" alone; refuse as `recognise` does."""
+    found = {column: None for row in head.readable for column in row}
     for name, known in (("pairs", JUDGED), ("demonstrations", DEMONSTRATED), ("prompts", PROMPTED)):
-        if _match([f for f in known if format in (None, f.name)], found, readable, format is None, renamed):
+        if _match([f for f in known if wanted in (None, f.name)], found, head.readable, wanted is None, head.renamed):
             return name
-    open_rows(PAIRS, source, format, None, columns, RowCounts())
-    raise AssertionError("what matches no format is refused")
+    recognise(head, PAIRS, source, wanted)
+    raise AssertionError("rows that match no format are refused")

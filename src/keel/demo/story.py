@@ -30,7 +30,7 @@ TEMPERATURE = 0.8
 """Of every sample and every log-probability."""
 MICRO_TOKENS = 1_024
 """Little is padded in passes this small, and one thread is busy enough with them."""
-MAX_ROWS = 1_024
+MAX_ROWS = 512
 """Answers written at once."""
 
 

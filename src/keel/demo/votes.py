@@ -9,8 +9,8 @@ from keel import stats, world
 from keel.audit import check
 from keel.commands.collect import collect
 from keel.config import CollectConfig, DataCheckConfig
-from keel.data import sources
 from keel.data.derive import derive
+from keel.data.source import open_source
 from keel.demo.story import MAX_ROWS, MICRO_TOKENS, TEMPERATURE, Story, draw_answers, longer, pick_prompts
 from keel.errors import RunFailed
 from keel.files.jsonl import write_lines
@@ -47,7 +47,8 @@ def collect_votes(story: Story) -> dict[str, Any]:
     assert gathered is not None
     few = few_pairs(story)
     second_opinions(story)
-    pairs, counts, _ = sources.read_pairs(story.store)
+    with open_source(story.store) as source:
+        pairs, counts = source.pairs(), source.counts
     policy = story.policy("sft")
     held_out = story.prompts[1]
     fresh = draw_answers(
@@ -82,8 +83,8 @@ def fresh_store(story: Story) -> None:
 
 def few_pairs(story: Story) -> list[Pair]:
     """Pairs of the first answers that people saw, voted on by people who love length."""
-    groups, _, _ = sources.open_judgments(story.store)
-    shown = [Task(j.prompt, *j.answers) for group in groups for j in group][: 2 * story.sizes.few_votes]
+    with open_source(story.store) as source:
+        shown = [Task(j.prompt, *j.answers) for group in source.judgments() for j in group][: 2 * story.sizes.few_votes]
     misled = Simulated(story.seed, world.Population(length_bias=LOVE_OF_LENGTH)).rate(shown)
     judgments = [j for _, said in misled if not isinstance(said, Missing) for j in said]
     return [pair for j in judgments for pair in derive([j]).pairs][: story.sizes.few_votes]

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from keel.models.heads import head_of, scaled_logits
 from keel.models.limits import vocabulary_of
+from keel.models.shapes import more_rows, rounded
 
 ROWS = 1024
 """Tokens whose logits are held at once."""
@@ -50,6 +51,10 @@ def score_tokens(model: nn.Module, hidden: Tensor, targets: Tensor, temperature:
     A head that is one matrix is walked block by block; one with a bias, capped logits or a way of its own row by row.
     """
     head, kind = model.get_output_embeddings(), head_of(model)  # type: ignore[operator]
+    tokens, rows = len(targets), rounded(len(targets), next(model.parameters()))
+    if rows > tokens:
+        found = score_tokens(model, more_rows(hidden, rows), more_rows(targets, rows), temperature, details)
+        return TokenScores(found.logps[:tokens], found.entropy[:tokens], found.top[:tokens])
     if type(head) is nn.Linear and head.bias is None and kind.cap is None and not kind.own:
         factor, hidden = kind.factor / temperature, hidden.to(head.weight.dtype)
         logps, entropy, top = _Blockwise.apply(hidden, head.weight, targets, factor, details)  # type: ignore[no-untyped-call]

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -22,29 +24,58 @@ from keel.files.delimited import csv_rows
 from keel.files.fields import Numbered, Row, RowError, one_line
 from keel.files.hub import INSTALL, is_pointer, place_of
 
-__all__ = ["INSTALL", "file_hash", "read_rows"]
-
-Container = Callable[[Path, str, list[str]], Iterator[Numbered]]
+__all__ = ["INSTALL", "RowReader", "file_hash", "read_rows"]
 
 
-def read_rows(source: str, remarks: list[str] | None = None) -> Iterator[Numbered]:
-    """Every row of a source with its number. The container follows from the name's ending.
+class RowReader:
+    """The rows of a source while they are read, and the hash of the bytes that they are read from.
 
-    `remarks` learns what is unusual about the file, by the time of its first row.
+    The bytes of a file are hashed as they pass, so that the hash is that of what was read, whatever becomes of the
+    file. Folders and hub data sets, which the library reads, are hashed by name.
     """
-    for numbered in _raw_rows(source, [] if remarks is None else remarks):
+
+    def __init__(self, source: str, remarks: list[str] | None = None) -> None:
+        """`remarks` learns what is unusual about the file, by the time of its first row."""
+        self._source, self._bytes = source, Passing()
+        self._ahead: str | None = None
+        self.rows = _unfolded(_raw_rows(source, [] if remarks is None else remarks, self._bytes))
+        """Every row with its number. The container follows from the name's ending."""
+
+    def content(self, ahead: bool = False) -> str:
+        """Return `file_hash` of what is read; `ahead` while rows are still to come. Raises if the two differ."""
+        if ahead:
+            self._ahead = file_hash(self._source)
+            return self._ahead
+        found = self._bytes.digest() or file_hash(self._source)
+        if self._ahead not in (None, found):
+            raise InputError(f"{self._source}: it changed while it was read; run the command again")
+        return found
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.rows.close()
+        self._bytes.close()
+
+
+def read_rows(source: str) -> Generator[Numbered]:
+    """Yield every row of a source with its number."""
+    return _unfolded(_raw_rows(source, [], None))
+
+
+def _unfolded(rows: Iterator[Numbered]) -> Generator[Numbered]:
+    for numbered in rows:
         row = numbered[1]
         error = unfold(row) if row.__class__ is dict else None  # type: ignore[arg-type]
         yield numbered if error is None else (numbered[0], error)
 
 
-def _raw_rows(source: str, remarks: list[str]) -> Iterator[Numbered]:
+def _raw_rows(source: str, remarks: list[str], passing: Passing | None) -> Iterator[Numbered]:
     path = Path(source)
     name = path.name.lower().removesuffix(".gz")
     container = next((read for ending, read in CONTAINERS.items() if name.endswith(ending)), None)
     place = None if path.is_file() else place_of(source)
     if place is not None and (place.local or container is None):
-        yield from place.rows(source, lambda file: _raw_rows(file, remarks), tuple(CONTAINERS))
+        yield from place.rows(source, lambda file: _raw_rows(file, remarks, None), tuple(CONTAINERS))
         return
     if not path.exists():
         raise InputError(f"{source}: no such file, and not the name of a hub data set; check the path")
@@ -56,13 +87,13 @@ def _raw_rows(source: str, remarks: list[str]) -> Iterator[Numbered]:
     if is_pointer(path):
         raise InputError(f"{source}: a Git LFS pointer in place of the data; fetch these with: git lfs pull")
     try:
-        yield from container(path, source, remarks)
+        yield from container(_File(path, source, remarks, passing))
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{source}: cannot be read ({on_one_line(error)}); copy the file anew") from error
 
 
 def file_hash(source: str) -> str:
-    """First 16 hex digits of the SHA-256 of the raw file (or of a folder's files with their names, and its part).
+    """Return the first 16 hex digits of the SHA-256 of the raw file (or of a folder's files with names, and its part).
 
     For a hub data set `hub:`, its commit and its part; `hub:unknown` where the hub cannot be asked.
     """
@@ -83,31 +114,96 @@ def _folder_hash(folder: str) -> str:
 # --- bytes and lines ------------------------------------------------------------------------------
 
 
-def _open(path: Path) -> IO[bytes]:
-    """The file's bytes, unpacked where it is gzip by its content, whatever its name."""
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    return cast(IO[bytes], gzip.open(path, "rb") if packed else path.open("rb"))
+class Passing:
+    """The bytes of one file as they pass, hashed: `open` the file, read as much as is wanted, and take the `digest`."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._file: IO[bytes] | None = None
+
+    def open(self, path: Path) -> io.BufferedReader:
+        """Open the file whose bytes are hashed."""
+        self._file = path.open("rb", buffering=0)
+        return io.BufferedReader(_Hashing(self._file, self._hash), _HEAD)
+
+    @property
+    def opened(self) -> bool:
+        """Whether a file was opened."""
+        return self._file is not None
+
+    def digest(self) -> str:
+        """Return the first 16 hex digits of the whole file's hash, the rest of it read; empty if none was opened."""
+        if self._file is None:
+            return ""
+        if not self._file.closed:
+            while more := self._file.read(1 << 20):
+                self._hash.update(more)
+            self._file.close()
+        return self._hash.hexdigest()[:16]
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
 
 
-def _decode(raw: bytes, path: Path, source: str, offset: int, line: int) -> str:
+class _Hashing(io.RawIOBase):
+    """Raw bytes of a file, each hashed once as it is read from the beginning; closing it leaves the file open."""
+
+    def __init__(self, file: IO[bytes], digest: Any) -> None:
+        self._file, self._digest = file, digest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        count: int = self._file.readinto(into)  # type: ignore[attr-defined]
+        self._digest.update(memoryview(into)[:count])
+        return count
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file to read: where it is, what errors call it, and who learns what."""
+
+    path: Path
+    source: str
+    remarks: list[str]
+    passing: Passing | None = None
+
+    def open(self) -> IO[bytes]:
+        """Return the file's bytes, unpacked if they are gzip by their content, whatever the name."""
+        if self.passing is None or self.passing.opened:
+            with self.path.open("rb") as file:
+                packed = file.read(2) == MAGIC
+            return cast(IO[bytes], gzip.open(self.path, "rb") if packed else self.path.open("rb"))
+        raw = self.passing.open(self.path)
+        packed = raw.peek(2)[:2] == MAGIC
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw), _HEAD) if packed else raw  # type: ignore[arg-type]
+
+
+MAGIC = b"\x1f\x8b"
+"""How gzip begins."""
+
+
+def _decode(raw: bytes, at: _File, offset: int, line: int) -> str:
     """UTF-8 text (without a byte order mark), or a refusal that names the first byte that is not."""
     try:
         return raw.decode("utf-8-sig" if offset == 0 else "utf-8")
     except UnicodeDecodeError as error:
         line += raw.count(b"\n", 0, error.start)
         raise InputError(
-            f"{source}: line {line}, byte {offset + error.start} (0x{raw[error.start]:02x}) is not UTF-8; "
-            f"convert the file, {_encoding(path)}"
+            f"{at.source}: line {line}, byte {offset + error.start} (0x{raw[error.start]:02x}) is not UTF-8; "
+            f"convert the file, {_encoding(at)}"
         ) from None
 
 
-def _encoding(path: Path) -> str:
+def _encoding(at: _File) -> str:
     """How to convert a file that is not UTF-8, told by the bytes of the whole of it.
 
     Windows-1252 puts quotation marks and dashes where Latin-1 has control characters that nobody writes.
     """
-    with _open(path) as file:
+    with at.open() as file:
         raw = file.read()
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         likely = "utf-16"
@@ -123,37 +219,35 @@ UNUSED_IN_1252 = frozenset((0x81, 0x8D, 0x8F, 0x90, 0x9D))
 _HEAD = 1 << 16  # bytes in which a line's end is looked for
 
 
-def _lines(path: Path, source: str) -> Iterator[tuple[int, str]]:
+def _lines(at: _File) -> Iterator[tuple[int, str]]:
     """Numbered lines with their line ends; only a newline ends a line (U+2028 does not), or \\r where there is none."""
     offset = 0
-    with _open(path) as file:
+    with at.open() as file:
         for number, raw in enumerate(_raw_lines(file), 1):
-            yield number, _decode(raw, path, source, offset, number)
+            yield number, _decode(raw, at, offset, number)
             offset += len(raw)
 
 
 def _raw_lines(file: IO[bytes]) -> Iterator[bytes]:
-    head = file.read(_HEAD)
-    file.seek(0)
+    head = file.peek(_HEAD)  # type: ignore[attr-defined]
     if b"\r" not in head or b"\n" in head:
         yield from file
         return
-    whole = file.read()
-    file.seek(0)
-    yield from file if b"\n" in whole else whole.splitlines(keepends=True)  # as Macs wrote them once
+    whole = file.read()  # "\r" alone ends lines, as Macs wrote them once, unless a newline comes later
+    yield from io.BytesIO(whole) if b"\n" in whole else whole.splitlines(keepends=True)
 
 
 # --- one container after the other ----------------------------------------------------------------
 
 
-def _text_rows(path: Path, source: str, remarks: list[str]) -> Iterator[Numbered]:
-    for number, line in _lines(path, source):
+def _text_rows(at: _File) -> Iterator[Numbered]:
+    for number, line in _lines(at):
         if line.strip():
             yield number, {"text": line.rstrip("\r\n")}
 
 
-def _jsonl_rows(path: Path, source: str, remarks: list[str]) -> Iterator[Numbered]:
-    for number, line in _lines(path, source):
+def _jsonl_rows(at: _File) -> Iterator[Numbered]:
+    for number, line in _lines(at):
         if line.strip():
             yield number, _parsed(line)
 
@@ -169,32 +263,32 @@ def _object(value: object) -> Row | RowError:
     return value if isinstance(value, dict) else RowError("not a JSON object")
 
 
-def _csv_rows(path: Path, source: str, remarks: list[str]) -> Iterator[Numbered]:
-    return csv_rows((line for _, line in _lines(path, source)), source, remarks)
+def _csv_rows(at: _File) -> Iterator[Numbered]:
+    return csv_rows((line for _, line in _lines(at)), at.source, at.remarks)
 
 
-def _json_rows(path: Path, source: str, remarks: list[str]) -> Iterator[Numbered]:
+def _json_rows(at: _File) -> Iterator[Numbered]:
     """A list of objects; many tools also give the ending .json to one object a line, or to one beneath another."""
-    with _open(path) as file:
-        text = _decode(file.read(), path, source, 0, 1)
+    with at.open() as file:
+        text = _decode(file.read(), at, 0, 1)
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
         if not text.lstrip().startswith("["):
             following = _following(text)
-            yield from enumerate(following, 1) if following else _jsonl_rows(path, source, remarks)
+            yield from enumerate(following, 1) if following else _jsonl_rows(at)
             return
         where = f"line {error.lineno}: " if isinstance(error, json.JSONDecodeError) else ""
         detail = on_one_line(error)
-        raise InputError(f"{source}: {where}broken JSON ({detail}); mend it, or write one object a line") from None
+        raise InputError(f"{at.source}: {where}broken JSON ({detail}); mend it, or write one object a line") from None
     one_line = "\n" not in text.strip()
-    found = data if isinstance(data, list) else _inside(data, remarks)
+    found = data if isinstance(data, list) else _inside(data, at.remarks)
     if found is not None:
         yield from ((number, _object(value)) for number, value in enumerate(found, 1))
     elif isinstance(data, dict) and one_line:
         yield 1, data
     else:
-        raise InputError(f"{source}: not a list of rows{_shape(data)}; write a JSON list of objects, or one a line")
+        raise InputError(f"{at.source}: not a list of rows{_shape(data)}; write a JSON list of objects, or one a line")
 
 
 def _following(text: str) -> list[Row]:
@@ -246,23 +340,23 @@ def _shape(data: object) -> str:
     return f" but columns ({names}); pandas writes rows with to_json(orient='records')"
 
 
-def _parquet_rows(path: Path, source: str, remarks: list[str]) -> Iterator[Numbered]:
+def _parquet_rows(at: _File) -> Iterator[Numbered]:
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise InputError(f"{source}: reading Parquet needs {INSTALL}") from None
+        raise InputError(f"{at.source}: reading Parquet needs {INSTALL}") from None
     try:
         number = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
+        for batch in pyarrow.parquet.ParquetFile(at.path).iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
     except (pyarrow.ArrowException, ValueError, OSError, TypeError, OverflowError) as error:
-        raise InputError(f"{source}: not a readable Parquet file ({on_one_line(error)}); write it anew") from error
+        raise InputError(f"{at.source}: not a readable Parquet file ({on_one_line(error)}); write it anew") from error
 
 
-CONTAINERS: dict[str, Container] = {
+CONTAINERS: dict[str, Callable[[_File], Iterator[Numbered]]] = {
     ".jsonl": _jsonl_rows,
     ".json": _json_rows,
     ".csv": _csv_rows,

@@ -23,7 +23,7 @@ from keel.config import Machine, Spelling
 from keel.errors import InputError, RunFailed
 from keel.models import folders, loaded, scalar, trials
 from keel.models.heads import scalar_head
-from keel.models.machine import device_of, dtype_of, prepare
+from keel.models.machine import choose_product, device_of, dtype_of, prepare
 from keel.records import Bundle
 from keel.says import say
 from keel.text.identity import difference_between
@@ -170,7 +170,9 @@ def _load(auto: Any, name: str, machine: Machine, fresh: tuple[str, ...] = (), *
     with explained():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=code)
     folders.check_kind(config, name)
-    kwargs["dtype"] = dtype_of(machine, getattr(config.get_text_config(), "hidden_size", 0))
+    width = getattr(config.get_text_config(), "hidden_size", 0)
+    choose_product(width)
+    kwargs["dtype"] = dtype_of(machine, width)
     with explained():
         model, info = auto.from_pretrained(
             folder,

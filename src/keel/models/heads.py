@@ -183,6 +183,9 @@ def scalar_head(model: nn.Module) -> nn.Linear:
 def scalars(model: nn.Module, hidden: Tensor) -> Tensor:
     """What the scalar head says, fp32: [R, D] -> [R]."""
     head = scalar_head(model)
+    if head.weight.dtype == torch.float32:  # a product with one column would have a kernel built for each R
+        score = (hidden.float() * head.weight[0]).sum(-1)
+        return score if head.bias is None else score + head.bias
     result: Tensor = head(hidden.to(head.weight.dtype)).squeeze(-1).float()
     return result
 

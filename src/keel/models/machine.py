@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from keel.config import Machine
 from keel.errors import InputError
@@ -55,21 +57,42 @@ def described(model: Any) -> str:
 
 @cache
 def prepare() -> None:
-    """Once per process, before the first model: the fast matrix product, and memory that is kept for the next step."""
-    use_fast_matmul()
+    """Keep freed memory for the next step; once per process, before the first model."""
     keep_freed_memory()
 
 
-def use_fast_matmul() -> None:
-    """Take the faster fp32 matrix product of this processor, if it is still fp32.
+NARROWEST = 128
+"""Below this hidden size no product is worth oneDNN's overhead of 10 µs a call."""
+GAIN = 1.2
+"""oneDNN is taken if its warm product is faster than the BLAS library's by this factor."""
 
-    `medium` doubles the rate on current CPUs at 4e-7 relative error, but permits bf16 inside on some: a product with
-    the identity must return a value that bf16 cannot hold.
+
+def choose_product(width: int) -> None:
+    """Choose the library of fp32 matrix products on the CPU, by measuring both on a product of this hidden size.
+
+    `highest` is the BLAS library torch was built with (MKL). `medium` permits oneDNN, which builds a kernel for every
+    shape (milliseconds and a megabyte each, see `shapes`), and then multiplies up to twice as fast if the processor
+    has AVX-512. It also permits bf16 inside: a product with the identity must return a value that bf16 cannot hold.
+    Once a model has chosen oneDNN, the process stays with it.
     """
+    if width < NARROWEST or torch.get_float32_matmul_precision() != "highest":
+        return
+    rows = max(32, min(512, (1 << 26) // width**2))
+    a, b = torch.full((rows, width), 1 + 2**-12), torch.eye(width, 2 * width)
+    plain = _seconds(a, b)
     torch.set_float32_matmul_precision("medium")
-    x = torch.full((64, 64), 1 + 2**-12)
-    if not torch.equal(x @ torch.eye(64), x):
+    if not torch.equal((a @ b)[:, :width], a) or GAIN * _seconds(a, b) > plain:
         torch.set_float32_matmul_precision("highest")
+
+
+def _seconds(a: Tensor, b: Tensor) -> float:
+    """Return the fastest of some products, the first of which warms up."""
+    taken = []
+    for _ in range(6):
+        began = time.perf_counter()
+        torch.mm(a, b)
+        taken.append(time.perf_counter() - began)
+    return min(taken[1:])
 
 
 def keep_freed_memory() -> None:

@@ -2,7 +2,7 @@
 
 Training and scoring have three: all bundles *packed* into one row, each prompt once; *rows*, one completion each, with
 padding behind; each sequence *alone*, which is a plain forward pass and the measure of the other two. A completion that
-is being written has three: keys and values kept by `attention.Decoding`, the family's own cache, or the whole text anew
+is being written has three: keys and values kept by `decoding.Decoding`, the family's own cache, or the whole text anew
 for every token.
 
 Padding stands to the right only, so that a causal model's real positions never see it, whatever its id.
@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from keel.models.attempt import attempt
-from keel.models.attention import Decoding, Packing
+from keel.models.attention import Packing
+from keel.models.decoding import Decoding
 from keel.models.heads import device_of_model, trunk
+from keel.models.shapes import more_rows, rounded
 from keel.records import Bundle
 
 States = list[list[int]]
@@ -91,7 +93,10 @@ def packed(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]
 
 def _packed(model: nn.Module, ids: list[int], positions: list[int], packing: Packing) -> Tensor:
     """Hidden states of one row [T, D]; the packing stands for the mask, so one is handed in that says nothing."""
-    device = device_of_model(model)
+    device, tokens = device_of_model(model), len(ids)
+    if fill := rounded(tokens, next(model.parameters())) - tokens:  # a text of its own that nothing else sees
+        ids, positions = [*ids, *[0] * fill], [*positions, *[0] * fill]
+        packing.bundles.append((0, [fill]))
     hidden: Tensor = trunk(model)(
         input_ids=torch.tensor([ids], device=device),
         position_ids=torch.tensor([positions], device=device),
@@ -99,7 +104,7 @@ def _packed(model: nn.Module, ids: list[int], positions: list[int], packing: Pac
         packing=packing,
         use_cache=False,
     ).last_hidden_state
-    return hidden[0]
+    return hidden[0, :tokens]
 
 
 # --- completions that are being written -----------------------------------------------------------
@@ -117,16 +122,18 @@ def prefill(model: nn.Module, prompts: Sequence[list[int]]) -> tuple[dict[int, t
 
 def decode(model: nn.Module, token: Tensor, decoding: Decoding) -> Tensor:
     """One token more of every row: [R] -> the hidden states after them, [R, D]."""
-    positions = decoding.begin_step(next(model.parameters()).dtype)
+    weight = next(model.parameters())
+    positions = decoding.begin_step(weight.dtype)
+    rows = rounded(len(token), weight)
     out = trunk(model)(
-        input_ids=token[:, None],
-        position_ids=positions[:, None],
+        input_ids=more_rows(token, rows)[:, None],
+        position_ids=more_rows(positions, rows)[:, None],
         attention_mask=torch.zeros(1, 1, 1, 1, device=token.device),  # `decoding` stands for it
         decoding=decoding,
         use_cache=False,
     )
     decoding.end_step()
-    hidden: Tensor = out.last_hidden_state[:, -1]
+    hidden: Tensor = out.last_hidden_state[: len(token), -1]
     return hidden
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from keel.errors import InputError, on_one_line
 from keel.models import attention, limits, passes
 from keel.models.attempt import attempt
-from keel.models.attention import Decoding
+from keel.models.decoding import Decoding
 from keel.models.fused import fuse
 from keel.models.heads import exact, head_of, trunk
 from keel.models.limits import switches, vocabulary_of

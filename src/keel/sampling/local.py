@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from keel.engine.forward import in_batches, packing_to, states_at_end
 from keel.errors import InputError, RunFailed
 from keel.models import passes, trials
-from keel.models.attention import Decoding, survivors
+from keel.models.decoding import Decoding
 from keel.models.heads import device_of_model, raw_logits, scaled
 from keel.models.limits import positions, switches_passed, vocabulary_of
+from keel.models.shapes import more_rows, rounded
 from keel.records import Bundle, Completion
 from keel.sampling.protocol import Filled, OnProgress, SamplingOptions
 from keel.seeds import generator
@@ -207,7 +208,9 @@ class _Rows:
         drawing = self.drawing
         temperature = drawing.temperature or 1.0
         token, logp = draw_tokens(
-            raw_logits(self.model, hidden),
+            raw_logits(self.model, more_rows(hidden, rounded(len(hidden), next(self.model.parameters()))))[
+                : len(hidden)
+            ],
             lambda logits: scaled(self.model, logits, temperature),
             drawing.temperature,
             drawing.top_p,
@@ -334,6 +337,14 @@ class _Anew(_Rows):
         """The states after these texts, some at a time: [R, D]."""
         bundles = [Bundle(text[:-1], [Completion(text[-1:])]) for text in texts]
         return torch.cat(in_batches(states_at_end, self.model, bundles, _READ))
+
+
+def survivors(going: Tensor) -> Tensor:
+    """Return the rows that go on, those from the end in the places of the finished ones: [R] -> [survivors]."""
+    rows = torch.nonzero(going).squeeze(1)
+    order = torch.arange(len(rows), device=going.device)
+    order[~going[: len(rows)]] = rows[rows >= len(rows)]
+    return order
 
 
 # --- drawing --------------------------------------------------------------------------------------

@@ -112,18 +112,27 @@ class Survey:
         }
 
 
-def count(judgments: Iterable[Judgment]) -> Survey:
-    """A survey of a stream; of prompts and answers only the keys are kept."""
-    survey = Survey()
-    prompts: set[bytes] = set()
-    answers: set[bytes] = set()
-    for judgment in judgments:
-        prompt = prompt_id(judgment.prompt)
-        prompts.add(prompt)
+class Listener:
+    """Hears judgments one by one, as they are read; of prompts and answers it keeps the keys only."""
+
+    def __init__(self) -> None:
+        self._survey = Survey()
+        self._prompts, self._answers = set[bytes](), set[bytes]()
+        self._said: list[Said] = []
+
+    def hear(self, judgment: Judgment) -> None:
+        """Count a judgment, and remember what it says of each contest."""
+        self.count(judgment)
+        self._said.extend(contests_of(judgment, None if judgment.origin.file else {}))
+
+    def count(self, judgment: Judgment) -> None:
+        """Count a judgment for the survey alone."""
+        survey, prompt = self._survey, prompt_id(judgment.prompt)
+        self._prompts.add(prompt)
         for answer in judgment.answers:
             key = answer_id(prompt, answer)
-            if key not in answers:
-                answers.add(key)
+            if key not in self._answers:
+                self._answers.add(key)
                 survey.models[answer.model] += 1
         kind, outcome, longer = type(judgment.verdict).__name__.lower(), "", 0
         if isinstance(judgment.verdict, Preference):
@@ -135,8 +144,23 @@ def count(judgments: Iterable[Judgment]) -> Survey:
                 survey.placed[outcome] += not judgment.origin.file
         survey.said[judgment.dimension, kind, outcome, longer] += 1
         survey.raters[judgment.rater, judgment.kind] += 1
-    survey.prompts, survey.answers = len(prompts), len(answers)
-    return survey
+
+    def survey(self) -> Survey:
+        """Return the counts so far."""
+        self._survey.prompts, self._survey.answers = len(self._prompts), len(self._answers)
+        return self._survey
+
+    def agreement(self) -> list[Agreement]:
+        """Return how far raters agree so far."""
+        return agreement(self._said)
+
+
+def count(judgments: Iterable[Judgment]) -> Survey:
+    """Return a survey of a stream."""
+    listener = Listener()
+    for judgment in judgments:
+        listener.count(judgment)
+    return listener.survey()
 
 
 def count_store(store: Store) -> Survey:

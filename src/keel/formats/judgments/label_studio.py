@@ -152,7 +152,10 @@ def _write_tasks(group: Sequence[Judgment]) -> list[Row]:
         here = judgment.prompt, [answer.text for answer in judgment.answers], shared
         if last != here:
             data = _asked(judgment) | _object(shared.get("data"))
-            rows.append({"data": data, "annotations": []} | {k: v for k, v in shared.items() if k != "data"})
+            rows.append(
+                {"data": data, "annotations": []}
+                | {k: v for k, v in shared.items() if k not in ("data", "annotations")}
+            )
             last = here
         more = _object(extra.get("annotation"))
         annotation: Row = {"result": [_result(judgment)], "completed_by": judgment.rater or None}

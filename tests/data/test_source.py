@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.reading import read_demonstrations, read_pairs, read_prompts
 
 from keel.data import checks
-from keel.data.sources import file_hash, read_demonstrations, read_pairs, read_prompts
 from keel.errors import InputError
+from keel.files.containers import file_hash
 from keel.formats.demonstrations import DEMONSTRATED
 from keel.formats.judgments import JUDGED
 from keel.formats.prompts import PROMPTED
@@ -627,7 +628,7 @@ def test_a_folder_is_loaded_as_the_hub_would(tmp_path, monkeypatch):
 
 
 def test_import_leaves_optional_packages_alone():
-    code = "import sys, keel.data.sources; print({'datasets', 'pyarrow', 'pandas'} & set(sys.modules) or 'none')"
+    code = "import sys, keel.data.source; print({'datasets', 'pyarrow', 'pandas'} & set(sys.modules) or 'none')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "none"
 
