@@ -44,10 +44,10 @@ CHAT_TEMPLATE = (
 
 @pytest.fixture(autouse=True)
 def _own_product() -> Iterator[None]:
-    """A wide model chooses the library of matrix products for its whole process: no test does for the next one."""
-    before = torch.get_float32_matmul_precision()
+    """A wide model chooses the library of matrix products for its process; here for no test but its own."""
+    torch.set_float32_matmul_precision("highest")
     yield
-    torch.set_float32_matmul_precision(before)
+    torch.set_float32_matmul_precision("highest")
 
 
 # --- tokenizers and models

@@ -23,6 +23,7 @@ from keel.engine.run import Run, open_run
 from keel.engine.run_folder import RunFolder
 from keel.errors import InputError, RunFailed
 from keel.models import checkpoints
+from keel.models.roles import Role
 from keel.records import Bundle, Completion
 
 METHODS = ("sft", "reward", "dpo", "ppo")
@@ -143,7 +144,7 @@ def test_an_fp32_copy_rounds_to_its_weight(number):
 def test_means_weigh_examples_and_missing_is_not_zero(configure, base):
     config = configure("sft")
     model, text = checkpoints.load_policy(str(base), config), checkpoints.load_text(str(base))
-    run = open_run("sft", config, {"policy": model}, text, total_steps=1, manifest={})
+    run = open_run("sft", config, [Role("policy", model)], text, total_steps=1, manifest={})
     for _ in run.steps():
         run.observe({"x": torch.tensor([1.0, 0.0, 0.0])})
         run.observe({"x": torch.tensor([1.0])})
@@ -157,7 +158,7 @@ def test_samples_stand_beside_their_own_figures(configure, base):
     """Figures are flat over the completions of a whole rollout; its first bundles are kept."""
     config = configure("sft")
     model, text = checkpoints.load_policy(str(base), config), checkpoints.load_text(str(base))
-    run = open_run("sft", config, {"policy": model}, text, total_steps=2, manifest={})
+    run = open_run("sft", config, [Role("policy", model)], text, total_steps=2, manifest={})
     bundles = [
         Bundle([1], [Completion([4], text=f"{prompt}{i}", truncated=i == 1) for i in range(2)], prompt=prompt)
         for prompt in "abc"
@@ -183,7 +184,7 @@ def test_losses_are_divided_by_the_whole_batch(configure, base):
     """Two passes of 1 and 3 examples, each a sum: the gradient of the mean of all four, 10 / 4."""
     config = configure("sft")
     model, text = checkpoints.load_policy(str(base), config), checkpoints.load_text(str(base))
-    run = open_run("sft", config, {"policy": model}, text, total_steps=1, manifest={})
+    run = open_run("sft", config, [Role("policy", model)], text, total_steps=1, manifest={})
     weight = next(model.parameters())
     run.backward(weight.flatten()[0] * 1.0, 4, [])
     run.backward((weight.flatten()[0] * torch.tensor([2.0, 3.0, 4.0])).sum(), 4, [])
@@ -194,7 +195,7 @@ def test_losses_are_divided_by_the_whole_batch(configure, base):
 def test_the_first_of_equally_good_evaluations_is_the_best(configure, base, metrics_of, values, higher):
     config = configure("sft")
     model, text = checkpoints.load_policy(str(base), config), checkpoints.load_text(str(base))
-    run = open_run("sft", config, {"policy": model}, text, total_steps=4, manifest={})
+    run = open_run("sft", config, [Role("policy", model)], text, total_steps=4, manifest={})
     for step in run.steps():
         run.record_evaluation({"x": {"mean": values[step]}, "y": -values[step]}, best="x", higher=higher)
     summary = run.finish(examples=1).summary
@@ -244,7 +245,7 @@ def test_a_resumed_run_counts_the_seconds_before_it_was_killed(configure, base):
     def start(resume):
         changed = config.model_copy(update={"resume": resume})
         model, text = checkpoints.load_policy(str(base), changed), checkpoints.load_text(str(base))
-        run = open_run("sft", changed, {"policy": model}, text, total_steps=2, manifest={})
+        run = open_run("sft", changed, [Role("policy", model)], text, total_steps=2, manifest={})
         run.charge(100.0)
         return run
 

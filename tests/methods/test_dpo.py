@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from keel import stats
 from keel.methods import dpo
+from keel.models.roles import Role
 from keel.records import Bundle, Completion
 
 BETA = 0.3
@@ -54,7 +55,7 @@ def test_held_out_figures_treat_prompts_as_the_independent_examples(configure, m
     pairs += [([14, 15, 16], [17, 18, 19, 20, 1], [21, 1]), ([10], [22, 23, 1], [24, 25, 26, 1])]
     bundles = [Bundle(prompt, [Completion(chosen), Completion(rejected)]) for prompt, chosen, rejected in pairs]
     other = make_model("llama", seed=1)
-    policy, model = (dpo.checkpoints.load_policy(str(folder), config) for folder in (base, other))
+    policy, model = (Role("role", dpo.checkpoints.load_policy(str(folder), config)) for folder in (base, other))
     found = dpo.evaluate(config, policy, dpo.Reference(model, bundles, config, None), bundles)
     expected = estimates(figures_by_hand(plain(base), plain(other), bundles))
     assert found.keys() == expected.keys()

@@ -18,7 +18,7 @@ from keel.errors import InputError
 from keel.store.schema import accounts, sessions
 from keel.store.store import Store
 
-Role = Literal["rater", "adjudicator", "admin"]
+AccountRole = Literal["rater", "adjudicator", "admin"]
 SESSION = 24 * 3_600.0
 """Seconds until one has to sign in again."""
 _LONGEST_NAME = 60
@@ -29,7 +29,7 @@ class Account:
     """A person who may sign in."""
 
     name: str
-    role: Role
+    role: AccountRole
     made: float
     revoked: float | None = None
 
@@ -39,16 +39,16 @@ class Session:
     """A person who has signed in; `csrf` is what every request that changes something must carry."""
 
     name: str
-    role: Role
+    role: AccountRole
     csrf: str
 
 
-def add(store: Store, name: str, role: Role = "rater") -> str:
+def add(store: Store, name: str, role: AccountRole = "rater") -> str:
     """Make an account; returns its token, which is kept nowhere. One that was revoked gets a new token."""
     if not name.strip() or name != name.strip() or len(name) > _LONGEST_NAME or not name.isprintable() or "(" in name:
         raise InputError(f"the name {name[:60]!r} must be 1 to {_LONGEST_NAME} printable characters without brackets")
-    if role not in get_args(Role):
-        raise InputError(f"no role {role!r}; choose one of {', '.join(get_args(Role))}")
+    if role not in get_args(AccountRole):
+        raise InputError(f"no role {role!r}; choose one of {', '.join(get_args(AccountRole))}")
     token = f"keel-{secrets.token_urlsafe(32)}"
     row = {"role": role, "token": _hash(token), "made": time.time(), "revoked": None}
     with store.writing() as connection:

@@ -2,7 +2,7 @@
 
 A loop *calls* a run; a run never calls back:
 
-    run = open_run("dpo", config, {"policy": policy}, text, total_steps=…, manifest={…}, rows=counts)
+    run = open_run("dpo", config, [policy], text, total_steps=…, manifest={…}, rows=counts)
     for step in run.steps():
         …
             run.backward(loss.sum(), len(batch), bundles)
@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from keel.config import Training
 from keel.engine.optimisation import NotFinite, Optimisation, Schedule
@@ -38,6 +38,7 @@ from keel.files.jsonl import write_json
 from keel.files.target import refuse_existing
 from keel.models import checkpoints
 from keel.models.machine import described
+from keel.models.roles import Role
 from keel.progress import Bar, peak_rss_gb
 from keel.records import Bundle, Result, RowCounts
 from keel.says import say
@@ -53,7 +54,7 @@ _SHOWN = "loss", "accuracy", "rewards/accuracies", "objective/scores", "objectiv
 def open_run(
     command: str,
     config: Training,
-    trained: Mapping[str, nn.Module],
+    trained: Sequence[Role],
     text: Text,
     *,
     total_steps: int,
@@ -65,16 +66,17 @@ def open_run(
     final_role: str = "policy",
 ) -> Run:
     """Put a run together from its parts: a new one, or with `--resume` as it was at its last checkpoint."""
-    rates = {role: (learning_rates or {}).get(role, config.learning_rate) for role in trained}
+    models = {role.name: role.model for role in trained}
+    rates = {role: (learning_rates or {}).get(role, config.learning_rate) for role in models}
     optimisation = Optimisation(
-        trained, rates, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, adam_eps=adam_eps
+        models, rates, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, adam_eps=adam_eps
     )
     schedule = Schedule(config.schedule, total_steps, config.warmup)
     files = RunFolder(config.out)
     run = Run(command, config, text, files, optimisation, schedule, Signals(), final_role, rows, rows_eval)
     refuse_existing(files.path, config.resume)
-    say(described(trained[final_role]))
-    files.require_space(trained.values(), config.keep_checkpoints)
+    say(described(models[final_role]))
+    files.require_space(models.values(), config.keep_checkpoints)
     if files.open(command, config, manifest):
         run.restore()
     return run

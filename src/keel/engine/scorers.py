@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,9 @@ class Scorer(Protocol):
     """Gives every completion of some bundles a finite score."""
 
     identity: str
-    """What scored, for the manifest: a hash of the weights, or the rule's name and a hash of its file."""
+    """Manifest entry: a hash of the weights, or the rule's name and a hash of its file."""
+    reads: Literal["ids", "text"]
+    """Whether it scores the policy's token ids, so that it must read prompts as the policy does, or decoded text."""
 
     def score(self, bundles: Sequence[Bundle]) -> Tensor:
         """Scores, fp32 on the CPU, [C] in bundle order."""
@@ -29,7 +31,9 @@ class Scorer(Protocol):
 
 
 class RewardModelScorer:
-    """A frozen reward model."""
+    """A frozen reward model on the policy's token ids."""
+
+    reads: Literal["ids", "text"] = "ids"
 
     def __init__(self, model: nn.Module, micro_tokens: int) -> None:
         self.model = model.requires_grad_(False)
@@ -43,6 +47,8 @@ class RewardModelScorer:
 
 class RuleScorer:
     """Rules on the text of prompt and completion."""
+
+    reads: Literal["ids", "text"] = "text"
 
     def __init__(self, rubric: RuleSet) -> None:
         self.rubric, self.identity = rubric, rubric.identity
@@ -59,16 +65,20 @@ class RuleScorer:
             raise InputError(f"{self.rubric.name}: {fault} ({where}); mend it to return a finite number") from fault
 
 
+RULE = "rule:"
+"""Prefix of a `--reward` that names a rule rather than a model."""
+
+
 def load_scorer(name: str, machine: Machine) -> Scorer:
-    """The scorer named by `--reward`: `rule:…`, or a reward model."""
-    if name.startswith("rule:"):
-        return RuleScorer(load_rules(name.removeprefix("rule:")))
+    """Load the scorer named by `--reward`: `rule:…`, or a reward model."""
+    if name.startswith(RULE):
+        return RuleScorer(load_rules(name.removeprefix(RULE)))
     return RewardModelScorer(checkpoints.load_reward(name, machine), machine.micro_tokens)
 
 
-def require_same_reading(spelling: Spelling, name: str, text: Text, bundles: Sequence[Bundle]) -> None:
-    """Refuse a reward model that reads these prompts as other ids than the policy does; rules read text."""
-    if not name.startswith("rule:"):
+def require_same_reading(scorer: Scorer, spelling: Spelling, name: str, text: Text, bundles: Sequence[Bundle]) -> None:
+    """Refuse a scorer of ids, named by `--reward`, that reads these prompts as other ids than the policy does."""
+    if scorer.reads == "ids":
         own = spelling.model_copy(update={"chat_template": None})
         other = checkpoints.load_text(name, own)
         checkpoints.require_same_tokens(text, other, bundles, name)

@@ -54,7 +54,7 @@ def best_of_n(config: BestOfNConfig) -> Result:
     _refuse_output(config.out)
     scorer = load_scorer(config.reward, config)
     asked = _ask(config)
-    require_same_reading(config, config.reward, asked.text, asked.prompts)
+    require_same_reading(scorer, config, config.reward, asked.text, asked.prompts)
     bundles, seconds = _draw(config, asked)
     drawn = time.perf_counter()
     scores = scorer.score(bundles).view(len(bundles), config.n)

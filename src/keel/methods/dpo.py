@@ -30,6 +30,7 @@ from keel.errors import InputError
 from keel.files.target import refuse_existing
 from keel.models import checkpoints
 from keel.models.limits import positions
+from keel.models.roles import Role
 from keel.objectives import Metrics
 from keel.records import Bundle, Result, lengths_of
 from keel.sampling import beside
@@ -40,24 +41,23 @@ def train(config: DPOConfig) -> Result:
     """Minimise `objectives.dpo_loss` over the pairs, the reference frozen."""
     refuse_existing(config.out, config.resume)
     text = checkpoints.load_text(config.model, config)
-    policy = checkpoints.load_policy(config.model, config)
-    data = prepare.pairs(config, config.data, text, positions(policy))
+    policy = Role("policy", checkpoints.load_policy(config.model, config))
+    data = prepare.pairs(config, config.data, text, positions(policy.model))
     say(data.report)
     if config.reference is not None:
         other = checkpoints.load_text(config.reference, config)
         checkpoints.require_same_tokens(text, other, data.train, config.reference)
-    reference = checkpoints.load_policy(config.reference or config.model, config).requires_grad_(False)
-    checkpoints.same_vocabulary(policy, reference, config.reference or config.model)
-    policy_hash, reference_hash = checkpoints.weights_hash(policy), checkpoints.weights_hash(reference)
-    memory.require(
-        [(policy, sequence_logps)], memory.largest_pass(policy, data.train, config.batch_size, config.micro_tokens)
-    )
+    reference = Role("reference", checkpoints.load_policy(config.reference or config.model, config), trained=False)
+    checkpoints.same_vocabulary(policy.model, reference.model, config.reference or config.model)
+    policy_hash, reference_hash = policy.identity(), reference.identity()
+    largest = memory.largest_pass(policy.model, data.train, config.batch_size, config.micro_tokens)
+    memory.require([(policy.model, sequence_logps)], largest)
     numbered = range(len(data.train))
     batches = Batches(numbered, config.batch_size, config.seed, together=lambda i: prompt_of(data.train[i]))
     run = open_run(
         "dpo",
         config,
-        {"policy": policy},
+        [policy],
         text,
         total_steps=batches.steps(config.epochs, config.steps),
         manifest={
@@ -76,25 +76,25 @@ def train(config: DPOConfig) -> Result:
     run.charge(time.perf_counter() - began)
 
     expected = objectives.dpo_zero_margin_loss(config.loss, beta=config.beta, length_alpha=config.length_alpha)
-    dtype = next(policy.parameters()).dtype
     if data.held_out and run.step == 0:
         run.record_start(evaluate(config, policy, held, data.held_out))
     for step in run.steps():
         batch = batches.of(step)
         pairs = [data.train[i] for i in batch]
-        for micro in micro_batches(policy, pairs, config.micro_tokens):
-            logps = sequence_logps(policy, micro.bundles)
-            loss, metrics = pair_loss(config, logps, frozen.logps([batch[i] for i in micro.indices]), micro.bundles)
-            run.backward(loss.sum(), len(batch), micro.bundles)
+        for micro in micro_batches(policy.model, pairs, config.micro_tokens):
+            of_reference = frozen.logps([batch[i] for i in micro.indices])
+            with policy.active() as model:
+                loss, metrics = pair_loss(config, sequence_logps(model, micro.bundles), of_reference, micro.bundles)
+                run.backward(loss.sum(), len(batch), micro.bundles)
             if step == 0 and expected is not None and policy_hash == reference_hash:
-                require_zero_margin_loss(loss, expected, dtype)
+                require_zero_margin_loss(loss, expected, policy.dtype)
             run.observe({"loss": loss, **metrics})
         run.update()
         if data.held_out and run.evaluation_due():
             figures = evaluate(config, policy, held, data.held_out)
             run.record_evaluation(figures, best="loss", rank=_rank(config, step, figures, data.held_out))
     run.keep()
-    seen = beside.look_beside(policy, reference, text, data.held_out, config)
+    seen = beside.look_beside(policy.model, reference.model, text, data.held_out, config)
     zero = expected if policy_hash == reference_hash else None
     return run.finish(examples=batches.seen(run.step), verdict=conclude(run, config, data, seen, zero))
 
@@ -120,14 +120,15 @@ def pair_loss(config: DPOConfig, logps: Tensor, reference: Tensor, bundles: Sequ
 class Reference:
     """Summed log-probabilities under the frozen reference, computed once (and kept in a file) or with every batch."""
 
-    def __init__(self, model: nn.Module, bundles: list[Bundle], config: DPOConfig, kept: Kept | None) -> None:
-        self._model, self._bundles, self._budget = model, bundles, config.micro_tokens
+    def __init__(self, role: Role, bundles: list[Bundle], config: DPOConfig, kept: Kept | None) -> None:
+        self._role, self._bundles, self._budget = role, bundles, config.micro_tokens
         self._cache: list[Tensor] | None = None
         if kept is not None:
-            self._cache = kept.get(model, bundles, self._compute)
+            self._cache = kept.get(role.model, bundles, self._compute)
 
     def _compute(self, bundles: list[Bundle]) -> list[Tensor]:
-        return in_batches(sequence_logps, self._model, bundles, self._budget)
+        with self._role.active() as model:
+            return in_batches(sequence_logps, model, bundles, self._budget)
 
     def logps(self, indices: Sequence[int]) -> Tensor:
         """Of the pairs at `indices`, chosen and rejected in turn: [2N]."""
@@ -183,12 +184,13 @@ def _fingerprint(identity: str, dtype: torch.dtype, bundles: Sequence[Bundle]) -
     return hashlib.sha256(json.dumps([identity, str(dtype), ids]).encode()).hexdigest()[:32]
 
 
-def evaluate(config: DPOConfig, policy: nn.Module, reference: Reference, bundles: list[Bundle]) -> dict[str, Any]:
+def evaluate(config: DPOConfig, policy: Role, reference: Reference, bundles: list[Bundle]) -> dict[str, Any]:
     """Held-out loss, implicit accuracy (ties count 1/2), margin, and the chosen answers' log-probability.
 
     `logps/chosen_fall` is how far that has fallen below the reference's. Intervals treat the prompts as independent.
     """
-    logps = torch.cat(in_batches(sequence_logps, policy, bundles, config.micro_tokens))
+    with policy.active() as model:
+        logps = torch.cat(in_batches(sequence_logps, model, bundles, config.micro_tokens))
     frozen = reference.logps(range(len(bundles)))
     loss, metrics = pair_loss(config, logps, frozen, bundles)
     prompts = [prompt_of(b) for b in bundles]

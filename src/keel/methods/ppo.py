@@ -37,6 +37,7 @@ from keel.engine.verdict import Beside, RunVerdict
 from keel.files.target import refuse_existing
 from keel.models import checkpoints, trials
 from keel.models.limits import positions
+from keel.models.roles import Role
 from keel.records import Bundle, Completion, Result, lengths_of
 from keel.sampling import beside
 from keel.sampling.local import LocalSampler, cache_bytes
@@ -52,12 +53,10 @@ LOGP_GAP = 0.01
 class Roles:
     """The four models; policy and value are trained, reference and scorer frozen."""
 
-    policy: nn.Module
-    reference: nn.Module
-    value: nn.Module
+    policy: Role
+    reference: Role
+    value: Role
     scorer: Scorer
-    value_offset_by_centre: bool
-    """A critic that starts as the reward model speaks in raw scores; ours are centred."""
 
 
 @dataclass(slots=True)
@@ -82,11 +81,11 @@ def train(config: PPOConfig) -> Result:
     refuse_existing(config.out, config.resume)
     text = checkpoints.load_text(config.model, config)
     roles = load_roles(config)
-    limit = positions(roles.policy)
+    limit = positions(roles.policy.model)
     data = prepare.prompt_bundles(config, config.prompts, text, lengths.prompt_limit(config, limit))
     say(data.report)
     config = lengths.fitted(config, limit, (len(b.prompt_ids) for b in (*data.train, *data.held_out)))
-    require_same_reading(config, config.reward, text, data.train)
+    require_same_reading(roles.scorer, config, config.reward, text, data.train)
     run = start(config, roles, text, data)
     batches = Batches(data.train, min(config.rollout_size, len(data.train)), config.seed)
     for step in run.steps():
@@ -99,8 +98,8 @@ def train(config: PPOConfig) -> Result:
             run.record_evaluation(evaluate(run, config, roles, text, data.held_out), best="objective", higher=True)
     run.keep()
     seen = beside.look_beside(
-        roles.policy,
-        roles.reference,
+        roles.policy.model,
+        roles.reference.model,
         text,
         data.held_out,
         config,
@@ -114,36 +113,34 @@ def train(config: PPOConfig) -> Result:
 
 
 def load_roles(config: PPOConfig) -> Roles:
-    """Policy and reference from `model`; the critic from the reward model, or from the policy where a rule scores."""
-    policy = checkpoints.load_policy(config.model, config)
-    reference = checkpoints.load_policy(config.model, config).requires_grad_(False)
+    """Load policy and reference from `model`; the critic from the reward model, or from `model` if text is scored."""
+    policy = Role("policy", checkpoints.load_policy(config.model, config))
+    reference = Role("reference", checkpoints.load_policy(config.model, config), trained=False)
     scorer = load_scorer(config.reward, config)
-    by_rule = config.reward.startswith("rule:")
-    if by_rule:
-        value = checkpoints.new_scalar_model(
-            config.model, config, checkpoints.ensure_pad(checkpoints.load_text(config.model, config))
-        )
+    if scorer.reads == "ids":
+        critic = checkpoints.load_reward(config.reward, config)
+        checkpoints.same_vocabulary(policy.model, critic, config.reward)
     else:
-        value = checkpoints.load_reward(config.reward, config)
-        checkpoints.same_vocabulary(policy, value, config.reward)
-    return Roles(policy, reference, value, scorer, value_offset_by_centre=not by_rule)
+        pad = checkpoints.ensure_pad(checkpoints.load_text(config.model, config))
+        critic = checkpoints.new_scalar_model(config.model, config, pad)
+    return Roles(policy, reference, Role("value", critic, head="scalar"), scorer)
 
 
 def start(config: PPOConfig, roles: Roles, text: Text, data: prepare.Prepared) -> Run:
     """The run: two trained roles with a learning rate each, Adam's epsilon as PPO wants it, beta as state."""
-    policy_hash = checkpoints.weights_hash(roles.policy)
+    policy_hash = roles.policy.identity()
     _require_memory(config, roles, data.train)
     run = open_run(
         "ppo",
         config,
-        {"policy": roles.policy, "value": roles.value},
+        [roles.policy, roles.value],
         text,
         total_steps=config.steps or 1,
         manifest={
             "policy": policy_hash,
-            "reference": checkpoints.weights_hash(roles.reference),
+            "reference": roles.reference.identity(),
             "reward": roles.scorer.identity,
-            "value": checkpoints.weights_hash(roles.value),
+            "value": roles.value.identity(),
             **data.facts,
         },
         rows=data.counts,
@@ -160,9 +157,9 @@ def _require_memory(config: PPOConfig, roles: Roles, prompts: Sequence[Bundle]) 
     answers = [Completion([at] * config.max_new_tokens) for at in range(config.samples_per_prompt)]
     full = [replace(b, completions=answers) for b in prompts]
     memory.require(
-        [(roles.policy, token_logps), (roles.value, scalars_at_states)],
-        memory.largest_pass(roles.policy, full, config.batch_size, config.micro_tokens),
-        cache_bytes(roles.policy, prompts, config.samples_per_prompt, config.max_new_tokens, config.max_rows),
+        [(roles.policy.model, token_logps), (roles.value.model, scalars_at_states)],
+        memory.largest_pass(roles.policy.model, full, config.batch_size, config.micro_tokens),
+        cache_bytes(roles.policy.model, prompts, config.samples_per_prompt, config.max_new_tokens, config.max_rows),
     )
 
 
@@ -173,30 +170,36 @@ def roll_out(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Seq
     """Sample from the policy, and compute every role's view of the sampled tokens before anything changes."""
     with run.evidence(prompts):
         bundles = sample(_sampler(config, roles.policy, text), prompts, config.samples_per_prompt, "rollout", run.step)
-    logps = partial(token_logps, temperature=config.temperature)
-    old = in_batches(logps, roles.policy, bundles, config.micro_tokens)
-    reference = in_batches(logps, roles.reference, bundles, config.micro_tokens)
+    old, reference = (_logps(config, role, bundles) for role in (roles.policy, roles.reference))
     run.require_finite("the policy's log-probabilities", old, bundles)
     run.require_finite("the reference's log-probabilities", reference, bundles)
     if run.step == 0:
-        require_zero_kl(torch.cat(old), torch.cat(reference), next(roles.policy.parameters()).dtype)
-    _compare_with_sampler(run, roles.policy, bundles, old)
-    values, ends = _values(config, roles, bundles)
-    return Rollout(bundles, old, reference, values, ends, torch.empty(0), [], [])
+        require_zero_kl(torch.cat(old), torch.cat(reference), roles.policy.dtype)
+    _compare_with_sampler(run, roles.policy.model, bundles, old)
+    return Rollout(bundles, old, reference, [], torch.empty(0), torch.empty(0), [], [])
 
 
-def _values(config: PPOConfig, roles: Roles, bundles: Sequence[Bundle]) -> tuple[list[Tensor], Tensor]:
-    """The critic's values of all states, a tensor per bundle, and with a bootstrap those of the ends [C]."""
-    if config.truncation != "bootstrap":
-        return in_batches(scalars_at_states, roles.value, bundles, config.micro_tokens), torch.empty(0)
-    both = in_batches(scalars_throughout, roles.value, bundles, config.micro_tokens)
+def _logps(config: PPOConfig, role: Role, bundles: Sequence[Bundle]) -> list[Tensor]:
+    """Return log-probabilities of all tokens under a role, as they are drawn: a tensor per bundle."""
+    with role.active() as model:
+        return in_batches(partial(token_logps, temperature=config.temperature), model, bundles, config.micro_tokens)
+
+
+def _values(config: PPOConfig, critic: Role, bundles: Sequence[Bundle]) -> tuple[list[Tensor], Tensor]:
+    """Return the critic's centred values of all states, a tensor per bundle, and with a bootstrap of the ends [C]."""
+    bootstrap = config.truncation == "bootstrap"
+    with critic.active() as model:
+        found = in_batches(scalars_throughout if bootstrap else scalars_at_states, model, bundles, config.micro_tokens)
+    both = [critic.centred(scalars) for scalars in found]
+    if not bootstrap:
+        return both, torch.empty(0)
     parts = [part.split([len(c) + 1 for c in b.completions]) for b, part in zip(bundles, both, strict=True)]
     values = [torch.cat([own[:-1] for own in some]) for some in parts]
     return values, torch.cat([own[-1:] for some in parts for own in some])
 
 
-def _sampler(config: PPOConfig, model: nn.Module, text: Text) -> Sampler:
-    return LocalSampler(model, text, options_of(config), config.seed)
+def _sampler(config: PPOConfig, policy: Role, text: Text) -> Sampler:
+    return LocalSampler(policy.model, text, options_of(config), config.seed)
 
 
 def _compare_with_sampler(run: Run, policy: nn.Module, bundles: Sequence[Bundle], old: Sequence[Tensor]) -> None:
@@ -243,10 +246,9 @@ def judge(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout) -> None:
     truncated = torch.tensor([c.truncated for c in completions], device=device)
     with run.evidence(rollout.bundles):
         raw = roles.scorer.score(rollout.bundles).to(device)
-    centre = _centre(run, raw, truncated)
-    if roles.value_offset_by_centre:
-        rollout.values = [v - centre for v in rollout.values]
-    scores, bootstrap = _trained_scores(run, config, roles, raw, truncated, rollout.ends)
+    _centre(run, roles, raw, truncated)
+    rollout.values, rollout.ends = _values(config, roles.value, rollout.bundles)
+    scores, bootstrap = _trained_scores(run, config, raw, truncated, rollout.ends)
     rollout.scores = scores
     _note_signal(run, config, scores, truncated)
 
@@ -272,17 +274,19 @@ def judge(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout) -> None:
         )
 
 
-def _centre(run: Run, scores: Tensor, truncated: Tensor) -> float:
-    """Mean score of the reference's own finished answers: the first rollout is drawn from it. Kept for the run."""
+def _centre(run: Run, roles: Roles, scores: Tensor, truncated: Tensor) -> None:
+    """Set the origin of all scores: the mean of the reference's own finished answers, which the first rollout holds.
+
+    It is kept for the run. A critic that starts as the reward model has the same origin.
+    """
     if "centre" not in run.extra:
         finished = scores[~truncated]
         run.extra["centre"] = float((finished if len(finished) else scores).mean())
-    return float(run.extra["centre"])
+    if roles.scorer.reads == "ids":
+        roles.value.origin = float(run.extra["centre"])
 
 
-def _trained_scores(
-    run: Run, config: PPOConfig, roles: Roles, raw: Tensor, truncated: Tensor, ends: Tensor
-) -> tuple[Tensor, Tensor]:
+def _trained_scores(run: Run, config: PPOConfig, raw: Tensor, truncated: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
     """The scores that training maximises [C], centred, and the part of them that is not given but expected [C].
 
     A truncated completion gets its penalty, or its own score, or, with a bootstrap, what the critic expects after its
@@ -294,7 +298,7 @@ def _trained_scores(
         return torch.where(truncated, config.missing_eos_score, raw - centre), nothing
     if config.truncation == "score":
         return raw - centre, nothing
-    expected = torch.where(truncated, ends.to(raw.device) - (centre if roles.value_offset_by_centre else 0.0), 0.0)
+    expected = torch.where(truncated, ends.to(raw.device), 0.0)
     return torch.where(truncated, expected, raw - centre), expected
 
 
@@ -372,7 +376,9 @@ def improve(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout) -> None
         for start in range(0, len(order), config.batch_size):
             minibatch = order[start : start + config.batch_size]
             tokens = sum(len(rollout.advantages[i]) for i in minibatch)
-            for micro in micro_batches(roles.policy, [rollout.bundles[i] for i in minibatch], config.micro_tokens):
+            for micro in micro_batches(
+                roles.policy.model, [rollout.bundles[i] for i in minibatch], config.micro_tokens
+            ):
                 index = [minibatch[i] for i in micro.indices]
                 if "policy" in trained:
                     _policy_pass(run, config, roles, rollout, index, tokens, first=epoch == start == 0)
@@ -384,25 +390,25 @@ def _policy_pass(
     run: Run, config: PPOConfig, roles: Roles, rollout: Rollout, index: list[int], tokens: int, first: bool
 ) -> None:
     bundles = [rollout.bundles[i] for i in index]
-    now = token_scores(roles.policy, bundles, config.temperature)
-    loss, metrics = objectives.ppo_policy_loss(
-        now.logps, _take(rollout.old_logps, index), _take(rollout.advantages, index), config.clip
-    )
-    run.backward(loss.sum(), tokens, bundles)
+    with roles.policy.active() as policy:
+        now = token_scores(policy, bundles, config.temperature)
+        loss, metrics = objectives.ppo_policy_loss(
+            now.logps, _take(rollout.old_logps, index), _take(rollout.advantages, index), config.clip
+        )
+        run.backward(loss.sum(), tokens, bundles)
     if first:
-        require_unit_ratio(metrics["val/ratio"], metrics["policy/clipfrac_avg"], next(roles.policy.parameters()).dtype)
+        require_unit_ratio(metrics["val/ratio"], metrics["policy/clipfrac_avg"], roles.policy.dtype)
     run.observe({"loss/policy_avg": loss, "policy/entropy_avg": now.entropy, **metrics})
 
 
 def _value_pass(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout, index: list[int], tokens: int) -> None:
     bundles = [rollout.bundles[i] for i in index]
-    values = scalars_at_states(roles.value, bundles)
-    if roles.value_offset_by_centre:
-        values = values - float(run.extra["centre"])
-    loss, metrics = objectives.ppo_value_loss(
-        values, _take(rollout.values, index), _take(rollout.returns, index), config.value_clip
-    )
-    run.backward(loss.sum(), tokens, bundles)
+    with roles.value.active() as critic:
+        values = roles.value.centred(scalars_at_states(critic, bundles))
+        loss, metrics = objectives.ppo_value_loss(
+            values, _take(rollout.values, index), _take(rollout.returns, index), config.value_clip
+        )
+        run.backward(loss.sum(), tokens, bundles)
     run.observe({"loss/value_avg": loss, **metrics})
 
 
@@ -421,17 +427,17 @@ def evaluate(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Seq
     """
     with run.evidence(prompts):
         bundles = sample(_sampler(config, roles.policy, text), prompts, 1, "evaluation")
-    logps = partial(token_logps, temperature=config.temperature)
-    policy = torch.cat(in_batches(logps, roles.policy, bundles, config.micro_tokens))
-    reference = torch.cat(in_batches(logps, roles.reference, bundles, config.micro_tokens))
+    policy, reference = (torch.cat(_logps(config, role, bundles)) for role in (roles.policy, roles.reference))
     kl = objectives.sequence_sums(policy - reference, lengths_of(bundles)).cpu()
     with run.evidence(bundles):
         scores = roles.scorer.score(bundles).cpu()
     truncated = torch.tensor([c.truncated for b in bundles for c in b.completions])
     ends = torch.empty(0)
     if config.truncation == "bootstrap":
-        ends = torch.cat(in_batches(scalars_at_end, roles.value, bundles, config.micro_tokens))
-    trained, _ = _trained_scores(run, config, roles, scores, truncated, ends)
+        with roles.value.active() as critic:
+            ends = torch.cat(in_batches(scalars_at_end, critic, bundles, config.micro_tokens))
+        ends = roles.value.centred(ends)
+    trained, _ = _trained_scores(run, config, scores, truncated, ends)
     return {
         "scores": stats.mean(scores.numpy()).as_dict(),
         "kl": stats.mean(kl.numpy()).as_dict(),

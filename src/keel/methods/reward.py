@@ -24,6 +24,7 @@ from keel.engine.verdict import RunVerdict, Sample
 from keel.files.target import refuse_existing
 from keel.models import checkpoints
 from keel.models.limits import positions
+from keel.models.roles import Role
 from keel.records import Bundle, Result
 from keel.says import say
 from keel.text.tokenisation import Text, prompt_text
@@ -44,20 +45,19 @@ def train(config: RewardConfig) -> Result:
         model = checkpoints.new_scalar_model(config.model, config, pad)
     else:
         model = checkpoints.load_reward(config.model, config)
-    dtype = next(model.parameters()).dtype
+    reward = Role("reward", model, head="scalar")
     data = prepare.pairs(config, config.data, text, positions(model))
     say(data.report)
-    memory.require(
-        [(model, scalars_at_end)], memory.largest_pass(model, data.train, config.batch_size, config.micro_tokens)
-    )
+    largest = memory.largest_pass(model, data.train, config.batch_size, config.micro_tokens)
+    memory.require([(model, scalars_at_end)], largest)
     batches = Batches(data.train, config.batch_size, config.seed, together=prompt_of)
     run = open_run(
         "reward",
         config,
-        {"reward": model},
+        [reward],
         text,
         total_steps=batches.steps(config.epochs, config.steps),
-        manifest={"reward": checkpoints.weights_hash(model), **data.facts},
+        manifest={"reward": reward.identity(), **data.facts},
         rows=data.counts,
         rows_eval=data.eval_counts,
         final_role="reward",
@@ -67,12 +67,13 @@ def train(config: RewardConfig) -> Result:
     for step in run.steps():
         batch = batches.of(step)
         for micro in micro_batches(model, batch, config.micro_tokens):
-            scores = scalars_at_end(model, micro.bundles)
-            margin = torch.tensor([b.margin for b in micro.bundles], device=scores.device)
-            loss, metrics = objectives.bradley_terry_loss(scores[0::2], scores[1::2], margin)
-            run.backward(loss.sum(), len(batch), micro.bundles)
+            with reward.active():
+                scores = scalars_at_end(model, micro.bundles)
+                margin = torch.tensor([b.margin for b in micro.bundles], device=scores.device)
+                loss, metrics = objectives.bradley_terry_loss(scores[0::2], scores[1::2], margin)
+                run.backward(loss.sum(), len(batch), micro.bundles)
             if step == 0 and fresh:
-                require_zero_margin_loss(loss, objectives.bradley_terry_zero_loss(margin), dtype)
+                require_zero_margin_loss(loss, objectives.bradley_terry_zero_loss(margin), reward.dtype)
             run.observe({"loss": loss, **metrics})
         run.update()
         if data.held_out and run.evaluation_due():

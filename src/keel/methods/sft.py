@@ -22,6 +22,7 @@ from keel.engine.verdict import Beside, RunVerdict
 from keel.files.target import refuse_existing
 from keel.models import checkpoints
 from keel.models.limits import positions
+from keel.models.roles import Role
 from keel.records import Bundle, Result
 from keel.sampling import beside
 from keel.says import say
@@ -32,39 +33,39 @@ def train(config: SFTConfig) -> Result:
     """Minimise the mean negative log-probability per completion token of each batch."""
     refuse_existing(config.out, config.resume)
     text = checkpoints.load_text(config.model, config)
-    policy = checkpoints.load_policy(config.model, config)
-    data = prepare.demonstration_bundles(config, config.data, text, positions(policy))
+    policy = Role("policy", checkpoints.load_policy(config.model, config))
+    data = prepare.demonstration_bundles(config, config.data, text, positions(policy.model))
     say(data.report)
-    memory.require(
-        [(policy, token_logps)], memory.largest_pass(policy, data.train, config.batch_size, config.micro_tokens)
-    )
+    largest = memory.largest_pass(policy.model, data.train, config.batch_size, config.micro_tokens)
+    memory.require([(policy.model, token_logps)], largest)
     batches = Batches(data.train, config.batch_size, config.seed)
     run = open_run(
         "sft",
         config,
-        {"policy": policy},
+        [policy],
         text,
         total_steps=batches.steps(config.epochs, config.steps),
-        manifest={"policy": checkpoints.weights_hash(policy), **data.facts},
+        manifest={"policy": policy.identity(), **data.facts},
         rows=data.counts,
         rows_eval=data.eval_counts,
     )
     if data.held_out and run.step == 0:
-        run.record_start(evaluate(policy, data.held_out, config.micro_tokens))
+        run.record_start(evaluate(policy.model, data.held_out, config.micro_tokens))
     for step in run.steps():
         batch = batches.of(step)
         tokens = sum(len(b.completions[0]) for b in batch)
-        for micro in micro_batches(policy, batch, config.micro_tokens):
-            scores = token_scores(policy, micro.bundles)
-            run.backward(-scores.logps.sum(), tokens, micro.bundles)
+        for micro in micro_batches(policy.model, batch, config.micro_tokens):
+            with policy.active() as model:
+                scores = token_scores(model, micro.bundles)
+                run.backward(-scores.logps.sum(), tokens, micro.bundles)
             run.observe({"loss": -scores.logps, "mean_token_accuracy": scores.top})
         run.observe({"num_tokens": float(tokens)})
         run.update()
         if data.held_out and run.evaluation_due():
-            run.record_evaluation(evaluate(policy, data.held_out, config.micro_tokens), best="loss")
+            run.record_evaluation(evaluate(policy.model, data.held_out, config.micro_tokens), best="loss")
     run.keep()
     return run.finish(
-        examples=batches.seen(run.step), verdict=conclude(run, config, data, _look(config, policy, text, data))
+        examples=batches.seen(run.step), verdict=conclude(run, config, data, _look(config, policy.model, text, data))
     )
 
 
