@@ -557,7 +557,7 @@ def test_an_old_store_that_may_not_be_written_asks_for_a_copy(barred):
 
 def test_what_may_not_even_be_read_says_so(barred):
     _, source = barred(0o000, 0o755)
-    assert "unable to open database file; get the right" in as_one_who_must_obey(source)
+    assert "unable to open database file; get write permission" in as_one_who_must_obey(source)
 
 
 def test_keys_tell_apart_what_differs():
