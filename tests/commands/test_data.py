@@ -493,6 +493,6 @@ def test_a_file_s_name_is_enough_where_only_a_store_can_stand(keel, file, tmp_pa
     for name in ("votes.jsonl", "votes", "mydb"):
         code, _, err = keel("data", "forget", store=name, rater="ann")
         assert code == 2
-        assert f"{name}: no store and no database URL; give FILE.db, store:FILE or postgresql" in err
+        assert f"{name}: neither a store nor a database URL; give FILE.db, store:FILE or postgresql" in err
     assert keel("data", "convert", data=file, out="plain.jsonl", to="trl")[0] == 0
     assert (tmp_path / "plain.jsonl").read_text().startswith("{")

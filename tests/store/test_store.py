@@ -444,7 +444,7 @@ def test_a_password_is_not_shown():
 def test_a_database_of_something_else(tmp_path):
     with sqlite3.connect(tmp_path / "other.db") as connection:
         connection.execute("CREATE TABLE t (x)")
-    with pytest.raises(InputError, match=r"no store of Keel's"):
+    with pytest.raises(InputError, match=r"holds no Keel store"):
         Store(f"store:{tmp_path}/other.db")
     (tmp_path / "text.db").write_text("not a database at all, but long enough to look at" * 100)
     with pytest.raises(InputError, match="file is not a database"):
@@ -525,7 +525,7 @@ def test_a_store_that_may_not_be_written_is_read_and_left_as_it_is(barred, file,
     assert as_one_who_must_obey(source) == "5 5"
     said = as_one_who_must_obey(source, "person-1").splitlines()
     assert said[0] == "5 5"
-    assert said[1].endswith("readonly database; get the right to write the file and its folder, or copy it")
+    assert said[1].endswith("readonly database; get write permission for the file and its folder, or copy it")
     assert [path.name for path in folder.iterdir()] == ["s.db"]
     assert (folder / "s.db").read_bytes() == before
 
@@ -550,14 +550,14 @@ def test_an_old_store_that_may_not_be_written_asks_for_a_copy(barred):
     shutil.copy(Path(__file__).parent / "stores" / "version-1.db", folder / "s.db")
     folder.chmod(0o555)
     assert as_one_who_must_obey(source).endswith(
-        f"s.db: store version 1, which this Keel must bring to {len(migrations.MIGRATIONS)}, and it cannot be written "
-        "to; copy it to where you may write"
+        f"s.db: store version 1 must be brought to {len(migrations.MIGRATIONS)}, but the file cannot be written to; "
+        "copy it to a folder that you can write to"
     )
 
 
 def test_what_may_not_even_be_read_says_so(barred):
     _, source = barred(0o000, 0o755)
-    assert "unable to open database file; get the right" in as_one_who_must_obey(source)
+    assert "unable to open database file; get write permission" in as_one_who_must_obey(source)
 
 
 def test_keys_tell_apart_what_differs():

@@ -180,12 +180,12 @@ def test_other_dimensions_are_refused_and_other_guidelines_are_not(source, begin
     other.write_text("dimensions:\n  style: Which reads better?\n")
     better.write_text(RUBRIC.replace("Which helps more?", "Which helps more? Weigh what was asked."))
     begin(tasks=rows(ROWS), rubric=first)
-    with pytest.raises(InputError, match="asked by helpfulness, truth; leave --rubric out"):
+    with pytest.raises(InputError, match="ask about helpfulness, truth; leave out --rubric"):
         begin(rubric=other)
-    with pytest.raises(InputError, match="all of helpfulness, truth on a page; leave the option out"):
+    with pytest.raises(InputError, match="all of helpfulness, truth on one page; leave out the option"):
         begin(one_at_a_time=True)
     begin(rubric=better)
-    assert "other guidelines than before" in capsys.readouterr().err
+    assert "the guidelines have changed" in capsys.readouterr().err
     with Store(source) as store:
         assert "Weigh what was asked." in str(campaign_of(AnnotateConfig(store=source), store).rubric)
 

@@ -109,7 +109,7 @@ def test_signing_in_by_the_field(serve, visit, shot):
     assert page.inner_text("#problem") == "Paste your token first."
     page.keyboard.type("keel-wrong")
     page.keyboard.press("Enter")
-    until(page, "document.getElementById('problem').textContent.includes('token opens nothing')")
+    until(page, "document.getElementById('problem').textContent.includes('token is not valid')")
     assert focused(page) == "token"
     assert page.get_attribute("#token", "aria-invalid") == "true"
     shot(page, "sign-in-refused")
@@ -203,7 +203,7 @@ def test_a_wrong_link_leaves_who_is_signed_in(serve, visit, by):
     page.keyboard.press("2")
     follow(page, server, "keel-wrong", by)
     said = words(page, "#notice-text")
-    assert said == "This token opens nothing; ask for another (keel raters add). You are still ana."
+    assert said == "This token is not valid; ask for a new one (keel raters add). You are still ana."
     assert page.url == server.url + "/"
     assert (texts(page), chosen(page)) == (shown, ["2"])
     submit(page, "Enter")
@@ -215,7 +215,7 @@ def test_a_link_put_into_the_bar_of_the_other_pages(serve, visit):
     server = serve(pairs(2))
     page = visit(server, None, failures=True)
     follow(page, server, "keel-wrong", "bar")
-    assert words(page, "#problem").startswith("this token opens nothing")
+    assert words(page, "#problem").startswith("this token is not valid")
     follow(page, server, server.tokens["eva"], "bar")
     page.wait_for_selector("body[data-name=eva] #task:not([hidden])")
     assert page.url == server.url + "/"

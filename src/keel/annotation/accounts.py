@@ -1,7 +1,7 @@
-"""Who may sign in to the annotation page: accounts with personal tokens, of which only hashes are kept, and sessions.
+"""Accounts of the annotation page, with personal tokens, and the sessions of those who have signed in.
 
-A token is 32 random bytes, so that a plain SHA-256 of it can neither be guessed nor reversed. Roles: a `rater` judges;
-an `adjudicator` decides, too, where raters disagree, and sees the figures; an `admin` as well.
+A token is 32 random bytes. Only its plain SHA-256 is kept, which can neither be guessed nor reversed. Roles: a `rater`
+judges; an `adjudicator` also decides disagreements and sees the figures; so does an `admin`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from keel.store.store import Store
 
 AccountRole = Literal["rater", "adjudicator", "admin"]
 SESSION = 24 * 3_600.0
-"""Seconds until one has to sign in again."""
+"""Seconds until a person has to sign in again."""
 _LONGEST_NAME = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A person who may sign in."""
+    """A person's account."""
 
     name: str
     role: AccountRole
@@ -36,7 +36,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A person who has signed in; `csrf` is what every request that changes something must carry."""
+    """A person who has signed in; every request that changes something must carry `csrf`."""
 
     name: str
     role: AccountRole
@@ -44,7 +44,7 @@ class Session:
 
 
 def add(store: Store, name: str, role: AccountRole = "rater") -> str:
-    """Make an account; returns its token, which is kept nowhere. One that was revoked gets a new token."""
+    """Make an account and return its token, which is kept nowhere. A revoked account gets a new token."""
     if not name.strip() or name != name.strip() or len(name) > _LONGEST_NAME or not name.isprintable() or "(" in name:
         raise InputError(f"the name {name[:60]!r} must be 1 to {_LONGEST_NAME} printable characters without brackets")
     if role not in get_args(AccountRole):
@@ -63,13 +63,13 @@ def add(store: Store, name: str, role: AccountRole = "rater") -> str:
 
 
 def everyone(store: Store) -> list[Account]:
-    """All accounts, by name."""
+    """Return all accounts, by name."""
     columns: list[Any] = [accounts.c.name, accounts.c.role, accounts.c.made, accounts.c.revoked]
     return [Account(*tuple(row)) for row in store.read(sa.select(*columns).order_by(accounts.c.name))]
 
 
 def revoke(store: Store, name: str) -> None:
-    """From now on the token opens nothing, and whoever came in with it is out. What was judged stays."""
+    """Make a person's token invalid and sign them out. Their judgments stay."""
     with store.writing() as connection:
         live = accounts.c.name == name, accounts.c.revoked.is_(None)
         if not connection.execute(sa.update(accounts).where(*live).values(revoked=time.time())).rowcount:
@@ -78,7 +78,7 @@ def revoke(store: Store, name: str) -> None:
 
 
 def sign_in(store: Store, token: str) -> tuple[str, Session] | None:
-    """What the cookie is to hold, and the session; None where the token opens nothing."""
+    """Return the cookie's content and the new session; None if the token is not valid."""
     cookie, csrf, now = secrets.token_urlsafe(32), secrets.token_urlsafe(24), time.time()
     with store.writing() as connection:
         live = accounts.c.token == _hash(token), accounts.c.revoked.is_(None)
@@ -92,7 +92,7 @@ def sign_in(store: Store, token: str) -> tuple[str, Session] | None:
 
 
 def session_of(store: Store, cookie: str) -> Session | None:
-    """Who sent this cookie; None where it is unknown, expired, signed out or revoked."""
+    """Return the session of a cookie; None if it is unknown, expired, signed out or revoked."""
     columns: list[Any] = [sessions.c.name, accounts.c.role, sessions.c.csrf]
     statement = sa.select(*columns).join(accounts, accounts.c.name == sessions.c.name)
     live = sessions.c.key == _hash(cookie), sessions.c.expires >= time.time(), accounts.c.revoked.is_(None)
@@ -101,7 +101,7 @@ def session_of(store: Store, cookie: str) -> Session | None:
 
 
 def sign_out(store: Store, cookie: str) -> None:
-    """The cookie opens nothing any more."""
+    """End the session of a cookie."""
     with store.writing() as connection:
         connection.execute(sa.delete(sessions).where(sessions.c.key == _hash(cookie)))
 

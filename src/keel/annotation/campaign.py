@@ -1,4 +1,4 @@
-"""By what the tasks of a store are asked: kept in it, so that whoever starts the server again asks the same."""
+"""Annotation settings (rubric, kind of task), stored so that a restart asks the same questions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAME = "campaign"
 
 @dataclass(frozen=True, slots=True)
 class Campaign:
-    """The rubric, whether its dimensions are asked one at a time, and the kind of task that is made of answers."""
+    """The rubric, whether its dimensions are asked one at a time, and the kind of task that is made from answers."""
 
     rubric: Rubric = DEFAULT_RUBRIC
     one_at_a_time: bool = False
@@ -28,20 +28,20 @@ class Campaign:
 
     @property
     def dimensions(self) -> tuple[str, ...]:
-        """What a task is put in for: each dimension, or all at once."""
+        """Return the dimensions that get a task each; an empty one stands for all at once."""
         return self.rubric.names if self.one_at_a_time else ("",)
 
     def as_json(self) -> str:
-        """What the store keeps."""
+        """Return the JSON that the store keeps."""
         kept = {"dimensions": self.rubric.dimensions, "one at a time": self.one_at_a_time, "kind": self.kind}
         return json.dumps(kept)
 
 
 def campaign_of(config: AnnotateConfig, store: Store) -> Campaign:
-    """What the options say, and where they say nothing, what the store's tasks are asked by.
+    """Return the settings of the options; for options that are not given, those that the store keeps.
 
-    Raises `InputError` where tasks that are there would be asked by other dimensions: what some have said and what
-    others would say could not be compared.
+    Raises `InputError` if the store has tasks and they would be asked by other dimensions, or no longer all on a page:
+    earlier and later verdicts could not be compared.
     """
     former = _kept(store)
     base = former or Campaign()
@@ -59,20 +59,20 @@ def _require_alike(config: AnnotateConfig, former: Campaign, wanted: Campaign) -
     asked = ", ".join(former.rubric.names)
     if set(former.rubric.names) != set(wanted.rubric.names):
         raise InputError(
-            f"{config.rubric}: what {config.store} holds is asked by {asked}; leave --rubric out to go on with that, "
-            "or judge by other dimensions in a store of its own"
+            f"{config.rubric}: the tasks in {config.store} ask about {asked}; leave out --rubric to go on with these "
+            "dimensions, or use another store for others"
         )
     if former.one_at_a_time != wanted.one_at_a_time:
         raise InputError(
-            f"--one-at-a-time: {config.store} has tasks that ask all of {asked} on a page; leave the option out, or "
-            "use a store of its own"
+            f"--one-at-a-time: the tasks in {config.store} ask about all of {asked} on one page; leave out the option, "
+            "or use another store"
         )
     if former.rubric.version != wanted.rubric.version:
-        say(f"{config.rubric}: other guidelines than before; verdicts keep the version by which they were given")
+        say(f"{config.rubric}: the guidelines have changed; each verdict keeps the version it was given under")
 
 
 def save_campaign(store: Store, campaign: Campaign) -> None:
-    """For the next start."""
+    """Store the settings for the next start."""
     with store.writing() as connection:
         connection.execute(sa.delete(settings).where(settings.c.name == _NAME))
         connection.execute(sa.insert(settings).values(name=_NAME, value=campaign.as_json()))

@@ -1,4 +1,4 @@
-"""How many turns are judged and wanted, by a rater and by all."""
+"""Counts of turns judged and wanted, by one rater and by all."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from keel.store.schema import ADJUDICATOR, tasks, turns
 from keel.store.store import Store
 
 PLAIN_TASKS = tasks.c.gold == ""
-"""Tasks whose verdict nobody knows yet."""
+"""Condition of a query: tasks without a known verdict (not gold)."""
 BY_RATERS = ~turns.c.rater.endswith(ADJUDICATOR, autoescape=True)
-"""Turns of those who rate, not of those who decide."""
+"""Condition of a query: turns of raters, not of adjudicators."""
 
 
 @dataclass(frozen=True, slots=True)
 class CampaignProgress:
-    """How far one is, and all together; `total` counts people who are wanted over all tasks but gold ones."""
+    """Progress of a rater and of the team; `total` sums the people wanted over all tasks except gold ones."""
 
     mine: int
     mine_today: int
@@ -29,7 +29,7 @@ class CampaignProgress:
 
 
 def judged_and_wanted() -> tuple[sa.ScalarSelect[Any], sa.ScalarSelect[Any]]:
-    """Return subqueries: turns that raters have judged, and turns that are wanted in all, gold tasks left out."""
+    """Return two subqueries: turns that raters have judged, and turns wanted in all; both without gold tasks."""
     judged = (
         sa.select(sa.func.count()).select_from(turns).join(tasks).where(turns.c.state == JUDGED, PLAIN_TASKS, BY_RATERS)
     )

@@ -1,6 +1,6 @@
-"""Hand tasks out: which one is next for a rater, and how many people each still waits for.
+"""Leases of tasks: which task is next for a rater, and how many people each task still needs.
 
-`wants` of a task counts those people; handing it out takes one, letting it go gives one back.
+`wants` of a task counts those people. Handing the task out takes one; letting it go gives one back.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from keel.store.schema import settings, shown, tasks, turns
 from keel.store.store import Store
 
 _LOOK = 500
-"""Begun tasks that are looked through for one that a rater has not had, before a fresh one is taken."""
+"""Begun tasks that are searched for one that the rater has not had, before a fresh one is taken."""
 
 
 def side_seed(store: Store) -> str:
-    """Return what flips the sides: drawn once for each store and kept in it."""
+    """Return the seed for the order of answers, drawn once for each store and kept in it."""
     with store.writing() as connection:
         found = connection.scalar(sa.select(settings.c.value).where(settings.c.name == "side seed"))
         if found is None:
@@ -30,7 +30,7 @@ def side_seed(store: Store) -> str:
 
 
 def sweep(connection: sa.Connection, now: float) -> None:
-    """Take back what was held too long. Of two servers one does it at a time."""
+    """Take back turns that were held too long. One server at a time does this; others skip it."""
     if connection.dialect.name != "sqlite" and not connection.scalar(
         sa.text("SELECT pg_try_advisory_xact_lock(7355609)")
     ):
@@ -41,13 +41,13 @@ def sweep(connection: sa.Connection, now: float) -> None:
 
 
 def give_back(connection: sa.Connection, task: int) -> None:
-    """Want one more person again; of gold tasks nobody counts."""
+    """Want one more person for a task again; gold tasks count nobody."""
     back = tasks.c.wants + 1
     connection.execute(sa.update(tasks).where(tasks.c.id == task, tasks.c.gold == "").values(wants=back))
 
 
 def take(connection: sa.Connection, task: int) -> bool:
-    """Want one person less; False if none is wanted. Gold tasks want everybody."""
+    """Want one person fewer for a task; False if none is wanted. Gold tasks want everybody."""
     one = sa.update(tasks).where(tasks.c.id == task, sa.or_(tasks.c.wants > 0, tasks.c.gold != ""))
     wants = sa.case((tasks.c.gold == "", tasks.c.wants - 1), else_=tasks.c.wants)
     return connection.execute(one.values(wants=wants, begun=True)).rowcount == 1
@@ -74,13 +74,13 @@ def pick_task(connection: sa.Connection, rater: str, gold_every: int) -> int | N
 
 
 def _free(rater: str) -> sa.Select[Any]:
-    """Select the tasks that a rater has not had, or had and let go of."""
+    """Select the tasks that a rater has not had, and those of their expired turns."""
     had = sa.exists().where(turns.c.task == tasks.c.id, turns.c.rater == rater, turns.c.state != EXPIRED)
     return sa.select(tasks.c.id).where(~had)
 
 
 def hand_out(connection: sa.Connection, task: int, rater: str, now: float, until: float, seed: str) -> None:
-    """Hand a task to a rater until a moment; `seed` decides the order of the answers, once for all of their leases."""
+    """Lease a task to a rater until a time; `seed` decides the order of the answers, the same in all their leases."""
     take(connection, task)
     again = {"state": LEASED, "expires": until}
     if connection.execute(update_of(task, rater).values(**again)).rowcount:
@@ -92,7 +92,7 @@ def hand_out(connection: sa.Connection, task: int, rater: str, now: float, until
 
 
 def _order(seed: str, task: int, rater: str, places: int) -> str:
-    """Return the places of the answers as this rater sees them: a permutation that the store's seed decides."""
+    """Return the order of the answers for this rater: a permutation drawn with the store's seed."""
     order = list(range(places))
     random.Random(f"{seed} {task} {rater}").shuffle(order)
     return ",".join(map(str, order))

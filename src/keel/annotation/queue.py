@@ -1,12 +1,12 @@
-"""What people are asked: tasks over a store, handed out one turn at a time, each to as many people as it wants.
+"""The queue of tasks that people judge: handed out one turn at a time, each task to as many people as it wants.
 
-A task is one, two or more answers to one prompt. A *turn* is one rater at one task: leased until a moment, then judged,
-skipped, flagged or expired. `wants` of a task counts the people that it still waits for; handing it out takes one,
-letting it go gives one back, both in the transaction that changes the turn. So nobody is handed what others hold beyond
-the overlap, a killed server loses no turn, and judging twice with one key stores one judgment.
+A task is one, two or more answers to one prompt. A *turn* is one rater at one task: leased until a time, then judged,
+skipped, flagged or expired. `wants` of a task counts the people that it still needs. Handing the task out takes one,
+letting it go gives one back, both in the transaction that changes the turn. So a task never goes to more people than
+its overlap, a killed server loses no turn, and judging twice with one key stores one judgment.
 
 Tasks that somebody has begun come before fresh ones, so that overlap is soon complete. Tasks with a known verdict
-(gold) come up among the others, to every rater, and count towards nobody's overlap.
+(gold) come up among the others for every rater and fill no place in the overlap.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ from keel.store.schema import ADJUDICATOR, shown, tasks, turns
 from keel.store.store import Store
 
 _CHUNK = 2_000
-"""Tasks that are put in at once."""
+"""Tasks that are put in with one transaction."""
 
 
 class Queue:
     """The tasks of a store."""
 
     def __init__(self, store: Store, *, lease: float = 900.0, gold_every: int = 10) -> None:
-        """`lease` is seconds in which a rater is to judge; one in `gold_every` tasks is a gold one, while there are."""
+        """`lease`: seconds that a rater has for a task; one task in `gold_every` is gold, while there are any."""
         self.store, self.lease, self.gold_every = store, lease, gold_every
         self.seed = side_seed(store)
         self._team = (0.0, 0, 0)
@@ -62,10 +62,10 @@ class Queue:
     # --- putting tasks in -------------------------------------------------------------------------
 
     def add(self, found: Iterable[NewTask], overlap: int = 1) -> int:
-        """Put tasks in; return how many are new. The same answers asked about again are the same task.
+        """Put tasks in and return how many are new. The same answers asked about again are the same task.
 
-        A task that is there already wants more people if `overlap` is higher than it was, and is a gold one from now on
-        (which counts as new) if its verdict is known.
+        An existing task wants more people if `overlap` is higher than it was. If its verdict is now known, it becomes a
+        gold task, which counts as new.
         """
         added = 0
         source = iter(found)
@@ -79,7 +79,7 @@ class Queue:
     # --- handing out ------------------------------------------------------------------------------
 
     def next(self, rater: str) -> Turn | None:
-        """Return what a rater is to judge now: what they hold already, else the next task that they have not had."""
+        """Return the turn that a rater holds already, else one at the next task; None if there is no task for them."""
         now = time.time()
         with self.store.writing() as connection:
             sweep(connection, now)
@@ -101,7 +101,7 @@ class Queue:
             return shown_turn(connection, row_of(connection, rater, key), time.time())
 
     def kind_of(self, task: int) -> tuple[TaskKind, int]:
-        """Return a task's kind, and how many answers it has; `GoneError` if there is none."""
+        """Return a task's kind and its number of answers; `GoneError` if there is no such task."""
         statement = sa.select(tasks.c.kind).join(shown, shown.c.task == tasks.c.id).where(tasks.c.id == task)
         found = self.store.read(statement)
         if not found:
@@ -120,16 +120,16 @@ class Queue:
         comment: str = "",
         seconds: float | None = None,
     ) -> None:
-        """Store what a rater says of the answers as they were shown; said again, nothing happens.
+        """Store a rater's verdicts on the answers as they were shown; repeating a call changes nothing.
 
-        Raises `GoneError` if the turn is over: judged otherwise in another window, skipped, or expired and taken by
+        Raises `GoneError` if the turn is over: judged differently in another window, skipped, or expired and taken by
         others.
         """
         with self.store.writing() as connection:
             row = row_of(connection, rater, key)
             if row.state == JUDGED:
                 if json.loads(row.said) != verdicts_json(verdicts):
-                    raise GoneError("you have judged this task already, and otherwise; undo that to change it")
+                    raise GoneError("you have already judged this task differently; undo that to change it")
                 return
             if row.state in (SKIPPED, FLAGGED):
                 raise GoneError("you have skipped this task; undo that first")
@@ -139,7 +139,7 @@ class Queue:
         self._noted(row.gold, 1)
 
     def _noted(self, gold: str, count: int) -> None:
-        """Count at once what this server does; what others do is counted within seconds."""
+        """Count this server's verdicts at once; those of other servers are counted within seconds."""
         if not gold:
             at, judged, wanted = self._team
             self._team = at, judged + count, wanted
@@ -194,7 +194,7 @@ class Queue:
         self._let_go(rater, key, SKIPPED, "")
 
     def flag(self, rater: str, key: str, note: str) -> None:
-        """The same, with a word on what is wrong with it."""
+        """Leave a task to others, with a note on what is wrong with it."""
         self._let_go(rater, key, FLAGGED, note)
 
     def _let_go(self, rater: str, key: str, state: str, note: str) -> None:
@@ -208,9 +208,10 @@ class Queue:
                 change(connection, row.task, rater, state=state, done=time.time(), note=note)
 
     def undo(self, rater: str) -> Turn:
-        """Take back a rater's last word: judgments are retracted, the task is theirs again with what they said.
+        """Undo a rater's last turn: retract its judgments and lease the task to them again, with their verdicts.
 
-        What they held meanwhile goes back to the queue. `GoneError` if there is nothing to take back.
+        The task that they held meanwhile goes back to the queue. `GoneError` if there is nothing to undo, or if others
+        have taken the task that was skipped.
         """
         now = time.time()
         with self.store.writing() as connection:
@@ -237,7 +238,7 @@ class Queue:
     def adjudicate(
         self, name: str, task: int, verdicts: Mapping[str, Verdict], *, rubric: str = "", comment: str = ""
     ) -> None:
-        """Decide where raters disagree, the answers shown in the task's own order; deciding again replaces it."""
+        """Store an adjudicator's verdicts, answers in the task's own order; deciding again replaces them."""
         rater = name + ADJUDICATOR
         now = time.time()
         with self.store.writing() as connection:
@@ -259,10 +260,10 @@ class Queue:
             self._store(connection, row, rater, "adjudicator", verdicts, rubric, comment, None)
             connection.execute(sa.update(tasks).where(tasks.c.id == task).values(adjudicated=True))
 
-    # --- how far ----------------------------------------------------------------------------------
+    # --- progress ---------------------------------------------------------------------------------
 
     def progress(self, rater: str) -> CampaignProgress:
-        """Return how far a rater and all together are; the team's count is up to two seconds old."""
+        """Return the progress of a rater and of the team; the team's count is up to two seconds old."""
         now = time.time()
         if now - self._team[0] > 2.0:
             self._team = (now, *tuple(self.store.read(sa.select(*judged_and_wanted()))[0]))

@@ -1,4 +1,4 @@
-"""Tasks: what to ask about answers to a prompt, and how it is put into a store."""
+"""Tasks: questions about the answers to a prompt, and how they are put into a store."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from keel.text.shown import stripped
 
 @dataclass(frozen=True, slots=True)
 class NewTask:
-    """What to ask: answers to a prompt, in their own order; `gold` holds the known outcome by dimension."""
+    """A task to put in: answers to a prompt, in the task's own order; `gold` is the known outcome by dimension."""
 
     prompt: Prompt
     answers: Sequence[Answer]
@@ -33,7 +33,7 @@ class NewTask:
     origin: Origin = field(default_factory=Origin)
 
     def for_each(self, dimensions: Iterable[str]) -> Iterator[NewTask]:
-        """One task for each dimension; an empty one stands for all at once."""
+        """Yield one task for each dimension; an empty one stands for all at once. Gold skips dimensions it lacks."""
         for dimension in dimensions:
             gold = self.gold
             if gold is not None and dimension:
@@ -44,7 +44,7 @@ class NewTask:
 
 
 def tasks_of_store(store: Store, kind: TaskKind = "pair") -> Iterator[NewTask]:
-    """Yield what there is to ask about the answers that a store holds."""
+    """Yield the tasks of a kind for all answers that a store holds."""
     columns = (c.label(f"a_{c.name}") for c in answers.columns)
     statement = sa.select(prompts.c.key, prompts.c.content, prompts.c.chat, *columns)
     statement = statement.join(answers, answers.c.prompt == prompts.c.key).order_by(prompts.c.key, answers.c.key)
@@ -56,7 +56,7 @@ def tasks_of_store(store: Store, kind: TaskKind = "pair") -> Iterator[NewTask]:
 def tasks_of(
     prompt: Prompt, found: Sequence[Answer], kind: TaskKind, origin: Origin | None = None
 ) -> Iterator[NewTask]:
-    """Yield every two answers that differ, each answer, or all of them if there are two at least."""
+    """Yield tasks of every two answers that differ, of each answer, or of all answers if there are at least two."""
     distinct = list({stripped(answer): answer for answer in found}.values())
     if kind == "score":
         shown_together: Iterable[Sequence[Answer]] = ((answer,) for answer in distinct)
@@ -72,7 +72,7 @@ def tasks_of(
 
 
 def put_in(connection: sa.Connection, new: dict[bytes, NewTask], overlap: int) -> int:
-    """Insert tasks by their keys that are not there yet; the others may want more people. Return how many are new."""
+    """Insert the tasks that are not there yet; the others may want more people. Return how many are new."""
     there = set(connection.scalars(sa.select(tasks.c.key).where(tasks.c.key.in_(new))))
     more = {"overlap": overlap, "wants": tasks.c.wants + (overlap - tasks.c.overlap)}
     wider = tasks.c.key.in_(there), tasks.c.overlap < overlap, tasks.c.gold == ""
@@ -95,7 +95,7 @@ def put_in(connection: sa.Connection, new: dict[bytes, NewTask], overlap: int) -
 
 
 def _know(connection: sa.Connection, key: bytes, task: NewTask) -> bool:
-    """Make a gold task of a plain one that is there, and note of those who have judged it whether they were right."""
+    """Turn a stored plain task into a gold one and note who judged it right; False if it is gold already."""
     plain = sa.select(tasks.c.id).where(tasks.c.key == key, tasks.c.gold == "")
     if (found := connection.scalar(plain)) is None:
         return False
@@ -112,7 +112,7 @@ def _know(connection: sa.Connection, key: bytes, task: NewTask) -> bool:
 
 
 def key_of(task: NewTask) -> bytes:
-    """Return a task's key: the same for the same answers asked about in the same way, in whatever order they come."""
+    """Return a task's key: the same for the same answers, kind and dimension, in any order of the answers."""
     prompt = prompt_id(task.prompt)
     keys = sorted(answer_id(prompt, answer) for answer in task.answers)
     return hashlib.sha256(b"\xff".join([task.kind.encode(), task.dimension.encode(), *keys])).digest()[:20]

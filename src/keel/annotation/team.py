@@ -1,4 +1,4 @@
-"""What those who lead a team of raters want to see: how far it is, who does how much, where they disagree."""
+"""Figures for those who lead a team of raters: progress, the work of each rater, disagreements, flags."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from keel.store.store import Store
 
 
 def totals(store: Store) -> dict[str, int]:
-    """Turns judged and wanted (gold tasks left out), tasks, and what was skipped or flagged."""
+    """Return counts of turns judged and wanted and of tasks (gold left out), and of turns skipped or flagged."""
     n = sa.func.count()
     columns: list[Any] = [
         *judged_and_wanted(),
@@ -37,29 +37,29 @@ def totals(store: Store) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One rater: what he has done, how fast, and how often a known verdict was his."""
+    """One rater: how much they have done, how fast, and how often they agreed with a known verdict."""
 
     name: str
     role: str
     judged: int
     today: int
     per_hour: float
-    """Over the last hour."""
+    """Turns judged in the last hour."""
     median_seconds: float | None
     gold: Estimate | None
     skipped: int
     flagged: int
     last: float | None
-    """Seconds since he last did something."""
+    """Seconds since they last did something."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For the page."""
+        """Return the fields for the page."""
         plain = {name: getattr(self, name) for name in self.__slots__}
         return plain | {"gold": self.gold.as_dict() if self.gold else None}
 
 
 def workers(store: Store) -> list[Worker]:
-    """Everyone who has an account or has done something, by name."""
+    """Return everyone who has an account or has done something, by name."""
     now = time.time()
     done: dict[str, list[sa.Row[Any]]] = defaultdict(list)
     columns: list[Any] = [turns.c.rater, turns.c.state, turns.c.done, turns.c.seconds, turns.c.right]
@@ -89,18 +89,18 @@ def _worker(name: str, role: str, rows: list[sa.Row[Any]], now: float) -> Worker
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """A task on which raters say different things: the answers in the task's own order, and each verdict in it."""
+    """A task with different verdicts; the answers and each verdict are in the task's own order."""
 
     task: int
     kind: str
     prompt: Prompt
     answers: list[Answer]
     verdicts: list[dict[str, Any]]
-    """`rater`, `dimension`, his `comment`, and the verdict as the page sends it."""
+    """`rater`, `dimension`, the rater's `comment`, and the verdict in the fields that the page sends."""
 
 
 def disagreements(store: Store, most: int = 50) -> Iterator[Disagreement]:
-    """Tasks that nobody has decided yet, the latest first."""
+    """Yield disagreements that nobody has decided yet, the latest first."""
     counted = sa.func.count(), sa.func.count(sa.distinct(turns.c.settled))
     found = (
         sa.select(tasks.c.id, tasks.c.kind, prompts.c.content, prompts.c.chat)
@@ -124,7 +124,7 @@ def disagreements(store: Store, most: int = 50) -> Iterator[Disagreement]:
 
 
 def _verdicts(connection: sa.Connection, turn: sa.Row[Any]) -> Iterator[dict[str, Any]]:
-    """What was said in a turn, by dimension; its judgments all carry the one comment."""
+    """Yield a turn's verdicts by dimension; its judgments all carry the same comment."""
     key = bytes.fromhex(turn.judgments.split(",")[0])
     comment = connection.scalar(sa.select(judgments.c.comment).where(judgments.c.key == key)) or ""
     for dimension, verdict in json.loads(turn.said).items():
@@ -137,7 +137,7 @@ def _verdicts(connection: sa.Connection, turn: sa.Row[Any]) -> Iterator[dict[str
 
 
 def flags(store: Store, most: int = 100) -> list[dict[str, Any]]:
-    """What raters say is wrong with a task, the latest first: `task`, `kind`, `rater`, `note`, `prompt`, `answers`."""
+    """Return flagged turns, the latest first: `task`, `kind`, `rater`, `note`, `prompt`, `answers`."""
     columns: list[Any] = [turns.c.task, tasks.c.kind, turns.c.rater, turns.c.note, prompts.c.content, prompts.c.chat]
     statement = sa.select(*columns).join(tasks, tasks.c.id == turns.c.task)
     statement = statement.join(prompts, prompts.c.key == tasks.c.prompt).where(turns.c.state == FLAGGED)

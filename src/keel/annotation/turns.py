@@ -18,16 +18,16 @@ from keel.store.schema import answers, prompts, shown, tasks, turns
 TaskKind = Literal["pair", "score", "ranking"]
 
 LEASED, EXPIRED, JUDGED, SKIPPED, FLAGGED = "leased", "expired", "judged", "skipped", "flagged"
-"""What becomes of a turn."""
+"""States of a turn."""
 
 
 class GoneError(InputError):
-    """A turn that cannot be judged any more: its time was up and others took the task, or it was skipped."""
+    """Error for a turn or task that is unknown or no longer open, such as one that expired and others took."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A task in a rater's hands: the answers as they are to be shown, the first one left."""
+    """A task that a rater holds: the answers in the order shown, the first one left."""
 
     key: str
     task: int
@@ -35,14 +35,14 @@ class Turn:
     prompt: Prompt
     answers: tuple[Answer, ...]
     dimension: str
-    """The one that is asked about; empty: all of the rubric's."""
+    """The dimension asked about; empty: all of the rubric's."""
     seconds_left: float
     said: Mapping[str, Any] | None = None
-    """Verdicts by dimension that were given before they were undone."""
+    """Verdicts by dimension from before they were undone."""
 
 
 def _row(connection: sa.Connection, *which: sa.ColumnElement[bool]) -> sa.Row[Any] | None:
-    """Return one turn with what its task and prompt say."""
+    """Return one turn joined with its task and prompt."""
     columns = tasks.c.kind, tasks.c.dimension, tasks.c.gold, prompts.c.content, prompts.c.chat
     joined = sa.select(turns, *columns).join(tasks, tasks.c.id == turns.c.task)
     return connection.execute(joined.join(prompts, prompts.c.key == tasks.c.prompt).where(*which)).first()
@@ -52,12 +52,12 @@ def row_of(connection: sa.Connection, rater: str, key: str) -> sa.Row[Any]:
     """Return a rater's turn by its key; `GoneError` if there is none."""
     row = _row(connection, turns.c.key == key, turns.c.rater == rater)
     if row is None:
-        raise GoneError("there is no such task in your hands; go on with the next one")
+        raise GoneError("you do not hold this task; go on with the next one")
     return row
 
 
 def update_of(task: int, rater: str) -> sa.Update:
-    """Begin a change of a rater's turn at a task."""
+    """Return an UPDATE of a rater's turn at a task; the caller adds the values."""
     return sa.update(turns).where(turns.c.task == task, turns.c.rater == rater)
 
 
@@ -74,7 +74,7 @@ def turn_of(connection: sa.Connection, task: int, rater: str, now: float) -> Tur
 
 
 def shown_turn(connection: sa.Connection, row: sa.Row[Any], now: float) -> Turn:
-    """Return a turn as the page needs it, by its row."""
+    """Return the turn of a row as the page needs it."""
     said = json.loads(row.said) if row.said else None
     seen, left = as_shown(connection, row), row.expires - now
     return Turn(row.key, row.task, row.kind, stored_prompt(row), seen, row.dimension, left, said)

@@ -1,4 +1,4 @@
-"""The forms of a verdict beside a turn: as its page sends it, in the task's own order, and compared with gold."""
+"""Forms of a turn's verdict: as its page sends it, in the task's own order, and as it is compared with gold."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from keel.records import MIRROR, Preference, Ranking, Score, Verdict
 
 
 def verdicts_json(verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
-    """Return verdicts as they are kept beside a turn, sides as they were shown."""
+    """Return verdicts as they are kept with a turn, in the order shown."""
     return {dimension: verdict_json(verdict) for dimension, verdict in verdicts.items()}
 
 
@@ -25,7 +25,7 @@ def verdict_json(verdict: Verdict) -> dict[str, Any]:
 
 
 def in_own_order(said: Mapping[str, Any], order: str) -> dict[str, Any]:
-    """Return a verdict that the page sent, turned to the task's own order."""
+    """Return a verdict that the page sent, converted to the task's own order."""
     places = places_of(order)
     if "ranks" in said:
         return {"ranks": [rank for _, rank in sorted(zip(places, said["ranks"], strict=True))]}
@@ -40,11 +40,11 @@ def places_of(order: str) -> list[int]:
 
 
 def compared(verdict: Mapping[str, Any]) -> Any:
-    """Return what of a verdict is compared with another rater's, and with gold: all but its strength."""
+    """Return the part of a verdict that is compared with other raters' and with gold: all but its strength."""
     return next(verdict[name] for name in ("outcome", "value", "ranks") if name in verdict)
 
 
 def share_right(gold: Mapping[str, Any], settled: Mapping[str, Any]) -> float | None:
-    """Return the share of dimensions in which a verdict is the known one; None if none is known."""
+    """Return the share of dimensions in which a verdict equals the known one; None if none is known."""
     asked = [dimension for dimension in gold if dimension in settled]
     return sum(settled[d] == gold[d] for d in asked) / len(asked) if asked else None

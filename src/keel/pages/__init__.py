@@ -1,1 +1,1 @@
-"""What all pages share: drawings, numbers in words, style."""
+"""Parts that all pages share: drawings, formatted numbers, style."""

@@ -1,4 +1,4 @@
-"""What every page's figures stand on: inline SVG that takes its colours and its type from the page it stands in.
+"""Drawings of all pages: inline SVG that takes its colours and fonts from the page around it.
 
 matplotlib draws in stand-in colours, and `svg` turns each into a CSS variable, so that one drawing serves a light and
 a dark page. Text stays text. Left out: scripts, tooltips, legends (the page writes them beside the figure).
@@ -32,7 +32,7 @@ TOKENS = {
 """Stand-in colours, one for each CSS variable of the page."""
 MARKERS = {"sft": "o", "dpo": "s", "ppo": "D", "best-of-n": "^"}
 WIDE, NARROW, PANEL, SQUARE = (880, 400), (360, 330), (300, 168), (400, 360)
-"""Sizes in CSS pixels; what needs the page's width is drawn twice, for a desk and for a phone."""
+"""Sizes in CSS pixels; figures as wide as the page are drawn twice, for a desktop and for a phone."""
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -71,7 +71,7 @@ STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A figure of the summary that is there: its mean, and its interval where it has one (else NaN)."""
+    """A finite figure of a summary: its mean, and its interval (NaN if it has none)."""
 
     mean: float
     low: float = math.nan
@@ -80,12 +80,12 @@ class Value:
 
     @property
     def bounded(self) -> bool:
-        """Whether an interval is known, be it of width zero."""
+        """Say whether an interval is known, even one of width zero."""
         return math.isfinite(self.low) and math.isfinite(self.high)
 
 
 def value_of(raw: object) -> Value | None:
-    """Reads `{mean, low, high, n}` or a plain number; None where there is nothing finite to show."""
+    """Return the value of `{mean, low, high, n}` or a plain number; None if its mean is not finite."""
     if isinstance(raw, Mapping):
         mean, low, high = (_float(raw.get(key)) for key in ("mean", "low", "high"))
         n = raw.get("n")
@@ -100,18 +100,18 @@ def _float(raw: object) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A path: where its points stand, and how far their intervals reach; parallel arrays."""
+    """A curve: the x of its points, their means, and the ends of their intervals; parallel arrays."""
 
     x: Floats
     mean: Floats
     low: Floats
     high: Floats
     points: list[Mapping[str, Any]]
-    """What each point was read from."""
+    """Records from which the points were read."""
 
 
 def series(points: Sequence[Mapping[str, Any]], x: str, y: str) -> Series:
-    """The points at which both figures are known."""
+    """Return the points whose figures `x` and `y` are both known."""
     found = [(p, a, b) for p in points if (a := value_of(p.get(x))) and (b := value_of(p.get(y)))]
     columns = np.array(
         [(a.mean, b.mean, *((b.low, b.high) if b.bounded else (b.mean, b.mean))) for _, a, b in found], dtype=np.float64
@@ -123,7 +123,7 @@ def series(points: Sequence[Mapping[str, Any]], x: str, y: str) -> Series:
 
 
 def stack(figure: Figure, rows: int = 1) -> list[Axes]:
-    """Panels one above the other, over one horizontal axis."""
+    """Return panels one above the other, with one horizontal axis."""
     axes: list[Axes] = list(figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
     for each in axes:
         each.locator_params(axis="y", nbins=5 if rows > 1 else 7)
@@ -131,19 +131,19 @@ def stack(figure: Figure, rows: int = 1) -> list[Axes]:
 
 
 def band(axes: Axes, line: Series, method: str) -> None:
-    """A path with its interval shaded, in the order of the points."""
+    """Draw a curve with its interval shaded, in the order of the points."""
     colour = TOKENS[method]
     axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, lw=0)
     axes.plot(line.x, line.mean, color=colour, lw=1.8, marker=MARKERS[method], ms=6.5, mec=TOKENS["card"], mew=0.7)
 
 
 def bars(axes: Axes, x: Floats, mean: Floats, low: Floats, high: Floats, colour: str) -> None:
-    """Intervals as upright bars with caps."""
+    """Draw intervals as vertical bars with caps."""
     axes.errorbar(x, mean, [mean - low, high - mean], fmt="none", color=TOKENS[colour], elinewidth=1.6, capsize=3.5)
 
 
 def smooth(values: Floats, width: int) -> Floats:
-    """Moving mean, centred; where a curve begins, and is steep, the window shrinks, and at its end looks back only."""
+    """Return the centred moving mean; the window shrinks at the start, which is steep, and is cut off at the end."""
     reach = [min(width, i) for i in range(len(values))]
     return np.array([values[i - r : i + r + 1].mean() for i, r in enumerate(reach)])
 
@@ -153,7 +153,7 @@ def smooth(values: Floats, width: int) -> Floats:
 
 @contextmanager
 def figure_of(size: tuple[int, int]) -> Iterator[Figure]:
-    """A figure of that many CSS pixels in the house's style."""
+    """Yield a figure of `size` CSS pixels in Keel's style."""
     from matplotlib import style
     from matplotlib.figure import Figure
 
@@ -162,7 +162,7 @@ def figure_of(size: tuple[int, int]) -> Iterator[Figure]:
 
 
 def twice(name: str, draw: Callable[[Figure, bool], None], extra: int) -> str:
-    """The figure for a wide page and for a narrow one; the style sheet shows one of them."""
+    """Return a figure drawn for a wide page and for a narrow one; the style sheet shows one of them."""
     found = []
     for size, narrow in ((WIDE, False), (NARROW, True)):
         with figure_of((size[0], size[1] + extra)) as figure:
@@ -173,7 +173,7 @@ def twice(name: str, draw: Callable[[Figure, bool], None], extra: int) -> str:
 
 
 def svg(figure: Figure, name: str) -> str:
-    """The drawing as an inline `<svg>`: every identifier with the figure's name before it, no style of its own."""
+    """Return the drawing as an inline `<svg>` without styles; every identifier begins with the figure's name."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
     text = buffer.getvalue()

@@ -1,6 +1,6 @@
-"""Keys of the store's rows: hashes of what a row says, so that the same prompt or answer is stored once.
+"""Keys of the store's rows: hashes of a row's content, so that the same prompt or answer is stored once.
 
-`prompt_id` and `answer_id` name what the tables hold, as bytes; `text.tokenisation.prompt_key` and
+`prompt_id` and `answer_id` are keys of the tables, as bytes; `text.tokenisation.prompt_key` and
 `formats.messages.answer_key` are texts to group by in memory.
 """
 
@@ -18,9 +18,9 @@ from keel.records import Answer, Judgment, Prompt
 from keel.text.tokenisation import further
 
 PROMPT_BYTES = 8
-"""Of a prompt's key, at the head of the keys of its answers and judgments."""
+"""Bytes of a prompt's key with which the keys of its answers and judgments begin."""
 BELOW_BYTES = 12
-"""What follows it there."""
+"""Bytes that follow them in these keys."""
 
 
 def prompt_id(prompt: Prompt) -> bytes:
@@ -36,7 +36,7 @@ def _text_id(prompt: str) -> bytes:
 
 
 def answer_id(prompt: bytes, answer: Answer) -> bytes:
-    """Return the key of an answer: what it says, its writer, and how and as which of several alike it was drawn."""
+    """Return the key of an answer: a hash of its text, model, sampling settings, draw number and further fields."""
     drawn = answer.model or answer.model_hash or answer.sampling or answer.draw
     if not drawn and not answer.fields:
         return _below(prompt, answer.text.encode())
@@ -49,12 +49,12 @@ def answer_id(prompt: bytes, answer: Answer) -> bytes:
 
 
 def row_key(data_hash: str, judgment: Judgment, index: int) -> bytes:
-    """Return the key of the `index`th judgment in a row of a file: importing the file again adds nothing."""
+    """Return the key of the `index`th judgment in a row of a file; importing the file again adds nothing."""
     return _below(prompt_id(judgment.prompt), data_hash.encode(), f"{judgment.origin.row}:{index}".encode())
 
 
 def said_key(judgment: Judgment) -> bytes:
-    """Return the key of a rater's judgment: a rule or judge asked the same again says the same, a person may not."""
+    """Return the key of a rater's judgment: random for people, who may answer differently when asked again."""
     prompt = prompt_id(judgment.prompt)
     if judgment.kind in ("person", "adjudicator", "unknown"):
         return _below(prompt, uuid.uuid4().bytes)
@@ -68,16 +68,16 @@ def retraction_key(prompt: bytes, judgment: bytes) -> bytes:
 
 
 def _below(prompt: bytes, *parts: bytes) -> bytes:
-    """The key of something that belongs to a prompt, 20 bytes."""
+    """Return the key of something that belongs to a prompt, 20 bytes."""
     return prompt[:PROMPT_BYTES] + _hash(*parts, size=BELOW_BYTES)
 
 
 def _hash(*parts: bytes, size: int = 16) -> bytes:
-    """Bytes that name what the parts say together. No UTF-8 text holds a byte 255, and keys are of fixed length."""
+    """Return a hash of the parts. A byte 255 separates them: no UTF-8 text holds it, and keys have a fixed length."""
     return blake2b(b"\xff".join(parts), digest_size=size).digest()
 
 
-# --- what a key is made of ------------------------------------------------------------------------
+# --- content of a key -----------------------------------------------------------------------------
 
 
 def content_of(prompt: Prompt) -> tuple[str, bool]:
@@ -89,7 +89,7 @@ def content_of(prompt: Prompt) -> tuple[str, bool]:
 
 
 def in_order(values: Mapping[str, Any] | None) -> str:
-    """Return values as JSON: the same text for the same values, in whatever order they stand; empty for none."""
+    """Return values as JSON, sorted by name, so that equal values give equal texts; empty for none."""
     return stored_json(dict(sorted(values.items()))) if values else ""
 
 
@@ -98,22 +98,22 @@ def stored_json(values: Mapping[str, Any] | None) -> str:
     return json.dumps(values, ensure_ascii=False) if values else ""
 
 
-# --- which judgments, which prompts ---------------------------------------------------------------
+# --- identity of judgments and prompts ------------------------------------------------------------
 
 
 class Given:
-    """Which judgments were given, by number and key as they are read, in whatever order."""
+    """The judgments that were read, by number and key, added in any order."""
 
     def __init__(self) -> None:
         self._numbers, self._keys = array("q"), bytearray()  # 28 bytes each: there may be millions
 
     def add(self, number: int, key: bytes) -> None:
-        """One more of them."""
+        """Add one judgment."""
         self._numbers.append(number)
         self._keys += key
 
     def identity(self) -> dict[str, object]:
-        """What a manifest says of them: a hash of their keys, how many they are, their numbers ("1-6240,6300")."""
+        """Return their identity for a manifest: a hash of their keys, their count, their numbers ("1-6240,6300")."""
         whole, ranges, size = blake2b(digest_size=8), list[list[int]](), PROMPT_BYTES + BELOW_BYTES
         for place in sorted(range(len(self._numbers)), key=self._numbers.__getitem__):
             whole.update(self._keys[place * size : (place + 1) * size])
@@ -127,6 +127,6 @@ class Given:
 
 
 def prompts_identity(keys: Iterable[bytes]) -> dict[str, object]:
-    """The same of prompts alone: a hash of their keys, and how many they are."""
+    """Return the identity of prompts for a manifest: a hash of their keys, and their count."""
     found = list(keys)
     return {"data_hash": _hash(*found, size=8).hex(), "prompts": len(found)}

@@ -1,8 +1,8 @@
-"""The numbered steps by which a new or an older store becomes one of today's.
+"""Numbered migrations that bring a new or an older store to the newest version.
 
-Each step is frozen SQL: it never asks what `schema` says today, so that a store of any version ends as a fresh one
-does. What differs between the databases stands in `TYPES`. A step is never changed once a store has gone through it;
-a change of `schema` is a further step, and a store of the version before it is kept among the tests.
+Each step is frozen SQL and never reads `schema`, so that a store of any version ends equal to a fresh one. `TYPES`
+holds what differs between the databases. A step is never changed once a store has gone through it. A change of `schema`
+is a further step, and a store of the version before it is kept among the tests.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ TYPES = {
     "sqlite": {"bytes": "BLOB", "counted": "INTEGER", "number": "INTEGER"},
     "postgresql": {"bytes": "BYTEA", "counted": "BIGSERIAL", "number": "BIGINT"},
 }
-"""By database: a key, a number that the database counts, and a number of that size."""
+"""Column types by database: a key, a number that the database counts up, and a number of the same size."""
 
 _JUDGED = (
     "CREATE TABLE keel_store (version INTEGER NOT NULL)",
@@ -94,7 +94,7 @@ _JUDGED = (
     )
     """,
 )
-"""Version 1: prompts, answers and what was said of them."""
+"""Version 1: prompts, answers and judgments."""
 
 ASKED = (
     """
@@ -178,27 +178,27 @@ ASKED = (
     )
     """,
 )
-"""Version 2: what people are asked, and who they are."""
+"""Version 2: tasks for people, and their accounts."""
 
 DRAWN = (
     "ALTER TABLE answers ADD COLUMN fields TEXT DEFAULT '' NOT NULL",
     "ALTER TABLE answers ADD COLUMN drawn TEXT DEFAULT '' NOT NULL",
 )
-"""Version 3: what an answer's turn holds beside its text, and the token ids of what was drawn."""
+"""Version 3: further fields of an answer's turn, and the token ids that were drawn."""
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (_JUDGED, ASKED, DRAWN)
-"""Step n makes version n of version n - 1."""
+"""Step n turns version n - 1 into version n."""
 
 
 def version_of(connection: Connection) -> int:
-    """The number of the last step that a database went through; 0 where there is no store in it."""
+    """Return the number of the last step that a database went through; 0 if it holds no store."""
     if not inspect(connection).has_table("keel_store"):
         return 0
     return int(connection.exec_driver_sql("SELECT version FROM keel_store").scalar() or 0)
 
 
 def migrate(connection: Connection) -> None:
-    """Bring a store to the newest version, in the caller's transaction; a second process waits and finds it done."""
+    """Bring a store to the newest version in the caller's transaction; a second process waits and finds it done."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7355608)")
     types = TYPES[connection.dialect.name]

@@ -1,7 +1,7 @@
 """Open a store's database: read its name, choose the driver, tune SQLite.
 
 A store is `store:FILE.db` (SQLite, made when first written to) or a database URL such as
-`postgresql://user@host/name`. Whoever may only read a SQLite file, or its folder, reads it all the same.
+`postgresql://user@host/name`. A SQLite store can be read without the right to write its file or folder.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from keel.errors import InputError
 
 PREFIX = "store:"
 PATIENCE = 60
-"""Seconds to wait for another who writes."""
+"""Seconds to wait for another writer."""
 CACHE_KIB = 128 * 1024
 CHECKPOINT = 16_384
-"""Pages of 4 KiB after which the log is written into the file: an import changes index pages again and again."""
+"""Pages of 4 KiB after which the log is written into the file. Many, as an import changes index pages repeatedly."""
 BARRED = "readonly", "unable to open"
-"""In what SQLite says to those who may not write."""
+"""Words in SQLite's messages if the right to write is missing."""
 
 
 def is_store(source: str) -> bool:
-    """Whether a source names a store rather than a file."""
+    """Say whether a source names a store rather than a file."""
     return source.startswith(PREFIX) or "://" in source
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which judgments: `store:FILE.db?dimension=harmlessness&rater=person-007`; None is all."""
+    """A choice of judgments: `store:FILE.db?dimension=harmlessness&rater=person-007`; None means all."""
 
     dimension: str | None = None
     rater: str | None = None
 
 
 def parse_source(source: str) -> tuple[str, Wanted, sa.URL]:
-    """What to call the store, which judgments are wanted of it, and the database's address."""
+    """Return the store's name for messages, the judgments wanted, and the database's URL."""
     name, _, query = source.partition("?")
     wanted: dict[str, str] = {}
     rest = []
@@ -62,7 +62,7 @@ def parse_source(source: str) -> tuple[str, Wanted, sa.URL]:
         url = sa.make_url(name + ("?" + "&".join(rest) if rest else ""))
     except ArgumentError as error:
         raise InputError(
-            f"{name}: no store and no database URL; give FILE.db, store:FILE or postgresql://USER@HOST/NAME"
+            f"{name}: neither a store nor a database URL; give FILE.db, store:FILE or postgresql://USER@HOST/NAME"
         ) from error
     shown = url.render_as_string(hide_password=True)
     if url.get_backend_name() == "postgresql":
@@ -71,7 +71,7 @@ def parse_source(source: str) -> tuple[str, Wanted, sa.URL]:
 
 
 def make_engine(url: sa.URL, name: str) -> sa.Engine:
-    """Return SQLAlchemy's way to a database, tuned; `name` is what errors call the store."""
+    """Return a tuned SQLAlchemy engine; `name` is the store's name in errors."""
     try:
         driver = {} if url.get_backend_name() == "sqlite" else {"paramstyle": "format"}  # rows are tuples
         engine = sa.create_engine(url, **driver)
@@ -89,15 +89,15 @@ def make_engine(url: sa.URL, name: str) -> sa.Engine:
 
 
 def may_write(file: Path) -> bool:
-    """Whether SQLite can write a file: it writes files beside it, too."""
+    """Say whether SQLite can write a file; it must be able to write to the folder, too."""
     return os.access(file, os.W_OK) and os.access(file.absolute().parent, os.W_OK)
 
 
 def for_reading(url: sa.URL) -> sa.URL:
-    """A SQLite file that is only read.
+    """Return the URL by which a SQLite file is opened for reading only.
 
-    Readers, too, leave files beside one with a write-ahead log, which may bar those who write. So where nobody has it
-    open, and none was killed, the file is taken as one that does not change.
+    With a write-ahead log, readers, too, leave files beside the database, which may keep others from writing. So if
+    nobody has it open, and no writer was killed, the file is opened as immutable.
     """
     file = Path(url.database or "").absolute()
     log, index = (file.with_name(f"{file.name}-{part}") for part in ("wal", "shm"))
@@ -107,15 +107,15 @@ def for_reading(url: sa.URL) -> sa.URL:
 
 
 def _prepare_reading(connection: Any, record: Any) -> None:
-    """Of a file that cannot be written to: its settings are left as they are."""
+    """Set up a connection to a file that cannot be written to; settings kept in the file stay as they are."""
     connection.isolation_level = None
     connection.execute(f"PRAGMA busy_timeout={1_000 * PATIENCE}")
     connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
 
 
 def _prepare_sqlite(connection: Any, record: Any) -> None:
-    """Readers beside one writer, a writer that waits, deleted text overwritten with zeros, nothing left dangling."""
-    connection.isolation_level = None  # transactions begin where SQLAlchemy says
+    """Set up a connection: readers beside one waiting writer, deleted text zeroed, foreign keys enforced."""
+    connection.isolation_level = None  # SQLAlchemy begins the transactions
     connection.execute(f"PRAGMA busy_timeout={1_000 * PATIENCE}")
     _write_ahead(connection)
     pragmas = "synchronous=NORMAL", "secure_delete=ON", "foreign_keys=ON"
@@ -124,7 +124,7 @@ def _prepare_sqlite(connection: Any, record: Any) -> None:
 
 
 def _write_ahead(connection: Any) -> None:
-    """Turn on the write-ahead log, of a new file beside others who do the same: SQLite itself does not wait here."""
+    """Turn on the write-ahead log; retry while others do so for the same new file, as SQLite does not wait here."""
     end = time.monotonic() + PATIENCE
     while True:
         try:
@@ -137,7 +137,7 @@ def _write_ahead(connection: Any) -> None:
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    """One that writes takes the lock at once: one that has read first could not wait for another that writes."""
+    """Begin a transaction. A writer takes the lock at once: after a first read it could not wait for other writers."""
     if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
         writes = connection.get_execution_options().get("writes")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,4 +1,4 @@
-"""What judgments are as rows of the store's tables, and rows as judgments again."""
+"""Conversion of judgments into rows of the store's tables, and of rows into judgments."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from keel.store.keys import answer_id, content_of, in_order, prompt_id, stored_j
 from keel.store.schema import answers, judgments, places, prompts, raters
 
 CHUNK = 10_000
-"""Judgments in one transaction of an import: few enough to wait for, enough to be fast."""
+"""Judgments in one transaction of an import: few enough to wait for, many enough to be fast."""
 REMEMBERED = 100_000
-"""Prompts and answers known to be stored, so that they are not sent again."""
+"""Number of stored prompts and answers to remember, so that they are not sent again."""
 TABLES = prompts, answers, raters, judgments, places
-"""In the order in which they refer to each other."""
+"""Tables of judgments; each comes after those it refers to."""
 JUDGMENT_COLUMNS = [c.name for c in judgments.columns if c.name != "id"]
 TableRow = tuple[Any, ...]
-"""A table's row, in the order of its columns (of judgments all but the id, which the database counts)."""
+"""A table's row in the order of its columns; judgments without the id, which the database assigns."""
 Rows = tuple[list[TableRow], ...]
-"""What some judgments add to each of these tables."""
+"""Rows that some judgments add to each of `TABLES`."""
 
 # --- in -------------------------------------------------------------------------------------------
 
 
 def rows_of(found: Iterable[tuple[bytes, Judgment]]) -> Iterator[Rows]:
-    """Judgments under their keys as rows, `CHUNK` at a time; prompts and answers that came before are left out."""
+    """Yield the rows of judgments, `CHUNK` at a time, without prompts and answers that came before."""
     known: dict[bytes, None] = {}
     source = iter(found)
     while some := list(islice(source, CHUNK)):
@@ -43,7 +43,7 @@ def rows_of(found: Iterable[tuple[bytes, Judgment]]) -> Iterator[Rows]:
 
 
 def _rows(some: Sequence[tuple[bytes, Judgment]], known: Container[bytes]) -> Rows:
-    """Keys come in order where two writers may bring the same, so that they never wait for each other in a circle."""
+    """Return the rows of some judgments. Rows that another writer may bring, too, are sorted to avoid deadlocks."""
     asked: dict[bytes, TableRow] = {}
     written: dict[bytes, TableRow] = {}
     people: dict[str, TableRow] = {}
@@ -94,7 +94,7 @@ def _judgment_row(key: bytes, prompt: bytes, shown: Sequence[bytes], j: Judgment
 
 
 def insert_statement(table: sa.Table, dialect: sa.Dialect) -> str:
-    """SQL that adds a row, or leaves the one that is there."""
+    """Return SQL that adds a row, or leaves an existing one as it is."""
     kinds = {"sqlite": sqlite, "postgresql": postgresql}
     statement = kinds[dialect.name].insert(table).on_conflict_do_nothing()
     names = [c.name for c in table.columns if c.name != "id"]

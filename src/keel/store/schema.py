@@ -1,16 +1,16 @@
 """The store's tables as they are today; `migrations` brings an older store here.
 
-    prompts ──< answers          a prompt, and what was written to it, by whom, how, and how likely it was
-       └──────< judgments >── raters         what was said of one or two answers, only ever appended
-                    └──< places              of a ranking: each answer's place on the screen and its rank
-    tasks ──< shown                          what people are asked: answers to one prompt, and how many people
+    prompts ──< answers          a prompt and its answers: text, model, sampling settings, log-probability
+       └──────< judgments >── raters         verdicts on one answer or more, only ever appended
+                    └──< places              rankings: each answer's place on the screen and its rank
+    tasks ──< shown                          tasks for people: answers to one prompt, and how many people
        └────< turns >── accounts ──< sessions   a rater's turn at a task: lease, verdict, skip; who may sign in
 
-Keys are hashes of what a row says, so that the same prompt or answer is stored once whoever brings it, in whatever
-process, and two stores merge by union. A judgment's key names the event: a row of a file, an answer of a deterministic
-rater, or, for people, a random number. Keys of answers and judgments begin with their prompt's, so that one index finds
-them by key and by prompt. `id` counts judgments in the order in which they came. An answer's `fields` belong to what it
-says, and so to its key, if it has any; `drawn` does not.
+Keys are hashes of a row's content, so that the same prompt or answer is stored once, whichever process brings it, and
+two stores merge by union. A judgment's key names the event: a row of a file, a verdict of a deterministic rater, or,
+for people, a random number. Keys of answers and judgments begin with part of their prompt's, so that one index finds
+them by key and by prompt. `id` counts judgments in the order in which they came. An answer's `fields` are part of its
+content, and so of its key, if it has any; `drawn` is not.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ answers = Table(
     Column("model", Text, nullable=False),
     Column("model_hash", Text, nullable=False),
     Column("sampling", Text, nullable=False),  # JSON, or empty
-    Column("draw", Integer, nullable=False),  # which of several drawn alike
+    Column("draw", Integer, nullable=False),  # number among answers drawn in the same way
     Column("logp", Float),
     Column("tokens", Integer),
     Column("truncated", Boolean, nullable=False),
-    Column("fields", Text, nullable=False, server_default=""),  # JSON of what its turn holds beside the text, or empty
+    Column("fields", Text, nullable=False, server_default=""),  # JSON of the turn's further fields, or empty
     Column("drawn", Text, nullable=False, server_default=""),  # JSON: fingerprint of the tokenizer, token ids; or empty
 )
 
@@ -77,11 +77,11 @@ judgments = Table(
     Column("key", key, nullable=False, unique=True),
     Column("kind", Text, nullable=False),  # preference, score, ranking, or retraction
     Column("prompt", key, ForeignKey("prompts.key"), nullable=False),
-    Column("first", key, ForeignKey("answers.key")),  # shown first, or left; none in a ranking
+    Column("first", key, ForeignKey("answers.key")),  # shown first, or left; NULL for a ranking
     Column("second", key, ForeignKey("answers.key")),
     Column("outcome", Text),  # first, second, tie, both_bad
-    Column("value", Float),  # a preference's strength, a score
-    Column("longer", SmallInteger),  # of a preference: the sign of the first answer's length less the second's
+    Column("value", Float),  # strength of a preference, or score
+    Column("longer", SmallInteger),  # preference: sign of the first answer's length minus the second's
     Column("dimension", Text, nullable=False),
     Column("rater", Text, ForeignKey("raters.name"), nullable=False),
     Column("rubric", Text, nullable=False),
@@ -92,7 +92,7 @@ judgments = Table(
     Column("file", Text, nullable=False),
     Column("row", Integer, nullable=False),
     Column("made", Float, nullable=False),  # seconds since 1970, UTC
-    Column("retracts", key),  # of a retraction: the judgment that no longer holds
+    Column("retracts", key),  # retraction: key of the judgment taken back
 )
 
 _retracts = judgments.c.retracts
@@ -108,18 +108,18 @@ places = Table(
 )
 
 
-# --- what people are asked, and who they are ------------------------------------------------------
+# --- tasks for people, and their accounts ---------------------------------------------------------
 
 tasks = Table(
     "tasks",
     metadata,
     Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
-    Column("key", key, nullable=False, unique=True),  # hash of what is asked: asked again, it is the same task
+    Column("key", key, nullable=False, unique=True),  # hash of the question: asked again, it is the same task
     Column("kind", Text, nullable=False),  # pair, score or ranking
     Column("prompt", key, ForeignKey("prompts.key"), nullable=False),
     Column("dimension", Text, nullable=False),  # empty: all of the rubric's at once
-    Column("overlap", Integer, nullable=False),  # how many people are to judge it
-    Column("wants", Integer, nullable=False),  # overlap less those who have judged it or hold it
+    Column("overlap", Integer, nullable=False),  # number of people who are to judge it
+    Column("wants", Integer, nullable=False),  # overlap minus those who have judged it or hold it
     Column("begun", Boolean, nullable=False),  # somebody has had it
     Column("gold", Text, nullable=False),  # JSON of the known verdict by dimension, or empty
     Column("adjudicated", Boolean, nullable=False),
@@ -140,16 +140,16 @@ turns = Table(
     metadata,
     Column("task", ForeignKey("tasks.id"), primary_key=True),
     Column("rater", Text, primary_key=True),
-    Column("key", Text, nullable=False, unique=True),  # what the page calls it: random, so that none can be guessed
+    Column("key", Text, nullable=False, unique=True),  # its name in the page: random, so that none can be guessed
     Column("state", Text, nullable=False),  # leased, expired, judged, skipped, flagged
-    Column("order", Text, nullable=False),  # places of the answers as they were shown, "10": sides flipped
+    Column("order", Text, nullable=False),  # places of the answers in the order shown; "1,0": sides flipped
     Column("made", Float, nullable=False),
     Column("expires", Float, nullable=False),
     Column("done", Float),
-    Column("said", Text, nullable=False),  # JSON of the verdicts as they were given, in the order shown
-    Column("settled", Text, nullable=False),  # the same in the task's own order, without strength, to be compared
-    Column("judgments", Text, nullable=False),  # their keys in hexadecimal, with commas
-    Column("right", Float),  # of a gold task: share of dimensions as they should be
+    Column("said", Text, nullable=False),  # JSON of the verdicts as given, in the order shown
+    Column("settled", Text, nullable=False),  # the same in the task's order, without strength, to be compared
+    Column("judgments", Text, nullable=False),  # keys of its judgments, hexadecimal, with commas
+    Column("right", Float),  # gold task: share of dimensions judged right
     Column("seconds", Float),
     Column("note", Text, nullable=False),
 )
@@ -170,7 +170,7 @@ accounts = Table(
 sessions = Table(
     "sessions",
     metadata,
-    Column("key", key, primary_key=True),  # SHA-256 of what the cookie holds
+    Column("key", key, primary_key=True),  # SHA-256 of the cookie's content
     Column("name", Text, ForeignKey("accounts.name"), nullable=False),
     Column("csrf", Text, nullable=False),
     Column("expires", Float, nullable=False),

@@ -1,8 +1,8 @@
 """The store: prompts, answers with their provenance, and judgments that are only ever appended.
 
 Pairs, ranked bundles and splits are derived by query (`data/derive.py`), never stored. A change of mind is a retraction
-and a new judgment; only `upkeep.forget` deletes, on a person's request. Two processes may write at once. What a
-transaction has committed survives a killed process, and doing it again adds nothing: rows are named by what they say.
+and a new judgment; only `upkeep.forget` deletes, on a person's request. Two processes may write at once. A committed
+transaction survives a killed process, and repeating it adds nothing, since a row's key is a hash of its content.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from keel.store.schema import RETRACTION, answers, judgments, places, prompts, r
 
 
 class Store:
-    """An open store; use it as a context, or close it."""
+    """An open store; use it as a context manager, or close it."""
 
     def __init__(self, source: str, *, create: bool = False) -> None:
         self.source, self.wanted, url = parse_source(source)
@@ -61,12 +61,14 @@ class Store:
         with self._errors(), self._engine.connect() as connection:
             found = migrations.version_of(connection)
         if not found and not create:
-            raise InputError(f"{self.source}: a database, but no store of Keel's; check the name")
+            raise InputError(f"{self.source}: this database holds no Keel store; check the name")
         if found > len(migrations.MIGRATIONS):
             raise InputError(f"{self.source}: written by a newer Keel (store version {found}); update Keel")
         if found < len(migrations.MIGRATIONS) and read_only:
-            old = f"store version {found}, which this Keel must bring to {len(migrations.MIGRATIONS)}"
-            raise InputError(f"{self.source}: {old}, and it cannot be written to; copy it to where you may write")
+            old = f"store version {found} must be brought to {len(migrations.MIGRATIONS)}"
+            raise InputError(
+                f"{self.source}: {old}, but the file cannot be written to; copy it to a folder that you can write to"
+            )
         if found < len(migrations.MIGRATIONS):
             with self.writing() as connection:
                 migrations.migrate(connection)
@@ -78,66 +80,66 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Close the connections to the database."""
         self._engine.dispose()
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """What the database says, in one line."""
+        """Raise errors of the database as `InputError`, in one line."""
         try:
             yield
         except SQLAlchemyError as error:
             cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
             said = " ".join(str(cause).split())[:300]
             barred = self.sqlite and any(words in said for words in BARRED)
-            mend = "get the right to write the file and its folder, or copy it" if barred else "check the database"
+            mend = "get write permission for the file and its folder, or copy it" if barred else "check the database"
             raise InputError(f"{self.source}: {said}; {mend}") from error
 
     # --- writing ----------------------------------------------------------------------------------
 
     def append(self, found: Iterable[tuple[bytes, Judgment]]) -> int:
-        """Add judgments under their keys, with their prompts and answers; returns how many were new.
+        """Add judgments under their keys, with their prompts and answers; return how many were new.
 
-        Committed every `CHUNK`: what is known already is left as it is, so that an interrupted call may be repeated.
+        Each `CHUNK` is committed. Existing rows are left as they are, so that an interrupted call may be repeated.
         """
         return sum(map(self.add, rows_of(found)))
 
     def add(self, rows: Rows) -> int:
-        """Add rows made by `rows_of`, in one transaction; returns how many judgments were new."""
+        """Add rows made by `rows_of` in one transaction; return how many judgments were new."""
         with self.writing() as connection:
             return self.add_in(connection, rows)
 
     def add_in(self, connection: sa.Connection, rows: Rows) -> int:
-        """The same within a transaction."""
+        """Add rows made by `rows_of` in the caller's transaction; return how many judgments were new."""
         counts = [self.insert(connection, table, new) for table, new in zip(TABLES, rows, strict=True)]
         return counts[TABLES.index(judgments)]
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """One transaction that writes: all of it or nothing. In one process SQLite's writers queue up here.
+        """Open a transaction that writes: all of it or nothing. Writers to SQLite in one process queue up here.
 
-        SQLite's own waiting for a lock sleeps ever longer between its looks.
+        SQLite itself would sleep longer and longer between its attempts to take the lock.
         """
         with self._errors(), self._turn if self.sqlite else nullcontext(), self._writing.begin() as connection:
             yield connection
 
     @contextmanager
     def outside(self) -> Iterator[sa.Connection]:
-        """A connection outside any transaction, for what the database does on its own, such as VACUUM."""
+        """Open a connection outside any transaction, for commands such as VACUUM."""
         with self._errors(), self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             yield connection
 
     def insert(self, connection: sa.Connection, table: sa.Table, rows: list[TableRow]) -> int:
-        """Add the rows that are not there yet; returns how many.
+        """Add the rows that are not there yet; return how many.
 
-        As tuples to the driver: SQLAlchemy's way through dictionaries and types takes longer than the database.
+        The driver gets tuples: SQLAlchemy's conversion of dictionaries and types takes longer than the database.
         """
         if not rows:
             return 0
         return max(0, connection.exec_driver_sql(self._statements[table], rows).rowcount)
 
     def add_answers(self, found: Iterable[tuple[PromptRow, Sequence[Answer]]]) -> None:
-        """Store what was drawn for some prompts, in one transaction: all of it or nothing."""
+        """Store prompts and the answers drawn for them in one transaction: all of it or nothing."""
         asked, written = {}, {}
         for row, drawn in found:
             prompt = prompt_id(row.prompt)
@@ -150,7 +152,7 @@ class Store:
                 self.insert(connection, table, [rows[key] for key in sorted(rows)])
 
     def answers_to(self, asked: Sequence[Prompt], like: Answer) -> list[list[Answer]]:
-        """Of each prompt its answers by the writer of `like`, drawn in the same way, in the order of their draws."""
+        """Return each prompt's answers with the model and sampling settings of `like`, in the order of their draws."""
         low, high, of = (sa.bindparam(name, type_=schema.key) for name in ("low", "high", "of"))
         written = (answers.c.model, like.model), (answers.c.model_hash, like.model_hash)
         statement = (
@@ -168,25 +170,25 @@ class Store:
         return found
 
     def said_by(self, rater: str) -> set[bytes]:
-        """Keys of all that a rater's judgments are about: so that no judge is asked the same twice."""
+        """Return the answers' keys (first + second) of the pairs that a rater has judged, to ask about none twice."""
         statement = sa.select(judgments.c.first, judgments.c.second).where(
             judgments.c.rater == rater, judgments.c.kind == "preference"
         )
         return {first + second for first, second in map(tuple, self.stream(statement))}
 
     def judgments_by(self, rater: str, asked: Container[bytes]) -> Iterator[Judgment]:
-        """What a rater said of these prompts (their keys), as far as it holds."""
+        """Yield a rater's judgments on these prompts (given by key) that hold."""
         for group in self.groups(judgments.c.rater == rater):
             if prompt_id(group[0][1].prompt) in asked:
                 yield from (judgment for _, judgment in group)
 
     def retract(self, key: bytes, comment: str = "") -> None:
-        """Say that a judgment no longer holds; it stays in the store, and counts nowhere."""
+        """Append a retraction of a judgment, which stays in the store but no longer counts."""
         with self.writing() as connection:
             self.retract_in(connection, key, comment)
 
     def retract_in(self, connection: sa.Connection, key: bytes, comment: str = "") -> None:
-        """The same within a transaction."""
+        """Append a retraction of a judgment in the caller's transaction; InputError if there is none to retract."""
         row = connection.execute(sa.select(judgments).where(judgments.c.key == key)).mappings().one_or_none()
         if row is None or row["kind"] == RETRACTION:
             raise InputError(f"{self.source}: no judgment {key.hex()} to retract; give the key of one that is stored")
@@ -201,10 +203,10 @@ class Store:
     def groups(
         self, *conditions: sa.ColumnElement[bool], numbered: bool = False, given: Given | None = None
     ) -> Iterator[list[tuple[bytes, Judgment]]]:
-        """All judgments that hold and are wanted, a prompt at a time, each prompt's in the order in which they came.
+        """Yield all judgments that hold and are wanted, one prompt at a time, each prompt's in the order they came in.
 
         Their origin is the row that they were imported from or, with `numbered`, their number in the store. `given`
-        learns which they are. All are read in one transaction: what others write meanwhile is not seen.
+        collects their numbers and keys. All are read in one transaction, which does not see later writes of others.
         """
         statement = _whole_judgments().where(*self.holding(), *conditions).order_by(judgments.c.key)
         with self.reading() as connection:
@@ -222,7 +224,7 @@ class Store:
                 yield found
 
     def holding(self) -> list[sa.ColumnElement[bool]]:
-        """Conditions of a query on judgments: neither a retraction nor retracted, and as the source's name asks."""
+        """Return conditions for a query on judgments: no retraction, not retracted, and wanted by the source's name."""
         later = judgments.alias("later")
         conditions = [
             judgments.c.kind != RETRACTION,
@@ -234,12 +236,12 @@ class Store:
         return conditions
 
     def prompts(self) -> Iterator[tuple[bytes, PromptRow]]:
-        """Every prompt under its key, in the order of their keys."""
+        """Yield every prompt with its key, in the order of the keys."""
         for row in self.stream(sa.select(prompts).order_by(prompts.c.key)):
             yield row.key, PromptRow(stored_prompt(row), Origin(row.file, row.row))
 
     def identity(self) -> dict[str, object]:
-        """Exactly which judgments hold and are wanted, as `Given` tells it."""
+        """Return the identity (`Given.identity`) of the judgments that hold and are wanted."""
         given = Given()
         for row in self.stream(sa.select(judgments.c.id, judgments.c.key).where(*self.holding())):
             given.add(row.id, row.key)
@@ -247,7 +249,7 @@ class Store:
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """One transaction that reads: what others write meanwhile is not seen. Within a `snapshot` it is that one."""
+        """Open a transaction that does not see later writes of others. Within a `snapshot`, return the snapshot's."""
         if (held := getattr(self._snapshot, "connection", None)) is not None:
             yield held
             return
@@ -257,7 +259,7 @@ class Store:
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """One transaction for all that this thread reads within it."""
+        """Use one transaction for everything that this thread reads inside the context."""
         with self.reading() as connection:
             self._snapshot.connection = connection
             try:
@@ -266,17 +268,17 @@ class Store:
                 self._snapshot.connection = None
 
     def read(self, statement: sa.Select[Any]) -> list[sa.Row[Any]]:
-        """The rows of a query."""
+        """Return the rows of a query."""
         return list(self.stream(statement))
 
     def stream(self, statement: sa.Select[Any]) -> Iterator[sa.Row[Any]]:
-        """The same, some at a time."""
+        """Yield the rows of a query, fetched some at a time."""
         with self.reading() as connection:
             yield from connection.execute(statement, execution_options={"yield_per": 10_000})
 
 
 def _whole_judgments() -> sa.Select[Any]:
-    """Judgments with their prompts, their raters' kind and the answers that they name: the columns of a `Judgment`."""
+    """Select judgments joined with their prompt, rater kind and answers: the columns of a `Judgment`."""
     first, second = answers.alias("first_answer"), answers.alias("second_answer")
     return (
         sa.select(
@@ -294,7 +296,7 @@ def _whole_judgments() -> sa.Select[Any]:
 
 
 def _ranked(connection: sa.Connection, keys: list[bytes]) -> dict[bytes, list[tuple[Answer, int]]]:
-    """Answers and ranks of some rankings, in the order in which they were shown."""
+    """Return answers and ranks of some rankings, in the order in which the answers were shown."""
     found: dict[bytes, list[tuple[Answer, int]]] = {}
     if keys:
         columns = (c.label(f"a_{c.name}") for c in answers.columns)

@@ -1,4 +1,4 @@
-"""What a pile of judgments holds, and how far its raters agree: counts with intervals, from a stream or by query.
+"""Survey of judgments: counts, rates with intervals, and agreement between raters, from a stream or by query.
 
 A store of millions is counted by its database; a file is counted as it is read. Both fill the same `Survey`.
 """
@@ -21,10 +21,10 @@ from keel.store import schema
 from keel.store.keys import answer_id, prompt_id
 from keel.store.store import Store
 
-# --- what there is --------------------------------------------------------------------------------
+# --- counts ---------------------------------------------------------------------------------------
 
 FEWEST_SIDES = 20
-"""Preferences with a winner, all for the same side, from which on that is no chance: 2 in a million at fair sides."""
+"""Fewest preferences that show a fixed side if all name the same one: with fair sides, 2 in a million."""
 
 
 @dataclass(slots=True)
@@ -34,40 +34,40 @@ class Survey:
     prompts: int = 0
     answers: int = 0
     said: Counter[tuple[str, str, str, int]] = field(default_factory=Counter)
-    """(dimension, kind of verdict, outcome, sign of the first answer's length less the second's): judgments."""
+    """(dimension, kind of verdict, outcome, sign of the first answer's length minus the second's): judgments."""
     strengths: Counter[float] = field(default_factory=Counter)
-    """Strength of a preference that is one: judgments."""
+    """Strength of a preference with a winner: judgments."""
     raters: Counter[tuple[str, str]] = field(default_factory=Counter)
     """(name, kind): judgments."""
     models: Counter[str] = field(default_factory=Counter)
-    """Name of the model that wrote it: answers."""
+    """Name of the model: answers that it wrote."""
     retracted: int = 0
     placed: Counter[str] = field(default_factory=Counter)
-    """Side preferred by what was judged here, on a page or by a model, so that sides are on record: judgments."""
+    """Side preferred: judgments made here (on a page or by a model), for which the order shown is known."""
 
     @property
     def judgments(self) -> int:
         return sum(self.said.values())
 
     def outcomes(self) -> dict[str, dict[str, int]]:
-        """Judgments by dimension, and by outcome, `score` or `ranking`."""
+        """Count judgments by dimension, and by outcome, `score` or `ranking`."""
         table: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         for (dimension, kind, outcome, _), count in self.said.items():
             table[dimension][outcome or kind] += count
         return table
 
     def first_wins(self) -> Estimate:
-        """How often the answer shown first is preferred, of preferences with a winner: 1/2 where sides are fair.
+        """Return how often the answer shown first wins, among preferences with a winner: 1/2 without position bias.
 
-        Beside those whose sides are on record, those of files that always name the same side do not count.
+        If there are judgments made here, those of files that always name the same side do not count.
         """
         first, second = self._sided()
         return stats.wilson(first, first + second)
 
     def sides_recorded(self) -> bool | None:
-        """Whether it is known which answer was shown first; None where too few preferences have a winner to tell.
+        """Say whether it is known which answer was shown first; None if too few preferences have a winner.
 
-        A file whose better answer always stands on the same side says nothing of sides.
+        A file that always has the better answer on the same side does not tell.
         """
         first, second = self._sided()
         if (first and second) or self.placed.total():
@@ -75,28 +75,28 @@ class Survey:
         return None if first + second < FEWEST_SIDES else False
 
     def _sided(self) -> tuple[int, int]:
-        """Wins of the first and of the second answer, as `first_wins` counts them."""
+        """Return the wins of the first and of the second answer, as `first_wins` counts them."""
         first, second, here = self._won("first"), self._won("second"), self.placed
         if here.total() and (first == here["first"] or second == here["second"]):
             return here["first"], here["second"]
         return first, second
 
     def longer_wins(self) -> Estimate:
-        """How often the longer answer (in characters) is preferred, of all with a winner and unequal lengths."""
+        """Return how often the longer answer (in characters) wins, among preferences with unequal lengths."""
         longer = self._won("first", 1) + self._won("second", -1)
         return stats.wilson(longer, longer + self._won("first", -1) + self._won("second", 1))
 
     def _won(self, side: str, sign: int | None = None) -> int:
-        """Preferences for a side, where lengths differ with that sign."""
+        """Count preferences for a side; with `sign`, only those with that sign of the difference in length."""
         rows = ((key, count) for key, count in self.said.items() if key[2] == side)
         return sum(count for (_, _, _, longer), count in rows if sign is None or longer == sign)
 
     def ai_share(self) -> Estimate:
-        """Share of labels that a model gave (AI feedback)."""
+        """Return the share of judgments by a model (AI feedback)."""
         return stats.wilson(sum(n for (_, kind), n in self.raters.items() if kind == "judge"), self.judgments)
 
     def as_dict(self) -> dict[str, Any]:
-        """For a summary: counts, and rates with their intervals."""
+        """Return the survey for a summary: counts, and rates with their intervals."""
         return {
             "prompts": self.prompts,
             "answers": self.answers,
@@ -113,7 +113,7 @@ class Survey:
 
 
 class Listener:
-    """Hears judgments one by one, as they are read; of prompts and answers it keeps the keys only."""
+    """Counter of judgments, one by one as they are read; it keeps only the keys of prompts and answers."""
 
     def __init__(self) -> None:
         self._survey = Survey()
@@ -121,7 +121,7 @@ class Listener:
         self._said: list[Said] = []
 
     def hear(self, judgment: Judgment) -> None:
-        """Count a judgment, and remember what it says of each contest."""
+        """Count a judgment, and remember its verdict on each comparison for `agreement`."""
         self.count(judgment)
         self._said.extend(contests_of(judgment, None if judgment.origin.file else {}))
 
@@ -151,12 +151,12 @@ class Listener:
         return self._survey
 
     def agreement(self) -> list[Agreement]:
-        """Return how far raters agree so far."""
+        """Return the agreement of raters so far."""
         return agreement(self._said)
 
 
 def count(judgments: Iterable[Judgment]) -> Survey:
-    """Return a survey of a stream."""
+    """Return the survey of a stream of judgments."""
     listener = Listener()
     for judgment in judgments:
         listener.count(judgment)
@@ -164,7 +164,7 @@ def count(judgments: Iterable[Judgment]) -> Survey:
 
 
 def count_store(store: Store) -> Survey:
-    """The same by queries, in seconds for a million judgments; prompts and answers are all that the store holds."""
+    """Return the survey of a store by queries, in seconds for a million judgments; counts all prompts and answers."""
     j, n, holding = schema.judgments, sa.func.count(), store.holding()
     kinds = j.c.dimension, j.c.kind, j.c.outcome, j.c.longer, j.c.file == sa.literal_column("''")
     graded = (j.c.outcome.in_(("first", "second")), *holding)
@@ -188,7 +188,7 @@ def count_store(store: Store) -> Survey:
 
 
 def _counter(store: Store, statement: sa.Select[Any]) -> Counter[Any]:
-    """Rows whose last column is a count; a key of one column is that column."""
+    """Return the counts in the last column by the columns before it; a single column is not made a tuple."""
     return Counter({row[0] if len(row) == 2 else tuple(row[:-1]): row[-1] for row in store.read(statement)})
 
 
@@ -200,26 +200,29 @@ _OUTCOMES = {
     "score": "scores",
     "ranking": "rankings",
 }
-"""What `Survey.outcomes` counts, in the words of a table's head."""
+"""Heads of a table of `Survey.outcomes`."""
 
 
 def outcome_table(outcomes: Mapping[str, Mapping[str, int]]) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Heads of those outcomes that occur, and a line of counts for each dimension, by name."""
+    """Return the heads of the outcomes that occur, and each dimension's line of counts, sorted by name."""
     names = [name for name in _OUTCOMES if any(name in row for row in outcomes.values())]
     lines = [(dimension, [f"{row.get(name, 0):,}" for name in names]) for dimension, row in sorted(outcomes.items())]
     return [_OUTCOMES[name] for name in names], lines
 
 
-# --- how far raters agree -------------------------------------------------------------------------
+# --- agreement ------------------------------------------------------------------------------------
 
 FIRST, SECOND, TIE, BOTH_BAD = 1.0, 2.0, 0.0, 3.0
-"""Codes of a preference between two answers, as they stand in some order."""
+"""Codes for the outcome of a comparison, for the two answers in a given order."""
 _MIRROR = {FIRST: SECOND, SECOND: FIRST}
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One rater on one thing: a contest of two answers (a code), or an answer alone (a score)."""
+    """One rater's verdict on one item: a comparison of two answers (`value` is a code) or one answer (a score).
+
+    `thing` is the key of the item: the keys of the two answers, the lesser first, or that of the one answer.
+    """
 
     dimension: str
     rater: str
@@ -227,19 +230,20 @@ class Said:
     value: float
     scored: bool
     swapped: bool = False
-    """Of a contest: whether the answers were shown in the other order than that of their keys."""
+    """True if the answers of a comparison were shown in the reverse order of their keys."""
     own: bool | None = None
-    """The same of the contest's own order, where it has one that is not that of a file."""
+    """True if the comparison's stored order is the reverse order of the keys; None if it came from a file."""
 
 
 Orders = Mapping[bytes, bool]
-"""Of contests (two keys of answers, the lesser first) whether their own order is the other one."""
+"""Comparisons (two answers' keys, the lesser first): True if their stored order is the reverse."""
 
 
 def contests_of(judgment: Judgment, orders: Orders | None = None) -> Iterator[Said]:
-    """What a judgment says of each contest, or of its one answer; nothing where an adjudicator has seen the others.
+    """Yield a judgment's verdict on each comparison, or on its one answer; nothing for an adjudicator's.
 
-    `orders` are those of the contests of a store, where the judgment was made.
+    An adjudicator has seen the others' verdicts. `orders`: stored orders of comparisons, for a judgment made here; None
+    for one from a file.
     """
     if judgment.kind == "adjudicator":
         return
@@ -257,10 +261,11 @@ def contests_of(judgment: Judgment, orders: Orders | None = None) -> Iterator[Sa
 
 
 def said_in_store(store: Store, kind: RaterKind | None = None) -> Iterator[Said]:
-    """The same by query, in the order in which judgments came; of one kind of raters, or of all.
+    """Yield the verdicts in a store, in the order in which judgments came, by one kind of rater or all.
 
-    A judgment that came with a file is in the file's order; of one that was made here, sides are chance, and the
-    contest's order is that of its task, or else of its keys. Rankings, which are few, are read as they stand.
+    All excludes adjudicators. A judgment that came with a file is in the file's order. For one made here, sides were
+    drawn at random, and the comparison's order is that of its task, or else of its keys. Rankings come last; they are
+    few, and are read as whole judgments.
     """
     j, orders = schema.judgments, task_orders(store)
     columns = (j.c.dimension, j.c.rater, j.c.first, j.c.second, j.c.outcome, j.c.value, j.c.file)
@@ -280,7 +285,7 @@ def said_in_store(store: Store, kind: RaterKind | None = None) -> Iterator[Said]
 
 
 def task_orders(store: Store) -> Orders:
-    """The order of two answers in the first task that asks about both."""
+    """Return the order of every two answers in the first task that asks about both."""
     left, right = schema.shown.alias("left"), schema.shown.alias("right")
     both = sa.and_(left.c.task == right.c.task, left.c.place < right.c.place)
     orders: dict[bytes, bool] = {}
@@ -294,7 +299,7 @@ def task_orders(store: Store) -> Orders:
 def contest(
     dimension: str, rater: str, first: bytes, second: bytes, outcome: str, orders: Orders | None = None
 ) -> Said:
-    """A preference between two answers: the same thing whichever was shown first."""
+    """Return the verdict on a comparison; its `thing` is the same whichever answer was shown first."""
     code = {"first": FIRST, "second": SECOND, "tie": TIE, "both_bad": BOTH_BAD}[outcome]
     thing = min(first, second) + max(first, second)
     own = None if orders is None else orders.get(thing, False)
@@ -303,25 +308,25 @@ def contest(
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far raters agree in one dimension. NaN where nothing can be said."""
+    """Agreement of raters in one dimension. Figures that cannot be computed are NaN."""
 
     dimension: str
     scored: bool
-    """Scores of single answers rather than preferences: alpha is then that of interval values."""
+    """True for scores of single answers, False for preferences; alpha of scores uses interval values."""
     things: int
-    """What was judged at all."""
+    """Items judged."""
     shared: int
-    """What two raters or more judged."""
+    """Items judged by at least two raters."""
     agree: Estimate
-    """Share of equal verdicts among all pairs of raters on the same thing; the interval counts things."""
+    """Share of equal verdicts among all pairs of raters on the same item; `n` of its interval counts items."""
     alpha: Estimate
     fleiss: float
-    """NaN unless every shared thing has the same number of raters."""
+    """NaN unless every shared item has the same number of raters."""
     pairs: list[tuple[str, str, int, float, float]]
-    """(rater, rater, shared things, share of equal verdicts, Cohen's kappa), the most shared first."""
+    """(rater, rater, shared items, share of equal verdicts, Cohen's kappa), the most shared first."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For a summary."""
+        """Return the figures for a summary."""
         named = ("first", "second", "shared", "agree", "kappa")
         return {
             "dimension": self.dimension,
@@ -336,11 +341,13 @@ class Agreement:
 
 
 def agreement(everything: Iterable[Said], most_pairs: int = 20) -> list[Agreement]:
-    """Agreement by dimension. What a rater was shown twice is two things: his second word is compared with seconds.
+    """Return the agreement in each dimension.
 
-    By chance-corrected figures, first and second are two values, as they are to those who count what was clicked. So a
-    contest is read in one order: that of the file's first row that has it, or else its own. Who judged first, and on
-    which side an answer was shown to whom, changes no figure.
+    An item that a rater judged twice is two items: second verdicts are compared with second verdicts.
+
+    Chance-corrected figures take "first" and "second" as two values. So every comparison is read in one order: that of
+    the first row of a file that has it, or else its stored order. Who judged first, and the side on which each rater
+    saw an answer, change no figure.
     """
     tables: dict[tuple[str, bool], dict[bytes, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     of_file: dict[tuple[str, bytes], bool] = {}
@@ -361,7 +368,7 @@ def agreement(everything: Iterable[Said], most_pairs: int = 20) -> list[Agreemen
 def _in_order(
     key: tuple[str, bool], table: dict[bytes, dict[str, float]], swapped: Mapping[tuple[str, bytes], bool]
 ) -> list[dict[str, float]]:
-    """What was said of each thing, from the order of its keys into its own; things by key and raters by name."""
+    """Return each item's verdicts in the item's own order, not that of its keys; sorted by key and rater."""
     dimension, scored = key
     found = []
     for thing in sorted(table):

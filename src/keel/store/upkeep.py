@@ -1,4 +1,4 @@
-"""What is done to a store as a whole: merge another into it, erase a person, copy it."""
+"""Operations on a whole store: merge another into it, erase a person, copy it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from keel.store.store import Store
 
 
 def merge(store: Store, other: Store) -> int:
-    """Add prompts, answers and judgments of another store, as they are now; return how many judgments were new."""
+    """Add prompts, answers and judgments of another store as they are; return how many judgments were new."""
     added = 0
     with other.reading() as connection:
         for table in TABLES:
@@ -61,8 +61,8 @@ def backup(store: Store, file: Path) -> None:
 def forget(store: Store, rater: str) -> int:
     """Erase a person: name, account, judgments, comments. Return how many judgments there were.
 
-    InputError if the store does not know the name. What they decided as an adjudicator goes, too; what they judged for
-    others to agree with is wanted again.
+    InputError if the store does not know the name. Their decisions as an adjudicator go, too. Each task that they
+    judged or hold wants one more person again, unless it is gold.
     """
     names = [rater, rater + ADJUDICATOR]
     with store.writing() as connection:
@@ -80,7 +80,7 @@ def forget(store: Store, rater: str) -> int:
 
 
 def _erase(connection: sa.Connection, names: list[str]) -> None:
-    """Delete everything that some raters have left, in the order in which it refers to each other."""
+    """Delete all rows of some raters; rows that refer to others go first."""
     turns, tasks = schema.turns, schema.tasks
     theirs = sa.select(judgments.c.key).where(judgments.c.rater.in_(names))
     connection.execute(sa.delete(places).where(places.c.judgment.in_(theirs)))

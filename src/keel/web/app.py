@@ -1,8 +1,8 @@
-"""The annotation server: who may ask for what, over the queue of tasks.
+"""The annotation server: routes over the queue of tasks, and the check of who may call them.
 
 Every answer carries headers that let a page run this server's own scripts and nothing else. A request that changes
-something needs the session's cookie, which scripts cannot read, and its CSRF word in a header, which other sites cannot
-send. What a rater gets never holds a model's name, another's verdict, or a task that is not in their hands.
+something needs the session's cookie, which scripts cannot read, and its CSRF token in a header, which other sites
+cannot send. A rater never gets a model's name, another rater's verdict, or a task that they do not hold.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ COOKIE = "keel_session"
 def make_app(
     store: Store, queue: Queue, rubric: Rubric, *, hosts: list[str] | None = None, secure: bool = False
 ) -> FastAPI:
-    """The server over a store. `hosts` are the names under which it may be called; `secure`: cookies by HTTPS only."""
+    """Return the server over a store. `hosts`: host names that it accepts; `secure`: send cookies over HTTPS only."""
     app = FastAPI(title="Keel", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.desk = Desk(store, queue, rubric, secure)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
@@ -57,19 +57,19 @@ def make_app(
 
 
 def desk(request: Request) -> Desk:
-    """What the routes share."""
+    """Return the state that the routes share."""
     found: Desk = request.app.state.desk
     return found
 
 
 def visitor(request: Request) -> Session | None:
-    """Who has signed in, if anybody."""
+    """Return the session of this request; None if nobody has signed in."""
     cookie = request.cookies.get(COOKIE, "")
     return accounts.session_of(desk(request).store, cookie) if cookie else None
 
 
 def member(request: Request) -> Session:
-    """Who has signed in; 401 where nobody has. A request that changes something must carry the CSRF word."""
+    """Return the session; 401 if nobody has signed in, 403 if a request other than GET lacks the CSRF token."""
     session = visitor(request)
     if session is None:
         raise HTTPException(401, "sign in first")
@@ -81,7 +81,7 @@ def member(request: Request) -> Session:
 
 
 def leader(request: Request) -> Session:
-    """The same for those who may see the figures."""
+    """Return the session of an adjudicator or admin; 403 for a rater."""
     session = member(request)
     if session.role == "rater":
         raise HTTPException(403, "this page is for adjudicators and admins")
@@ -128,7 +128,7 @@ def _signing(app: FastAPI) -> None:
         found = accounts.sign_in(at.store, body.token.strip())
         if found is None:
             at.attempts.failed(address)
-            raise HTTPException(401, "this token opens nothing; ask for another (keel raters add)")
+            raise HTTPException(401, "this token is not valid; ask for a new one (keel raters add)")
         cookie, session = found
         options: dict[str, Any] = {"httponly": True, "samesite": "strict", "secure": at.secure, "path": "/"}
         response.set_cookie(COOKIE, cookie, max_age=int(accounts.SESSION), **options)
@@ -184,7 +184,7 @@ def _admin(app: FastAPI) -> None:
 
 
 def _refusals(app: FastAPI) -> None:
-    """Every refusal is one plain sentence; none says how the server is made."""
+    """Answer every refusal with one plain sentence that shows nothing of how the server works."""
 
     @app.exception_handler(StarletteHTTPException)
     def refused(request: Request, error: StarletteHTTPException) -> Response:

@@ -1,4 +1,4 @@
-"""What pages send, and which of it is a verdict."""
+"""Request bodies that pages send, and the check that turns one into a verdict."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from keel.errors import InputError
 from keel.records import Preference, Ranking, Score, Verdict
 
 GRADES = 5
-"""Scores go from 1 to this."""
+"""Highest score; the lowest is 1."""
 
 
 class RefusedError(InputError):
-    """What a page has sent is not what is asked for; the words are meant for its reader."""
+    """Error for a body that does not fit what was asked; the page shows its text to the reader."""
 
 
 class Body(BaseModel):
@@ -47,13 +47,13 @@ class JudgmentBody(Body):
 
 
 class FlagBody(Body):
-    """What is wrong with a task."""
+    """A note on what is wrong with a task."""
 
     note: Annotated[str, Field(max_length=10_000)] = ""
 
 
 def checked_verdict(kind: str, said: VerdictBody, answers: int) -> Verdict:
-    """A verdict as the store keeps it; `RefusedError` where it does not fit the kind of task."""
+    """Return a verdict as the store keeps it; `RefusedError` if it does not fit the kind of task."""
     given = {name for name in ("outcome", "strength", "value", "ranks") if getattr(said, name) is not None}
     if kind == "score" and given == {"value"}:
         assert said.value is not None
@@ -61,10 +61,10 @@ def checked_verdict(kind: str, said: VerdictBody, answers: int) -> Verdict:
     if kind == "ranking" and given == {"ranks"}:
         assert said.ranks is not None
         if len(said.ranks) != answers or set(said.ranks) != set(range(1, max(said.ranks, default=0) + 1)):
-            raise RefusedError(f"give {answers} ranks that begin with 1 and leave out none; equal ranks are ties")
+            raise RefusedError(f"give {answers} ranks, from 1 and without gaps; equal ranks are ties")
         return Ranking(tuple(said.ranks))
     if kind == "pair" and said.outcome in ("first", "second") and given == {"outcome", "strength"}:
         return Preference("first" if said.outcome == "first" else "second", float(said.strength or 0))
     if kind == "pair" and said.outcome in ("tie", "both_bad") and given == {"outcome"}:
         return Preference("tie" if said.outcome == "tie" else "both_bad")
-    raise RefusedError(f"this is no verdict on a {kind} task; reload the page")
+    raise RefusedError(f"this is not a verdict on a {kind} task; reload the page")

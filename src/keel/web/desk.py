@@ -1,4 +1,4 @@
-"""What the routes share: turns as a page gets them, verdicts into the queue, the figures of the admin page."""
+"""State shared by the routes: turns as a page gets them, verdicts into the queue, the figures of the admin page."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from keel.web.guard import Attempts
 from keel.web.render import sound, to_html
 
 FRESH = 5.0
-"""Seconds for which figures of the admin page are kept at least."""
+"""Seconds for which the figures of the admin page are kept, at least."""
 
 
 class Desk:
-    """What the routes share: store, queue, rubric, and who has tried to sign in how often."""
+    """State shared by the routes: store, queue, rubric, and failed attempts to sign in."""
 
     def __init__(self, store: Store, queue: Queue, rubric: Rubric, secure: bool) -> None:
         self.store, self.queue, self.rubric, self.secure = store, queue, rubric, secure
@@ -39,11 +39,11 @@ class Desk:
     # --- turns
 
     def asked(self, turn: Turn) -> tuple[str, ...]:
-        """The dimensions that a turn asks about."""
+        """Return the dimensions that a turn asks about."""
         return (turn.dimension,) if turn.dimension else self.rubric.names
 
     def show(self, session: Session, turn: Turn | None) -> dict[str, Any]:
-        """A turn as the page gets it: no model's name, no other's verdict."""
+        """Return a turn as the page gets it, without models' names or other raters' verdicts."""
         progress = self.queue.progress(session.name)
         return {
             "task": None if turn is None else self._task(turn),
@@ -63,7 +63,7 @@ class Desk:
         }
 
     def dimensions(self, kind: str, names: tuple[str, ...]) -> list[dict[str, str]]:
-        """What is asked in each dimension."""
+        """Return the name, question and guideline of each dimension."""
         what = {"pair": "Which answer is better?", "score": "How good is the answer?", "ranking": "Best answer first"}[
             kind
         ]
@@ -77,7 +77,7 @@ class Desk:
         ]
 
     def judge(self, session: Session, key: str, body: JudgmentBody) -> None:
-        """Store a verdict on a turn in somebody's hands."""
+        """Store a rater's verdicts on their turn; `RefusedError` unless each dimension asked about has one."""
         turn = self.queue.held(session.name, key)
         if set(body.verdicts) != set(self.asked(turn)):
             raise RefusedError(f"give a verdict in each of: {', '.join(self.asked(turn))}")
@@ -88,7 +88,7 @@ class Desk:
     # --- the admin page
 
     def overview(self) -> dict[str, Any]:
-        """Figures of the admin page: `FRESH` seconds old at most, or ten times what it takes to count them."""
+        """Return the admin page's figures, counted anew after `FRESH` seconds or ten times the counting time."""
         with self.counting:
             until, found = self.figures
             if time.monotonic() > until or not found:
@@ -137,7 +137,7 @@ class Desk:
         }
 
     def decide(self, session: Session, task: int, body: JudgmentBody) -> None:
-        """Store an adjudicator's verdict on a task."""
+        """Store an adjudicator's verdicts on a task."""
         kind, answers = self.queue.kind_of(task)
         verdicts = {name: checked_verdict(kind, said, answers) for name, said in body.verdicts.items()}
         if not verdicts or not set(verdicts) <= set(self.rubric.names):
@@ -149,13 +149,13 @@ class Desk:
 
 
 def shown_answers(answers: Iterable[Answer]) -> list[dict[str, Any]]:
-    """Answers as the page gets them: safe HTML, the text itself, its length, and nothing of who wrote it."""
+    """Return answers as the page gets them: safe HTML, the text itself, its length; nothing about who wrote it."""
     texts = [(text_of(one), len(one.text)) for one in answers]
     return [{"html": html_of(text), "text": sound(text), "characters": length} for text, length in texts]
 
 
 def shown_prompt(prompt: Prompt) -> list[dict[str, str]]:
-    """A prompt's turns as safe HTML and as they are; plain text is one turn that nobody speaks."""
+    """Return a prompt's turns as safe HTML and as text; a plain text is one turn without a speaker."""
     return [{"role": role, "html": html_of(text), "text": sound(text)} for role, text in turns_of(prompt)]
 
 
@@ -166,5 +166,5 @@ def _plain(prompt: Prompt) -> str:
 
 @lru_cache(maxsize=1024)
 def html_of(text: str) -> str:
-    """Markdown as safe HTML; the same text comes again with each rater."""
+    """Return Markdown as safe HTML; cached, since every rater gets the same texts."""
     return to_html(text)

@@ -1,4 +1,4 @@
-"""What stands before every request: headers that let a page run this server's own scripts, sizes, wrong tokens."""
+"""Protection of the server: security headers, a limit on the size of requests, a limit on wrong tokens."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LARGEST = 64 * 1024
-"""Bytes of a request: a verdict with a long comment is a hundredth of it."""
+"""Largest request in bytes; a verdict with a long comment has a hundredth of it."""
 FAILURES, WINDOW = 10, 300.0
-"""Wrong tokens from one address in so many seconds, after which it must wait."""
+"""Number of wrong tokens from one address within `WINDOW` seconds after which it must wait."""
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -29,14 +29,14 @@ HEADERS = {
 
 
 class Attempts:
-    """Wrong tokens of late, by the address that they came from."""
+    """Recent wrong tokens, by the address that they came from."""
 
     def __init__(self) -> None:
         self._failures: dict[str, deque[float]] = defaultdict(deque)
         self._lock = threading.Lock()
 
     def must_wait(self, address: str) -> bool:
-        """Whether an address has been wrong too often of late."""
+        """Say whether an address has sent too many wrong tokens in the last `WINDOW` seconds."""
         with self._lock:
             found = self._failures[address]
             while found and found[0] < time.monotonic() - WINDOW:
@@ -48,13 +48,13 @@ class Attempts:
     def failed(self, address: str) -> None:
         """Count a wrong token."""
         with self._lock:
-            if len(self._failures) > 10_000:  # many addresses: somebody tries; old ones are forgotten
+            if len(self._failures) > 10_000:  # so many addresses mean an attack: start over
                 self._failures.clear()
             self._failures[address].append(time.monotonic())
 
 
 class Guard:
-    """Headers on every answer, and no request larger than `LARGEST`, whatever it says of its length."""
+    """Middleware: adds `HEADERS` to every answer and refuses bodies above `LARGEST`, whatever length is declared."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -86,7 +86,7 @@ class Guard:
 
 
 async def _whole(receive: Receive) -> bytes | None:
-    """A request's body; None as soon as it is beyond `LARGEST`."""
+    """Return a request's body; None as soon as it exceeds `LARGEST`."""
     parts, size, more = [], 0, True
     while more:
         message = await receive()

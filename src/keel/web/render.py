@@ -1,10 +1,10 @@
-"""Markdown of prompts, answers and guidelines as HTML that can do no harm, whoever wrote it.
+"""Safe HTML from the Markdown of prompts, answers and guidelines, whoever wrote it.
 
-Two layers, each safe without the other: Markdown is read with raw HTML off, so that a tag in the text is shown as it
-stands; and of what comes out only the tags and attributes of the tables below are let through. Nothing is loaded:
-an image is shown as words. Nothing is hidden: a link shows where it leads, and reference definitions stay text.
+Two layers, each safe without the other. Markdown is parsed with raw HTML off, so that a tag in the text is shown as
+text. Then only the tags and attributes of the tables below are let through. Nothing is loaded: an image is shown as
+words. Nothing is hidden: a link shows its address, and reference definitions stay text.
 
-Left out: colours in code, footnotes, formulas, bare addresses made into links.
+Left out: colours in code, footnotes, formulas, links made from bare addresses.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
 LONGEST = 100_000
-"""Characters; longer text is shown as it stands, since reading it as Markdown would take seconds."""
+"""Characters; longer text is shown unformatted, since parsing it as Markdown would take seconds."""
 DEEPEST = 40
-"""Levels of lists and quotations; the reader drops what lies deeper, so deeper text is shown as it stands."""
+"""Levels of lists and quotations; the parser drops deeper levels, so such text is shown unformatted."""
 SCHEMES = {"http", "https", "mailto"}
 
 BLOCKS = {"p", "h3", "h4", "h5", "h6", "ul", "ol", "blockquote", "pre", "div"}
@@ -51,9 +51,9 @@ _CLEANER = nh3.Cleaner(
 
 
 def to_html(text: str) -> str:
-    """Safe HTML for `text`, each outer block with its own direction of writing (`dir="auto"`).
+    """Return safe HTML for `text`; each outer block has its own text direction (`dir="auto"`).
 
-    Inner blocks have none: a browser that looks for the direction of a list passes over items that have their own.
+    Inner blocks have none: to find the direction of a list, a browser skips items that have their own.
     Line breaks in a paragraph are kept, headings start at h3 (the page has its own above), links open a new tab.
     """
     text = sound(text)
@@ -66,12 +66,12 @@ def to_html(text: str) -> str:
 
 
 def sound(text: str) -> str:
-    """The text with U+FFFD in place of halves of surrogate pairs, which UTF-8 cannot hold."""
+    """Return the text with U+FFFD in place of lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def only_allowed(fragment: str) -> str:
-    """The second layer: of any HTML what the tables above let through; the rest of the tags goes, their text stays."""
+    """Keep the tags and attributes of the tables above (the second layer); other tags go, their text stays."""
     return _CLEANER.clean(fragment)
 
 
@@ -97,9 +97,9 @@ def _markdown(tokens: list[Token]) -> str:
 
 
 def _with_addresses(inline: Sequence[Token]) -> Iterator[Token]:
-    """The parts of a paragraph; behind a link, and behind what stands for an image, comes its address.
+    """Yield the parts of a paragraph; after each link and each image comes its address.
 
-    A link to nowhere, `[words]()`, is no link.
+    A link without an address, `[words]()`, is shown as words.
     """
     address, said = "", ""
     for token in inline:
@@ -130,7 +130,7 @@ def _fence(self: RendererHTML, tokens: Sequence[Token], at: int, options: Any, e
 
 
 def _bracket(state: StateInline, silent: bool) -> bool:
-    """A backslash before a bracket stays: `\\(x\\)` is a formula more often than a bracket that means nothing."""
+    """Keep a backslash before a bracket: `\\(x\\)` is more often a formula than an escaped bracket."""
     piece = state.src[state.pos : state.pos + 2]
     if len(piece) < 2 or piece[0] != "\\" or piece[1] not in "()[]":
         return False
@@ -155,7 +155,7 @@ def _reader() -> MarkdownIt:
 
 
 def _may_be_linked(address: str) -> bool:
-    """Anything else than a web or mail address stays text, as it was written."""
+    """Say whether an address is one of the web or of mail; a link to any other stays text, as written."""
     try:
         return urlsplit(address).scheme in SCHEMES
     except ValueError:

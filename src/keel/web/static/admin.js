@@ -1,15 +1,15 @@
-// The page for those who lead a team: figures that keep up, and disagreements to decide.
+// The page for those who lead a team: figures that update themselves, and disagreements to decide.
 
 import { byId, conversation, element, keyOf, length, reachable, request, say, signOut, whole, write } from "./common.js";
 import { become, onLink } from "./session.js";
 import { Verdicts, inWords, labels, sided } from "./verdict.js";
 
-const EVERY = 5_000; // milliseconds between two looks
+const EVERY = 5_000; // milliseconds between two updates
 const DASH = "–";
 
 let latest = null; // when the figures came
 
-// --- figures as words
+// --- formatted figures
 
 const two = (value) => (value == null || Number.isNaN(value) ? DASH : value.toFixed(2).replace(/^-(?=0\.00$)/, "").replace("-", "−"));
 const interval = (e) => (e?.mean != null ? `${two(e.mean)} [${two(e.low)}, ${two(e.high)}]` : DASH);
@@ -24,7 +24,7 @@ function span(seconds) {
 
 // --- tables that change in place
 
-/** Rows of `body` become `rows`, each {key, cells}: those that stay are kept, and only a text that differs is set. */
+/** Set the rows of `body` to `rows`, each {key, cells}; keep rows that stay, and set only texts that differ. */
 function fill(body, rows, none) {
   const old = new Map([...body.children].map((row) => [row.dataset.key, row]));
   const wide = body.parentElement.tHead.rows[0].cells;
@@ -69,7 +69,7 @@ function showFigures(admin) {
   "Nobody has been invited yet: `keel raters add` makes tokens.");
 }
 
-/** A figure that may or may not carry an interval. */
+/** Format a figure with or without an interval. */
 const rate = (value) => (value && typeof value === "object" ? interval(value) : two(value));
 
 // --- disagreements
@@ -96,7 +96,7 @@ function showDisagreements(admin) {
   byId("disagreements").classList.toggle("none", !cases.size);
 }
 
-/** What somebody is at work on does not vanish under their hands. */
+/** Say whether somebody is working on a case, which must not vanish meanwhile. */
 const inUse = ({ node, panel, done }) => !done && (node.contains(document.activeElement) || Object.keys(panel?.said ?? {}).length > 0);
 
 function makeCase(one) {
@@ -122,7 +122,7 @@ function answersOf({ kind, answers }) {
   return element("div", { class: "answers", "data-kind": kind, "data-count": answers.length }, ...cards);
 }
 
-/** What is inside is made when it is opened: fifty tasks with long answers are heavy. */
+/** Build a case's content when it is opened: fifty tasks with long answers are heavy. */
 function build(held, one) {
   const controls = element("div", { class: "controls" });
   const comment = element("textarea", { rows: "2", maxlength: "4000", id: `reason-${one.task}`, dir: "auto" });
@@ -198,7 +198,7 @@ function showFlags(admin) {
   for (const node of old.values()) node.remove();
 }
 
-/** The answers of a flagged task, made when they are asked for. */
+/** Return the answers of a flagged task, built when they are opened. */
 function flagged(flag) {
   const node = element("details", {}, element("summary", {}, flag.answers.length === 1 ? "The answer" : `The ${flag.answers.length} answers`));
   node.addEventListener("toggle", () => {
@@ -209,7 +209,7 @@ function flagged(flag) {
   return node;
 }
 
-// --- keeping up
+// --- updates
 
 function showAll(admin) {
   latest = new Date();
@@ -237,7 +237,7 @@ async function keepUp() {
   setTimeout(keepUp, EVERY);
 }
 
-/** Somebody else's link, followed while this page is open. */
+/** Sign in by a personal link that is followed while this page is open. */
 async function follow(token) {
   const problem = await become(token, document.body.dataset.name);
   say(byId("link-problem"), problem.charAt(0).toUpperCase() + problem.slice(1));

@@ -5,21 +5,21 @@ import { arrived, become, onLink } from "./session.js";
 import { Verdicts, inWords, labels, sided } from "./verdict.js";
 
 const DRAFT = "keel-draft", SINGLE_KEYS = "keel-single-keys";
-const WARN = 60; // seconds before a lease ends; a quarter of it where it is short
+const WARN = 60; // seconds before a lease ends; at most a quarter of it
 const LOOK_AGAIN = 60_000;
 
 let turn = null; // what the server gave last
 let panel = null; // the controls of its task
 let busy = false; // a request is under way: no key may act twice
 let ends = 0; // Date.now() at which the lease ends
-let warned = ""; // how far the rater has been told of its end
-let raw = false; // texts are shown as they were written
-let seconds = 0, since = null; // time at this task while the page was to be seen
+let warned = ""; // the last warning of its end: "", "soon" or "over"
+let raw = false; // show texts as they were written
+let seconds = 0, since = null; // time at this task while the page was visible
 let hurry = null; // ends a wait between two tries
 
 // --- telling
 
-/** Says something to screen readers, and to nobody else. */
+/** Say something to screen readers only. */
 function announce(text) {
   byId("status").textContent = "";
   requestAnimationFrame(() => { byId("status").textContent = text; });
@@ -27,7 +27,7 @@ function announce(text) {
 
 const notice = { kind: "" };
 
-/** A bar above the task. `kind` orders them: a lost connection is not talked over by a lease that ends. */
+/** Show a message above the task. A lost connection is not replaced by the end of a lease. */
 function tell(kind, text, action = null, words = "") {
   if (notice.kind === "network" && kind === "lease") return;
   notice.kind = kind;
@@ -49,7 +49,7 @@ function hush(...kinds) {
 
 // --- the server
 
-/** A request that is tried until the server answers; what it is about is kept meanwhile. */
+/** Send a request until the server answers; `kept` says what is safe meanwhile. */
 async function persist(method, path, body, kept) {
   for (let tries = 0; ; tries++) {
     try {
@@ -76,7 +76,7 @@ async function countdown(wait, kept) {
   hurry = null;
 }
 
-/** One act at a time; true where it was done. `act` gives a reply, or null where there is nothing to show. */
+/** Run `act` unless another is under way. */
 async function once(act) {
   if (busy) return;
   busy = true;
@@ -92,7 +92,7 @@ async function once(act) {
   }
 }
 
-/** Shows the turn that came, or says what else came instead. */
+/** Show the turn in a reply, or the refusal that came instead. */
 async function take({ status, body }, then = "") {
   if (status === 200) return show(body, then);
   if (status === 401 || status === 403) return signedOut(body.error);
@@ -148,7 +148,7 @@ function leave(act, body, words) {
   });
 }
 
-/** Undoing twice would undo two verdicts, so it is not tried again blindly: the task in hand tells whether it was done. */
+/** Undo the last verdict. A second try could undo two, so after a lost reply the current task shows whether it was done. */
 function undo() {
   if (!turn?.progress.can_undo) return announce("There is nothing to undo.");
   return once(async () => {
@@ -156,7 +156,7 @@ function undo() {
     let reply = null;
     try {
       reply = await request("POST", "/api/undo");
-    } catch { /* whether it came through is asked below */ }
+    } catch { /* the request below shows whether it arrived */ }
     if (reply && reply.status < 500) {
       if (reply.status === 409) return tell("error", `${capital(reply.body.error)}.`.replace("..", ".")), announce(reply.body.error);
       forget();
@@ -171,7 +171,7 @@ function undo() {
   });
 }
 
-/** Asking for the task in hand starts its lease anew. */
+/** Ask for the current task, which starts its lease anew. */
 function extend() {
   return once(async () => {
     const before = turn.task?.key;
@@ -190,7 +190,7 @@ function extend() {
 
 // --- somebody else's link
 
-/** Whoever the link belongs to goes on here; what is under way is done first, as the one who has done it. */
+/** Sign in the link's owner; a request that is under way is finished first, in the former rater's name. */
 async function follow(token) {
   while (busy) await sleep(50);
   const me = document.body.dataset.name;
@@ -198,7 +198,7 @@ async function follow(token) {
   await once(async () => {
     problem = await become(token, me, (name) => {
       if (name === me) return;
-      turn = null; // nothing of it is kept for the next one
+      turn = null; // keep nothing of it for the next rater
       forget();
     });
   });
@@ -245,14 +245,14 @@ function watch() {
 
 const spent = () => seconds + (since === null ? 0 : (performance.now() - since) / 1000);
 
-// --- what is begun is kept until it is sent, over a reload and over signing in again
+// --- drafts: kept until sent, through a reload or a new sign-in
 
 function keep() {
   if (!turn?.task || !panel) return;
   const draft = { key: turn.task.key, verdicts: panel.value(), comment: byId("comment").value, seconds: spent() };
   try {
     sessionStorage.setItem(DRAFT, JSON.stringify(draft));
-  } catch { /* no room: the page itself still holds it */ }
+  } catch { /* storage is full: the page itself still holds it */ }
 }
 
 const forget = () => sessionStorage.removeItem(DRAFT);
@@ -317,7 +317,7 @@ function showTask(task, words) {
   openPrompt();
   badges();
   refresh();
-  announce(`${words} ${title}. ${task.said ? "You take back what you said; it is shown." : ""}`.trim());
+  announce(`${words} ${title}. ${task.said ? "Your earlier verdict is shown; change it or submit it again." : ""}`.trim());
   writeLegend(task);
 }
 
@@ -339,7 +339,7 @@ function card(task, answer, name, at) {
     write(element("div", { class: "prose body", tabindex: "0", role: "region", "aria-labelledby": id }), answer, raw));
 }
 
-/** One turn opens at its start; a chat at its last question, which is the one that is answered. */
+/** Scroll a chat to its last question, which the answers belong to; a single turn to its start. */
 function openPrompt() {
   const turns = [...byId("turns").children];
   const last = turns.findLast((one) => one.classList.contains("user")) ?? turns.at(-1);
@@ -347,7 +347,7 @@ function openPrompt() {
   byId("prompt").scrollTop = last.getBoundingClientRect().top - turns[0].getBoundingClientRect().top;
 }
 
-/** Markdown as it is meant, or all texts as they were written. */
+/** Switch between rendered Markdown and texts as they were written. */
 function toggleRaw() {
   raw = !raw;
   byId("raw").setAttribute("aria-pressed", String(raw));
@@ -360,14 +360,14 @@ function toggleRaw() {
   fit();
 }
 
-/** Where an answer stands in the dimension that is asked about. */
+/** Show each answer's rank in the active dimension. */
 function badges() {
   if (turn?.task?.kind !== "ranking") return;
   const ranks = panel?.said[panel.active.name]?.ranks;
   document.querySelectorAll(".answer .badge").forEach((badge, at) => say(badge, ranks ? `rank ${ranks[at]}` : ""));
 }
 
-/** Only what scrolls is a stop of the Tab key. */
+/** Let the Tab key stop only at texts that scroll. */
 function fit() {
   panel?.fit();
   for (const node of [byId("prompt"), ...document.querySelectorAll(".answer .body")]) {
@@ -378,7 +378,7 @@ function fit() {
   reachable(byId("task"));
 }
 
-/** The hint beside the button, and what can be pressed. */
+/** Update the hint and which buttons are enabled. */
 function refresh() {
   byId("undo").disabled = byId("nothing-undo").disabled = busy || !turn?.progress.can_undo;
   for (const id of ["skip", "flag"]) byId(id).disabled = busy || !turn?.task;
@@ -396,7 +396,7 @@ function hint() {
   if (panel.many && open) return `${open} of ${panel.rows.length} to go`;
   if (turn.task.kind === "ranking" && !panel.many) return open && singleKeys() ? "Type the letters, best first; a letter again ties it with the one before" : "";
   if (open) return "";
-  if (panel.many) return turn.task.said ? "As you said before, unless you change it" : "All answered";
+  if (panel.many) return turn.task.said ? "Your earlier verdict; change it or submit" : "All answered";
   return capital(inWords(turn.task.kind, panel.said[panel.active.name], panel.names));
 }
 
@@ -425,7 +425,7 @@ function openComment(open) {
 
 // --- dialogs
 
-/** Guidelines stand beside the task where there is room, and may stay open; everything else waits for its answer. */
+/** Open or close a dialog. If the window is wide, guidelines open beside the task; all else is modal. */
 function openDialog(id, focus = null) {
   const dialog = byId(id);
   if (dialog.open) return dialog.close();
@@ -489,7 +489,7 @@ function writeLegend(task) {
 
 const singleKeys = () => byId("single-keys").checked;
 
-/** Keys that do nothing are not shown. */
+/** Hide the keys that are switched off. */
 function showKeys() {
   document.body.classList.toggle("keys-off", !singleKeys());
   refresh();
@@ -534,7 +534,7 @@ function act(key, shift) {
   return key in COMMANDS;
 }
 
-/** The key that opened a dialog closes it. */
+/** Close a dialog by the key that opened it. */
 function closeByKey(event) {
   const own = { g: "guidelines", "?": "keys" }[keyOf(event)];
   if (!own || !byId(own).open || !singleKeys()) return;
@@ -553,14 +553,14 @@ function escape(event) {
 
 function enter(event, sends) {
   if (event.repeat || busy) return event.preventDefault();
-  if (!sends && event.target.closest("button, a, summary, [type=checkbox]") && !event.target.closest(".row")) return; // Space presses those of a row
+  if (!sends && event.target.closest("button, a, summary, [type=checkbox]") && !event.target.closest(".row")) return; // in a row, Space presses the button
   event.preventDefault();
   submit();
 }
 
-/** Up and down go between rows; left and right within one are the browser's own, and lead into it from outside. */
+/** Move between rows by up and down. Left and right are the browser's inside a row; from outside they enter it. */
 function arrow(event) {
-  if (!panel || busy || event.shiftKey || event.target.closest("[tabindex='0']")) return; // what scrolls is scrolled
+  if (!panel || busy || event.shiftKey || event.target.closest("[tabindex='0']")) return; // scrollable texts scroll
   const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
   if (by && panel.many) panel.step(by);
   else if (!by && !byId("controls").contains(event.target)) panel.active.focus();

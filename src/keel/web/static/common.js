@@ -1,8 +1,8 @@
-// What the pages share: elements, requests, numbers as words.
+// Shared by the pages: elements, requests, formatted numbers.
 
 export const byId = (id) => document.getElementById(id);
 
-/** An element with attributes (`class`, `aria-…`; true is an empty attribute, false or null none) and children. */
+/** Return an element with attributes (`class`, `aria-…`; true is an empty attribute, false or null none) and children. */
 export function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -12,7 +12,7 @@ export function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** Puts a text into `node`: the HTML which the server has made safe, or `raw`, as it was written; where there is none, it says so. */
+/** Write a text into `node`: HTML made safe by the server or, if `raw`, the text as written; "(empty)" if it is blank. */
 export function write(node, { html, text }, raw = false) {
   if (!(raw ? text : html).trim()) node.replaceChildren(element("p", { class: "muted" }, "(empty)"));
   else if (raw) node.replaceChildren(element("pre", { class: "plain raw", dir: "auto" }, text));
@@ -20,7 +20,7 @@ export function write(node, { html, text }, raw = false) {
   return node;
 }
 
-/** Sets the text only where it differs, so that nothing flickers and no selection is lost. */
+/** Set the text if it differs, so that nothing flickers and no selection is lost. */
 export function say(node, text) {
   if (node.textContent !== String(text)) node.textContent = text;
 }
@@ -28,7 +28,7 @@ export function say(node, text) {
 const PATIENCE = 20_000; // milliseconds until a request counts as failed
 const csrf = document.querySelector("meta[name=csrf]")?.content ?? "";
 
-/** {status, body}; throws where no answer came that can be read. */
+/** Return {status, body}; throw if no readable answer came. */
 export async function request(method, path, body) {
   const headers = { Accept: "application/json" };
   if (method !== "GET") Object.assign(headers, { "Content-Type": "application/json", "X-Keel-CSRF": csrf });
@@ -56,10 +56,10 @@ export const whole = (value) => Number(value).toLocaleString("en");
 export const length = (characters) => `${whole(characters)} character${characters === 1 ? "" : "s"}`;
 export const sleep = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
 
-/** Whether what a scroller holds is larger than it; such must be reachable by keyboard. */
+/** Say whether a node's content exceeds it; such nodes must be reachable by keyboard. */
 export const overflows = (node) => node.scrollHeight > node.clientHeight + 1 || node.scrollWidth > node.clientWidth + 1;
 
-/** Code and tables that are wider than their place can be scrolled by keyboard. */
+/** Make code and tables that do not fit scrollable by keyboard. */
 export function reachable(root) {
   for (const node of root.querySelectorAll("pre, .table")) {
     if (overflows(node)) node.tabIndex = 0;
@@ -67,7 +67,7 @@ export function reachable(root) {
   }
 }
 
-/** The turns of a prompt, and plain text as it is. */
+/** Return the turns of a prompt as elements; plain text has no role. */
 export function conversation(turns, raw = false) {
   const names = { user: "User", assistant: "Assistant", system: "System" };
   return turns.map(({ role, ...text }) =>
@@ -76,7 +76,7 @@ export function conversation(turns, raw = false) {
       write(element("div", { class: "prose" }), text, raw)));
 }
 
-/** The character that a key stands for, whatever the layout of the keyboard. */
+/** Return the character of a key, on any keyboard layout. */
 export function keyOf(event) {
   const { key, code, shiftKey } = event;
   if (!shiftKey && /^(Digit|Numpad)\d$/.test(code)) return code.at(-1);

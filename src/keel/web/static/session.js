@@ -1,16 +1,16 @@
-// Signing in by a personal token, which comes from a field, or from a link that carries it behind `#token=`.
+// Sign-in by a personal token from a field, or from a link that has it after `#token=`.
 
 import { request } from "./common.js";
 
-const ARRIVED = "keel-arrived"; // who has just come in by a link, told once on the page that comes next
+const ARRIVED = "keel-arrived"; // who has just signed in by a link; the next page says so once
 
-/** The token of a personal link, or of its end; null where the text is none. */
+/** Return the token of a personal link, or of its end; null if the text is none. */
 const linked = (text) => new URLSearchParams(text.slice(text.indexOf("#") + 1)).get("token")?.trim() || null;
 
-/** What somebody has pasted: the token, or the whole link. */
+/** Return the token of a pasted text, which is the token or the whole link. */
 export const tokenOf = (pasted) => linked(pasted) ?? pasted.trim();
 
-/** {name} of whom the token belongs to, who is then signed in; else {problem} in words, and all stays as it was. */
+/** Sign in the owner of a token: return {name}, or {problem} in words, with nothing changed. */
 export async function signIn(token) {
   try {
     const { status, body } = await request("POST", "/api/sign-in", { token });
@@ -20,7 +20,7 @@ export async function signIn(token) {
   }
 }
 
-/** Calls `act(token)` when a personal link is followed, into this page or while it is open. No token stays in the address. */
+/** Call `act(token)` when a personal link opens this page or is followed on it; the token is taken out of the address. */
 export function onLink(act) {
   const look = () => {
     const token = linked(location.hash);
@@ -33,17 +33,17 @@ export function onLink(act) {
   return look();
 }
 
-/** Signs in by a link where somebody is signed in already: the page comes anew as theirs. Returns only a problem, in words. */
+/** Sign in by a link while somebody is signed in, and load the page anew; return only if there is a problem, in words. */
 export async function become(token, name, leave = () => {}) {
   const found = await signIn(token);
   if (found.problem) return `${found.problem.replace(/\.?$/, ".")} You are still ${name}.`;
   leave(found.name);
   sessionStorage.setItem(ARRIVED, found.name);
   location.replace("/");
-  return new Promise(() => {}); // nothing is done here any more
+  return new Promise(() => {}); // wait for the new page
 }
 
-/** Who has just come in by a link; null the second time. */
+/** Return the name of whoever has just signed in by a link; null the second time. */
 export function arrived() {
   const name = sessionStorage.getItem(ARRIVED);
   sessionStorage.removeItem(ARRIVED);

@@ -1,4 +1,4 @@
-// Signing in by a token that is pasted, alone or with its whole link, or that stands in the address behind `#token=`.
+// Sign-in by a token: pasted alone, pasted as a whole link, or in the address after `#token=`.
 
 import { byId } from "./common.js";
 import { onLink, signIn, tokenOf } from "./session.js";
@@ -27,5 +27,5 @@ form.addEventListener("submit", (event) => {
   }
 });
 field.addEventListener("input", () => field.removeAttribute("aria-invalid"));
-button.disabled = false; // until here Enter sends nothing: the browser itself would put the token into the address
+button.disabled = false; // disabled until here: a form sent by the browser itself would put the token into the address
 onLink(enter);

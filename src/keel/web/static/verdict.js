@@ -1,4 +1,4 @@
-// The controls by which a verdict is given: a row for each dimension, in the page for raters and for adjudication.
+// The controls for a verdict, a row for each dimension, on the pages for raters and for adjudicators.
 
 import { element } from "./common.js";
 
@@ -16,9 +16,9 @@ const SCORES = ["very bad", "bad", "fair", "good", "very good"].map((words, at) 
   { key: String(at + 1), verdict: { value: at + 1 }, words }));
 
 const SIDES = { first: ["Left", "Upper"], second: ["Right", "Lower"] };
-const PLACES = "ABDEHIJLMNOPQTVWXYZ"; // the letters that are no command
+const PLACES = "ABDEHIJLMNOPQTVWXYZ"; // the letters that are not commands
 
-/** What the answers are called: Left and Right (Upper and Lower where narrow), or letters that are keys as well. */
+/** Return the names of the answers: Left and Right (Upper and Lower on a narrow page), or letters that are also keys. */
 export function labels(kind, count) {
   if (kind === "pair") return [SIDES.first, SIDES.second];
   if (kind === "score") return [["Answer", "Answer"]];
@@ -26,11 +26,11 @@ export function labels(kind, count) {
   return letters.map((letter) => [letter, letter]);
 }
 
-/** One word where there is room and another where answers stand one below the other. */
+/** Return one name for a wide page and another for a narrow one, with answers below each other. */
 export const sided = ([wide, narrow]) => wide === narrow ? [wide]
   : [element("span", { class: "wide" }, wide), element("span", { class: "narrow" }, narrow)];
 
-/** A verdict in words: "Left much better". */
+/** Return a verdict in words: "Left much better". */
 export function inWords(kind, verdict, names) {
   if (kind === "ranking") return orderInWords(verdict.ranks, names.map(([wide]) => wide));
   if (kind === "score") return SCORES[verdict.value - 1] ? `${verdict.value}, ${SCORES[verdict.value - 1].words}` : String(verdict.value);
@@ -46,10 +46,10 @@ function orderInWords(ranks, letters) {
   return [...tiers].sort(([a], [b]) => a - b).map(([, names]) => names.join(" = ")).join(" › ");
 }
 
-const ROW = 54; // pixels of a row
-const SHARE = 0.22; // of the window's height that rows may take
+const ROW = 54; // height of a row in pixels
+const SHARE = 0.22; // share of the window's height that rows may take
 
-let made = 0; // panels on this page, for names that are theirs alone
+let made = 0; // number of panels on this page, for unique names
 
 /** Rows of controls in `box`; `changed(dimension, verdict)` is called after each choice. */
 export class Verdicts {
@@ -71,10 +71,10 @@ export class Verdicts {
   get missing() { return this.rows.filter((row) => !this.said[row.name]); }
   get complete() { return this.missing.length === 0; }
 
-  /** Verdicts by dimension as the server takes them. */
+  /** Return the verdicts by dimension as the server takes them. */
   value() { return structuredClone(this.said); }
 
-  /** Shows verdicts that were given before; dimensions that are unknown here are left out. */
+  /** Show earlier verdicts; unknown dimensions are left out. */
   set(said) {
     for (const row of this.rows) if (said?.[row.name]) row.set(said[row.name]);
     this.drawChips();
@@ -94,7 +94,7 @@ export class Verdicts {
     this.shown?.(this.active);
   }
 
-  /** Where there is no room for all rows: what each dimension has got so far, and the way to its row. */
+  /** Return the chip of a row, shown if there is no room for all rows: its verdict so far, and a way to the row. */
   chip(row, at) {
     const one = element("button", { type: "button", class: "chip" }, element("span", {}, row.name), element("span", { class: "told" }));
     one.addEventListener("click", () => { this.activate(at); this.active.focus(); });
@@ -109,7 +109,7 @@ export class Verdicts {
     });
   }
 
-  /** Shows only the row that is active, and the others as chips, where all would take more than their share of the window. */
+  /** Show only the active row, and the others as chips, if all rows would exceed their share of the window. */
   fit() { this.box.classList.toggle("compact", this.many && this.rows.length * ROW > SHARE * innerHeight); }
 
   makePager() {
@@ -121,7 +121,7 @@ export class Verdicts {
     return element("div", { class: "pager" }, button("‹ Back", -1), element("span", {}), button("Next ›", 1));
   }
 
-  /** A row has its verdict; `onwards` goes to the next row, where there is one. */
+  /** Store a row's verdict; `onwards` goes to the next row, if there is one. */
   chosen(row, verdict, onwards) {
     this.said[row.name] = verdict;
     this.activate(this.rows.indexOf(row) + (onwards ? 1 : 0));
@@ -129,10 +129,10 @@ export class Verdicts {
     if (onwards && this.box.contains(document.activeElement)) this.active.focus();
   }
 
-  /** A key for the active row: "chosen", "again" where it repeats what is chosen, "" where it is none of its keys. */
+  /** Pass a key to the active row; return "chosen", "again" if that was chosen already, "" if the row has no such key. */
   key(key, shift) { return this.active.key(key, shift); }
 
-  /** Up and down between the rows; true where there is a row to go to. */
+  /** Go up or down between rows; return whether there was a row to go to. */
   step(by) {
     const to = this.at + by;
     if (to < 0 || to >= this.rows.length) return false;
@@ -210,7 +210,7 @@ class RankingRow {
     Object.assign(this, { panel, dimension, name: dimension.name });
     this.letters = panel.names.map(([letter]) => letter);
     this.tiers = [this.letters.map((_, at) => at)];
-    this.touched = new Set(); // those that were moved since all were equal
+    this.touched = new Set(); // answers moved since all were equal
     this.places = this.letters.map((letter, at) => this.place(letter, at));
     this.order = element("output", { class: "order" });
     this.equal = element("button", { type: "button", class: "equal", "aria-keyshortcuts": "=" }, "All equal ", element("kbd", { "aria-hidden": "true" }, "="));
@@ -254,7 +254,7 @@ class RankingRow {
     this.tell();
   }
 
-  /** Whoever types all letters from best to worst means the last one to be last, not equal to the one before. */
+  /** Say whether an answer is last already: typing all letters from best to worst must not tie the last two. */
   isLast(at) {
     return !this.touched.has(at) && this.tiers.length > 1 && this.tiers.at(-1).length === 1 && this.tiers.at(-1)[0] === at;
   }
@@ -296,6 +296,6 @@ class RankingRow {
     return "chosen";
   }
 
-  /** The row itself, not a button of it: Enter there submits. */
+  /** Focus the row itself rather than a button, so that Enter submits. */
   focus() { this.node.focus(); }
 }
