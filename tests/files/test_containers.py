@@ -287,7 +287,7 @@ def test_one_row_in_a_line_is_no_wrapper(tmp_path):
             {c: [v, v] for c, v in PAIR.items()},
             "not a list of rows but columns (prompt, chosen, rejected); pandas writes",
         ),
-        ({"train": [PAIR], "test": [PAIR]}, "but several lists (train, test), of which each needs a file"),
+        ({"train": [PAIR], "test": [PAIR]}, "but several lists (train, test), each of which needs its own file"),
         ({"prompt": {"0": "a", "1": "b"}, "chosen": {"0": "a"}}, "not a list of rows; write"),
         ({"data": [1, 2]}, "not a list of rows; write"),
     ],
