@@ -85,7 +85,7 @@ def _dimensions(path: Path, table: dict[Any, Any]) -> Iterator[tuple[str, str]]:
                 f"at most {_LONGEST_NAME} characters; put yes, no and numbers in quotes"
             )
         if not isinstance(guideline, str) or not guideline.strip():
-            raise InputError(f"{path} dimension {number} ({name}): write its guideline as text behind the name")
+            raise InputError(f"{path} dimension {number} ({name}): write its guideline as text after the name")
         yield name.strip(), guideline.strip()
 
 

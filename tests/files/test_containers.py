@@ -220,7 +220,7 @@ def test_a_header_that_commas_do_not_part_is_named(tmp_path):
         ("Bär".encode("latin1") + b"\n" + "it’s".encode("cp1252"), "iconv -f cp1252 -t utf-8"),
         ("Bär, mühsam".encode("latin1"), "iconv -f latin1 -t utf-8"),
         ("Bär".encode("utf-16"), "iconv -f utf-16 -t utf-8"),
-        ("熊です。".encode("shift-jis"), "no Windows-1252 either: write it anew as UTF-8"),
+        ("熊です。".encode("shift-jis"), "not Windows-1252 either: export it again as UTF-8"),
     ],
 )
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "json", "txt", "csv.gz"])

@@ -48,6 +48,6 @@ def remarks_on(text: Text, rows: Sequence[Bundle | PromptRow]) -> list[str]:
         found.append(f"the chat template writes the day: it is always given {DAY}")
     if opened := text.template.opened():
         found.append(
-            f"the chat template's prompt ends in {opened!r}: texts begin behind that, for rules and raters, too"
+            f"the chat template's prompt ends in {opened!r}: answers begin after that, also for rules and raters"
         )
     return found

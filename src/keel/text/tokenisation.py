@@ -375,7 +375,7 @@ def _has_template(tokenizer: Any) -> bool:
     if isinstance(template, dict) and "default" not in template:
         names = ", ".join(sorted(template))
         raise InputError(
-            f"the tokenizer has several chat templates, none of them 'default'; --chat-template one of {names}"
+            f"the tokenizer has several chat templates, none of them 'default'; name one with --chat-template: {names}"
         )
     return bool(template)
 
