@@ -73,7 +73,7 @@ def dpo_loss(
     length_gap: Tensor | None = None,
     lengths: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """Return the loss of direct preference optimisation per pair, from log-probabilities [N] summed over completions.
+    """Return the loss of direct preference optimisation per pair, from each completion's summed log-probability [N].
 
     With h = (chosen - reference_chosen) - (rejected - reference_rejected), a log-ratio margin in nats:
 

@@ -103,8 +103,7 @@ class Pair:
 
     `margin` >= 0 says by how much (graded labels; 0 = not graded): the reward model's logit must exceed it. `ai` says
     that a model gave the label (AI feedback: training on it is RLAIF). `writers` names the models that wrote the
-    answers. The others have one entry per answer, the chosen one first: `cut` says that the answer reached a length
-    limit when it was drawn and has no end; `fields` and `drawn` are as in `Demonstration`.
+    answers. `cut`, `fields` and `drawn` have one entry per answer, the chosen one first, as in `Demonstration`.
     """
 
     prompt: Prompt
