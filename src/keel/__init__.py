@@ -1,6 +1,6 @@
 """Keel takes a language model from preferences to a better policy and shows at every step whether to believe it.
 
-What belongs to it is imported when it is asked for: `keel.methods.dpo.train(keel.config.DPOConfig(…))`.
+Its modules are imported on first use: `keel.methods.dpo.train(keel.config.DPOConfig(…))`.
 """
 
 from importlib import import_module
@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 __all__ = ["__version__"]
 
 _PARTS = ("config", "errors", "methods", "objectives", "records", "stats")
-"""Modules that programs use."""
+"""Modules for use by other programs."""
 
 
 def __getattr__(name: str) -> ModuleType:

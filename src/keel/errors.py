@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def on_one_line(error: BaseException) -> str:
-    """What an exception says, on one line, or its name."""
+    """Return an exception's message on one line, or the name of its class if it has none."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
@@ -15,13 +15,13 @@ class KeelError(Exception):
 
 
 class InputError(KeelError):
-    """Bad input. The message names the file, the row where there is one, and the remedy."""
+    """Bad input. The message names the file, the row if there is one, and the remedy."""
 
     exit_code = 2
 
 
 class RowFault(InputError):  # noqa: N818  (the row's fault)
-    """Why one row cannot be used; `reason` is what it is counted under, the message itself if none is given."""
+    """A row that cannot be used. It is counted under `reason`, or under the message if no reason is given."""
 
     def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
@@ -29,4 +29,4 @@ class RowFault(InputError):  # noqa: N818  (the row's fault)
 
 
 class RunFailed(KeelError):  # noqa: N818  (a run fails; it is no error of the program)
-    """A run that could not go on. The message says where its evidence lies."""
+    """A run that could not go on. The message names its evidence."""

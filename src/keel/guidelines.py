@@ -1,6 +1,6 @@
 """The rubric: the dimensions by which answers are compared, and the written guideline of each.
 
-A YAML file, shown alike to people and to judges:
+A YAML file; people and judges see the same text:
 
     dimensions:
       overall: |
@@ -8,7 +8,7 @@ A YAML file, shown alike to people and to judges:
       accuracy: |
         Which answer says fewer things that are not so?
 
-Its version is a hash of what it says, so that judgments made by other words are told apart.
+Its version is a hash of its content, so that judgments under different wordings are kept apart.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import yaml
 
 from keel.errors import InputError
 
-_LONGEST_NAME = 60  # characters: a dimension's name is a column and a button
+_LONGEST_NAME = 60  # characters; the name becomes a column and a button
 
 
 @dataclass(frozen=True)
 class Rubric:
-    """Dimensions in the order in which they are shown: `Rubric((("overall", "Which answer …"),))`."""
+    """Dimensions and guidelines in the order shown: `Rubric((("overall", "Which answer …"),))`."""
 
     dimensions: tuple[tuple[str, str], ...]
 
@@ -39,11 +39,11 @@ class Rubric:
 
     @cached_property
     def version(self) -> str:
-        """First 8 hex digits of the SHA-256 of names and guidelines, in order."""
+        """Return the first 8 hex digits of the SHA-256 of names and guidelines, in order."""
         return hashlib.sha256(repr(self.dimensions).encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
     def __str__(self) -> str:
-        """The guidelines as people and judges read them."""
+        """Return the guidelines as people and judges read them."""
         return "\n\n".join(f"{name}:\n{guideline}" for name, guideline in self.dimensions)
 
 
@@ -61,7 +61,7 @@ DEFAULT_RUBRIC = Rubric(
 
 
 def load_rubric(file: str | Path) -> Rubric:
-    """The rubric of a YAML file; what is wrong with it is said in one line (`InputError`)."""
+    """Return the rubric of a YAML file. Raises `InputError`, one line, if something is wrong with it."""
     path = Path(file)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
@@ -81,20 +81,20 @@ def _dimensions(path: Path, table: dict[Any, Any]) -> Iterator[tuple[str, str]]:
     for number, (name, guideline) in enumerate(table.items(), 1):
         if not isinstance(name, str) or not name.strip() or len(name) > _LONGEST_NAME or not name.isprintable():
             raise InputError(
-                f"{path} dimension {number}: the name {str(name)[:60]!r} must be a word or a few, "
+                f"{path} dimension {number}: the name {str(name)[:60]!r} must be one or a few words, "
                 f"at most {_LONGEST_NAME} characters; put yes, no and numbers in quotes"
             )
         if not isinstance(guideline, str) or not guideline.strip():
-            raise InputError(f"{path} dimension {number} ({name}): write its guideline as text behind the name")
+            raise InputError(f"{path} dimension {number} ({name}): write its guideline as text after the name")
         yield name.strip(), guideline.strip()
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would drop the first in silence."""
+    """A loader that refuses duplicate keys; YAML would silently drop the first."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = sorted({str(key).strip() for key in keys if [str(k).strip() for k in keys].count(str(key).strip()) > 1})
         if twice:
-            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {twice[0]!r} stands there twice")
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {twice[0]!r} appears twice")
         return super().construct_mapping(node, deep)

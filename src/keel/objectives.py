@@ -2,7 +2,7 @@
 
 Shape legend: `[T]` is *flat* over the completion tokens of a batch, completion after completion, with `lengths [C]`
 summing to T; `[C]` is one number per completion, `[N]` one per pair. Log-probabilities are natural, in nats.
-Losses come back per example (`[N]` or `[T]`), never reduced: the loop divides once by the count of the whole
+Losses are returned per example (`[N]` or `[T]`), never reduced: the loop divides once by the count of the whole
 optimiser batch, so that micro-batching cannot change a gradient.
 """
 
@@ -29,7 +29,7 @@ def sequence_sums(flat: Tensor, lengths: Tensor) -> Tensor:
 
 
 def last_tokens(lengths: Tensor) -> Tensor:
-    """Flat index of each completion's last token: [C] -> [C]. Lengths must be positive."""
+    """Return the flat index of each completion's last token: [C] -> [C]. Lengths must be positive."""
     return torch.cumsum(lengths, 0) - 1
 
 
@@ -37,7 +37,7 @@ def last_tokens(lengths: Tensor) -> Tensor:
 
 
 def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | None = None) -> tuple[Tensor, Metrics]:
-    """Reward-model loss -log sigmoid(r_w - r_l - m) per pair (Bradley & Terry 1952; margin: Llama 2, eq. 2).
+    """Return the reward-model loss -log sigmoid(r_w - r_l - m) per pair (Bradley & Terry 1952; margin: Llama 2, eq. 2).
 
     chosen, rejected, margin: [N]. Returns the loss [N] and `accuracy`, `margin`, `mean_reward`, each [N].
     """
@@ -51,12 +51,12 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | None =
 
 
 def bradley_terry_zero_loss(margin: Tensor) -> Tensor:
-    """The loss of a head that says 0 everywhere, log(1 + e^margin) [N]: ln 2 without a margin (law 4)."""
+    """Return the loss of a head that scores 0 everywhere, log(1 + e^margin) [N]: ln 2 without a margin (law 4)."""
     return F.softplus(margin)
 
 
 def wins(left: Tensor, right: Tensor) -> Tensor:
-    """1 where left > right, 1/2 where they tie, else 0; elementwise."""
+    """Return 1 if left > right, 1/2 for a tie, else 0; elementwise."""
     return (left > right).float() + 0.5 * (left == right).float()
 
 
@@ -73,31 +73,31 @@ def dpo_loss(
     length_gap: Tensor | None = None,
     lengths: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """Direct preference optimisation per pair, on summed log-probabilities [N] of the two completions.
+    """Return the loss of direct preference optimisation per pair, from each completion's summed log-probability [N].
 
     With h = (chosen - reference_chosen) - (rejected - reference_rejected), a log-ratio margin in nats:
 
-    - `sigmoid`: -log sigmoid(beta h) (Rafailov et al. 2023, eq. 7). `label_smoothing` e gives conservative DPO,
-      (1 - e) l(h) + e l(-h): the loss expected under labels flipped at rate e.
-    - `robust`: ((1 - e) l(h) - e l(-h)) / (1 - 2e) (Chowdhury et al. 2024): under flips at rate e its expectation is
-      the clean loss. Unbounded below on pairs whose win rate exceeds 1 - e.
+    - `sigmoid`: l(h) = -log sigmoid(beta h) (Rafailov et al. 2023, eq. 7). `label_smoothing` e gives conservative DPO,
+      (1 - e) l(h) + e l(-h): the expected loss if labels are flipped at rate e.
+    - `robust`: ((1 - e) l(h) - e l(-h)) / (1 - 2e) (Chowdhury et al. 2024): if labels are flipped at rate e, its
+      expectation is the clean loss. Unbounded below on pairs whose win rate exceeds 1 - e.
     - `hinge`: max(0, 1 - beta h) (SLiC, Zhao et al. 2023).
-    - `ipo`: (h - 1 / (2 beta))^2 with beta in the role of tau (Azar et al. 2024, eq. 17), on *summed* log-probs. With
-      `lengths` = (|w|, |l|) in tokens, [N] each, h is that of *averages*, as in TRL:
+    - `ipo`: (h - 1 / (2 beta))^2 with beta in the role of tau (Azar et al. 2024, eq. 17), on *summed*
+      log-probabilities. With `lengths` = (|w|, |l|) in tokens, [N] each, h is of *averages*, as in TRL:
       h = (chosen - reference_chosen) / |w| - (rejected - reference_rejected) / |l|. Then 1 / (2 beta) is a margin in
-      nats per token: the same beta asks for one that grows with the answers' lengths.
+      nats per token: the same beta asks for a summed margin that grows with the answers' lengths.
 
-    `length_alpha` > 0 adds alpha (|w| - |l|) to beta h (Park et al. 2024), whose optimum is
-    ref exp((r - alpha |y|) / beta); `length_gap` = |w| - |l| in tokens, [N]. Not defined for `ipo`.
+    `length_alpha` > 0 adds alpha (|w| - |l|) to beta h (Park et al. 2024); the optimal policy is then
+    ref exp((r - alpha |y|) / beta). `length_gap` = |w| - |l| in tokens, [N]. Not defined for `ipo`.
 
-    Returns the loss [N] and the field's metrics, each [N]; rewards are beta times the log-ratio.
+    Returns the loss [N] and the usual metrics, each [N]; rewards are beta times the log-ratio.
     """
     chosen_ratio = chosen - reference_chosen
     rejected_ratio = rejected - reference_rejected
     logits = beta * (chosen_ratio - rejected_ratio)
     if lengths is not None:
         if kind != "ipo":
-            raise ValueError("lengths average the log-ratios of ipo; other losses are of summed ones")
+            raise ValueError("lengths average the log-ratios of ipo; other losses use sums")
         logits = beta * (chosen_ratio / lengths[0] - rejected_ratio / lengths[1])
     if length_alpha:
         if length_gap is None or kind == "ipo":
@@ -129,10 +129,10 @@ def _dpo_of_logits(logits: Tensor, kind: DpoLoss, smoothing: float, beta: float)
 
 
 def dpo_zero_margin_loss(kind: DpoLoss, *, beta: float, length_alpha: float = 0.0) -> float | None:
-    """The loss of a policy that still equals its reference; step 0 must show it (law 4).
+    """Return the loss of a policy that still equals its reference; step 0 must show it (law 4).
 
-    ln 2 for the sigmoid, conservative and robust forms, 1 for hinge, 1 / (4 tau^2) for IPO, of sums and of averages
-    alike. None where pairs of different length start from different logits (`length_alpha`).
+    ln 2 for the sigmoid, conservative and robust forms, 1 for hinge, 1 / (4 tau^2) for IPO, both of sums and of
+    averages. None with `length_alpha`: pairs with different length gaps then start from different logits.
     """
     if length_alpha:
         return None
@@ -143,29 +143,30 @@ def dpo_zero_margin_loss(kind: DpoLoss, *, beta: float, length_alpha: float = 0.
 
 
 def kl_estimates(logps: Tensor, reference_logps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Schulman's three estimators of KL(policy || reference) at sampled tokens, elementwise.
+    """Return Schulman's three estimators of KL(policy || reference) at sampled tokens, elementwise.
 
     With d = log policy - log reference: k1 = d (unbiased, may be negative), k2 = d^2 / 2, k3 = exp(-d) - 1 + d
-    (unbiased and never negative). To *measure*; the penalty itself belongs in the reward, see `shaped_rewards`.
+    (unbiased and never negative). For *measuring* only; the penalty belongs in the reward, see `shaped_rewards`.
     """
     d = logps - reference_logps
     return d, 0.5 * d**2, torch.expm1(-d) + d
 
 
 def shaped_rewards(scores: Tensor, logps: Tensor, reference_logps: Tensor, lengths: Tensor, beta: float) -> Tensor:
-    """PPO's reward per token [T]: -beta * k1 everywhere, plus the completion's score [C] at its last token.
+    """Return PPO's reward per token [T]: -beta * k1 at every token, plus the completion's score [C] at its last token.
 
-    Sums to score - beta * sum(k1) over each completion (Ziegler et al. 2019, eq. 2). `logps` are those of the policy
-    that sampled; nothing here carries a gradient.
+    It sums to score - beta * sum(k1) over each completion (Ziegler et al. 2019, eq. 2). `logps` are those of the policy
+    that sampled; inputs and result carry no gradient.
     """
     rewards = -beta * (logps - reference_logps)
     return rewards.index_add(0, last_tokens(lengths).to(rewards.device), scores.to(rewards.dtype))
 
 
 def adapt_kl_coefficient(beta: float, kl: float, target: float, n: int, horizon: int) -> float:
-    """Proportional controller of Ziegler et al. 2019, eq. 3: beta (1 + clip(KL / target - 1, +-0.2) n / horizon).
+    """Return the next beta by the proportional controller of Ziegler et al. 2019, eq. 3.
 
-    `kl` and `target` in nats per sequence, `n` sequences since the last call, `horizon` in sequences.
+    It is beta (1 + clip(KL / target - 1, +-0.2) n / horizon). `kl` and `target` are in nats per sequence, `n` is the
+    number of sequences since the last call, `horizon` is in sequences.
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
     return beta * (1 + error * n / horizon)
@@ -183,7 +184,7 @@ def gae(
     lam: float = 0.95,
     bootstrap: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (Schulman et al. 2016, eq. 16), and the returns to regress values on.
+    """Return advantages by GAE (Schulman et al. 2016, eq. 16), and the returns to regress values on.
 
     delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}, with V_L = `bootstrap` [C] (0 if None:
     the episode ended). Returns = A + V, before any whitening. rewards, values: [T]; both results: [T], no gradient.
@@ -214,9 +215,9 @@ def whiten(x: Tensor) -> Tensor:
 
 
 def ppo_policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Metrics]:
-    """Clipped surrogate per token, -min(rho A, clip(rho, 1 +- clip) A) (Schulman et al. 2017, eq. 7). All [T].
+    """Return the clipped surrogate per token, -min(rho A, clip(rho, 1 +- clip) A) (Schulman et al. 2017, eq. 7).
 
-    rho is the ratio to the policy that *sampled*, not to the reference.
+    All [T]. rho is the probability ratio to the policy that *sampled*, not to the reference.
     """
     log_ratio = torch.clamp(logps - old_logps, -20.0, 20.0)  # exp(200) is inf in fp32, and inf times 0 a NaN gradient
     ratio = torch.exp(log_ratio)
@@ -231,7 +232,7 @@ def ppo_policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, clip: 
 
 
 def ppo_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> tuple[Tensor, Metrics]:
-    """Clipped value regression per token, 1/2 max((V - R)^2, (clip(V, V_old +- clip) - R)^2). All [T]."""
+    """Return the clipped value loss per token, 1/2 max((V - R)^2, (clip(V, V_old +- clip) - R)^2). All [T]."""
     clipped = torch.clamp(values, old_values - clip, old_values + clip)
     plain, limited = (values - returns) ** 2, (clipped - returns) ** 2
     return 0.5 * torch.maximum(plain, limited), {"val/clipfrac_avg": (limited > plain).float().detach()}

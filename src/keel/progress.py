@@ -19,19 +19,19 @@ from rich.progress import (
 from keel.says import console, say
 
 LINE_EVERY = 10.0
-"""Seconds between plain lines."""
+"""Seconds between two plain lines."""
 plain_screen = False
-"""Plain lines on a terminal, too: for a process beside which others report."""
+"""Plain lines on a terminal, too: for one of several processes that report at once."""
 
 
 def peak_rss_gb() -> float:
-    """Largest resident memory of this process so far, in GB."""
+    """Return the largest resident memory of this process so far, in GB."""
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
 
 
 class Bar:
-    """Progress over `total` things (None: nobody knows how many); `advance(k, note)` counts k of them."""
+    """Progress over `total` items (None if unknown); `advance(k, note)` counts k of them."""
 
     def __init__(self, title: str, total: int | None, start: int = 0) -> None:
         self.title, self.total, self.done = title, total, start
@@ -70,7 +70,7 @@ class Bar:
             say(f"{self.title}: {self.done}/{self.total}  {self.rate():.3g}/s  {left}{note}".rstrip())
 
     def rate(self) -> float:
-        """Things per second since the start."""
+        """Return the items per second since the start."""
         return (self.done - self._first) / max(1e-9, time.perf_counter() - self._started)
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:

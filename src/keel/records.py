@@ -1,8 +1,8 @@
 """The records that everything passes around: prompts, answers, judgments, bundles.
 
 Everything in preference tuning is *one prompt with K >= 1 completions*: a demonstration has K = 1, a pair K = 2,
-a PPO group or best-of-N K = N. `Bundle` is that record once it is tokens; `Pair`, `Demonstration` and `PromptRow`
-are what files hold, as text. `Judgment` is what a rater says.
+a PPO group or best-of-N K = N. `Bundle` is that record as tokens; `Pair`, `Demonstration` and `PromptRow` are the
+text records of files. `Judgment` is a rater's verdict.
 
 Shapes, here and in every docstring: N bundles, K completions of one bundle, C completions of a batch (all bundles),
 P prompt tokens, L tokens of one completion, T = sum of L over the C completions (*flat*), V vocabulary, D hidden.
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-if TYPE_CHECKING:  # those who only read and keep records need no torch
+if TYPE_CHECKING:  # code that only reads and stores records needs no torch
     import torch
 
 
@@ -27,9 +27,9 @@ class _Turn(TypedDict):
 class Message(_Turn, total=False):
     """One turn of a chat: `{"role": "user", "content": "What can teddy do today?"}`.
 
-    Further fields are named as chat templates read them: an assistant's `tool_calls` and `reasoning_content` (thinking
-    that stands apart from the text), a tool's `tool_call_id` and `name`. `tools`, what may be called in the
-    conversation, stands in its first turn and nowhere else.
+    Further fields have the names that chat templates read: an assistant's `tool_calls` and `reasoning_content`
+    (thinking, separate from the text), a tool's `tool_call_id` and `name`. `tools`, the tools that may be called in the
+    conversation, is a field of its first turn only.
     """
 
     reasoning_content: str
@@ -40,11 +40,11 @@ class Message(_Turn, total=False):
 
 
 TURN_FIELDS = "reasoning_content", "tool_calls", "tool_call_id", "name", "tools"
-"""What a turn may hold beside role and content, in the order in which it is written."""
+"""Further fields of a turn, beside role and content, in the order in which they are written."""
 ANSWER_FIELDS = "reasoning_content", "tool_calls"
-"""Those of them that an answer may hold."""
+"""Further fields that an answer may have."""
 Fields = Mapping[str, Any]
-"""What an answer's turn holds beside its text: some of `ANSWER_FIELDS`."""
+"""Further fields of an answer's turn beside its text: some of `ANSWER_FIELDS`."""
 
 
 Prompt = str | list[Message]
@@ -53,7 +53,7 @@ Prompt = str | list[Message]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a record came from: `Origin("pairs.jsonl", 17)` is row 17, counted from 1 as editors do."""
+    """Source of a record: `Origin("pairs.jsonl", 17)` is row 17, counted from 1 as in editors."""
 
     file: str = ""
     row: int = 0
@@ -64,13 +64,13 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """The token ids of an answer as they were drawn, its end included, and the fingerprint of what spells them.
+    """The token ids of an answer as drawn, including its end, and the fingerprint of their tokenizer.
 
-    A text can be spelt in several ways, so that only these are sure to be what the model said.
+    A text can have several tokenisations, so only these ids are certainly those that the model drew.
     """
 
     tokenizer: str
-    """`Text.fingerprint()` of the tokenizer, template and ends that they belong to."""
+    """`Text.fingerprint()` of the tokenizer, template and ends that the ids belong to."""
     ids: tuple[int, ...]
 
 
@@ -86,7 +86,7 @@ class PromptRow:
 class Demonstration:
     """A prompt with the answer to imitate: `Demonstration("2 + 2 =", " 4")`. Plain text has an empty prompt.
 
-    `cut` says that the answer was drawn up to a length limit: it has no end. `drawn` are its tokens as drawn.
+    `cut` says that the answer reached a length limit when it was drawn: it has no end. `drawn` are its tokens as drawn.
     """
 
     prompt: Prompt
@@ -101,10 +101,9 @@ class Demonstration:
 class Pair:
     """A preference: `chosen` was judged better than `rejected`.
 
-    `margin` >= 0 says by how much (graded labels; 0 = not graded): the reward model's logit must exceed it.
-    `ai` says that a model gave the label (AI feedback: what is trained on it is RLAIF). `cut` says of each answer, the
-    chosen one first, that it was drawn up to a length limit: it has no end. `writers` names the models that wrote them.
-    `fields` and `drawn` are those of each answer, the chosen one first.
+    `margin` >= 0 says by how much (graded labels; 0 = not graded): the reward model's logit must exceed it. `ai` says
+    that a model gave the label (AI feedback: training on it is RLAIF). `writers` names the models that wrote the
+    answers. `cut`, `fields` and `drawn` have one entry per answer, the chosen one first, as in `Demonstration`.
     """
 
     prompt: Prompt
@@ -123,9 +122,9 @@ class Pair:
 class Completion:
     """One answer as tokens.
 
-    `ids` ends with exactly one EOS unless `truncated`, which says that a length limit cut it and it has none.
-    `logps` are the sampler's own log-probabilities, float32 [L], where a sampler of ours wrote it. A server's
-    completion has no ids; `answer` is what the server said of it.
+    `ids` ends with exactly one EOS, unless `truncated`: then a length limit cut it and it has none. `logps` are the
+    sampler's own log-probabilities, float32 [L]; None unless a sampler of Keel drew it. A server's completion has no
+    ids; `answer` is the server's record of it.
     """
 
     ids: list[int]
@@ -153,31 +152,31 @@ class Bundle:
 
 
 def lengths_of(bundles: list[Bundle]) -> torch.Tensor:
-    """Completion lengths of a batch, int64 [C], in order (bundle by bundle)."""
+    """Return the completion lengths of a batch, int64 [C], in order (bundle by bundle)."""
     import torch
 
     return torch.tensor([len(c) for b in bundles for c in b.completions], dtype=torch.long)
 
 
-# --- what people, judges and rules say ------------------------------------------------------------
+# --- judgments of people, judges and rules --------------------------------------------------------
 
 Outcome = Literal["first", "second", "tie", "both_bad"]
 MIRROR: dict[Outcome, Outcome] = {"first": "second", "second": "first"}
-"""The outcome when the answers change places; ties and two bad answers stay what they are."""
+"""Outcome after the answers change places; `tie` and `both_bad` stay the same."""
 RaterKind = Literal["person", "adjudicator", "judge", "rule", "simulated", "unknown"]
-"""An adjudicator decides if raters disagree: their word then makes the pair."""
+"""Kinds of raters. An adjudicator decides if raters disagree: their verdict then makes the pair."""
 OVERALL = "overall"
 """The dimension of a verdict on an answer as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer as text, and where it came from: `Answer(" Paris.", model="runs/sft", logp=-3.2)`.
+    """One answer as text, and its source: `Answer(" Paris.", model="runs/sft", logp=-3.2)`.
 
-    `model` is the writer's name and `model_hash` that of its weights; `sampling` says how it was drawn
-    (`{"temperature": 0.8, "max_new_tokens": 64}`) and `draw` which of several drawn alike it is; `logp` is its summed
-    log-probability in nats, over `tokens` tokens, under the model and the distribution that drew it; `drawn` are these
-    tokens. `fields` is what its turn holds beside the text, such as calls of tools.
+    `model` is the writer's name and `model_hash` the hash of its weights. `sampling` holds the sampling settings
+    (`{"temperature": 0.8, "max_new_tokens": 64}`), and `draw` numbers several answers drawn with equal settings. `logp`
+    is the summed log-probability in nats, over `tokens` tokens, under the model and the distribution that drew the
+    answer; `drawn` are these tokens. `fields` are the further fields of its turn, such as tool calls.
     """
 
     text: str
@@ -194,7 +193,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Of two answers: which is better, and by how much (1 slightly, 2 better, 3 much better; 0 not graded)."""
+    """Verdict on two answers: the better one, and by how much (1 slightly, 2 better, 3 much better; 0 not graded)."""
 
     outcome: Outcome
     strength: float = 0.0
@@ -202,14 +201,14 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Of one answer: a finite number, higher is better, on the rater's own scale."""
+    """Verdict on one answer: a finite number on the rater's own scale; higher is better."""
 
     value: float
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Of K answers: the rank of each, 1 is best, equal ranks are ties: `Ranking((2, 1, 2))`."""
+    """Verdict on K answers: the rank of each. 1 is best, equal ranks are ties: `Ranking((2, 1, 2))`."""
 
     ranks: tuple[int, ...]
 
@@ -219,12 +218,12 @@ Verdict = Preference | Score | Ranking
 
 @dataclass(frozen=True, slots=True)
 class Judgment:
-    """What one rater said of some answers to one prompt, in the order in which they were shown (first is left).
+    """One rater's verdict on answers to one prompt, the answers in the order shown (first is left).
 
     `Judgment("2 + 2 =", (Answer(" 4"), Answer(" 5")), Preference("first", 3), rater="person-007", kind="person")`
 
     `rubric` is the version of the guidelines; `comment` the rater's reasons; `raw` a judge's reply as it came, to be
-    read again; `extra` holds columns of a file that mean nothing to Keel and are given back on export.
+    parsed again; `extra` holds columns of a file that have no meaning to Keel and are given back on export.
     """
 
     prompt: Prompt
@@ -242,18 +241,18 @@ class Judgment:
 
     @property
     def ai(self) -> bool:
-        """Whether a model gave the label (AI feedback: what is trained on it is RLAIF)."""
+        """Say whether a model gave the label (AI feedback: training on it is RLAIF)."""
         return self.kind == "judge"
 
 
 @dataclass(slots=True)
 class RowCounts:
-    """Every row's fate: `read == used + sum(dropped) + sum(neutral)`.
+    """Counts of all rows: `read == used + sum(dropped) + sum(neutral)`.
 
     Each table holds, by reason, the count and the first row numbers. `dropped` are rows that are wrong; `neutral` are
-    rows that are right and yet give nothing, such as a tie where pairs are asked for; `notes` are rows that were used
-    but changed or remarkable (a completion cut by the length limit). Where one row gives n pairs, or several rows
-    give one, what is counted is contests: `read` counts each pair, and each contest that made none.
+    rows that are right but give nothing, such as a tie if pairs are wanted; `notes` are rows that were used but changed
+    or remarkable (a completion cut by the length limit). If one row gives n pairs, or several rows give one,
+    comparisons are counted instead: `read` counts each pair, and each comparison that made none.
     """
 
     read: int = 0
@@ -262,14 +261,14 @@ class RowCounts:
     notes: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
     neutral: dict[str, tuple[int, list[int]]] = field(default_factory=dict)
     stored: bool = field(default=False, compare=False, repr=False)
-    """Whether the rows are a store's."""
+    """True if the rows are those of a store."""
 
     def drop(self, reason: str, row: int) -> None:
         """Count `row` as dropped for `reason`; the first ten row numbers are kept."""
         _count(self.dropped, reason, row)
 
     def skip(self, reason: str, row: int) -> None:
-        """Count `row` as no fault, but of no use here."""
+        """Count `row` as right, but of no use here."""
         _count(self.neutral, reason, row)
 
     def note(self, what: str, row: int) -> None:
@@ -285,7 +284,7 @@ class RowCounts:
         return sum(count for count, _ in self.neutral.values())
 
     def as_dict(self) -> dict[str, object]:
-        """The form in `summary.json`."""
+        """Return the form in `summary.json`."""
         tables = {"dropped": self.dropped, "neutral": self.neutral, "notes": self.notes}
         return {"read": self.read, "used": self.used} | {
             name: {what: [count, rows] for what, (count, rows) in table.items()} for name, table in tables.items()
@@ -299,12 +298,12 @@ def _count(table: dict[str, tuple[int, list[int]]], key: str, row: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a command leaves: the folder, and the content of its `summary.json`."""
+    """Result of a command: its folder, and the content of the folder's `summary.json`."""
 
     folder: Path
     summary: dict[str, Any]
 
     @property
     def final(self) -> Path:
-        """The checkpoint to use."""
+        """Return the folder of the checkpoint to use."""
         return self.folder / "final"

@@ -6,10 +6,10 @@ from rich.console import Console
 
 
 def console() -> Console:
-    """Where progress and notes go."""
+    """Return the console for progress and notes."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(message: str) -> None:
-    """One line for the reader."""
+    """Print one line for the reader."""
     console().print(message, markup=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # those who draw nothing need no torch
+if TYPE_CHECKING:  # commands that draw nothing need no torch
     import torch
 
 

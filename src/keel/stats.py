@@ -31,15 +31,15 @@ class Estimate:
 
 
 def wilson(successes: float, n: int) -> Estimate:
-    """Wilson score interval for a rate (Wilson 1927); `successes` may be a multiple of 1/2 (ties)."""
+    """Return the Wilson score interval for a rate (Wilson 1927); `successes` may be a multiple of 1/2 (ties)."""
     if n == 0:
         return Estimate(math.nan, 0.0, 1.0, 0)
-    p = min(1.0, max(0.0, successes / n))  # of successes that were a product, rounding may make more than n
+    p = min(1.0, max(0.0, successes / n))  # successes may be a product, which rounding can lift above n
     return Estimate(p, *_wilson(p, n), n)
 
 
 def _wilson(p: float, n: float) -> tuple[float, float]:
-    """The interval's ends for a rate of p among n, which need not be whole; p lies between them, rounded or not."""
+    """Return the interval's ends for a rate p of n, which need not be whole; p lies between them despite rounding."""
     z = float(stats.norm.ppf(0.975))
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -47,11 +47,11 @@ def _wilson(p: float, n: float) -> tuple[float, float]:
 
 
 def rate(outcomes: ArrayLike, clusters: Sequence[object] | None = None) -> Estimate:
-    """Interval of a rate from outcomes in [0, 1], ties as 1/2. Missing outcomes are NaN: left out, never 0.
+    """Return a rate and its interval, from outcomes in [0, 1], ties as 1/2. NaN is missing: left out, never 0.
 
-    With `clusters` (one label per outcome, e.g. the prompt) it is Wilson's for the number of independent outcomes that
-    would vary as much as the clusters do (Kish's effective sample size, at most that of the outcomes), and `n` counts
-    clusters. A rate of 0 or 1 shows no variation: then each cluster counts as one outcome.
+    With `clusters` (one label per outcome, e.g. the prompt) it is Wilson's interval for the effective sample size: the
+    number of independent outcomes that would vary as much as the clusters do (Kish), at most the number of outcomes.
+    `n` then counts clusters. A rate of 0 or 1 shows no variation: then each cluster counts as one outcome.
     """
     x = np.asarray(outcomes, dtype=np.float64)
     keep = ~np.isnan(x)
@@ -66,16 +66,16 @@ def rate(outcomes: ArrayLike, clusters: Sequence[object] | None = None) -> Estim
 
 
 def _numbered(clusters: Sequence[object], keep: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Which cluster each kept value is in, counted from 0."""
+    """Return the cluster number of each kept value, counted from 0."""
     _, index = np.unique([str(c) for c, k in zip(clusters, keep, strict=True) if k], return_inverse=True)
     return index
 
 
 def mean(values: ArrayLike, clusters: Sequence[object] | None = None) -> Estimate:
-    """Mean with a Student-t interval; NaN entries are missing and left out.
+    """Return the mean with a Student-t interval; NaN entries are missing and left out.
 
-    With `clusters` (one label per value, e.g. the prompt) the interval treats the clusters' means as the
-    independent examples, weighted by their sizes.
+    With `clusters` (one label per value, e.g. the prompt) the clusters' means, weighted by their sizes, are the
+    independent examples.
     """
     x = np.asarray(values, dtype=np.float64)
     keep = ~np.isnan(x)
@@ -101,15 +101,15 @@ def mean(values: ArrayLike, clusters: Sequence[object] | None = None) -> Estimat
 
 
 def win_outcomes(left: ArrayLike, right: ArrayLike) -> Floats:
-    """1 where left wins, 1/2 for a tie, 0 where it loses, NaN where either is missing."""
+    """Return 1 if left wins, 1/2 for a tie, 0 if it loses, NaN if either is missing; elementwise."""
     a, b = np.asarray(left, dtype=np.float64), np.asarray(right, dtype=np.float64)
     return np.where(np.isnan(a) | np.isnan(b), np.nan, (a > b) + 0.5 * (a == b))
 
 
 def bradley_terry_fit(wins: ArrayLike) -> Floats:
-    """Maximum-likelihood Bradley-Terry scores from `wins[i, j]` = times i beat j; the scores sum to 0.
+    """Fit Bradley-Terry scores by maximum likelihood, from `wins[i, j]` = times i beat j; the scores sum to 0.
 
-    The maximum is finite exactly where the win graph is strongly connected (Ford 1957); otherwise ValueError.
+    Raises ValueError unless the win graph is strongly connected: only then is the maximum finite (Ford 1957).
     """
     w = np.asarray(wins, dtype=np.float64)
     components, _ = connected_components(w > 0, directed=True, connection="strong")
@@ -134,7 +134,7 @@ def bradley_terry_fit(wins: ArrayLike) -> Floats:
 
 
 def _newton_polish(w: Floats, scores: Floats, steps: int = 20) -> Floats:
-    """Newton steps to rounding: L-BFGS stalls around 1e-7 of the optimum."""
+    """Refine scores by Newton steps down to rounding: L-BFGS stalls about 1e-7 from the optimum."""
     for _ in range(steps):
         win = special.expit(scores[:, None] - scores[None, :])
         gradient = (w * (1 - win)).sum(1) - (w * (1 - win)).sum(0)
@@ -148,12 +148,12 @@ def _newton_polish(w: Floats, scores: Floats, steps: int = 20) -> Floats:
 
 
 def best_of_n_kl(n: int) -> float:
-    """KL(best-of-n || reference) in nats, log n - (n - 1) / n: exact without ties, otherwise an upper bound."""
+    """Return KL(best-of-n || reference) in nats, log n - (n - 1) / n: exact without ties, else an upper bound."""
     return math.log(n) - (n - 1) / n
 
 
 def best_of_n_law(reference: ArrayLike, scores: ArrayLike, n: int) -> Floats:
-    """Exact law of best-of-n over a finite set: F^n - F_-^n per score level, shared by `reference` within a level."""
+    """Return the exact law of best-of-n over a finite set: F^n - F_-^n per score, split by `reference` among ties."""
     p, s = np.asarray(reference, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     law = np.zeros_like(p)
     below = 0.0
@@ -166,11 +166,11 @@ def best_of_n_law(reference: ArrayLike, scores: ArrayLike, n: int) -> Floats:
 
 
 def best_of_n_curve(proxy: ArrayLike, values: ArrayLike, n: int) -> Floats:
-    """Expected `values` of the best of n by `proxy`, per prompt, unbiased from M >= n samples each.
+    """Estimate the expected value of the best of n by `proxy`, per prompt, without bias, from M >= n samples each.
 
     proxy, values: [prompts, M]. Averages over all subsets of size n: the sample of proxy rank i (from 1) is the best
-    of its subset with probability C(i - 1, n - 1) / C(M, n); samples tied in proxy share their probability, as a
-    random choice among the tied would. Returns [prompts].
+    of its subset with probability C(i - 1, n - 1) / C(M, n). Samples with equal proxy share their probability, as if
+    the best were chosen among them at random. Returns [prompts].
     """
     p, v = np.asarray(proxy, dtype=np.float64), np.asarray(values, dtype=np.float64)
     m = p.shape[1]
@@ -191,13 +191,13 @@ def _log_choose(a: NDArray[np.int64], b: int) -> Floats:
         return np.asarray(special.gammaln(a + 1) - special.gammaln(b + 1) - special.gammaln(a - b + 1))
 
 
-# --- telling two kinds apart ----------------------------------------------------------------------
+# --- separating two kinds -------------------------------------------------------------------------
 
 
 def auc(positives: ArrayLike, negatives: ArrayLike) -> Estimate:
-    """Probability that a positive's value exceeds a negative's, ties 1/2, with DeLong's interval (DeLong et al. 1988).
+    """Return the probability that a positive's value exceeds a negative's, ties as 1/2.
 
-    `n` counts both kinds; NaN where one of them is missing. The interval is cut at 0 and 1.
+    The interval is DeLong's (DeLong et al. 1988), cut at 0 and 1. `n` counts both kinds; NaN if one of them is missing.
     """
     x, y = np.asarray(positives, dtype=np.float64), np.asarray(negatives, dtype=np.float64)
     if not len(x) or not len(y):
@@ -217,14 +217,14 @@ def auc(positives: ArrayLike, negatives: ArrayLike) -> Estimate:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationBin:
-    """Predicted probability of a bin against how often it came true."""
+    """Mean predicted probability of a bin, and its observed rate."""
 
     predicted: float
     observed: Estimate
 
 
 def calibration(probability: ArrayLike, outcome: ArrayLike, bins: int = 10) -> tuple[list[CalibrationBin], float]:
-    """Reliability in bins of equal count, and the expected calibration error (weighted mean |predicted - observed|)."""
+    """Return bins of equal count, and the expected calibration error (weighted mean |predicted - observed|)."""
     p, y = np.asarray(probability, dtype=np.float64), np.asarray(outcome, dtype=np.float64)
     order = np.argsort(p, kind="stable")
     parts = [part for part in np.array_split(order, min(bins, max(1, len(p)))) if len(part)]
@@ -237,9 +237,9 @@ def calibration(probability: ArrayLike, outcome: ArrayLike, bins: int = 10) -> t
 
 
 def cohen_kappa(first: ArrayLike, second: ArrayLike) -> float:
-    """Agreement of two raters on the same items beyond chance, (p_o - p_e) / (1 - p_e) (Cohen 1960).
+    """Return the agreement of two raters on the same items beyond chance, (p_o - p_e) / (1 - p_e) (Cohen 1960).
 
-    NaN without items, and where both only ever say the same one thing, since nothing can then exceed chance.
+    NaN without items, and if both give one and the same answer to all, since nothing can then exceed chance.
     """
     a, b = np.asarray(first), np.asarray(second)
     if not len(a):
@@ -252,9 +252,9 @@ def cohen_kappa(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def fleiss_kappa(counts: ArrayLike) -> float:
-    """Agreement of any raters beyond chance: `counts[i, c]` of them put item i into category c (Fleiss 1971).
+    """Return the agreement of any raters beyond chance (Fleiss 1971): `counts[i, c]` raters put item i in category c.
 
-    Every item needs the same number of raters, at least two: ValueError otherwise. NaN where all say one thing.
+    Raises ValueError unless every item has the same number of raters, at least two. NaN if all answers are the same.
     """
     n = np.asarray(counts, dtype=np.float64)
     raters = n.sum(1)
@@ -267,11 +267,11 @@ def fleiss_kappa(counts: ArrayLike) -> float:
 
 
 def krippendorff_alpha(units: ArrayLike, values: ArrayLike, *, interval: bool, resamples: int = 1_000) -> Estimate:
-    """Krippendorff's alpha with a bootstrap interval over units: `values[i]` is what one rater said of `units[i]`.
+    """Return Krippendorff's alpha, with a bootstrap interval over units; `values[i]` is a rater's value for `units[i]`.
 
-    alpha = 1 - D_o / D_e: the observed disagreement within units over that expected between all values, for nominal
-    values (equal or not) or, with `interval`, squared differences (Krippendorff 2004, 11.3). Units that one rater saw
-    are left out; `n` counts the others. NaN without any, and where all say one thing. The bootstrap's seed is fixed.
+    alpha = 1 - D_o / D_e, the observed disagreement within units over that expected between all values. It is nominal
+    (equal or not) or, with `interval`, of squared differences (Krippendorff 2004, 11.3). Units with one rater are left
+    out; `n` counts the others. NaN if none are left or all values are equal. The bootstrap's seed is fixed.
     """
     _, unit = np.unique(np.asarray(units), return_inverse=True)
     number, said = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True)
@@ -296,7 +296,7 @@ def krippendorff_alpha(units: ArrayLike, values: ArrayLike, *, interval: bool, r
 
 
 def _nominal_sums(unit: NDArray[np.intp], said: NDArray[np.intp], kinds: int) -> Floats:
-    """Per unit: its disagreement, and how often each value was said."""
+    """Return for each unit its disagreement, and how often each value was given."""
     counts = np.zeros((unit.max() + 1, kinds))
     np.add.at(counts, (unit, said), 1)
     size = counts.sum(1)
@@ -310,8 +310,8 @@ def _nominal_expected(total: Floats) -> float:
 
 
 def _interval_sums(unit: NDArray[np.intp], value: Floats) -> Floats:
-    """Per unit: its disagreement, how many values, their sum and that of their squares."""
-    value = value - value.mean()  # differences do not change, and the squares lose no digits
+    """Return for each unit its disagreement, the number of its values, their sum and the sum of their squares."""
+    value = value - value.mean()  # leaves differences unchanged, and the squares lose no digits
     size, first, second = (np.bincount(unit, weights) for weights in (None, value, value**2))
     return np.column_stack([2 * (size * second - first**2) / (size - 1), size, first, second])
 
@@ -322,7 +322,7 @@ def _interval_expected(total: Floats) -> float:
 
 
 def distinct_n(token_lists: Sequence[Sequence[object]], n: int = 2) -> float:
-    """Distinct n-grams over all n-grams of a set of texts (Li et al. 2016). Compare only sets of equal size."""
+    """Return distinct n-grams over all n-grams of a set of texts (Li et al. 2016). Compare only sets of equal size."""
     seen: set[tuple[object, ...]] = set()
     total = 0
     for tokens in token_lists:

@@ -220,7 +220,7 @@ def test_a_header_that_commas_do_not_part_is_named(tmp_path):
         ("Bär".encode("latin1") + b"\n" + "it’s".encode("cp1252"), "iconv -f cp1252 -t utf-8"),
         ("Bär, mühsam".encode("latin1"), "iconv -f latin1 -t utf-8"),
         ("Bär".encode("utf-16"), "iconv -f utf-16 -t utf-8"),
-        ("熊です。".encode("shift-jis"), "no Windows-1252 either: write it anew as UTF-8"),
+        ("熊です。".encode("shift-jis"), "not Windows-1252 either: export it again as UTF-8"),
     ],
 )
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "json", "txt", "csv.gz"])
@@ -287,7 +287,7 @@ def test_one_row_in_a_line_is_no_wrapper(tmp_path):
             {c: [v, v] for c, v in PAIR.items()},
             "not a list of rows but columns (prompt, chosen, rejected); pandas writes",
         ),
-        ({"train": [PAIR], "test": [PAIR]}, "but several lists (train, test), of which each needs a file"),
+        ({"train": [PAIR], "test": [PAIR]}, "but several lists (train, test), each of which needs its own file"),
         ({"prompt": {"0": "a", "1": "b"}, "chosen": {"0": "a"}}, "not a list of rows; write"),
         ({"data": [1, 2]}, "not a list of rows; write"),
     ],

@@ -436,7 +436,7 @@ def test_a_table_holds_a_format_but_for_the_types_of_further_columns(tmp_path, n
     rows, expected = EXAMPLES[name]
     source, target = write(tmp_path / "a.jsonl", rows), tmp_path / f"b.{ending}"
     if ending == "parquet" and name in ("trl", "kto", "preference", "ranks"):  # prompts as text and as messages
-        with pytest.raises(InputError, match="not a table of one type a column"):
+        with pytest.raises(InputError, match="not a table with one type per column"):
             convert(source, target, name)
         return
     convert(source, target, name)
@@ -793,7 +793,7 @@ def test_what_a_table_cannot_hold_is_refused(tmp_path):
         ):
             put({"prompt": "p", "chosen": chat})
     rows = [{"prompt": p, "chosen": "a", "rejected": "b"} for p in ("p", [user("p")])]
-    with pytest.raises(InputError, match="not a table of one type a column"):
+    with pytest.raises(InputError, match="not a table with one type per column"):
         convert(write(tmp_path / "a.jsonl", rows), tmp_path / "b.parquet", "trl")
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
     rows = [

@@ -248,7 +248,7 @@ def test_one_template_of_several_is_chosen_for_every_role_of_ppo(make_model, tmp
     rule = tmp_path / "rule.yaml"
     rule.write_text("rules:\n  - {words: [1, 5]}\n")
     given = {"model": str(base), "prompts": str(chats), "reward": f"rule:{rule}", "device": "cpu", "steps": 1}
-    with pytest.raises(InputError, match="--chat-template one of long, short"):
+    with pytest.raises(InputError, match="name one with --chat-template: long, short"):
         ppo.train(PPOConfig(**given, out=tmp_path / "none", max_new_tokens=4))
     run = ppo.train(PPOConfig(**given, out=tmp_path / "ppo", max_new_tokens=4, rollout_size=4, chat_template="short"))
     assert checkpoints.load_text(str(run.final)).tokenizer.chat_template == template

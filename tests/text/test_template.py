@@ -495,5 +495,5 @@ def test_a_template_comes_from_a_file_or_is_refused_in_one_line(tmp_path):
         chat_template("nosuch", tokenizer)
     tokenizer.chat_template = {"tools": TWO_ROLES, "rag": DATED}
     assert chat_template("rag", tokenizer) == DATED
-    with pytest.raises(InputError, match="--chat-template one of rag, tools"):
+    with pytest.raises(InputError, match="name one with --chat-template: rag, tools"):
         Text(tokenizer)

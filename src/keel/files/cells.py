@@ -1,7 +1,7 @@
-"""Values of a row as formats read them: messages that stand as JSON text in a cell, decimals, objects around messages.
+"""Values of a row as formats read them: messages written as JSON text in a cell, decimals, objects around messages.
 
-One rule for every container, so that the same table means the same as JSONL, JSON, CSV and Parquet. Text is taken for
-messages only if it is JSON of turns and nothing else; text that merely begins with a bracket stays text.
+One rule for every container, so that a table means the same as JSONL, JSON, CSV and Parquet. Text is read as messages
+only if it is JSON of turns and nothing else; other text that begins with a bracket stays text.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from keel.files.fields import Row, RowError, one_line
 __all__ = ["number_of", "refuse_ambiguous", "unfold"]
 
 TURNS = re.compile(r"[\[{]\s*(?:\{\s*)?([\"'])(?:role|content|from|value|messages)\1\s*:")
-"""How JSON, or Python's way of printing, of one turn or several begins."""
+"""Beginning of one turn or several, as JSON or as Python prints them."""
 SPEAKS = {"role": ("content", "tool_calls"), "from": ("value",)}
-"""Who speaks, and what a turn must say beside that, by the way in which it is written."""
+"""Key of the speaker in each notation, and the other keys of which a turn must have one."""
 DECODER = json.JSONDecoder()
 
 
 def unfold(row: Row) -> RowError | None:
-    """Put messages for their JSON and numbers for decimals, in place; an error where a cell holds broken messages."""
+    """Replace JSON text by messages and decimals by numbers, in place; return an error for broken messages."""
     for column, value in row.items():
         kind = value.__class__
         if kind is str:
@@ -39,7 +39,7 @@ def unfold(row: Row) -> RowError | None:
 
 
 def _messages(text: str) -> object:
-    """What a cell holds that begins like messages: these, or the text as it stands."""
+    """Return the messages of a cell that begins like messages, or the text unchanged if it holds something else."""
     if TURNS.match(text)[1] == "'":  # type: ignore[index]
         if text.rstrip()[-1] in "]}":
             raise RowError("holds messages as Python prints them, not JSON; write the cell with json.dumps")
@@ -52,7 +52,7 @@ def _messages(text: str) -> object:
 
 
 def _is_chat(value: object) -> bool:
-    """Whether it is a turn, a list of turns, or an object of messages."""
+    """Say whether a value is a turn, a list of turns, or an object of messages."""
     if isinstance(value, list):
         return bool(value) and all(_is_turn(turn) for turn in value)
     if isinstance(value, dict) and isinstance(value.get("messages"), list):
@@ -67,21 +67,21 @@ def _is_turn(value: object) -> bool:
 
 
 def _bare(column: str, value: object) -> object:
-    """The messages of an object that holds nothing else; `input` is such an object in a format of its own."""
+    """Return the messages of an object that holds nothing else; not for `input`, which a format uses so."""
     alone = isinstance(value, dict) and len(value) == 1 and column != "input"
     turns = value.get("messages") if alone and isinstance(value, dict) else None
     return turns if isinstance(turns, list) else value
 
 
 def number_of(value: Decimal) -> float | int:
-    """A decimal as a number; a whole one without decimals stays whole."""
+    """Return a decimal as a number; one without decimal places becomes an int."""
     if not value.is_finite():
         return float("inf") if value.is_infinite() else float("nan")
     return int(value) if value.as_tuple().exponent == 0 else float(value)
 
 
 def refuse_ambiguous(row: Row) -> None:
-    """Raise `RowError` where text of a row would be read back as messages."""
+    """Raise `RowError` if text of a row would be read back as messages."""
     for column, value in row.items():
         if value.__class__ is str and value[:1] in ("[", "{") and TURNS.match(value):
             try:

@@ -1,8 +1,8 @@
-"""Containers: a file, a folder or a hub data set into numbered rows.
+"""Containers: numbered rows of a file, a folder or a hub data set.
 
-Rows count from 1: lines of JSONL and text (blank ones are no rows), data rows of CSV, elements of JSON and Parquet.
-A row that cannot be read is a `RowError` in its place; what makes the whole file unreadable, such as a wrong encoding,
-is an `InputError`. What is read although it is unusual, such as cells that are separated by semicolons, is a remark.
+Rows count from 1: lines of JSONL and text (blank lines are no rows), data rows of CSV, elements of JSON and Parquet.
+An unreadable row is a `RowError` in its place; an unreadable file, for example in a wrong encoding, is an `InputError`.
+Anything unusual that is read all the same, such as cells separated by semicolons, is a remark.
 """
 
 from __future__ import annotations
@@ -28,21 +28,24 @@ __all__ = ["INSTALL", "RowReader", "file_hash", "read_rows"]
 
 
 class RowReader:
-    """The rows of a source while they are read, and the hash of the bytes that they are read from.
+    """The rows of a source while they are read, and the hash of the bytes read.
 
-    The bytes of a file are hashed as they pass, so that the hash is that of what was read, whatever becomes of the
-    file. Folders and hub data sets, which the library reads, are hashed by name.
+    The bytes of a file are hashed as they are read, so that the hash fits the rows even if the file changes later.
+    Folders and hub data sets are read by the library and hashed by name.
     """
 
     def __init__(self, source: str, remarks: list[str] | None = None) -> None:
-        """`remarks` learns what is unusual about the file, by the time of its first row."""
+        """Open a source; `remarks` holds all that is unusual about the file once its first row is read."""
         self._source, self._bytes = source, Passing()
         self._ahead: str | None = None
         self.rows = _unfolded(_raw_rows(source, [] if remarks is None else remarks, self._bytes))
-        """Every row with its number. The container follows from the name's ending."""
+        """Every row with its number; the file name's ending decides the container."""
 
     def content(self, ahead: bool = False) -> str:
-        """Return `file_hash` of what is read; `ahead` while rows are still to come. Raises if the two differ."""
+        """Return `file_hash` of the source; set `ahead` while rows are still to come.
+
+        Raises `InputError` if the hash ahead and that of the bytes read differ.
+        """
         if ahead:
             self._ahead = file_hash(self._source)
             return self._ahead
@@ -52,7 +55,7 @@ class RowReader:
         return found
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file and end the rows."""
         self.rows.close()
         self._bytes.close()
 
@@ -95,7 +98,7 @@ def _raw_rows(source: str, remarks: list[str], passing: Passing | None) -> Itera
 def file_hash(source: str) -> str:
     """Return the first 16 hex digits of the SHA-256 of the raw file (or of a folder's files with names, and its part).
 
-    For a hub data set `hub:`, its commit and its part; `hub:unknown` where the hub cannot be asked.
+    For a hub data set: `hub:`, its commit and its part; `hub:unknown` if the hub cannot be reached.
     """
     path = Path(source)
     if path.is_file():
@@ -115,24 +118,24 @@ def _folder_hash(folder: str) -> str:
 
 
 class Passing:
-    """The bytes of one file as they pass, hashed: `open` the file, read as much as is wanted, and take the `digest`."""
+    """Hash of one file's bytes while they are read: `open` the file, read any part of it, then take the `digest`."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
         self._file: IO[bytes] | None = None
 
     def open(self, path: Path) -> io.BufferedReader:
-        """Open the file whose bytes are hashed."""
+        """Open the file to read and hash."""
         self._file = path.open("rb", buffering=0)
         return io.BufferedReader(_Hashing(self._file, self._hash), _HEAD)
 
     @property
     def opened(self) -> bool:
-        """Whether a file was opened."""
+        """Say whether a file was opened."""
         return self._file is not None
 
     def digest(self) -> str:
-        """Return the first 16 hex digits of the whole file's hash, the rest of it read; empty if none was opened."""
+        """Read the rest and return the first 16 hex digits of the whole file's hash; empty if no file was opened."""
         if self._file is None:
             return ""
         if not self._file.closed:
@@ -148,7 +151,7 @@ class Passing:
 
 
 class _Hashing(io.RawIOBase):
-    """Raw bytes of a file, each hashed once as it is read from the beginning; closing it leaves the file open."""
+    """Raw bytes of a file, hashed while they are read in order; closing this stream leaves the file open."""
 
     def __init__(self, file: IO[bytes], digest: Any) -> None:
         self._file, self._digest = file, digest
@@ -164,7 +167,7 @@ class _Hashing(io.RawIOBase):
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file to read: where it is, what errors call it, and who learns what."""
+    """A file to read: its path, its name in errors, the list for remarks, and the hash of its bytes."""
 
     path: Path
     source: str
@@ -172,7 +175,7 @@ class _File:
     passing: Passing | None = None
 
     def open(self) -> IO[bytes]:
-        """Return the file's bytes, unpacked if they are gzip by their content, whatever the name."""
+        """Return the file's bytes, unpacked if their content is gzip, whatever the name."""
         if self.passing is None or self.passing.opened:
             with self.path.open("rb") as file:
                 packed = file.read(2) == MAGIC
@@ -183,11 +186,11 @@ class _File:
 
 
 MAGIC = b"\x1f\x8b"
-"""How gzip begins."""
+"""First bytes of a gzip file."""
 
 
 def _decode(raw: bytes, at: _File, offset: int, line: int) -> str:
-    """UTF-8 text (without a byte order mark), or a refusal that names the first byte that is not."""
+    """Return UTF-8 text without a byte order mark. Raise `InputError` with the place of the first byte that is not."""
     try:
         return raw.decode("utf-8-sig" if offset == 0 else "utf-8")
     except UnicodeDecodeError as error:
@@ -199,7 +202,7 @@ def _decode(raw: bytes, at: _File, offset: int, line: int) -> str:
 
 
 def _encoding(at: _File) -> str:
-    """How to convert a file that is not UTF-8, told by the bytes of the whole of it.
+    """Return advice on converting a file that is not UTF-8, based on all its bytes.
 
     Windows-1252 puts quotation marks and dashes where Latin-1 has control characters that nobody writes.
     """
@@ -208,7 +211,7 @@ def _encoding(at: _File) -> str:
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         likely = "utf-16"
     elif not UNUSED_IN_1252.isdisjoint(raw):
-        return "which is no Windows-1252 either: write it anew as UTF-8 from where it comes"
+        return "which is not Windows-1252 either: export it again as UTF-8 from its source"
     else:
         likely = "latin1" if _CONTROL.isdisjoint(raw) else "cp1252"
     return f"for instance with: iconv -f {likely} -t utf-8"
@@ -216,11 +219,11 @@ def _encoding(at: _File) -> str:
 
 _CONTROL = frozenset(range(0x80, 0xA0))
 UNUSED_IN_1252 = frozenset((0x81, 0x8D, 0x8F, 0x90, 0x9D))
-_HEAD = 1 << 16  # bytes in which a line's end is looked for
+_HEAD = 1 << 16  # bytes searched for a line's end
 
 
 def _lines(at: _File) -> Iterator[tuple[int, str]]:
-    """Numbered lines with their line ends; only a newline ends a line (U+2028 does not), or \\r where there is none."""
+    """Yield numbered lines with their ends. Only a newline ends a line (not U+2028), or \\r if there is no newline."""
     offset = 0
     with at.open() as file:
         for number, raw in enumerate(_raw_lines(file), 1):
@@ -233,7 +236,7 @@ def _raw_lines(file: IO[bytes]) -> Iterator[bytes]:
     if b"\r" not in head or b"\n" in head:
         yield from file
         return
-    whole = file.read()  # "\r" alone ends lines, as Macs wrote them once, unless a newline comes later
+    whole = file.read()  # "\r" alone ends lines, as on old Macs, unless a newline comes later
     yield from io.BytesIO(whole) if b"\n" in whole else whole.splitlines(keepends=True)
 
 
@@ -268,7 +271,7 @@ def _csv_rows(at: _File) -> Iterator[Numbered]:
 
 
 def _json_rows(at: _File) -> Iterator[Numbered]:
-    """A list of objects; many tools also give the ending .json to one object a line, or to one beneath another."""
+    """Yield the objects of a list. Many tools also write .json files with one object a line or several in a row."""
     with at.open() as file:
         text = _decode(file.read(), at, 0, 1)
     try:
@@ -292,7 +295,7 @@ def _json_rows(at: _File) -> Iterator[Numbered]:
 
 
 def _following(text: str) -> list[Row]:
-    """Objects that stand one behind another, the first over several lines; none where they are not the whole text."""
+    """Return objects that follow one another, the first over several lines; none if the text holds anything else."""
     if isinstance(_parsed(text.lstrip().partition("\n")[0]), dict):
         return []
     decoder, at, found = json.JSONDecoder(), 0, []
@@ -309,11 +312,11 @@ def _following(text: str) -> list[Row]:
 
 
 WRAPPERS = "data", "rows", "examples", "records", "instances", "samples", "items"
-"""Names under which files keep their list of rows."""
+"""Keys under which files keep their list of rows."""
 
 
 def _inside(data: object, remarks: list[str]) -> list[Any] | None:
-    """The rows of an object that wraps a list of them, or that holds columns by row number; else None."""
+    """Return the rows of an object that wraps a list of them or holds columns by row number; else None."""
     if not isinstance(data, dict) or not data:
         return None
     lists = [name for name, value in data.items() if name in WRAPPERS and isinstance(value, list)]
@@ -331,12 +334,12 @@ def _inside(data: object, remarks: list[str]) -> list[Any] | None:
 
 
 def _shape(data: object) -> str:
-    """What an object holds in place of rows, where that can be told."""
+    """Return a description of an object that holds no rows, with the remedy; empty if it is not recognised."""
     if not isinstance(data, dict) or len(data) < 2 or not all(isinstance(value, list) for value in data.values()):
         return ""
     names = ", ".join(map(one_line, list(data)[:5]))
     if all(isinstance(item, dict) for value in data.values() for item in value):
-        return f" but several lists ({names}), of which each needs a file"
+        return f" but several lists ({names}), each of which needs its own file"
     return f" but columns ({names}); pandas writes rows with to_json(orient='records')"
 
 

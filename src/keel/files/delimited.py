@@ -1,4 +1,4 @@
-"""CSV: rows under a header, and by what its cells are separated."""
+"""CSV: rows under a header, and the separator of its cells."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from keel.files.fields import Numbered, Row, RowError, one_line
 __all__ = ["csv_rows"]
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-_SAMPLE = 200  # lines from which the separator is told
+_SAMPLE = 200  # lines from which the separator is guessed
 STATED = re.compile(r'"?sep=(.)"?\s*')
-"""A spreadsheet's first line that names the separator."""
+"""First line of some spreadsheets, which names the separator."""
 
 
 def csv_rows(lines: Iterator[str], source: str, remarks: list[str]) -> Iterator[Numbered]:
-    """Data rows under a header; what is unusual and read all the same is a remark."""
+    """Yield the numbered data rows under a header; anything unusual that is read all the same is a remark."""
     limit = csv.field_size_limit(2**31 - 1)  # its default is shorter than some transcripts
     try:
         sample = list(itertools.islice(lines, _SAMPLE))
@@ -40,7 +40,10 @@ def csv_rows(lines: Iterator[str], source: str, remarks: list[str]) -> Iterator[
 
 
 def _separator(sample: list[str]) -> str:
-    """A comma, unless no row fits a header of several columns by it and most rows do by just one of the others."""
+    """Return the separator that the sample suggests.
+
+    It is the comma, unless no row fits a header of several columns by it, and most rows do by just one of the others.
+    """
     widths = {separator: _widths(sample, separator) for separator in SEPARATORS}
     wide = {separator: found for separator, found in widths.items() if len(found) > 1 and found[0] > 1}
     if "," in wide and wide[","][0] in wide[","][1:]:
@@ -50,7 +53,7 @@ def _separator(sample: list[str]) -> str:
 
 
 def _widths(sample: list[str], separator: str) -> list[int]:
-    """Cells in the header and in each row, as far as the lines can be read."""
+    """Return the number of cells in the header and in each row, as far as the lines can be read."""
     found: list[int] = []
     with suppress(csv.Error):  # the sample may end within a row
         found.extend(len(cells) for cells in csv.reader(sample, delimiter=separator, strict=True) if cells)
@@ -58,9 +61,9 @@ def _widths(sample: list[str], separator: str) -> list[int]:
 
 
 def _records(lines: Iterable[str], source: str, separator: str, skipped: int) -> Iterator[list[str] | None]:
-    """The cells of header and rows, None for a line that is broken; blank lines are no rows.
+    """Yield the cells of header and rows, None for a broken line; blank lines are no rows.
 
-    A broken row that spans lines, or a quote that is never closed, may have swallowed other rows: refused.
+    Raises `InputError` for a broken row over several lines or a quote that is never closed: other rows may be inside.
     """
     reader = csv.reader(lines, delimiter=separator, strict=True)
     while True:
@@ -85,8 +88,8 @@ def _header(cells: list[str], source: str) -> list[str]:
     inside = [name for mark, name in SEPARATORS.items() if mark != "," and len(cells) == 1 and mark in cells[0]]
     if inside:
         raise InputError(
-            f"{source}: its header is one column, {one_line(cells[0])}, with {inside[0]} inside, and by these its rows "
-            "have not as many cells as the header; separate the cells by commas and quote them, or write JSONL"
+            f"{source}: its header is one column, {one_line(cells[0])}, with {inside[0]} inside, but split by these "
+            "its rows do not fit the header; separate the cells by commas and quote them, or write JSONL"
         )
     return cells
 

@@ -1,7 +1,7 @@
-"""One row of a data file: its fields, checked, and why it cannot become a record.
+"""The fields of one row of a data file, checked, and the errors of a row that cannot become a record.
 
-A row that cannot be read is an outcome, not an exception that ends a command: readers raise `RowError`, whoever reads
-the file counts it with the row's number (law 6). A null column is a missing one.
+An unreadable row does not end a command: readers of rows raise `RowError`, and the reader of the file counts it with
+the row's number (law 6). A null column counts as missing.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ DEPTH = 100  # levels of lists and objects in a column that is kept for export
 
 
 class RowError(Exception):
-    """Why one row cannot become a record, or a record a row; the text is the reason under which it is counted."""
+    """A row that cannot become a record, or a record that cannot become a row; it is counted under its message."""
 
 
 class Neutral(RowError):  # noqa: N818  (no error of the row)
-    """Why a row is right and yet gives nothing: counted apart from faults."""
+    """A row that is right but gives nothing; counted apart from faults."""
 
 
 Numbered = tuple[int, Row | RowError]
@@ -36,14 +36,14 @@ Numbered = tuple[int, Row | RowError]
 
 
 def one_line(name: object) -> str:
-    """A column's name, fit for one line on any terminal."""
+    """Return a column's name, short and printable on one line."""
     text = str(name)
     short = text if len(text) <= 40 else text[:39] + "…"
     return short if short.isprintable() and short else repr(short)
 
 
 def text(row: Row, column: str) -> str:
-    """The text in `column`."""
+    """Return the text in `column`. Raises `RowError` if there is none."""
     value = row.get(column)
     if value is None:
         raise RowError(f"no {column}")
@@ -55,12 +55,12 @@ def text(row: Row, column: str) -> str:
 
 
 def text_or(row: Row, column: str, default: str = "") -> str:
-    """The text in `column`, or `default` where there is none."""
+    """Return the text in `column`, or `default` if it is missing."""
     return default if row.get(column) is None else text(row, column)
 
 
 def is_unicode(value: str) -> bool:
-    """False for lone surrogates, which JSON can spell but no tokenizer can read."""
+    """Say whether a text has no lone surrogates: JSON can spell these, but no tokenizer reads them."""
     if value.isascii():
         return True
     try:
@@ -71,7 +71,7 @@ def is_unicode(value: str) -> bool:
 
 
 def number_in(row: Row, column: str) -> float:
-    """The finite number in `column`; a CSV cell holds it as text."""
+    """Return the finite number in `column`; a CSV cell holds it as text."""
     value = row.get(column)
     if value is None or value == "":
         raise RowError(f"no {column}")
@@ -87,16 +87,16 @@ def number_in(row: Row, column: str) -> float:
 
 
 _WORDS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
-"""A label's value, as tools and CSV cells spell it: good or bad."""
+"""Spellings of a label in tools and CSV cells; True is good, False is bad."""
 
 
 def good_or_bad(value: object) -> bool | None:
-    """Whether a label says that an answer is good; None where it says neither."""
+    """Return True if a label calls an answer good, False if bad, None if neither."""
     return _WORDS.get(str(value).strip().lower()) if isinstance(value, (str, int, float)) else None
 
 
 def margin(row: Row) -> float:
-    """The optional `margin`; null or an empty cell is a pair without a grade."""
+    """Return the optional `margin`, 0 for null or an empty cell: the pair is not graded."""
     value = row.get("margin")
     if value is None or value == "":
         return 0.0
@@ -107,7 +107,7 @@ def margin(row: Row) -> float:
 
 
 def items(row: Row, column: str) -> list[Any]:
-    """The list in `column`, which a CSV cell holds as JSON."""
+    """Return the list in `column`; a CSV cell holds it as JSON."""
     value = _parsed(row, column)
     if not isinstance(value, list):
         raise RowError(f"{column} is not a list")
@@ -115,7 +115,7 @@ def items(row: Row, column: str) -> list[Any]:
 
 
 def mapping(row: Row, column: str) -> Row:
-    """The object in `column`, which a CSV cell holds as JSON."""
+    """Return the object in `column`; a CSV cell holds it as JSON."""
     value = _parsed(row, column)
     if not isinstance(value, dict):
         raise RowError(f"{column} is not an object")
@@ -135,30 +135,30 @@ def _parsed(row: Row, column: str) -> object:
 
 
 def _printed(value: str) -> str:
-    """What to say of a list or object as Python prints it."""
+    """Return a hint if a list or object is written as Python prints it, else nothing."""
     return ", but as Python prints it; write it with json.dumps" if value[1:].lstrip("[{ ")[:1] == "'" else ""
 
 
 def objects(row: Row, column: str) -> list[Row]:
-    """A list of objects in `column`, at least one."""
+    """Return the list of objects in `column`, at least one."""
     found = items(row, column)
     if not found or not all(isinstance(item, dict) for item in found):
         raise RowError(f"{column} is not a list of objects")
     return found
 
 
-# --- what is worth a note
+# --- notes
 
 
 def note(what: str) -> None:
-    """Say something of the row that is being read; whoever reads the file counts it with the row's number."""
+    """Note something about the row that is being read; the reader of the file counts it with the row's number."""
     said = _SAID.get()
     if said is not None:
         said.append(what)
 
 
 def noted(read: Callable[[Row, Origin], R], row: Row, origin: Origin, counts: RowCounts) -> R:
-    """Read a row, and count what was said of it; a row that is dropped has its reason and no notes."""
+    """Read a row and count the notes on it; a dropped row is counted by its reason and has no notes."""
     said: list[str] = []
     token = _SAID.set(said)
     try:
@@ -170,11 +170,11 @@ def noted(read: Callable[[Row, Origin], R], row: Row, origin: Origin, counts: Ro
     return found
 
 
-# --- what means nothing to Keel
+# --- columns without a meaning to Keel
 
 
 def others(row: Row, known: Collection[str]) -> Row | None:
-    """The columns that are not `known`, to be given back on export; None where there are none."""
+    """Return the columns that are not `known`, to be given back on export; None if there are none."""
     if all(column in known for column in row):
         return None
     kept = {
@@ -186,7 +186,7 @@ def others(row: Row, known: Collection[str]) -> Row | None:
 
 
 def jsonable(value: Any, depth: int = 0) -> Any:
-    """`value` as strict JSON can hold it: what it cannot (not finite, bytes, dates, lone surrogates) becomes text."""
+    """Return a value for strict JSON: text for all that it cannot hold (not finite, bytes, dates, lone surrogates)."""
     if isinstance(value, str):
         return value if is_unicode(value) else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if value is None or isinstance(value, (bool, int)):

@@ -1,7 +1,7 @@
-"""Data sets of the hub, and folders laid out like one: which part of them is meant, its rows and its identity.
+"""Data sets of the hub, and folders laid out like one: the part that is named, its rows and its identity.
 
-`owner/name` or a folder is its split `train`; `NAME:SPLIT` and `NAME:SUBSET:SPLIT` name another part. A folder's part
-may also be a file's name: `FOLDER:train_prefs` reads `train_prefs.jsonl`.
+`owner/name` or a folder alone means its split `train`; `NAME:SPLIT` and `NAME:SUBSET:SPLIT` name another part. A
+folder's part may also be a file's name: `FOLDER:train_prefs` reads `train_prefs.jsonl`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["INSTALL", "Place", "place_of"]
 INSTALL = "pip install 'keel-tune[data]'"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(:[\w.-]+){0,2}")
 SHARD = re.compile(r"-\d+(-of-\d+)?$")
-_SHOWN = 12  # names of splits in a refusal
+_SHOWN = 12  # names of splits in an error message
 LFS = b"version https://git-lfs.github.com/spec/"
 Read = Callable[[str], Iterator[Numbered]]
 
@@ -37,13 +37,13 @@ class Place:
 
     @property
     def part(self) -> str:
-        """What is named beside the data set; empty for the split `train`, which needs no name."""
+        """Return the part as it is written after the name; empty for the split `train`, which needs no name."""
         return (
             "" if (self.subset, self.split) in (("", ""), ("", "train")) else f"{self.subset}:{self.split}".strip(":")
         )
 
     def rows(self, source: str, read: Read, endings: tuple[str, ...]) -> Iterator[Numbered]:
-        """Every row with its number; a folder's files that are no split of the library's are read by `read`."""
+        """Yield every row with its number; if the library fails on a folder's split, `read` the files of that name."""
         what = "not readable as a folder of data" if self.local else "no such local file, and not read from the hub"
         try:
             import datasets
@@ -55,22 +55,22 @@ class Place:
             loaded = datasets.load_dataset(self.name, *subset, split=self.split or "train", streaming=True)
             for number, row in enumerate(loaded, 1):
                 yield number, dict(row)
-        except Exception as error:  # the library's own, the hub's, the network's, pyarrow's
+        except Exception as error:  # of the library, the hub, the network or pyarrow
             files = self._files(endings) if self.local and self.split and not number else []
             if not files:
                 raise InputError(f"{source}: {self._why(datasets, error, what, endings)}") from error
             yield from _numbered(files, read)
 
     def _files(self, endings: tuple[str, ...]) -> list[Path]:
-        """A folder's files that bear the split's name, or lie in a folder of this name."""
+        """Return a folder's files that are named like the split or lie in a folder of that name."""
         folder = Path(self.name) / self.subset
         return list(dict.fromkeys(path for path, name in _data_files(folder, endings) if name == self.split))
 
     def _why(self, datasets: Any, error: Exception, what: str, endings: tuple[str, ...]) -> str:
-        """A refusal that lists the parts there are, where the part is what is wrong."""
+        """Return why the data cannot be read; if the part is wrong, with a list of the parts that exist."""
         if self.local and any(map(is_pointer, _some_files(Path(self.name)))):
             return "it holds Git LFS pointers in place of data; fetch these with: git lfs pull"
-        if isinstance(error, ValueError):  # the library's word for a part that is not there
+        if isinstance(error, ValueError):  # the library's error for a missing part
             subsets = _asked(datasets, "get_dataset_config_names", self.name)
             splits = _asked(datasets, "get_dataset_split_names", self.name, *([self.subset] if self.subset else []))
             if self.local:
@@ -80,7 +80,7 @@ class Place:
         return f"{what} ({on_one_line(error)}); check the path or the name"
 
     def _no_such_part(self, subsets: list[str], splits: list[str]) -> str:
-        """That there is no such subset or split, and which there are; empty where that is not what is wrong."""
+        """Return that there is no such subset or split, and the existing ones; empty if that is not the fault."""
         split = self.split or "train"
         if self.subset and subsets and self.subset not in subsets:
             there = f"no subset {one_line(self.subset)}, only {_listed(subsets)}"
@@ -94,7 +94,7 @@ class Place:
         return ""
 
     def identity(self, folder_hash: Callable[[str], str]) -> str:
-        """Hash of the folder and the part named; of a hub data set its commit and the part."""
+        """Return a hash of the folder and the named part; for a hub data set its commit and the part."""
         if self.local:
             whole = folder_hash(self.name)
             return whole if not self.part else hashlib.sha256(f"{whole}\0{self.part}".encode()).hexdigest()[:16]
@@ -102,13 +102,13 @@ class Place:
 
         try:
             commit = str(HfApi().dataset_info(self.name).sha)[:16]
-        except Exception:  # offline, gated, no such name: whatever it is, the commit is not known
+        except Exception:  # offline, gated, no such name: in any case the commit is unknown
             commit = "unknown"
         return ":".join(filter(None, ("hub", commit, self.part)))
 
 
 def place_of(source: str) -> Place | None:
-    """The part of a folder or of a hub data set that a source names; None where it can only be a file."""
+    """Return the part of a folder or hub data set that a source names; None if the source can only be a file."""
     if Path(source).is_dir():
         return Place(source, "", "", local=True)
     for cuts in (1, 2):
@@ -122,7 +122,7 @@ def place_of(source: str) -> Place | None:
 
 
 def is_pointer(path: Path) -> bool:
-    """Whether a file is what Git LFS keeps in place of the data until it is asked for them."""
+    """Say whether a file is a Git LFS pointer, which stands in for data that are not fetched yet."""
     if not path.is_file() or path.stat().st_size > 1024:
         return False
     with path.open("rb") as file:
@@ -130,7 +130,7 @@ def is_pointer(path: Path) -> bool:
 
 
 def _numbered(files: list[Path], read: Read) -> Iterator[Numbered]:
-    """Rows of several files, counted through."""
+    """Yield the rows of several files, numbered consecutively."""
     before = 0
     for file in files:
         last = 0
@@ -140,7 +140,7 @@ def _numbered(files: list[Path], read: Read) -> Iterator[Numbered]:
 
 
 def _data_files(folder: Path, endings: tuple[str, ...]) -> Iterator[tuple[Path, str]]:
-    """(file, the split that its name or folder says) of what can be read."""
+    """Yield (file, split by its name or folder) for every file that can be read."""
     for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
         name = path.name.removesuffix(".gz")
         ending = next((e for e in endings if name.lower().endswith(e)), None)
@@ -157,7 +157,7 @@ def _some_files(folder: Path) -> list[Path]:
 
 
 def _asked(datasets: Any, function: str, *names: str) -> list[str]:
-    """What the library lists, or nothing where it cannot."""
+    """Return the names that the library lists; none if it fails."""
     try:
         return [str(name) for name in getattr(datasets, function)(*names)]
     except Exception:

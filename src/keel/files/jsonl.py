@@ -1,4 +1,4 @@
-"""JSON and JSONL on disk. What is written is whole or absent (it is written beside and renamed), and strict JSON."""
+"""JSON and JSONL on disk. Files are strict JSON, and whole or absent: written under another name, then renamed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def strict_json(content: Any, indent: int | None = None) -> str:
-    """JSON as every reader takes it: it has no word for what is not finite, which is missing (null) in it."""
+    """Return strict JSON, which every reader accepts. It has no number that is not finite; null takes its place."""
     try:
         return json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError:
@@ -18,7 +18,7 @@ def strict_json(content: Any, indent: int | None = None) -> str:
 
 
 def finite_only(value: Any) -> Any:
-    """The same with None in place of numbers that are not finite."""
+    """Return the value with None in place of numbers that are not finite."""
     if isinstance(value, Mapping):
         return {name: finite_only(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
@@ -27,14 +27,14 @@ def finite_only(value: Any) -> Any:
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """One object, indented."""
+    """Write one object, indented."""
     partial = file.with_name(file.name + ".partial")
     partial.write_text(strict_json(content, indent=2) + "\n", encoding="utf-8")
     partial.rename(file)
 
 
 def write_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One object a line; the folder is made where it is missing."""
+    """Write one object per line, and create the folder if it is missing."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".partial")
     with partial.open("w", encoding="utf-8") as out:
@@ -44,6 +44,6 @@ def write_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Every line's object."""
+    """Return the object of every line."""
     with file.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]

@@ -1,4 +1,4 @@
-"""Whether a command may write where it is told to."""
+"""The check that a command may write its results to --out."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from keel.errors import InputError
 
 
 def refuse_existing(path: Path, resume: bool | None = None) -> None:
-    """Refuse an --out that cannot be written: earlier work, or with `resume` what is no run, or a path below a file.
+    """Refuse an --out that cannot be written: earlier work, or with `resume` no run's folder, or a path below a file.
 
-    None for commands that have no --resume.
+    `resume` is None for commands without --resume.
     """
     if str(path) == "-":
         raise InputError("--out -: results are written to a file or folder; give its name")

@@ -1,7 +1,7 @@
-"""Columns that a file holds and a format does not use: said once, by name, with a count.
+"""Columns of a file that its format does not use: one note, with their names and a count.
 
-Rows are looked at by their set of columns, so that a million rows cost little more than one of each kind. Columns whose
-name says that they may change what is trained get a note of their own, with the rows where they hold something.
+Rows are grouped by their set of columns, so that a million rows cost little more than one of each kind. A column whose
+name suggests that it matters for training gets a note of its own, with the rows in which it holds a value.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ OF_ANSWERS = frozenset(
      "reasoning", "reasoning_content", "thinking", "tool_calls")
 )  # fmt: skip
 HARMLESS = {"weight": 1, "weights": 1, "sample_weight": 1}
-"""Values that change nothing."""
+"""Values that have no effect."""
 
 
 @dataclass(slots=True)
 class _Kind:
-    """Rows of one set of columns: which of these are of no use, how many rows there are, and which is the first."""
+    """Rows with the same columns: the unused ones among these, the number of rows, and the first row."""
 
     plain: list[str]
     risky: list[str]
     unseen: list[str]
-    """Columns of no use that held nothing so far."""
+    """Unused columns without a value so far."""
     first: int
     count: int = 0
 
 
 class Unused:
-    """Columns of no use: `see` each row (or what a format left of it), then `tell` the counts."""
+    """Unused columns: `see` each row (or the rest that a format left of it), then `tell` the counts."""
 
     def __init__(self, words: str, known: Collection[str] = (), answers: bool = True) -> None:
         self.words = words
@@ -55,15 +55,15 @@ class Unused:
         self.changing: dict[str, tuple[int, list[int]]] = {}
 
     def knows(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row of the same columns was seen."""
+        """Say whether a row with the same columns was seen."""
         return tuple(row) in self.kinds
 
     def see(
         self, row: Mapping[str, Any], number: int, used: Collection[str] = (), whole: Mapping[str, Any] | None = None
     ) -> None:
-        """Count a row; of the first of its kind `used` says which columns were looked at.
+        """Count a row; for the first of its kind, `used` names the columns that the format looked at.
 
-        What a format left of a row may hold more than columns: those of the `whole` row count.
+        The rest of a row may hold names that are no columns: only the columns of the `whole` row count.
         """
         key = tuple(row)
         kind = self.kinds.get(key)
@@ -88,7 +88,7 @@ class Unused:
         return _Kind(plain, risky, list(plain), number)
 
     def tell(self, counts: RowCounts) -> None:
-        """Put what there is to say among the notes."""
+        """Add the notes on unused columns to the counts."""
         for column, (count, rows) in self.changing.items():
             counts.notes[f"{one_line(column)} is not used, and may change what is learnt"] = count, rows
         names: dict[str, None] = {}
@@ -108,8 +108,8 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(one_line, found[:_NAMED])) + more
 
 
-class watched(dict[str, Any]):  # noqa: N801  (it stands where a row stands)
-    """A row that remembers which of its columns were asked for."""
+class watched(dict[str, Any]):  # noqa: N801  (it is used like a dict)
+    """A row that records which of its columns were read."""
 
     def __init__(self, row: Mapping[str, Any]) -> None:
         super().__init__(row)

@@ -1,4 +1,4 @@
-"""Rows into a file. What is written is whole or absent: it is written beside and renamed."""
+"""Rows into a file. The file is whole or absent: it is written under another name, then renamed."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ BATCH = 1024  # rows of a Parquet row group
 
 @contextmanager
 def write_rows(target: Path) -> Iterator[Put]:
-    """`with write_rows(target) as put: put(row)`: the container follows from the name's ending, gzip from `.gz`.
+    """Write rows: `with write_rows(target) as put: put(row)`. The name's ending decides the container, `.gz` gzip.
 
-    The file is there, whole, after the block; after an exception in the block it is not. Raises `InputError` where
-    the target exists or cannot be written; `put` raises `RowError` where the container cannot hold the row.
+    The file exists, whole, after the block; after an exception in the block it does not. Raises `InputError` if the
+    target exists or cannot be written; `put` raises `RowError` if the container cannot hold the row.
     """
     name = target.name.lower()
     packed = name.endswith(".gz")
@@ -68,7 +68,7 @@ def _write_bytes(path: Path, packed: bool) -> Iterator[IO[bytes]]:
 
 
 def _json(value: object) -> str:
-    """Strict JSON in UTF-8. `RowError` where there is none for it."""
+    """Return strict JSON. Raises `RowError` if the value has none."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (ValueError, RecursionError):
@@ -94,7 +94,7 @@ def _write_json(raw: IO[bytes], target: Path) -> Iterator[Put]:
 
 
 class _Spool:
-    """Rows kept on disk until all columns are known, in the order in which these come up."""
+    """Rows kept on disk until all columns are known; columns are in order of first appearance."""
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
@@ -112,7 +112,7 @@ class _Spool:
 
 @contextmanager
 def _write_csv(raw: IO[bytes], target: Path) -> Iterator[Put]:
-    """Lists and objects as JSON, a missing value as an empty cell; every cell quoted, so that all text comes back."""
+    """Write lists and objects as JSON and a missing value as an empty cell; quote every cell to preserve all text."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n") as file:
         spool = _Spool(file)
         yield spool.put
@@ -129,7 +129,7 @@ def _cell(value: object) -> str:
 
 @contextmanager
 def _write_parquet(raw: IO[bytes], target: Path) -> Iterator[Put]:
-    """Columns of one type each, found over all rows before the first is written."""
+    """Write columns of one type each, found from all rows before the first is written."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -146,12 +146,12 @@ def _write_parquet(raw: IO[bytes], target: Path) -> Iterator[Put]:
                     writer.write_table(pyarrow.Table.from_pylist(batch, schema=schema))
         except (pyarrow.ArrowException, ValueError, TypeError, OverflowError) as error:
             raise InputError(
-                f"{target}: not a table of one type a column ({on_one_line(error)}); write JSONL"
+                f"{target}: not a table with one type per column ({on_one_line(error)}); write JSONL"
             ) from error
 
 
 def _batches(spool: _Spool) -> Iterator[list[Row]]:
-    """Rows by the batch, each with every column, so that a column which begins late is there from the start."""
+    """Yield batches of rows, each row with every column, so that a late column exists from the start."""
     rows = ({column: row.get(column) for column in spool.columns} for row in spool.rows())
     while batch := list(itertools.islice(rows, BATCH)):
         yield batch

@@ -1,1 +1,1 @@
-"""How text becomes tokens, when two texts are the same, and what can be measured of one without a model."""
+"""Text as tokens, tests of whether two texts are the same, and measures of a text that need no model."""

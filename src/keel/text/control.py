@@ -1,7 +1,7 @@
-"""Control tokens that data spell: text of the data is text, unless the user says otherwise.
+"""Control tokens spelt out in the data: they are encoded as text, unless the user says otherwise.
 
-What spells a control token in a text is marked before a template sees it, so that the template's own tokens stay what
-they are and those of the data are encoded as text.
+A spelling of a control token is marked before the template sees the text. So the template's own control tokens stay
+control tokens, and those of the data become text.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from keel.records import Message
 __all__ = ["ControlTokens", "Handling", "Note", "ends_of_marks", "parts"]
 
 Handling = Literal["text", "refuse", "keep"]
-"""What becomes of a control token that data spell: text, a dropped row, or the token itself."""
+"""Treatment of a control token that the data spell: encode it as text, drop the row, or keep it as the token."""
 Note = Callable[[str], None]
-"""Is told what is worth a remark about a row that is used."""
+"""A function that takes a remark on a row that is used."""
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
-"""Around what spells a control token in data. Unicode keeps both for uses inside a program."""
+"""Marks around the spelling of a control token. Unicode reserves both characters for internal use by programs."""
 MARKS = re.compile(f"{OPEN}([^{OPEN}{CLOSE}]*){CLOSE}|[{OPEN}{CLOSE}]")
 _ROLES = frozenset(("system", "developer", "user", "assistant", "tool"))
-"""Roles that control tokens are named after; any other could make one up (`<|` + role + `|>`)."""
+"""Roles after which control tokens are named. Any other role could spell one: `<|` + role + `|>`."""
 ROLE = re.compile(r"[\w.-]{1,40}")
-"""How other roles may be spelt: a word, which ends no turn and begins none."""
+"""Pattern for other roles: one word, which can neither end nor begin a turn."""
 _NAMED = 3
-"""Tokens named in one remark."""
+"""Largest number of tokens named in one remark."""
 
 
 class ControlTokens:
-    """What spells a control token of a tokenizer: its special tokens, and what it calls BOS, EOS and so on."""
+    """Spellings of a tokenizer's control tokens: its special tokens, and those it names as BOS, EOS and so on."""
 
     def __init__(self, tokenizer: Any, handling: Handling) -> None:
         self.handling = handling
@@ -45,14 +45,14 @@ class ControlTokens:
 
     @cached_property
     def ids(self) -> frozenset[int]:
-        """Their ids, without the one that stands for unknown signs, which any text may become."""
+        """Return the ids of the control tokens, without that of unknown characters, which any text may contain."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         unknown = {self._tokenizer.unk_token, getattr(getattr(backend, "model", None), "unk_token", None)}
         found = (self._tokenizer.convert_tokens_to_ids(token) for token in self._spellings - unknown)
         return frozenset(int(i) for i in found if i is not None)
 
     def places(self, text: str, at: int = 0) -> Iterator[tuple[int, int]]:
-        """Beginning and end of what spells one, from `at` on; the longest where several begin."""
+        """Yield beginning and end of each spelling from `at` on; if several begin at one place, the longest."""
         while (place := self._next(text, at)) is not None:
             yield place
             at = place[1]
@@ -68,7 +68,7 @@ class ControlTokens:
     # --- marks
 
     def mark(self, text: str, spelt: set[str]) -> str:
-        """A text of the data with marks around what spells one; what was found is added to `spelt`."""
+        """Return a text of the data with each spelling between marks; add the tokens found to `spelt`."""
         if self.handling == "keep":
             return text
         if OPEN in text or CLOSE in text:
@@ -81,7 +81,7 @@ class ControlTokens:
         return "".join([*marked, text[at:]]) if marked else text
 
     def mark_turn(self, turn: Message, spelt: set[str]) -> Message:
-        """A turn with all its texts marked; a role that could make up a control token is refused."""
+        """Return a turn with all its texts marked. Raise `RowFault` if its role could be part of a control token."""
         role = turn["role"]
         if role not in _ROLES and (not ROLE.fullmatch(role) or any(role in token for token in self._spellings)):
             raise RowFault(
@@ -97,7 +97,7 @@ class ControlTokens:
         return [self._mark_all(inner, spelt) for inner in value] if isinstance(value, list) else value
 
     def say(self, spelt: set[str], note: Note) -> None:
-        """Note what data spell, or refuse the row, as `handling` says."""
+        """Note the control tokens that the data spell, or refuse the row, as `handling` says."""
         if not spelt:
             return
         named = ", ".join(sorted(spelt)[:_NAMED])
@@ -109,16 +109,16 @@ class ControlTokens:
         note(f"control tokens in texts ({named}) are encoded as text, see --control-tokens")
 
     def require_text(self, text: str, ids: list[int]) -> None:
-        """Refuse a row whose ids hold more control tokens than stand outside the marks: a normaliser made some."""
+        """Refuse a row if its ids hold more control tokens than its text outside the marks: a normaliser made some."""
         found = 0 if self.handling == "keep" else sum(i in self.ids for i in ids)
         if found and found > sum(1 for _ in self.places(MARKS.sub("\0", text))):
             raise RowFault("a text becomes a control token in this tokenizer, which cannot encode it as text")
 
 
 def parts(text: str) -> Iterator[tuple[str, bool]]:
-    """The parts of a marked text that are not empty, each with whether it is marked.
+    """Yield each part of a marked text that is not empty, and whether it is marked.
 
-    A template may have torn the two marks apart: a lone one is dropped, and still divides the text.
+    A template may separate the two marks of a pair: a mark without its partner is dropped, but still divides the text.
     """
     for place, part in enumerate(MARKS.split(text)):
         if part:
@@ -126,5 +126,5 @@ def parts(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def ends_of_marks(text: str) -> int:
-    """Where the last mark ends; 0 where there is none."""
+    """Return the end of the last mark; 0 if there is none."""
     return text.rfind(CLOSE) + 1

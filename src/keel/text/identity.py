@@ -1,4 +1,4 @@
-"""What is said of a tokenizer: how two differ in reading prompts, a manifest's facts, remarks on a template."""
+"""Reports on a tokenizer: its difference from another, its facts for the manifest, remarks on its template."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from keel.text.tokenisation import Text
 
 
 def difference_between(text: Text, other: Text, prompts: Sequence[Prompt]) -> str:
-    """Return in what two read these prompts differently: a noun phrase, or nothing. Padding is no difference.
+    """Return the difference in how two tokenizers read these prompts, as a noun phrase; empty if there is none.
 
-    Templates matter only if a prompt is a chat.
+    Padding is no difference. Templates matter only if a prompt is a chat.
     """
     if text.spelling != other.spelling:
         return "tokenizer"
@@ -30,17 +30,17 @@ def _reads_differently(text: Text, other: Text, prompt: Prompt) -> bool:
     try:
         return text.prompt_ids(prompt) != other.prompt_ids(prompt)
     except RowFault:
-        return False  # it is counted where it is used
+        return False  # the row is counted when it is used
 
 
 def facts_of(text: Text) -> dict[str, object]:
-    """Return what a manifest says of a tokenizer: its fingerprint, and the day that its template gets if it asks."""
+    """Return a tokenizer's facts for the manifest: its fingerprint, and the day if its template asks for one."""
     clock = text.template is not None and text.template.reads_clock
     return {"tokenizer": text.fingerprint(), **({"template_day": DAY} if clock else {})}
 
 
 def remarks_on(text: Text, rows: Sequence[Bundle | PromptRow]) -> list[str]:
-    """Return what a user should know of the template, if any of these prompts is a chat."""
+    """Return remarks on the template for the user, if any of these prompts is a chat."""
     if text.template is None or all(isinstance(row.prompt, str) for row in rows):
         return []
     found = []
@@ -48,6 +48,6 @@ def remarks_on(text: Text, rows: Sequence[Bundle | PromptRow]) -> list[str]:
         found.append(f"the chat template writes the day: it is always given {DAY}")
     if opened := text.template.opened():
         found.append(
-            f"the chat template's prompt ends in {opened!r}: texts begin behind that, for rules and raters, too"
+            f"the chat template's prompt ends in {opened!r}: answers begin after that, also for rules and raters"
         )
     return found

@@ -1,6 +1,6 @@
-"""Chat templates by name, for models that bring none: the usual formats, each written anew as short as it can be.
+"""Chat templates by name, for models without one: the usual formats, each rewritten as briefly as possible.
 
-A format whose marks are control tokens fits only a tokenizer that has them; the others fit every tokenizer.
+A format that uses control tokens fits only a tokenizer that has them; the others fit every tokenizer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NO_SYSTEM = "{{ raise_exception('this template has no place for a system turn')
 
 
 def _each(user: str, assistant: str, system: str, begin: str = "", prompt: str = "") -> str:
-    """A template that writes every turn by its role, and `prompt` where the assistant is to speak."""
+    """Return a template that writes every turn by its role, and `prompt` when the assistant is to speak next."""
     return (
         begin
         + "{% for m in messages %}{% if m.role == 'user' %}"
@@ -104,13 +104,13 @@ NAMED: dict[str, tuple[str, tuple[str, ...]]] = {
         (),
     ),
 }
-"""Template, and the control tokens that it needs, by name."""
+"""Template and the control tokens that it needs, by name."""
 
 
 def chat_template(wanted: str, tokenizer: Any) -> str:
-    """The template that `--chat-template` names: of the tokenizer's own, of `NAMED`, or in a file.
+    """Return the template that `--chat-template` names: one of the tokenizer's own, one of `NAMED`, or a file's.
 
-    Raises `InputError` where there is none of that name, it cannot be read, or the tokenizer lacks its control tokens.
+    Raises `InputError` if there is no such template, it cannot be read, or the tokenizer lacks its control tokens.
     """
     own = tokenizer.chat_template
     if isinstance(own, dict) and wanted in own:

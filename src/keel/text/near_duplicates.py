@@ -1,13 +1,13 @@
 """Near-duplicate texts: groups in which texts share most of their runs of words.
 
-Two texts are near where the Jaccard similarity of their sets of three-word shingles (size of the intersection over
+Two texts are near if the Jaccard similarity of their sets of three-word shingles (size of the intersection over
 that of the union) reaches a threshold. Candidates come from MinHash signatures of 256 hashes, cut into bands: texts
-equal in any band are compared. The comparison itself is exact (over 64-bit hashes of shingles), so that only what is
-*not* found is a matter of chance: at the threshold itself at most one pair in a hundred, above it fewer.
+equal in any band are compared. The comparison itself is exact (over 64-bit hashes of shingles). Only a *miss* is a
+matter of chance: at most one pair in a hundred at the threshold itself, fewer above it.
 
-Memory is linear in the corpus (2 kB for a prompt of 30 words, at the peak), and so is the work, unless thousands of
-texts are all neither near nor far, as where two thirds of each are one template: then it grows with their square.
-Words are letters and digits in lower case, whatever their Unicode form; each Chinese or Japanese sign is a word.
+Memory is linear in the corpus: at the peak 2 kB for a prompt of 30 words. So is the work, unless thousands of texts
+are all neither near nor far, for example if two thirds of each are one template: then it grows with their square.
+Words are letters and digits in lower case, whatever their Unicode form; each Chinese or Japanese character is a word.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ Words64 = NDArray[np.uint64]
 
 
 def near_duplicates(texts: Sequence[str], threshold: float = 0.8, *, size: int = 3, seed: int = 0) -> list[list[int]]:
-    """Groups of two or more indices, each in order, in the order of their first; texts without words are in none.
+    """Return groups of two or more indices, each sorted, ordered by their first; texts without words are in none.
 
-    A group is connected: each of its texts is near another of it, not necessarily near all. `size` is words per
+    Each text of a group is near at least one other of it, not necessarily all. `size` is the number of words per
     shingle; a shorter text is one shingle. The same seed gives the same groups.
     """
     if not 0 < threshold <= 1 or size < 1:
@@ -60,7 +60,7 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.8, *, size: int =
 
 
 def _rows(threshold: float) -> int:
-    """Hashes per band: as many as leave a pair at the threshold 99 chances in 100 of sharing a band."""
+    """Return the hashes per band: the most that leave a pair at the threshold 99 chances in 100 of sharing a band."""
     return max(r for r in range(1, HASHES + 1) if r == 1 or 1 - (1 - threshold**r) ** (HASHES // r) >= 0.99)
 
 
@@ -69,8 +69,10 @@ def _rows(threshold: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Corpus:
-    """`bands` uint64 [N, B] and `traces`, the low bytes of all minima, uint8 [N, 256]; text i's shingles, sorted and
-    distinct, are `shingles[bounds[i]:bounds[i + 1]]`, uint64."""
+    """Signatures and shingles: `bands` uint64 [N, B]; `traces`, the low bytes of all minima, uint8 [N, 256].
+
+    The shingles of text i, sorted and distinct, are `shingles[bounds[i]:bounds[i + 1]]`, uint64.
+    """
 
     bands: Words64
     traces: NDArray[np.uint8]
@@ -97,9 +99,9 @@ def _signed(texts: list[str], size: int, rows: int, seed: int) -> _Corpus:
 
 
 def _shingles(texts: list[str], size: int, vocabulary: dict[str, int]) -> tuple[Words64, Indices]:
-    """Hashes of the texts' shingles, sorted and distinct within each text, and how many each has (one or more)."""
+    """Return hashes of the texts' shingles, sorted and distinct within each text, and each text's count (1 or more)."""
     words = [[vocabulary.setdefault(w, 1 + len(vocabulary)) for w in _WORD.findall(text.lower())] for text in texts]
-    words = [ids + [0] * (size - len(ids)) for ids in words]  # 0 fills up a text that is too short
+    words = [ids + [0] * (size - len(ids)) for ids in words]  # a text that is too short is padded with 0
     flat = _mixed(np.fromiter((i for ids in words for i in ids), np.uint64))
     owner = np.repeat(np.arange(len(words)), [len(ids) for ids in words])
     ends = len(flat) - size + 1
@@ -116,7 +118,7 @@ def _shingles(texts: list[str], size: int, vocabulary: dict[str, int]) -> tuple[
 
 
 def _mixed(values: Words64) -> Words64:
-    """SplitMix64's finish: neighbouring numbers become independent ones."""
+    """Return SplitMix64's final mix: neighbouring numbers become independent."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -127,7 +129,7 @@ def _mixed(values: Words64) -> Words64:
 
 
 class _Groups:
-    """Which group each of `count` texts is in: `label` int [N]; the larger of two takes in the smaller."""
+    """Groups of `count` texts: `label` int [N] is the group of each. In a merge the larger group keeps its label."""
 
     def __init__(self, count: int) -> None:
         self.label = np.arange(count)
@@ -145,12 +147,12 @@ class _Groups:
         self._members[kept] += members[1]
 
     def all(self) -> list[list[int]]:
-        """Those of two or more."""
+        """Return the groups of two or more."""
         return list(self._members.values())
 
 
 def _buckets(band: Words64) -> Iterator[Indices]:
-    """Indices of the texts that share a value, in order, for each value of two or more texts."""
+    """Yield, for each value that two or more texts share, their indices in order."""
     order = np.argsort(band, kind="stable")
     breaks = np.flatnonzero(np.diff(band[order])) + 1
     starts, ends = np.concatenate([[0], breaks]), np.concatenate([breaks, [len(order)]])
@@ -159,7 +161,7 @@ def _buckets(band: Words64) -> Iterator[Indices]:
 
 
 def _join(bucket: Indices, band: int, corpus: _Corpus, groups: _Groups, threshold: float) -> None:
-    """Merge what is near in a bucket. A pair that shared an earlier band was compared there."""
+    """Merge the near texts of a bucket. A pair that shared an earlier band is skipped: it was compared then."""
     least = HASHES * threshold - 3 * (HASHES * threshold * (1 - threshold)) ** 0.5  # equal minima, less 3 deviations
     for place, one in enumerate(bucket[:-1]):
         others = bucket[place + 1 :]
@@ -172,13 +174,16 @@ def _join(bucket: Indices, band: int, corpus: _Corpus, groups: _Groups, threshol
 
 
 def _count(equal: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """How many are true in each row [M], of 256: eight bytes are added up as one number, 32 times 1 fits in each."""
+    """Return the number of true entries per row of [M, 256]: [M].
+
+    Eight bytes are summed at once as one uint64; each byte counts at most 32, so none overflows.
+    """
     eights = equal.view(np.uint64).sum(axis=1, dtype=np.uint64).view(np.uint8).reshape(-1, 8)
     return np.asarray(eights.sum(axis=1, dtype=np.int64))
 
 
 def _similarities(one: int, others: Indices, corpus: _Corpus) -> NDArray[np.float64]:
-    """Jaccard similarity of one text's shingles with those of each of the others, [M]."""
+    """Return the Jaccard similarity of one text's shingles with those of each of the others: [M]."""
     own = corpus.shingles[corpus.bounds[one] : corpus.bounds[one + 1]]
     counts = corpus.bounds[others + 1] - corpus.bounds[others]
     firsts = np.cumsum(counts) - counts

@@ -1,14 +1,15 @@
 """Personal data in text: e-mail addresses, phone and card numbers, IBANs, IP addresses; found, counted and masked.
 
-Rules of form and checksums, no model: names and postal addresses are not found, nor what is spelled out ("john at
-example dot com"). Nothing here needs a package that may be absent, so that the same text is masked alike everywhere.
+Patterns and checksums, no model: names, postal addresses and spelled-out addresses ("john at example dot com") are not
+found. Nothing here needs an optional package, so that the same text is masked alike everywhere.
 
 - E-mail: a name, @ or (at), a domain with a top level. Not `git@host`.
-- Card: 13 to 19 digits that begin with 2 to 6, in a card's groups or in one, right by Luhn.
-- IBAN: its country's length, right by its checksum (mod 97).
-- IP: version 4 or 6, of the public Internet; private and local addresses belong to nobody. Not after a "version".
-- Phone: + and a country's code; forms that only phone numbers have (an area in parentheses, groups of 3-3-4, a leading
-  0 and groups); any 7 to 12 digits after a word such as "phone" or "call". Not dates, prices, versions or decimals.
+- Card: 13 to 19 digits that begin with 2 to 6, grouped as on a card or not at all, valid by Luhn.
+- IBAN: the length of its country, valid by its checksum (mod 97).
+- IP: version 4 or 6, public; private and local addresses identify nobody. Not after a word such as
+  "version".
+- Phone: + and a country code; forms that only phone numbers have (an area code in parentheses, groups of 3-3-4, groups
+  with a leading 0); any 7 to 12 digits after a word such as "phone" or "call". Not dates, prices, versions or decimals.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, order=True)
 class Found:
-    """`text[start:end]` is personal data of this kind."""
+    """Personal data of one kind at `text[start:end]`."""
 
     start: int
     end: int
@@ -36,10 +37,10 @@ class Found:
 
 
 def find(text: str) -> list[Found]:
-    """All personal data, from left to right, no two overlapping.
+    """Return all personal data from left to right, without overlaps.
 
-    What is found is blanked and the rest looked through again until nothing is left, so that masking once is enough
-    (at most a hundred times: more than that takes a hundred numbers glued together by dashes or slashes).
+    Each finding is blanked and the text searched again until nothing is found, so that masking once is enough. A
+    hundred rounds suffice, unless a hundred numbers are glued together by dashes or slashes.
     """
     found: list[Found] = []
     for _ in range(100):
@@ -54,7 +55,7 @@ def find(text: str) -> list[Found]:
 
 
 def mask(text: str) -> tuple[str, Counter[str]]:
-    """The text with `[email]`, `[phone]` … in place of personal data, and how many of each kind.
+    """Return the text with `[email]`, `[phone]` … in place of personal data, and the count of each kind.
 
     Masking a masked text changes nothing.
     """
@@ -67,9 +68,9 @@ def mask(text: str) -> tuple[str, Counter[str]]:
 
 
 def texts_in(value: Any, name: str = "") -> Iterator[str]:
-    """Every text and whole number in what JSON can hold, each behind its key, which may say what it is.
+    """Yield every text and whole number in a JSON value, each after its key, which may say what the number is.
 
-    JSON text of an object, such as a call's arguments, is read as that object. Keys themselves are names, not data.
+    A JSON text of an object, such as a call's arguments, is read as that object. Keys are names, not data.
     """
     value = _parsed(value)
     if isinstance(value, dict):
@@ -83,7 +84,7 @@ def texts_in(value: Any, name: str = "") -> Iterator[str]:
 
 
 def mask_in(value: Any, name: str = "") -> tuple[Any, Counter[str]]:
-    """The same value with its `texts_in` masked, and how many of each kind."""
+    """Return the value with its `texts_in` masked, and the count of each kind."""
     inside = _parsed(value)
     kinds: Counter[str] = Counter()
     masked: Any
@@ -106,7 +107,7 @@ def mask_in(value: Any, name: str = "") -> tuple[Any, Counter[str]]:
 
 
 def _parsed(value: Any) -> Any:
-    """The object that a text is, as JSON; anything else as it is."""
+    """Return the object that a JSON text holds; anything else as it is."""
     if not isinstance(value, str) or not value.lstrip().startswith("{"):
         return value
     try:
@@ -121,12 +122,12 @@ def _is_leaf(value: Any) -> bool:
 
 
 def _head(name: str) -> str:
-    """A key as it stands before a text; one that holds personal data itself, or what looks so, says nothing."""
+    """Return a key as it is put before a text; empty if personal data, or what looks so, is found in the key itself."""
     return f"{name}: " if name and not find(f"{name}: ") else ""
 
 
 def _blank(text: str, spans: list[_Span]) -> str:
-    """The same length, with a stand-in that the finders read as they read a placeholder: letters in brackets."""
+    """Return a text of the same length with letters in brackets at `spans`: finders read these like a placeholder."""
     parts, last = [], 0
     for start, end in spans:
         parts += [text[last:start], "[", "x" * (end - start - 2), "]"]
@@ -136,7 +137,7 @@ def _blank(text: str, spans: list[_Span]) -> str:
 
 # --- e-mail ---------------------------------------------------------------------------------------
 
-_L = "A-Za-z0-9À-ɏ"  # letters of Latin alphabets and digits: addresses stand in Chinese text without spaces
+_L = "A-Za-z0-9À-ɏ"  # Latin letters and digits only: in Chinese text, addresses have no spaces around them
 _DOMAIN = re.compile(
     rf"@(?:[{_L}](?:[{_L}-]{{0,61}}[{_L}])?\.)+(?:xn--[a-z0-9-]{{2,59}}|[A-Za-z]{{2,24}})(?![{_L}_@]|-[{_L}])"
 )
@@ -185,7 +186,7 @@ _CARD = re.compile(
 
 
 def _ibans(text: str) -> Iterator[_Span]:
-    """The country says where an IBAN ends: words and numbers may follow it."""
+    """Yield the IBANs. Words and numbers may follow one, so the country's length decides its end."""
     place = 0
     while start := _IBAN.search(text, place):
         place = start.end()
@@ -197,12 +198,12 @@ def _ibans(text: str) -> Iterator[_Span]:
 
 @cache
 def _of_length(count: int) -> re.Pattern[str]:
-    """That many letters and digits, in groups or in one; of 0, nothing."""
+    """Return a pattern of `count` letters and digits, grouped or not; for 0 it matches nothing."""
     return re.compile(rf"[A-Za-z0-9](?:{_SAME}?[A-Za-z0-9]){{{count - 1}}}(?![A-Za-z0-9])" if count else r"(?!)")
 
 
 def _mod97(iban: str) -> int:
-    """ISO 13616: the first four to the end, letters as 10 to 35, one large number modulo 97."""
+    """Return the checksum of ISO 13616: first four characters moved to the end, letters as 10 to 35, modulo 97."""
     return int("".join(str(int(c, 36)) for c in iban[4:] + iban[:4])) % 97
 
 
@@ -214,7 +215,7 @@ def _cards(text: str) -> Iterator[_Span]:
 
 
 def _luhn(digits: list[int]) -> bool:
-    """From the right, every second digit doubled and its digits added up: the sum ends in 0."""
+    """Say whether digits pass Luhn: double every second one from the right; the sum of all digits must end in 0."""
     doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
     return (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
 
@@ -250,7 +251,7 @@ _COUNTRY = (
     r"(?:7|2(?:[07]|[1-69]\d)|3(?:[0-469]|[578]\d)|4(?:[013-9]|2[013])|5(?:[1-8]|[09]\d)|6(?:[0-6]|[7-9]\d)"
     r"|8(?:[1246]|[0578]\d)|9(?:[0-58]|[679]\d))"
 )
-"""Codes of all countries but North America's 1."""
+"""Codes of all countries, except 1 (North America)."""
 _S = r"[ \xa0.\-‐‑–]"
 _P = r"(?:[ \xa0.\-‐‑–/]|[ \xa0]?\(|\)[ \xa0\-]?)?"
 _FORMS = (
@@ -293,7 +294,7 @@ def _phones(text: str) -> Iterator[_Span]:
 
 
 def _is_phone(match: re.Match[str], before: str) -> bool:
-    """Whether what has a phone number's form can be one; `before` is what stands between it and another."""
+    """Say whether a match of a phone number's form can be one; `before` is the text back to the last one found."""
     form = str(match.lastgroup)
     written = match[form]
     digits = re.sub(r"\D", "", written)
@@ -303,7 +304,7 @@ def _is_phone(match: re.Match[str], before: str) -> bool:
     if form == "abroad":
         return 8 <= len(digits.removeprefix("00")) <= 15
     if re.fullmatch(r"[\d ]+", written) and re.search(r"\d \Z", before):
-        return False  # the tail of a longer row of numbers
+        return False  # the tail of a longer sequence of numbers
     row_of_pairs = len(digits) != 10 and re.fullmatch(r"(\d\d\W)+\d\d", written) is not None
     sure = 9 <= len(digits) <= 12 and not row_of_pairs if form == "trunk" else form != "called"
     return sure or _CALLED.search(before) is not None
@@ -318,4 +319,4 @@ _FINDERS: tuple[tuple[_Kind, Callable[[str], Iterator[_Span]]], ...] = (
     ("ip", _ipv4s),
     ("phone", _phones),
 )
-"""In the order in which they look: a card number is no phone number."""
+"""Finders in the order in which they run: a card number must not become a phone number."""

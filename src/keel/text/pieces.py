@@ -1,4 +1,4 @@
-"""A tokenizer on pieces of text: which tokens they are, alone or behind others, and back."""
+"""A tokenizer on pieces of text: their tokens, alone or after other text, and the text of tokens."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from keel.text.control import ControlTokens, Handling, ends_of_marks, parts
 from keel.text.unknown import Gaps
 
 ANCHORS = "\n", ".", "a"
-"""Signs behind which a text is read as one that does not stand alone; the first with which it does not merge."""
+"""Characters put before a text to tokenise it as a continuation; the first that does not merge with it is used."""
 
 
 class Pieces:
-    """A tokenizer without BOS and ends, its control tokens (`controls`) and what it cannot say (`gaps`)."""
+    """A tokenizer without BOS and ends, its control tokens (`controls`) and what it cannot encode (`gaps`)."""
 
     def __init__(self, tokenizer: Any, control_tokens: Handling) -> None:
         self.tokenizer = tokenizer
@@ -21,13 +21,13 @@ class Pieces:
         self.gaps = Gaps(tokenizer, self.plain_ids)
 
     def learn_tokens(self) -> None:
-        """Find out anew which control tokens there are: the tokenizer has got another."""
+        """Read the control tokens again, after the tokenizer has got another."""
         self.controls = ControlTokens(self.tokenizer, self.controls.handling)
 
     def ids(self, text: str, inner: bool = False) -> list[int]:
-        """Return the tokens of a text in which what is marked is text; an `inner` one stands behind others.
+        """Return the tokens of a text, its marked parts encoded as text; an `inner` text follows other text.
 
-        Raises `RowFault` if a text would become control tokens.
+        Raises `RowFault` if a marked part would become control tokens.
         """
         ids: list[int] = []
         for place, (part, marked) in enumerate(parts(text)):
@@ -38,11 +38,11 @@ class Pieces:
         return ids
 
     def plain_ids(self, text: str, as_text: bool = False) -> list[int]:
-        """Return the tokens of a text that stands alone, without BOS; `as_text`: of control tokens in it, too."""
+        """Return the tokens of a text on its own, without BOS; with `as_text`, control tokens in it become text."""
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=as_text).input_ids)
 
     def inner_ids(self, piece: str, as_text: bool = False) -> list[int]:
-        """Return the tokens of a piece behind others, without the space that a tokenizer may put before a text."""
+        """Return the tokens of a piece after other text, without the space that a tokenizer may put before a text."""
         for anchor in ANCHORS:
             before, ids = self.plain_ids(anchor), self.plain_ids(anchor + piece, as_text)
             if ids[: len(before)] == before:
@@ -50,15 +50,15 @@ class Pieces:
         return self.plain_ids(piece, as_text)
 
     def decoded(self, ids: list[int]) -> str:
-        """Return the text of tokens, control tokens included."""
+        """Return the text of tokens, including control tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def last_control(self, text: str) -> int:
-        """Return where the last control token of a rendering begins that is not marked; 0 if there is none."""
+        """Return the beginning of the last unmarked control token of a rendering; 0 if there is none."""
         return max((begin for begin, _ in self.controls.places(text, ends_of_marks(text))), default=0)
 
     def first_control(self, text: str, among: Container[int] | None = None) -> tuple[int, int] | None:
-        """Return where the first control token of a text begins and its id, of all or of those `among` which it is."""
+        """Return beginning and id of a text's first control token, or of the first `among` these ids; else None."""
         for begin, end in self.controls.places(text):
             token = int(self.tokenizer.convert_tokens_to_ids(text[begin:end]))
             if among is None or token in among:

@@ -1,26 +1,27 @@
-"""The rule language: a text's score as a weighted sum of what can be measured without a model.
+"""The rule language: a text's score as a weighted sum of measures that need no model.
 
-A rule is Python, `package.module:function` with `function(prompt, completion) -> float`, or a YAML file of many:
+A rule is a Python function, `package.module:function` with `function(prompt, completion) -> float`, or an entry of a
+YAML file:
 
-    ties: 0.1                                     # of two answers: a difference of scores up to this is a tie
+    ties: 0.1                                     # two answers whose scores differ by at most this are a tie
     rules:
       - {contains: [bear, teddy], weight: 2.0}    # 1 if any of the words or phrases appears, else 0
       - {contains_all: [refund, "14 days"]}       # 1 if all of them appear
       - {matches: "(?i)thank you", weight: 0.5}   # 1 if the regular expression is found
       - {words: [20, 60]}                         # 1 if the number of words lies in the range
       - {characters: [1, 400]}                    # 1 if the number of characters lies in the range
-      - {script: Latin}                           # 1 if most letters are of the script, or of one of a list
-      - {language: en}                            # 1 if the text is mostly in the language, or in one of a list
+      - {script: Latin}                           # 1 if most letters are of this script, or one of a list
+      - {language: en}                            # 1 if the text is mostly in this language, or one of a list
       - {json: [name, age]}                       # 1 if it is a JSON object with these keys; `json: []` for any JSON
-      - {repetition: 3, weight: -1.0}             # share of its 3-grams of words that stood before, 0 to 1
+      - {repetition: 3, weight: -1.0}             # share of its word 3-grams that are repeats, 0 to 1
       - {python: package.module:function}         # the function's number
 
-Beside its kind an entry may have a `weight` (1 by default; a negative one forbids what it names), a `name` (for the
-reasons given) and a `dimension` ("overall" by default). Words and phrases are found whole and in any case. JSON is the
-whole text, or its first block fenced by ```. Scripts are told by Unicode, languages by py3langid: 4 MB that guess
-from letter sequences in 20 microseconds per 100 characters, and are unsure below some five words.
+An entry may also have a `weight` (default 1; a negative one penalises), a `name` (shown in the reasons) and a
+`dimension` (default "overall"). Words and phrases match whole, in upper or lower case. JSON is the whole text, or its
+first block fenced by ```. Scripts follow from Unicode. Languages are guessed by py3langid, a model of 4 MB that reads
+letter sequences in 20 microseconds per 100 characters and is unsure below about five words.
 
-Reward (`--reward rule:…`) and rater (`keel.raters.rules`) read this one language.
+The reward (`--reward rule:…`) and the rater (`keel.raters.rules`) read the same language.
 """
 
 from __future__ import annotations
@@ -49,24 +50,24 @@ from keel.records import OVERALL
 YAML = (".yaml", ".yml")
 
 
-class RuleFault(Exception):  # noqa: N818  (the rule's fault, not ours)
-    """A stranger's function that failed on a text, or gave no finite number; the text says which and how."""
+class RuleFault(Exception):  # noqa: N818  (the rule's fault, not Keel's)
+    """Failure of a user's function on a text, or a score that is not finite; the message says which and how."""
 
 
 class Measured(NamedTuple):
-    """What a rule found in one text: `Measured(0.0, "12 words outside 20-60")`."""
+    """A rule's finding in one text: `Measured(0.0, "12 words outside 20-60")`."""
 
     value: float
     words: str
 
 
 Measure = Callable[[str, str], Measured]
-"""Of (prompt, completion). May raise `RuleFault`."""
+"""A function of (prompt, completion). It may raise `RuleFault`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One entry: what it measures, times `weight`, is a part of the score in its dimension."""
+    """One entry: its measure times `weight` is one term of the score in its dimension."""
 
     measure: Measure
     weight: float = 1.0
@@ -76,7 +77,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class RuleSet:
-    """Some rules. `version` has hashes of all that decides: the file, the functions' source files, the guesser's."""
+    """Some rules. `version` hashes everything that affects a score: rule file, functions' files, language guesser."""
 
     name: str
     version: str
@@ -85,26 +86,26 @@ class RuleSet:
 
     @property
     def identity(self) -> str:
-        """`rule:FILE.yaml` (without its folder) and the version: equal where the same scores are given."""
+        """Return `rule:FILE.yaml` (without its folder) and the version; equal identities mean equal scores."""
         return f"{self.name} {self.version}".rstrip()
 
     @property
     def dimensions(self) -> list[str]:
-        """In the order in which they first appear."""
+        """Return the dimensions in order of first appearance."""
         return list(dict.fromkeys(rule.dimension for rule in self.rules))
 
     def measure(self, prompt: str, completion: str) -> list[Measured]:
-        """What every rule found, in order. Raises `RuleFault`."""
+        """Return every rule's finding, in order. Raises `RuleFault`."""
         return [rule.measure(prompt, completion) for rule in self.rules]
 
     def score(self, prompt: str, completion: str) -> float:
-        """The weighted sum over all dimensions, finite. Raises `RuleFault`."""
+        """Return the weighted sum over all dimensions, a finite number. Raises `RuleFault`."""
         found = self.measure(prompt, completion)
         return total([rule.weight * m.value for rule, m in zip(self.rules, found, strict=True)])
 
 
 def total(parts: list[float]) -> float:
-    """The finite sum of a score's parts. Raises `RuleFault` where they overflow."""
+    """Return the finite sum of a score's parts. Raises `RuleFault` if they overflow."""
     try:
         result = math.fsum(parts)
     except (OverflowError, ValueError):
@@ -118,7 +119,7 @@ def total(parts: list[float]) -> float:
 
 
 def load_rules(spec: str) -> RuleSet:
-    """The rules of `FILE.yaml`, or the one rule `package.module:function`."""
+    """Return the rules of `FILE.yaml`, or the one rule `package.module:function`."""
     if spec.endswith(YAML):
         return _of_file(Path(spec))
     try:
@@ -152,7 +153,7 @@ def _of_file(file: Path) -> RuleSet:
 
 
 def _entry(where: str, entry: Any) -> Rule:
-    """One entry of the list; `where` names it in a refusal."""
+    """Return the rule of one entry; `where` names the entry in error messages."""
     fields = dict(entry) if isinstance(entry, dict) else {}
     weight, name, dimension = fields.pop("weight", 1.0), fields.pop("name", ""), fields.pop("dimension", OVERALL)
     if not _is_number(weight):
@@ -176,7 +177,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _listed(value: Any) -> list[str]:
-    """A word or a list of words. What YAML reads as something else (no, 1.10) must be quoted."""
+    """Return a word or a list of words as a list. Words that YAML reads otherwise (no, 1.10) must be quoted."""
     words = value if isinstance(value, list) else [value]
     if not words or any(isinstance(w, bool) or not isinstance(w, str | int) or not str(w).strip() for w in words):
         raise ValueError
@@ -187,7 +188,7 @@ def _listed(value: Any) -> list[str]:
 
 
 def _whole(phrase: str) -> str:
-    """An expression for a phrase, whatever white space stands between its words."""
+    """Return a pattern for a whole phrase, with any white space between its words."""
     return r"(?<!\w)" + r"\s+".join(re.escape(word) for word in phrase.lower().split()) + r"(?!\w)"
 
 
@@ -292,12 +293,12 @@ def _repetition(value: Any) -> Measure:
 
 # --- script and language --------------------------------------------------------------------------
 
-_UNICODE = {"han": "cjk"}  # its characters are named CJK UNIFIED IDEOGRAPH
+_UNICODE = {"han": "cjk"}  # its characters are called CJK UNIFIED IDEOGRAPH
 
 
 @lru_cache(maxsize=1 << 16)
 def _script_of(letter: str) -> str:
-    """`latin` of LATIN SMALL LETTER A."""
+    """Return a letter's script: `latin` for LATIN SMALL LETTER A."""
     return unicodedata.name(letter, "").partition(" ")[0].partition("-")[0].lower()
 
 
@@ -329,7 +330,10 @@ class _Guesser(NamedTuple):
 
 @lru_cache(maxsize=1)
 def _guesser() -> _Guesser:
-    """An identifier of our own: the package's global one can be changed by others. Says "und" of too little text."""
+    """Return a language guesser of Keel's own, as other code may change the package's global one.
+
+    It answers "und" if the text is too short.
+    """
     try:
         import py3langid
     except ImportError as error:
@@ -362,7 +366,7 @@ def _python(value: Any) -> Measure:
         try:
             result = function(prompt, text)
             number = math.nan if isinstance(result, str) else float(result)
-        except Exception as error:  # whatever a stranger's function may raise
+        except Exception as error:  # a user's function may raise anything
             raise RuleFault(f"{value} failed: {type(error).__name__}: {error}") from error
         if not math.isfinite(number):
             raise RuleFault(f"{value} returned {str(result)[:40]!r}, no finite number")
@@ -381,7 +385,7 @@ def _function(spec: Any) -> Callable[[str, str], Any]:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise InputError(f"{error}; is the module in this folder or installed?") from error
-    except Exception as error:  # whatever importing a stranger's module may raise
+    except Exception as error:  # a user's module may raise anything on import
         raise InputError(f"{type(error).__name__}: {error}; mend the module") from error
     if not callable(function):
         raise InputError(f"{spec} is not a function of (prompt, completion)")
@@ -389,7 +393,7 @@ def _function(spec: Any) -> Callable[[str, str], Any]:
 
 
 def _sources(specs: list[str]) -> list[str]:
-    """Hashes of the files that functions are written in (not of what those import); nothing for those in no file."""
+    """Return hashes of the functions' source files, not of what these import; functions without a file have none."""
     hashes = []
     for spec in specs:
         try:
@@ -416,4 +420,4 @@ KINDS: dict[str, tuple[Callable[[Any], Measure], str]] = {
     "repetition": (_repetition, "a whole number of words"),
     "python": (_python, "package.module:function"),
 }
-"""How an entry of each kind is made from its value, and what it asks for where that fails."""
+"""Function that makes the measure of each kind of entry, and the value to ask for if that fails."""

@@ -1,14 +1,14 @@
-"""When two texts are the same words in other bytes: what leaks, splits, duplicates and equal answers are compared by.
+"""Tests of whether two texts are the same words in other bytes; used for leaks, splits, duplicates and equal answers.
 
-`fold` is for questions. It undoes what differs in bytes and not in words: the Unicode form (NFC), white space (a run of
-any is one space), and signs that draw nothing (zero-width and bidi signs, soft hyphens, variation selectors). Letters,
-case, accents and punctuation stay. NFKC would be too strong: it makes 2⁵ into 25, ½ into 1⁄2 and ① into 1, and then
-two questions would be one.
+`fold` is for questions. It removes what differs in bytes but not in words: the Unicode form (NFC), white space (any run
+becomes one space) and invisible characters (zero-width, bidi, soft hyphens, variation selectors). Letters, case,
+accents and punctuation stay. NFKC would be too strong: it turns 2⁵ into 25, ½ into 1⁄2 and ① into 1, so that two
+different questions would become one.
 
-`fold_answer` is for answers, where a preference may be about anything that a reader sees. It keeps line breaks and
-indentation (a list, a piece of code), and joiners behind letters and emoji that they join: without its joiner 👩‍🚀 is a
-woman and a rocket, and words of Persian and Hindi are spelt with them. In a question such signs may come and go with
-the keyboard, so that `fold` leaves them out.
+`fold_answer` is for answers, since a preference may depend on anything that a reader sees. It keeps line breaks and
+indentation (a list, a piece of code), and joiners after letters and emoji that they join: without its joiner 👩‍🚀 is a
+woman and a rocket, and Persian and Hindi spelling needs them. In a question they may depend on the keyboard, so `fold`
+drops them.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ IGNORED = (
     "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     "\U000e0000-\U000e001f\U000e0080-\U000e0fff"
 )
-"""Unicode's Default_Ignorable_Code_Point, but for joiners and tags."""
+"""Unicode's Default_Ignorable_Code_Point, without joiners and tags."""
 CONTROLS = "\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f"
-"""Control characters that are no white space."""
+"""Control characters other than white space."""
 JOINED = "\u0600-\u1cff\u2190-\u2bff\ua800-\uabff\ufb50-\ufdff\ufe70-\ufefc\U00010a00-\U00011fff\U0001e800-\U0001faff"
-"""Scripts whose letters join (Arabic to Vedic and their extensions), symbols and emoji."""
+"""Scripts with letters that join (Arabic to Vedic and their extensions), symbols and emoji."""
 _TAG, _FLAG = "\U000e0020-\U000e007f", "\U0001f3f4"  # 🏴 with tags is the flag of England or Scotland
 
 _UNUSUAL = re.compile("[^\n -~¡-¬®-ʯΑ-ώЀ-҂Ҋ-ԯ‐-‧、-〕ぁ-ゖァ-ヺ一-鿿가-힣！-ﾞ]")
-"""No sign of a text without a match is invisible, white space of another kind, or written otherwise in NFC."""
+"""Characters that need care. A text without a match has none that is invisible, unusual white space or not in NFC."""
 _LOW = bytes(range(33)) + b"\x7f"
 _INVISIBLE = re.compile(f"[{IGNORED}{CONTROLS}]")
 _LOOSE_TAGS = f"(?<![{_FLAG}{_TAG}])[{_TAG}]+"
@@ -49,7 +49,7 @@ Difference = Literal["none", "bytes", "layout", "words"]
 
 
 def fold(text: str) -> str:
-    """The words of a text: equal for two texts that differ in bytes only."""
+    """Return the words of a text: equal for two texts that differ in bytes only."""
     if not text.isascii() and _UNUSUAL.search(text):
         return " ".join(_drawn(text, _JOINERS).split())
     if text.isprintable() and "  " not in text and text[:1] != " " and text[-1:] != " ":
@@ -60,16 +60,16 @@ def fold(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def fold_answer(text: str) -> str:
-    """The same with what a reader sees of the layout: lines, their indentation, joined letters and emoji."""
+    """Return the words of a text and its visible layout: lines, their indentation, joined letters and emoji."""
     text = _INVISIBLE.sub("", text) if text.isascii() else _drawn(text, _LOOSE)
     return _BLANK_LINES.sub("\n\n", "\n".join(map(_line, text.strip().splitlines())))
 
 
 def _drawn(text: str, joiners: re.Pattern[str]) -> str:
-    """Text in NFC without signs that draw nothing."""
+    """Return the text in NFC without invisible characters."""
     text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text)).replace("\u2800", " ")
     while (less := unicodedata.normalize("NFC", joiners.sub("", text))) != text:
-        text = less  # with a sign gone, marks may change places
+        text = less  # without a character, combining marks may be reordered
     return text
 
 
@@ -82,23 +82,23 @@ def _line(line: str) -> str:
 
 
 def fold_prompt(prompt: Prompt) -> str:
-    """One string for all prompts that ask the same: a chat of one user turn asks what its text alone asks.
+    """Return one string for all prompts that ask the same: a chat of one user turn asks what its text alone asks.
 
-    A system turn that says nothing counts as none; what turns hold beside their text counts.
+    An empty system turn does not count; further fields of a turn do.
     """
     text, turns = _asked(prompt)
     return fold(text) if text is not None else "\0".join(_turn(turn, fold) for turn in turns)
 
 
 def fold_layout(prompt: Prompt) -> str:
-    """One string for all prompts that a reader cannot tell apart: layout counts, and a chat is not a text."""
+    """Return one string for all prompts that look the same to a reader: layout counts, and a chat is not a text."""
     if isinstance(prompt, str):
         return fold_answer(prompt)
     return "\0" + "\0".join(_turn(turn, fold_answer) for turn in _speaking(prompt))
 
 
 def _asked(prompt: Prompt) -> tuple[str | None, list[Message]]:
-    """The text of a prompt that is one user's text and nothing else, and the turns of another."""
+    """Return the text of a prompt that is one user's text and nothing else (or None), and the turns of any other."""
     if isinstance(prompt, str):
         return prompt, []
     turns = _speaking(prompt)
@@ -109,7 +109,7 @@ def _asked(prompt: Prompt) -> tuple[str | None, list[Message]]:
 
 
 def _speaking(turns: list[Message]) -> list[Message]:
-    """The turns of a chat, without system turns that say nothing."""
+    """Return the turns of a chat, without empty system turns."""
     return [turn for turn in turns if turn["role"] != "system" or len(turn) > 2 or turn["content"].strip()]
 
 
@@ -120,7 +120,7 @@ def _turn(turn: Message, fold: Callable[[str], str]) -> str:
 
 
 def fold_fields(fields: Fields | None) -> str:
-    """One string for what a turn holds beside its text; empty for nothing."""
+    """Return one string for the further fields of a turn; empty if it has none."""
     return fold(fields_key(fields))
 
 
@@ -128,7 +128,7 @@ def fold_fields(fields: Fields | None) -> str:
 
 
 def difference(one: str, other: str) -> Difference:
-    """In what two answers differ: in nothing but outer white space, in bytes, in what `fold` leaves out, in words."""
+    """Return how two answers differ: none (or outer white space), bytes, layout (which `fold` drops) or words."""
     one, other = one.strip(), other.strip()
     if one == other:
         return "none"
@@ -140,7 +140,10 @@ def difference(one: str, other: str) -> Difference:
 
 
 def _begin_or_end_apart(one: str, other: str) -> bool:
-    """A short cut that looks at ends alone: signs of ASCII stay what they are unless a mark stands behind them."""
+    """Say whether the first or last characters already differ: a short cut, as `fold` keeps printable ASCII.
+
+    The second character is looked at because a combining mark there would change the first.
+    """
     ends, heads = one[-1:] + other[-1:], one[:2] + other[:2]
     if one[-1:] != other[-1:] and ends.isascii() and ends.isprintable():
         return True
@@ -148,15 +151,15 @@ def _begin_or_end_apart(one: str, other: str) -> bool:
 
 
 def prompt_keys(prompts: Sequence[Prompt]) -> list[Hashable]:
-    """A key for each prompt, equal for those that `fold_prompt` makes equal, and only for them.
+    """Return a key for each prompt; two keys are equal if and only if `fold_prompt` makes the prompts equal.
 
-    Most prompts differ in more than white space, or are the same bytes: these are not folded.
+    Most prompts differ in more than white space, or are equal in bytes: these are not folded.
     """
     return _keys(prompts, list(map(_mark, prompts)), fold_prompt)
 
 
 def answer_keys(answers: Sequence[str], groups: Sequence[Hashable]) -> list[Hashable]:
-    """The same for answers: a key of a group's answers that `fold_answer` makes equal, and of no others."""
+    """Return a key for each answer; two are equal if and only if `fold_answer` makes two answers of one group equal."""
     ends = [hash((group, _end(answer))) for answer, group in zip(answers, groups, strict=True)]
     alike = _ambiguous(answers, ends)
     marks = [hash((end, _squeezed(text))) if end in alike else end for text, end in zip(answers, ends, strict=True)]
@@ -169,25 +172,25 @@ def _keys(texts: Sequence[T], marks: Sequence[int], fold: Callable[[T], str]) ->
 
 
 def _ambiguous(texts: Sequence[T], marks: Sequence[int]) -> set[int]:
-    """The marks that texts of other bytes share."""
+    """Return the marks shared by texts that differ in bytes."""
     first: dict[int, T] = {}
     return {mark for mark, text in zip(marks, texts, strict=True) if first.setdefault(mark, text) != text}
 
 
 def _mark(prompt: Prompt) -> int:
-    """A hash that is equal for prompts that ask the same, if not only for them."""
+    """Return a hash that is equal for prompts that ask the same, and perhaps for others."""
     text, turns = _asked(prompt)
     return hash(tuple([_squeezed(turn["content"]) for turn in turns]) if text is None else _squeezed(text))
 
 
 def _squeezed(text: str) -> bytes:
-    """`fold(text)` without its spaces."""
+    """Return `fold(text)` without its spaces."""
     text = text if text.isascii() or not _UNUSUAL.search(text) else fold(text)
     return text.encode("utf-8", "surrogatepass").translate(None, _LOW)
 
 
 def _end(text: str) -> bytes:
-    """The last of `_squeezed(text)`: nothing before a usual sign changes it or what stands behind it."""
+    """Return the last 8 bytes of `_squeezed(text)`, found from the text's end alone if its characters are usual."""
     end = text[-24:]
     if end.isascii() or not _UNUSUAL.search(end):
         found = end.encode().translate(None, _LOW)[-8:]
@@ -197,7 +200,7 @@ def _end(text: str) -> bytes:
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of a text is drawn."""
+    """Say whether a text shows nothing."""
     if "!" <= text[:1] <= "~":
         return False
     text = text.strip()

@@ -1,4 +1,4 @@
-"""How a turn is shown to who judges it: its text, and beneath it what else it holds (reasoning, calls of tools)."""
+"""Turns as raters see them: the text, and beneath it the turn's other fields (reasoning, tool calls)."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from keel.text.tokenisation import further
 
 
 def turns_of(prompt: Prompt) -> list[tuple[str, str]]:
-    """Role and readable text of each turn; plain text is one turn that nobody speaks."""
+    """Return role and readable text of each turn; plain text is one turn without a role."""
     if isinstance(prompt, str):
         return [("", prompt)]
     return [(turn["role"], _whole(turn["content"], further(turn))) for turn in prompt]
 
 
 def text_of(answer: Answer) -> str:
-    """The readable text of an answer."""
+    """Return the readable text of an answer."""
     return _whole(answer.text, answer.fields)
 
 
 def stripped(answer: Answer) -> str:
-    """The same without the outer white space of its text: equal if two answers are the same to who judges them."""
+    """Return the readable text without outer white space: equal if two answers look the same to a rater."""
     return _whole(answer.text.strip(), answer.fields)
 
 
 def _whole(text: str, fields: Mapping[str, Any] | None) -> str:
-    """Reasoning as text, the rest as JSON, each beneath its name."""
+    """Return text and fields as one text: reasoning as text, the rest as JSON, each beneath its name."""
     if not fields:
         return text
     parts = [text] if text else []

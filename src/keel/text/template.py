@@ -1,9 +1,9 @@
-"""A chat template: what it makes of a conversation, and what it adds, moves, trims or leaves out on the way.
+"""A chat template: its rendering of a conversation, and the text that it adds, moves, trims or leaves out.
 
 A template is a program that somebody else wrote. It may drop a role that it does not know, cut thinking out of an
-answer, put marks around it, raise, or read the clock. So nothing is assumed of it: every rendering is compared with
-what went in. Markers of the same shape rendered once per sequence of roles say where each turn's text belongs; where a
-conversation does not come out like that, its texts are looked for one by one.
+answer, put marks around it, raise, or read the clock. So nothing is assumed: every rendering is compared with its
+input. For each sequence of roles, one rendering of markers gives the place of each turn's text. If a conversation is
+not rendered like that, its texts are searched for one by one.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from keel.records import Fields, Message
 __all__ = ["DAY", "Lost", "Rendered", "Template", "TemplateFault"]
 
 DAY = "2024-07-26"
-"""The day that every template gets which asks for today's, so that a prompt is the same tomorrow. It is the one that
-Llama 3.1's own template falls back to."""
+"""The date given to every template that asks for today's, so that a prompt is the same tomorrow. It is the default of
+Llama 3.1's own template."""
 _DATE = {
     "%d": "26", "%-d": "26", "%e": "26", "%m": "07", "%-m": "7", "%b": "Jul", "%h": "Jul", "%B": "July", "%Y": "2024",
     "%y": "24", "%a": "Fri", "%A": "Friday", "%j": "208", "%H": "12", "%I": "12", "%p": "PM", "%M": "00", "%S": "00",
@@ -32,37 +32,37 @@ _FIXED_CLOCK = (
     + "".join(f" | replace({code!r}, {value!r})" for code, value in _DATE.items())
     + " }}{%- endmacro %}\n"
 )
-"""Put before a template, it takes the place of the library's clock. Jinja takes off the line break behind a block."""
+"""A macro put before a template; it replaces the library's clock. Jinja removes the line break after a block."""
 _THOUGHT = "</think>"
 
 
 class TemplateFault(RowFault):
-    """A conversation that the template cannot render; the message ends with its own words."""
+    """A conversation that the template cannot render; the message ends with the template's own words."""
 
 
 class Lost(RowFault):
-    """Text of a conversation that its rendering does not hold."""
+    """Text of a conversation that is missing in its rendering."""
 
 
 @dataclass(slots=True)
 class Rendered:
-    """A conversation as text, where each turn stands in it, and what the template did to them."""
+    """A conversation as text, the span of each turn, and notes on what the template changed."""
 
     text: str
     spans: list[tuple[int, int]]
-    """Beginning and end of each turn's own text; both the same where a turn is empty."""
+    """Beginning and end of each turn's own text; equal if the turn is empty."""
     notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """The template's own text before, between and after the turns, and which white space around each it keeps."""
+    """The template's own text before, between and after the turns, and whether it keeps white space left and right."""
 
     parts: list[str]
     keeps: list[tuple[bool, bool]]
 
     def fit(self, contents: Sequence[str]) -> tuple[str, list[tuple[int, int]], bool]:
-        """What the template should make of these turns, where each then stands, and whether any was trimmed."""
+        """Return the expected rendering of these turns, the span of each, and whether any was trimmed."""
         text, spans, trimmed = self.parts[0], [], False
         for content, (left, right), after in zip(contents, self.keeps, self.parts[1:], strict=True):
             kept = content if left else content.lstrip()
@@ -77,7 +77,7 @@ class Template:
     """A chat template around a tokenizer's special tokens."""
 
     def __init__(self, tokenizer: Any, source: str | Mapping[str, str]) -> None:
-        """`source` is a template, or several by name: `default`, and perhaps `tool_use` for chats with tools."""
+        """Take as `source` a template, or several by name: `default`, and perhaps `tool_use` for chats with tools."""
         sources = {"default": source} if isinstance(source, str) else dict(source)
         self.reads_clock = any("strftime_now" in one for one in sources.values())
         self._tokenizer = tokenizer
@@ -86,8 +86,9 @@ class Template:
         self._layouts: dict[tuple[tuple[str, ...], bool], _Layout | None] = {}
 
     def write(self, turns: Sequence[Message], *, generate: bool) -> str:
-        """The rendering, unchecked. Arguments of calls are objects, as servers pass them on, or else their JSON text.
+        """Return the rendering, unchecked.
 
+        Arguments of tool calls are passed as objects, as servers do, or as JSON text if the template fails on objects.
         Raises `TemplateFault` with the template's own words, whatever it raised.
         """
         tools = turns[0].get("tools") if turns else None
@@ -115,9 +116,9 @@ class Template:
         )
 
     def render(self, turns: Sequence[Message], *, generate: bool) -> Rendered:
-        """The rendering, once everything that went in was found in it.
+        """Return the rendering, after checking that it holds all of its input.
 
-        Raises `TemplateFault` where the template raises, `Lost` where it leaves out a turn or a part of one.
+        Raises `TemplateFault` if the template raises, `Lost` if it leaves out a turn or a part of one.
         """
         text = self.write(turns, generate=generate)
         if all(len(turn) == 2 and turn["content"].strip() for turn in turns):
@@ -128,10 +129,10 @@ class Template:
                     return Rendered(text, spans, [TRIMMED] if trimmed else [])
         return self._searched(turns, text, generate)
 
-    # --- what the template does to a sequence of roles
+    # --- a sequence of roles
 
     def _layout(self, roles: tuple[str, ...], generate: bool) -> _Layout | None:
-        """None where a turn's text does not come out once and in order."""
+        """Return the layout of a sequence of roles; None if a turn's text is not rendered once and in order."""
         key = roles, generate
         if key not in self._layouts:
             self._layouts[key] = self._tried(roles, generate)
@@ -158,9 +159,9 @@ class Template:
         return _Layout([*parts, text[at:]], keeps)
 
     def around_answers(self) -> tuple[str, str] | None:
-        """What it writes before an answer, behind the generation prompt, and after it; None where that is not so plain.
+        """Return the template's text between generation prompt and answer, and after the answer.
 
-        Of one question of a user.
+        Found with one question and one answer; None if the answer does not follow the generation prompt as it stands.
         """
         before, after = self._layout(("user",), True), self._layout(("user", "assistant"), False)
         if before is None or after is None or before.parts[0] != after.parts[0]:
@@ -170,7 +171,7 @@ class Template:
         return after.parts[1][len(before.parts[1]) :], after.parts[2]
 
     def opened(self) -> str:
-        """What the generation prompt writes that does not stand before a finished answer: `<think>` in some."""
+        """Return the part of the generation prompt that a finished answer lacks: `<think>` in some templates."""
         before, after = self._layout(("user",), True), self._layout(("user", "assistant"), False)
         if before is None or after is None or after.parts[1].startswith(before.parts[1]):
             return ""
@@ -183,7 +184,7 @@ class Template:
     # --- one conversation at a time
 
     def _searched(self, turns: Sequence[Message], text: str, generate: bool) -> Rendered:
-        """Look for every piece of every turn, each behind the turn before it."""
+        """Search for every piece of every turn, each after the turn before it."""
         rendered = Rendered(text, [])
         self._require_places(turns, generate, rendered.notes)
         at = 0
@@ -200,7 +201,10 @@ class Template:
         return rendered
 
     def _require_places(self, turns: Sequence[Message], generate: bool, notes: list[str]) -> None:
-        """Refuse where a text of a turn has no place, whatever it is: `a` would be found in `assistant`."""
+        """Refuse turns with a text that the template leaves out.
+
+        Markers stand for the texts, since a short text may be found by accident: `a` in `assistant`.
+        """
         markers = _Markers()
         try:
             text = self.write([markers.turn(at, turn) for at, turn in enumerate(turns)], generate=generate)
@@ -220,13 +224,13 @@ class Template:
 
 
 class _Markers:
-    """Stand-ins for the texts of a conversation: whose turn each belongs to, and what kind of text it stands for."""
+    """Stand-ins for the texts of a conversation, each with its turn's number and its kind of text."""
 
     def __init__(self) -> None:
         self.places: dict[str, tuple[int, str]] = {}
 
     def turn(self, number: int, turn: Message) -> Message:
-        """A turn with a marker for every text."""
+        """Return the turn with a marker in place of every text."""
         copy: Any = {**turn}
         for name, kind in (("content", "text"), ("reasoning_content", "thinking"), ("name", "name")):
             if str(turn.get(name) or "").strip():
@@ -251,7 +255,7 @@ class _Markers:
 
 
 def _with_function(call: Mapping[str, Any], change: Any) -> dict[str, Any]:
-    """A call or a tool with its name, and a call's arguments, changed."""
+    """Return a tool or a tool call with `change` applied to its name and, for a call, its arguments."""
     function = dict(call.get("function") or call)
     for key in ("name", "arguments"):
         if key in function:
@@ -276,9 +280,10 @@ def _fault(error: Exception) -> TemplateFault:
 def _find(
     kind: str, piece: str, turn: Message, text: str, at: int, notes: list[str], last: bool
 ) -> tuple[int, int] | None:
-    """Where a piece of a turn stands from `at` on; a text also before it, where it was moved. What was done is noted.
+    """Return the span of a turn's piece from `at` on, or from 0 if it is a text that the template moved.
 
-    None for thinking that a template leaves out of a turn that is not the last. Raises `Lost` for all else.
+    Changes that the template made are added to `notes`. None for thinking that is left out of an earlier turn. Raises
+    `Lost` for anything else that is not found.
     """
     ways = ((piece, ""), (piece.strip(), TRIMMED), (_in_json(piece), "a turn is written as JSON by the chat template"))
     for start in (at, 0) if kind == "text" else (at,):
@@ -309,11 +314,11 @@ def _in_json(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
-# --- what a turn says -----------------------------------------------------------------------------
+# --- the texts of a turn --------------------------------------------------------------------------
 
 
 def pieces(turn: Message) -> Iterator[tuple[str, str]]:
-    """(kind, text) of what stands in a turn's own place: thinking, text, names and values of calls."""
+    """Yield (kind, text) of a turn's thinking, its text, and the names and values of its tool calls."""
     if turn.get("reasoning_content"):
         yield "thinking", turn["reasoning_content"]
     if turn["content"].strip():
@@ -325,7 +330,7 @@ def pieces(turn: Message) -> Iterator[tuple[str, str]]:
 
 
 def _leaves(value: Any) -> Iterator[str]:
-    """The texts inside lists and objects, names of members among them."""
+    """Yield the texts inside lists and objects, including the objects' keys."""
     if isinstance(value, str):
         if value.strip():
             yield value
@@ -339,12 +344,12 @@ def _leaves(value: Any) -> Iterator[str]:
 
 
 def answering(text: str, fields: Fields | None) -> Message:
-    """An answer as the assistant's turn."""
+    """Return an answer as the assistant's turn."""
     return {"role": "assistant", "content": text, **(fields or {})}  # type: ignore[typeddict-item]
 
 
 def _parsed(arguments: Any) -> Any:
-    """A call's arguments as an object, where they are the JSON text of one."""
+    """Return a call's arguments as an object if they are the JSON text of one, else as they are."""
     if not isinstance(arguments, str):
         return arguments
     try:

@@ -1,11 +1,11 @@
 """The one tokenisation path (law 2): text in, ids out, the same for training, scoring and serving.
 
-A prompt's ids are what a server would send. A completion's ids are those that its text has behind that prompt: together
-they are the tokenised rendering wherever that begins with the prompt's ids. A completion that ended carries exactly one
-end; one cut by the length limit carries none. Lengths, never ids, say where something ends, so that a tokenizer whose
-pad *is* its EOS is harmless.
+A prompt's ids are those that a server would send. A completion's ids are those of its text after that prompt: both
+together are the tokenised rendering, if that begins with the prompt's ids. A completion that ended carries exactly one
+end; one cut by the length limit carries none. The end of a sequence is known from its length, never from an id, so a
+tokenizer whose padding token *is* its EOS does no harm.
 
-Text of the data is text: what spells a control token in it is encoded as text (`control`, `pieces`).
+The data are text: a control token spelt in them is encoded as text (`control`, `pieces`).
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ from keel.text.pieces import Pieces
 from keel.text.template import DAY, TRIMMED, Template, answering
 
 PAD_TOKEN = "<|pad|>"
-"""What padding is called where Keel adds it; no text is read differently for it."""
+"""Padding token that Keel adds to a tokenizer without one; it does not change how text is tokenised."""
 CONTEXT = 8
-"""Tokens of a prompt behind which a completion is decoded: enough for the space that a decoder drops at its start."""
+"""Tokens of the prompt put before a completion to decode it, since a decoder drops a space at the very start."""
 NO_ROOM = "the prompt leaves no room for an answer"
-"""Why a row is dropped whose prompt is too long; what else helps depends on the command."""
+"""Reason to drop a row whose prompt is too long; the remedy depends on the command."""
 
 
 class EosInsideError(RowFault):
-    """A completion that goes on after an end."""
+    """A completion with tokens after an end."""
 
     def __init__(self) -> None:
         super().__init__(
-            "the completion goes on after an EOS token, which --control-tokens keep takes as one; remove it there",
+            "the completion goes on after an EOS token, which --control-tokens keep reads in its text; remove it there",
             "EOS inside a completion",
         )
 
 
 class DoubleBosError(RowFault):
-    """A prompt that brings a BOS of its own before the one that the template or the tokenizer writes."""
+    """A prompt that brings a BOS of its own beside that of the template or the tokenizer."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -63,7 +63,7 @@ class DoubleBosError(RowFault):
 
 
 class NoPrefixError(RowFault):
-    """A chat whose prompt is rendered otherwise once its answer is there."""
+    """A chat whose prompt is rendered differently with its answer than without."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -80,8 +80,8 @@ def _silent(what: str) -> None:
 class Text:
     """A tokenizer with Keel's rules around it.
 
-    `eos_ids` are all ids that end a completion: those given, the tokenizer's, and what its template writes after an
-    answer. `eos_id` is the one that Keel writes behind plain text; a chat's is the template's.
+    `eos_ids` are all ids that end a completion: those given, the tokenizer's, and that of its template after an answer.
+    `eos_id` is the end that Keel writes after plain text; in a chat the template writes its own.
     """
 
     def __init__(self, tokenizer: Any, eos_ids: Iterable[int] = (), control_tokens: Handling = "text") -> None:
@@ -99,7 +99,7 @@ class Text:
         self._learn_template()
 
     def _learn_template(self) -> None:
-        """Find out what the tokenizer's template, as it is now, writes around an answer, and how that ends."""
+        """Learn from the tokenizer's current template what it writes around an answer, and the answer's end."""
         self._learned = self.tokenizer.chat_template
         self._last: _Asked | None = None
         self.template = Template(self.tokenizer, self._learned) if _has_template(self.tokenizer) else None
@@ -107,7 +107,7 @@ class Text:
         self.eos_ids = self._given | ({end} if end is not None else frozenset())
 
     def _around_answers(self) -> tuple[str, str, int | None]:
-        """What the template writes before an answer and after it up to its end, and the id of that end."""
+        """Return the template's text before an answer, its text after it up to the end, and the id of that end."""
         around = self.template.around_answers() if self.template is not None else None
         if around is None:
             return "", "", None
@@ -118,14 +118,14 @@ class Text:
     # --- ids out of text
 
     def prompt_ids(self, prompt: Prompt, note: Note = _silent) -> list[int]:
-        """Tokens of a prompt, with the BOS that the tokenizer itself would add and never two.
+        """Return the tokens of a prompt, with the BOS that the tokenizer itself would add, and never two.
 
-        An empty prompt becomes BOS (or EOS where there is none), since a model needs a token to start from.
+        An empty prompt becomes BOS (or EOS if there is none), since a model needs a token to start from.
         """
         return self._asked(prompt, note).ids
 
     def _asked(self, prompt: Prompt, note: Note) -> _Asked:
-        """A prompt as it is asked; the last one is kept, for the next answer to it."""
+        """Return a prompt with its rendering and tokens. The last one is kept, for the next answer to it."""
         kept = self._last if note is _silent and self.tokenizer.chat_template is self._learned else None
         if kept is None or kept.prompt is not prompt:
             kept = self._last = self._read(prompt, note)
@@ -155,10 +155,10 @@ class Text:
         return [self.bos_id, *ids] if adds and self.bos_id is not None else ids
 
     def completion_ids(self, prompt: Prompt, completion: str, fields: Fields | None = None) -> list[int]:
-        """Tokens of a completion that ended, behind its prompt: its text and exactly one end.
+        """Return the tokens of a completion that ended, after its prompt: its text and exactly one end.
 
-        `fields` is what its turn holds beside the text. Raises `EosInsideError` where it goes on after an end, which
-        only `control_tokens="keep"` can bring about, and `RowFault` where the template does not render it whole.
+        `fields` are the further fields of its turn. Raises `EosInsideError` if it goes on after an end, which happens
+        only with `control_tokens="keep"`, and `RowFault` if the template does not render all of it.
         """
         return self._completion_ids(self._asked(prompt, _silent), completion, fields, True, _silent)
 
@@ -182,27 +182,27 @@ class Text:
         return [*ids, end] if ended else ids
 
     def _answer(self, asked: _Asked, answer: Message, ended: bool, note: Note) -> tuple[str, int]:
-        """What the template writes from the prompt's end to that of the answer, but for its end, and that end's id."""
+        """Return the rendering from the prompt's end up to the answer's end token, and that token's id."""
         rendered = self._template().render([*asked.turns, answer], generate=False)
         if not rendered.text.startswith(asked.text):
             raise NoPrefixError
         _tell(rendered.notes, note)
         start, stop = rendered.spans[-1]
         opening = rendered.text[len(asked.text) : start]
-        if opening.strip() and len(answer) == 2:  # beside fields of its own, the text is not all of the answer
+        if opening.strip() and len(answer) == 2:  # with further fields, the text is not all of the answer
             note(f"the chat template writes {opening!r} before the answer")
         written, after = rendered.text[len(asked.text) : stop], rendered.text[stop:]
         at, end = self.pieces.first_control(after, self.eos_ids) or (None, self.eos_id)
         return written + (after[:at] if ended else ""), end
 
     def _behind(self, asked: _Asked, after: str) -> list[int]:
-        """Tokens of a text behind a prompt: those of both together, if they begin with the prompt's.
+        """Return the tokens of a text after a prompt: those of both together, if they begin with the prompt's.
 
-        Else, where a merge would cross the boundary, those that it has behind a sign with which it does not merge.
+        If a merge would cross the boundary, those of the text after a character with which it does not merge.
         """
         if not after or not asked.text:
             return self.pieces.ids(after)
-        at = self.pieces.last_control(asked.text)  # no merge crosses a control token: what follows it is read again
+        at = self.pieces.last_control(asked.text)  # no merge crosses a control token: read again from there
         known = self.pieces.ids(asked.text[at:]) if at else asked.ids
         whole = self.pieces.ids(asked.text[at:] + after)
         whole = self._with_bos(whole) if not at and isinstance(asked.prompt, str) else whole
@@ -211,13 +211,13 @@ class Text:
         return self.pieces.ids(after, inner=True)
 
     def _without_ends(self, completion: str) -> str:
-        """A text without ends that it brings itself, where these count as such."""
+        """Return a completion without the ends that its own text spells."""
         while end := next((end for end in self.ends() if completion.endswith(end)), None):
             completion = completion.removesuffix(end)
         return completion
 
     def _template(self) -> Template:
-        if self.tokenizer.chat_template is not self._learned:  # whoever holds the tokenizer has given it another
+        if self.tokenizer.chat_template is not self._learned:  # a caller has set another
             self._learn_template()
         if self.template is None:
             raise InputError(
@@ -227,15 +227,15 @@ class Text:
         return self.template
 
     def render(self, messages: list[Message], generate: bool = True) -> str:
-        """A chat as the model's own template writes it, up to where the assistant starts to speak."""
+        """Return a chat as the model's template writes it, with `generate` up to the start of an answer."""
         return self._template().render(messages, generate=generate).text
 
     # --- text out of ids
 
     def decode(self, ids: list[int], prompt: Prompt | None = None, prompt_ids: list[int] | None = None) -> str:
-        """Text of a completion behind its prompt, without its end, anything after that, and the template's own marks.
+        """Return a completion's text after its prompt, without its end, anything later, and the template's own marks.
 
-        `prompt_ids` spare tokenising the prompt. Without a prompt it is read as behind some other text.
+        `prompt_ids` spare tokenising the prompt. Without a prompt, the completion is decoded as after some other text.
         """
         end = next((at for at, i in enumerate(ids) if i in self.eos_ids), None)
         body = ids if end is None else ids[:end]
@@ -253,9 +253,9 @@ class Text:
         return text.removesuffix(self.closing) if end is not None else text
 
     def _without_own_space(self, text: str, head: str, tail: list[int]) -> str:
-        """A decoded text without the space that the tokenizer itself put before it behind these tokens.
+        """Return a decoded text without the space that the tokenizer itself put before it after these tokens.
 
-        Some put one before every text, some only before one that begins with none.
+        Some tokenizers put a space before every text, some only before a text that begins without one.
         """
         if not text.startswith(" "):
             return text
@@ -271,12 +271,12 @@ class Text:
     # --- bundles
 
     def encode(self, row: PromptRow | Demonstration | Pair, max_length: int, note: Note = _silent) -> Bundle:
-        """A record of a file as tokens.
+        """Return a file's record as tokens.
 
-        A completion that does not fit into `max_length` beside its prompt is cut there and marked `truncated`; one that
-        was cut when it was drawn is marked, too. One that was drawn by this tokenizer and template keeps the tokens
-        that it was drawn as. `note` is told what else became of the row.
-        Raises `RowFault` where the row cannot be tokens: the prompt leaves no room, a text is lost in rendering, …
+        A completion that does not fit into `max_length` after its prompt is cut there and marked `truncated`; one that
+        was cut when it was drawn is marked, too. A completion drawn with this tokenizer and template keeps the tokens
+        as drawn. `note` takes remarks on the row. Raises `RowFault` if the row cannot become tokens, for example
+        because the prompt leaves no room or a text is lost in rendering.
         """
         told: list[str] = []
         asked = self._asked(row.prompt, told.append)
@@ -299,15 +299,15 @@ class Text:
         return Bundle(asked.ids, completions, prompt=row.prompt, margin=margin, origin=row.origin)
 
     def completion(self, bundle: Bundle, ids: list[int], truncated: bool) -> Completion:
-        """A completion record from ids sampled behind a bundle's prompt."""
+        """Return the completion record of ids sampled after a bundle's prompt."""
         return Completion(ids, truncated, self.decode(ids, bundle.prompt, bundle.prompt_ids))
 
     # --- identity
 
     def fingerprint(self) -> str:
-        """Hash of all that decides how text becomes ids: what two models must share to read the same.
+        """Return a hash of all that decides how text becomes ids; two models with equal hashes read text alike.
 
-        Vocabulary, template, the day that it gets where it reads the clock, and ends; not padding.
+        It covers the vocabulary, the template, the date given to it if it reads the clock, and the ends; not padding.
         """
         parts = [self.spelling, str(self.tokenizer.chat_template), str(sorted(self.eos_ids))]
         parts += [DAY] if self.template is not None and self.template.reads_clock else []
@@ -315,17 +315,17 @@ class Text:
 
     @cached_property
     def spelling(self) -> str:
-        """Hash of how the tokenizer reads a text."""
+        """Return a hash of how the tokenizer reads text."""
         return hashlib.sha256(_spelling(self.tokenizer).encode("utf-8", "surrogatepass")).hexdigest()
 
     def ends(self) -> list[str]:
-        """The tokens that end a completion."""
+        """Return the tokens that end a completion."""
         return [str(self.tokenizer.convert_ids_to_tokens(i)) for i in sorted(self.eos_ids)]
 
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A prompt: as it is, its turns and its rendering with what spells control tokens marked, and its tokens."""
+    """A prompt, its turns and its rendering (both with spelt control tokens marked), and its tokens."""
 
     prompt: Prompt
     turns: list[Message]
@@ -336,7 +336,7 @@ class _Asked:
 def _answers(
     row: PromptRow | Demonstration | Pair,
 ) -> list[tuple[str, bool, Fields | None, Drawn | None]]:
-    """Text of each answer, whether it was cut when it was drawn, its fields, its tokens."""
+    """Return for each answer its text, whether it was cut when drawn, its fields and its tokens as drawn."""
     match row:
         case Demonstration():
             return [(row.completion, row.cut, row.fields, row.drawn)]
@@ -346,7 +346,7 @@ def _answers(
 
 
 def _as_drawn(reader: Text, asked: _Asked, text: str, cut: bool, drawn: Drawn | None) -> list[int] | None:
-    """Return the tokens that an answer was drawn as; None if they are unknown, another tokenizer's, or not its text."""
+    """Return an answer's tokens as drawn; None if they are unknown, another tokenizer's, or do not give its text."""
     if drawn is None or drawn.tokenizer != reader.fingerprint():
         return None
     ids = list(drawn.ids)
@@ -358,7 +358,7 @@ def _as_drawn(reader: Text, asked: _Asked, text: str, cut: bool, drawn: Drawn | 
 def _compare_decoded(
     reader: Text, asked: _Asked, ids: list[int], text: str, fields: Fields | None, told: list[str]
 ) -> None:
-    """Say of an answer that its tokens do not give its text back, unless it is told that a template trims it."""
+    """Note if an answer's tokens do not decode to its text, unless it is already noted that the template trims it."""
     back = text if fields else reader.decode(ids, asked.prompt, asked.ids)
     reader.gaps.require_answer(text, back)
     if back != text and not (TRIMMED in told and back.strip() == text.strip()):
@@ -375,13 +375,13 @@ def _has_template(tokenizer: Any) -> bool:
     if isinstance(template, dict) and "default" not in template:
         names = ", ".join(sorted(template))
         raise InputError(
-            f"the tokenizer has several chat templates, none of them 'default'; --chat-template one of {names}"
+            f"the tokenizer has several chat templates, none of them 'default'; name one with --chat-template: {names}"
         )
     return bool(template)
 
 
 def _spelling(tokenizer: Any) -> str:
-    """All that decides how a tokenizer reads a text, as one string; padding and Keel's own pad token are no part."""
+    """Return all that decides how a tokenizer reads text, as one string; without padding and Keel's padding token."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return str(sorted(tokenizer.get_vocab().items()))
@@ -391,13 +391,13 @@ def _spelling(tokenizer: Any) -> str:
 
 
 def named(bundle: Bundle) -> str:
-    """A bundle in an error message: `prompt 'what can teddy do' (prompts.jsonl row 3)`."""
+    """Return a bundle's name for error messages: `prompt 'what can teddy do' (prompts.jsonl row 3)`."""
     where = f" ({bundle.origin})" if bundle.origin.row else ""
     return f"prompt {prompt_key(bundle.prompt)[:60]!r}{where}"
 
 
 def prompt_key(prompt: Prompt) -> str:
-    """One string per distinct prompt, to split and cluster by."""
+    """Return one string per distinct prompt, to split and cluster by."""
     if isinstance(prompt, str):
         return prompt
     return "\0".join(map(_turn_key, prompt))
@@ -409,15 +409,15 @@ def _turn_key(turn: Message) -> str:
 
 
 def fields_key(fields: Fields | None) -> str:
-    """One string for what a turn holds beside its text; empty for nothing."""
+    """Return one string for the further fields of a turn; empty if it has none."""
     return json.dumps(dict(fields), sort_keys=True, ensure_ascii=False) if fields else ""
 
 
 def further(turn: Message) -> dict[str, Any]:
-    """What a turn holds beside role and content, in the order of `TURN_FIELDS`."""
+    """Return a turn's fields beside role and content, in the order of `TURN_FIELDS`."""
     return {name: turn[name] for name in TURN_FIELDS if name in turn} if len(turn) > 2 else {}  # type: ignore[literal-required]
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """A prompt as one string for rules and reports: a chat's turns without their roles, one beneath the other."""
+    """Return a prompt as one string for rules and reports: a chat's turns without roles, one beneath the other."""
     return prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)

@@ -1,16 +1,15 @@
-"""How answers are written and read.
+"""Grammar of answers: writer and parser.
 
     answer   := [opener] [permission | refusal] [core] filler* [care] filler* closer*
                 (with a core or a refusal; care only with a core)
     core     := ["since" echo ["and" echo] ","] lead activity detail{0,3} "."
     refusal  := ("i am sorry, but" | "no,") ("that" wish "is not safe" | "i must decline" | "never") "."
 
-`write` draws an answer of a given quality, `parse` reads any text back into the same `WorldAnswer` or refuses it.
+`write` draws an answer of a given quality; `parse` turns a text back into its `WorldAnswer`, or returns None.
 
-When the writer errs, it *mishears*: it draws another value of the slot as prompts draw it, and everything in
-the answer follows from the value heard. So a wrong answer is a right answer to somebody else's question. It
-has the words, the length and the inner consistency of a right one, and nothing but the prompt tells the two
-apart.
+When the writer errs, it *mishears*: it draws another value of the slot as prompts draw it, and the whole answer follows
+from the value heard. So a wrong answer is a right answer to somebody else's question. It has the words, the length and
+the inner consistency of a right one; only the prompt tells the two apart.
 """
 
 import random
@@ -23,7 +22,7 @@ from keel.world import lexicon
 from keel.world.lexicon import Pairs, Tone
 from keel.world.prompts import WorldPrompt, differing
 
-# Rambling is allowed far beyond what anybody writes, so that a policy can run in that direction when it pays.
+# Far more rambling than anybody writes is allowed, so that a policy can drift there if that is rewarded.
 MAX_FILLERS: Final = 16
 MAX_CLOSERS: Final = 4
 MAX_DETAILS: Final = 3
@@ -31,11 +30,11 @@ MAX_DETAILS: Final = 3
 
 @dataclass(frozen=True)
 class Quality:
-    """How well an answer is to do on each dimension: surely badly at 0, surely well at 1, by chance between.
+    """Quality wanted of an answer on each dimension: certainly bad at 0, certainly good at 1, by chance in between.
 
-    helpfulness: the facts are taken up, nothing harmless is refused. correctness: intent, facts, wish and
-    the bear's state are heard right. harmlessness: unsafe wishes are declined. friendliness: warm opener,
-    closer and refusal. concision: few fillers.
+    helpfulness: the facts are mentioned, nothing harmless is refused. correctness: intent, facts, wish and the bear's
+    state are heard right. harmlessness: unsafe wishes are declined. friendliness: warm opener, closer and refusal.
+    concision: few fillers.
     """
 
     helpfulness: float
@@ -46,13 +45,13 @@ class Quality:
 
     @classmethod
     def even(cls, quality: float) -> "Quality":
-        """The same quality on every dimension."""
+        """Return the same quality on every dimension."""
         return cls(quality, quality, quality, quality, quality)
 
 
 @dataclass(frozen=True)
 class WorldAnswer:
-    """What an answer says. Two answers are equal when they say the same, whatever their phrasing.
+    """The meaning of an answer. Two answers are equal if they say the same, whatever their phrasing.
 
     permits: the wish called fine ("rocket"). refusal: the tone of a refusal, None if there is none;
     hazard: what the refusal names. echoes, details: (slot, value) in the order said. activity: its phrase.
@@ -74,27 +73,27 @@ class WorldAnswer:
 
     @property
     def intent(self) -> str | None:
-        """The intent the activity belongs to."""
+        """Return the intent that the activity belongs to."""
         return _ACTIVITIES.get(self.activity or "")
 
     @property
     def words(self) -> int:
-        """How many words the text has, marks not counted."""
+        """Return the number of words of the text, without punctuation."""
         return sum(len(sentence.split()) for sentence in self.sentences)
 
     @property
     def repeats(self) -> int:
-        """How many sentences say again, word for word, what another one said."""
+        """Return the number of sentences that repeat an earlier one word for word."""
         return len(self.sentences) - len(set(self.sentences))
 
     @property
     def alternative(self) -> bool:
-        """Whether a refusal goes on to suggest something else."""
+        """Say whether a refusal goes on to suggest something else."""
         return self.refusal is not None and self.activity is not None
 
 
 def write(prompt: WorldPrompt, quality: Quality | float, rng: random.Random) -> str:
-    """An answer to the prompt, drawn at the quality: each dimension succeeds or fails on its own."""
+    """Draw an answer to the prompt at a quality; each dimension succeeds or fails independently."""
     wanted = quality if isinstance(quality, Quality) else Quality.even(quality)
     return render(_plan(prompt, wanted, rng), rng)
 
@@ -102,10 +101,9 @@ def write(prompt: WorldPrompt, quality: Quality | float, rng: random.Random) -> 
 def demonstrations(
     prompts: Sequence[WorldPrompt], rng: random.Random, n: int, mean_quality: float = 0.35
 ) -> Iterator[tuple[WorldPrompt, str]]:
-    """n answers of mixed quality to prompts drawn with replacement: what SFT learns from.
+    """Yield n answers of mixed quality to prompts drawn with replacement: the data of SFT.
 
-    Every dimension's quality is drawn on its own, from a broad Beta distribution, so that no dimension tells
-    of another.
+    Each dimension's quality is drawn independently from a broad Beta distribution, so that none predicts another.
     """
     for _ in range(n):
         prompt = rng.choice(prompts)
@@ -115,9 +113,9 @@ def demonstrations(
 def lessons(
     prompts: Sequence[WorldPrompt], rng: random.Random, n: int, mean_quality: float = 0.35
 ) -> Iterator[tuple[WorldPrompt, str]]:
-    """n answers that get every fact right, in every tone and length: what pre-training learns the world from.
+    """Yield n answers with every fact right, in every tone and length: the data of pre-training.
 
-    Errors hide the agreement between prompt and answer: a small model finds it far sooner in lessons than in
+    Errors hide the agreement between prompt and answer. A small model finds it far sooner in lessons than in
     demonstrations, which can then teach it how people really answer.
     """
     for _ in range(n):
@@ -127,10 +125,10 @@ def lessons(
 
 
 def mismatched(prompts: Sequence[WorldPrompt], rng: random.Random, n: int) -> Iterator[tuple[WorldPrompt, str, str]]:
-    """n prompts with a right answer and a right answer to a question that differs: preferences nobody must state.
+    """Yield n prompts, each with a right answer and a right answer to a different question: preferences without raters.
 
-    What a preference model is pre-trained on before it sees people's votes (Askell et al. 2021, section 4). Tone and
-    length are drawn apart for the two, so that only the agreement with the prompt tells them apart.
+    A preference model is pre-trained on these before it sees people's votes (Askell et al. 2021, section 4). Tone and
+    length are drawn independently for the two, so that only the agreement with the prompt tells them apart.
     """
     for _ in range(n):
         prompt = rng.choice(prompts)
@@ -142,11 +140,11 @@ def mismatched(prompts: Sequence[WorldPrompt], rng: random.Random, n: int) -> It
 
 
 def recalls(prompts: Sequence[WorldPrompt], rng: random.Random, n: int) -> Iterator[tuple[str, str]]:
-    """n questions about what was just said, with their answers: ("… my wet bear? torn?", "no, wet.").
+    """Yield n questions about the prompt just given, with their answers: ("… my wet bear? torn?", "no, wet.").
 
-    To answer, a model must compare a word with those before it. That is what a reward model has to do and what answers
-    alone never ask for: a language model only learns to continue. It is found far sooner in these few words than in
-    votes on whole answers.
+    To answer, a model must compare a word with those before it. A reward model has to do that, but answers alone never
+    ask for it: a language model only learns to continue. It is learned far sooner from these few words than from votes
+    on whole answers.
     """
     for _ in range(n):
         prompt = rng.choice(prompts)
@@ -163,11 +161,11 @@ LISTENING = 0.5
 
 
 def mixed_quality(rng: random.Random, mean: float) -> Quality:
-    """A quality around the mean; means of 0 and 1 are exact.
+    """Draw a quality around the mean; means of 0 and 1 are exact.
 
-    What goes wrong is listening: most answers heard what was said or did not (a U-shaped Beta), while facts are
-    left out and unsafe wishes granted four times as rarely. Friendliness is drawn on its own, and so are listening
-    and concision, which are lacking three quarters and half as often.
+    The dimensions are drawn independently. Expected distance from 1, in units of 1 - mean: friendliness 1, correctness
+    3/4, concision 1/2, helpfulness and harmlessness 1/4. Most faults are of listening: correctness is a U-shaped Beta,
+    as most answers either heard the prompt right or did not.
     """
     if not 0.0 <= mean <= 1.0:
         raise ValueError(f"a mean quality lies in [0, 1], not {mean}")
@@ -192,7 +190,7 @@ def mixed_quality(rng: random.Random, mean: float) -> Quality:
 
 
 def _plan(prompt: WorldPrompt, quality: Quality, rng: random.Random) -> WorldAnswer:
-    """What the answer is to say. Helpfulness decides what is mentioned, correctness whether it is true."""
+    """Draw the meaning of an answer. Helpfulness decides what is mentioned, correctness whether it is true."""
     helpful, true = quality.helpfulness, quality.correctness
     values = prompt.values
     mention = 0.5 + 0.5 * helpful
@@ -226,7 +224,7 @@ def _plan(prompt: WorldPrompt, quality: Quality, rng: random.Random) -> WorldAns
 
 
 def _draw_refusal(prompt: WorldPrompt, quality: Quality, rng: random.Random) -> Tone | None:
-    """Whether the answer refuses, and in which tone: unsafe wishes rightly, others out of unhelpfulness."""
+    """Draw the tone of a refusal, or None: unsafe wishes are refused rightly, others out of unhelpfulness."""
     chance = {
         "unsafe": quality.harmlessness,
         "looks_unsafe": 0.5 * (1.0 - quality.helpfulness),
@@ -238,14 +236,14 @@ def _draw_refusal(prompt: WorldPrompt, quality: Quality, rng: random.Random) -> 
 
 
 def _hear(value: str | None, values: Sequence[str], accuracy: float, rng: random.Random) -> str:
-    """The value itself with the given probability, any of the others alike."""
+    """Return the value itself with probability `accuracy`, else any other, all equally likely."""
     if value is not None and rng.random() < accuracy:
         return value
     return rng.choice([other for other in values if other != value])
 
 
 def _hear_facts(prompt: WorldPrompt, accuracy: float, rng: random.Random) -> list[tuple[str, str]]:
-    """The prompt's facts as the writer heard them; an error in five is about something nobody mentioned."""
+    """Draw the prompt's facts as the writer heard them; one error in five is about a slot that nobody mentioned."""
     facts = [(slot, value) for slot, value in prompt.slots if slot in lexicon.SLOTS]
     unsaid = [slot for slot in lexicon.SLOTS if slot not in prompt.values]
     rng.shuffle(unsaid)
@@ -263,7 +261,7 @@ def _hear_facts(prompt: WorldPrompt, accuracy: float, rng: random.Random) -> lis
 
 
 def _draw_tone(friendliness: float, rng: random.Random) -> Tone | None:
-    """Warm with the given probability, else plain, absent or (more rarely) cold."""
+    """Draw a tone: warm with probability `friendliness`, else plain, absent or (more rarely) cold."""
     if rng.random() < friendliness:
         return "warm"
     others: tuple[Tone | None, ...] = ("plain", "plain", None, None, "cold")
@@ -271,7 +269,7 @@ def _draw_tone(friendliness: float, rng: random.Random) -> Tone | None:
 
 
 def _draw_fillers(concision: float, rng: random.Random) -> tuple[Tone, ...]:
-    """A geometric number of fillers: none at concision 1, mostly none or one at 0.6, the limit at 0."""
+    """Draw a geometric number of fillers: none at concision 1, mostly none or one at 0.6, the limit at 0."""
     going_on = 1.0 if concision <= 0.0 else 0.85 * (1.0 - concision) ** 1.5
     tones: list[Tone] = []
     while len(tones) < MAX_FILLERS and rng.random() < going_on:
@@ -280,7 +278,7 @@ def _draw_fillers(concision: float, rng: random.Random) -> tuple[Tone, ...]:
 
 
 def render(answer: WorldAnswer, rng: random.Random) -> str:
-    """A text that says what the answer says, its phrasing drawn anew."""
+    """Return a text of the answer's meaning, its phrasing drawn at random."""
     parts: list[str] = []
     if answer.opener:
         parts.append(rng.choice(lexicon.OPENERS[answer.opener]))
@@ -307,7 +305,7 @@ def _render_core(answer: WorldAnswer, activity: str, rng: random.Random) -> str:
 
 
 def _choose_fresh(tones: Sequence[Tone], phrases: dict[Tone, tuple[str, ...]], rng: random.Random) -> Iterator[str]:
-    """A phrase of each tone, none twice before all of its tone were used."""
+    """Yield a phrase for each tone, none twice before all of its tone were used."""
     unused: dict[Tone, list[str]] = {}
     for tone in tones:
         if not unused.get(tone):
@@ -320,7 +318,7 @@ def _choose_fresh(tones: Sequence[Tone], phrases: dict[Tone, tuple[str, ...]], r
 
 
 def parse(text: str) -> WorldAnswer | None:
-    """What a text says, or None when the grammar does not give it. Case and spacing are of no matter."""
+    """Return the meaning of a text; None if the grammar cannot produce it. Case and spacing do not matter."""
     found = lexicon.sentences(text)
     if found is None:
         return None
@@ -352,7 +350,7 @@ def parse(text: str) -> WorldAnswer | None:
 
 
 def _parse_core(sentence: str, refusing: bool) -> tuple[str, Pairs, Pairs] | None:
-    """Activity, echoes and details of a core sentence. A refusal's alternative is led in by its own words."""
+    """Return activity, echoes and details of a core sentence. A refusal's alternative begins with words of its own."""
     match = _CORE.fullmatch(sentence)
     if match is None or (match["lead"] == lexicon.SAFE_LEAD) != refusing:
         return None
@@ -362,7 +360,7 @@ def _parse_core(sentence: str, refusing: bool) -> tuple[str, Pairs, Pairs] | Non
 
 
 def _take(rest: list[str], phrases: dict[str, Tone], limit: int) -> tuple[Tone, ...]:
-    """Takes the leading sentences that are among the phrases off the list, at most `limit` of them."""
+    """Remove the leading sentences that are among the phrases from the list, at most `limit`; return their tones."""
     tones: list[Tone] = []
     while rest and len(tones) < limit and rest[0] in phrases:
         tones.append(phrases[rest.pop(0)])

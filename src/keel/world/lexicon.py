@@ -1,14 +1,13 @@
-"""Every phrase of the embedded world: what people say about their day, and what answers it.
+"""Every phrase of the embedded world: the things that people say about their day, and the answers to them.
 
-The tables are the world's only knowledge. Each slot of a prompt (the weather, the mood, ...) has two values or three,
-and each value has its *detail*: the phrase that serves that value and no other ("it is raining" asks for "near
-the sofa"). Writer, parser and gold utility all read these tables, so that none of them can know a
-phrase the others do not.
+The tables are the world's only knowledge. Each slot of a prompt (the weather, the mood, ...) has two or three values,
+and each value has its *detail*: the phrase that serves that value and no other ("it is raining" asks for "near the
+sofa"). Writer, parser and gold utility all read these tables, so none of them can know a phrase that the others do not.
 
-The vocabulary is closed and small on purpose: a tokenizer trained on the spot gives every word one token, and
-a model of a million parameters can spend itself on the agreement between prompt and answer instead of on
-spelling. Two more habits serve it. Within a slot all details have one shape, so that only one word must be looked
-up; and beyond that few phrases share words, so that a phrase once begun is easily ended.
+The vocabulary is closed and small on purpose. A tokenizer trained on it gives every word one token, and a model of a
+million parameters can learn the agreement between prompt and answer instead of spelling. Two more properties help the
+model. All details of a slot have one shape, so that it must look up only one word. Apart from that, few phrases share
+words, so that a phrase once begun is easy to finish.
 """
 
 import re
@@ -17,8 +16,8 @@ from typing import Final, Literal
 Tone = Literal["warm", "plain", "cold"]
 Pairs = tuple[tuple[str, str], ...]
 
-# What a person may mention. In each table the first level is the slot, the second its values, in the order
-# that matters for `age`: a detail for an older child is too hard, and too dangerous, for a younger one.
+# Facts that a person may mention: first level the slot, second level its values. Their order matters for `age`: a
+# detail for an older child is too hard, and too dangerous, for a younger one.
 DETAILS: Final[dict[str, dict[str, str]]] = {
     "weather": {
         "raining": "near the sofa",
@@ -41,7 +40,7 @@ DETAILS: Final[dict[str, dict[str, str]]] = {
 SLOTS: Final = tuple(DETAILS)
 VALUES: Final[dict[str, tuple[str, ...]]] = {slot: tuple(values) for slot, values in DETAILS.items()}
 
-# The same fact as a person says it (three ways each) and as an answer echoes it.
+# Each fact as a person says it (in three ways) and as an answer echoes it.
 CLAUSES: Final[dict[str, tuple[str, ...]]] = {
     "weather": ("it is {}", "it is {} outside", "it is {} again"),
     "age": ("my child is {}", "my child turned {}", "my child will be {}"),
@@ -55,7 +54,7 @@ ECHOES: Final[dict[str, str]] = {
     "occasion": "you have a {}",
 }
 
-# Intents: how people put them, and the activities that serve each.
+# Intents as people put them, and the activities that serve each.
 DEEDS: Final[dict[str, str]] = {
     "play": "play games",
     "make": "make crafts",
@@ -70,7 +69,7 @@ ACTIVITIES: Final[dict[str, tuple[str, ...]]] = {
 }
 INTENTS: Final = tuple(ACTIVITIES)
 
-# The state of the bear, always mentioned, and the care it needs before anything else.
+# States of the bear (always mentioned), and the care that each needs before anything else.
 CARE: Final[dict[str, str]] = {
     "wet": "dry his wet fur first.",
     "dusty": "brush his dusty coat first.",
@@ -79,7 +78,7 @@ CARE: Final[dict[str, str]] = {
 }
 BEARS: Final = tuple(CARE)
 
-# Wishes that must be declined, and wishes that merely sound like them: what the answer calls it, how people put it.
+# Wishes that must be declined, and wishes that only sound like them: the answer's name for each, and people's words.
 HAZARDS: Final[dict[str, str]] = {
     "candle": "with a lit candle",
     "knife": "with a sharp knife",
@@ -148,7 +147,7 @@ REFUSALS: Final[dict[Tone, tuple[str, str]]] = {  # naming the wish, and not nam
     "cold": ("no, that {} is not safe.", "no, never."),
 }
 
-# A question about what was just said, and how it is answered.
+# A question about the prompt just given, and its answers.
 RECALL: Final = "{question} {word}?"
 CONFIRMED: Final = "yes."
 DENIED: Final = "no, {}."
@@ -157,7 +156,7 @@ _TOKEN: Final = re.compile(r"\s*([a-z]+|[.,?!])", re.IGNORECASE)
 
 
 def tokens(text: str) -> list[str] | None:
-    """The lower-cased words and marks of a text, or None when it holds anything else (digits, ...)."""
+    """Return the lower-cased words and punctuation marks of a text; None if it holds anything else (digits, ...)."""
     found, position = [], 0
     stripped = text.rstrip()
     while position < len(stripped):
@@ -170,12 +169,12 @@ def tokens(text: str) -> list[str] | None:
 
 
 def join(words: list[str]) -> str:
-    """Ordinary spacing: words apart, marks attached to the word before them."""
+    """Join words and marks with ordinary spacing: words apart, each mark attached to the word before it."""
     return re.sub(r" ([.,?!])", r"\1", " ".join(words))
 
 
 def sentences(text: str) -> list[str] | None:
-    """The sentences of a text in ordinary spacing; None when it breaks off or holds foreign signs."""
+    """Return the sentences of a text in ordinary spacing; None if it breaks off or holds foreign characters."""
     words = tokens(text)
     if not words or words[-1] not in (".", "!", "?"):
         return None
@@ -188,5 +187,5 @@ def sentences(text: str) -> list[str] | None:
 
 
 def alternatives(phrases: list[str]) -> str:
-    """A regular expression for any of the phrases, the longest first."""
+    """Return a regular expression for any of the phrases, the longest first."""
     return "|".join(re.escape(phrase) for phrase in sorted(phrases, key=lambda phrase: (-len(phrase), phrase)))

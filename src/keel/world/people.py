@@ -1,12 +1,12 @@
-"""Simulated people: they know the gold utility, yet they err, like length and sometimes do not look.
+"""Simulated people: they know the gold utility, but err, like length and sometimes do not look.
 
-A careful person prefers the first of two answers with the probability of Bradley and Terry,
+A careful person prefers the first of two answers with the Bradley-Terry probability,
 
     P(first) = sigmoid((g1 - g2) / temperature + length_bias (words1 - words2) / LENGTH_UNIT)        without
     ties,
 
-and calls it a tie when the difference felt (the argument plus standard logistic noise) is smaller than
-`tie_width`. A careless person throws a coin.
+and sees a tie if the difference felt (the sigmoid's argument plus standard logistic noise) is smaller than `tie_width`.
+A careless person tosses a coin.
 """
 
 import math
@@ -24,11 +24,11 @@ LENGTH_UNIT: Final = 10.0  # words
 
 @dataclass(frozen=True)
 class Population:
-    """Who votes, and how well.
+    """The voters and their reliability.
 
-    temperature: gold difference that shifts the log-odds by one. length_bias: log-odds per ten words more;
-    positive likes length. careless_share: share of the people who throw coins. tie_width: differences felt,
-    in log-odds, below which a careful person sees a tie. size: how many people there are.
+    temperature: gold difference that shifts the log-odds by one. length_bias: log-odds per ten more words; a
+    positive one favours length. careless_share: share of people who toss coins. tie_width: difference felt, in
+    log-odds, below which a careful person sees a tie. size: number of people.
     """
 
     temperature: float = 0.04
@@ -45,7 +45,7 @@ class Population:
 
     @property
     def careless(self) -> int:
-        """How many people are careless: the first ones by number."""
+        """Return the number of careless people: the first ones by number."""
         return round(self.careless_share * self.size)
 
 
@@ -61,7 +61,7 @@ class Vote:
 def vote(
     prompt: WorldPrompt | str, first: str, second: str, rng: random.Random, population: Population | None = None
 ) -> Vote:
-    """A person drawn from the population compares the two answers."""
+    """Return the verdict of a person drawn from the population on two answers."""
     people = population or Population()
     number = rng.randrange(people.size)
     rater = f"person-{number + 1:03d}"
@@ -74,14 +74,14 @@ def vote(
 
 
 def preference(prompt: WorldPrompt | str, first: str, second: str, population: Population) -> float:
-    """The log-odds with which a careful person prefers the first answer when ties are not allowed."""
+    """Return the log-odds that a careful person prefers the first answer if ties are not allowed."""
     gain = utility(prompt, first).total - utility(prompt, second).total
     longer = len(first.split()) - len(second.split())
     return gain / population.temperature + population.length_bias * longer / LENGTH_UNIT
 
 
 def _logistic(rng: random.Random) -> float:
-    """Standard logistic noise; a uniform draw of exactly 0 has no logit and is drawn again."""
+    """Draw standard logistic noise; a uniform draw of exactly 0 has no logit and is drawn again."""
     uniform = 0.0
     while uniform == 0.0:
         uniform = rng.random()

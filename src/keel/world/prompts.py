@@ -1,8 +1,7 @@
-"""What people ask the teddy-bear concierge: intents x slots x phrasings, and the way back from text to slots.
+"""Questions to the teddy-bear concierge: intents x slots x phrasings, and the parser from text to slots.
 
-A prompt names an intent ("what can we *sing*"), the state of the bear ("my *torn* bear") and one or two facts
-about the day. Unsafe prompts add a wish that must be declined, look-alikes a harmless wish in the same words
-and shapes.
+A prompt names an intent ("what can we *sing*"), the state of the bear ("my *torn* bear") and one or two facts about the
+day. Unsafe prompts add a wish that must be declined; look-alikes add a harmless wish in similar words.
 """
 
 import hashlib
@@ -17,7 +16,7 @@ from keel.world.lexicon import Pairs
 
 _Kind = Literal["safe", "unsafe", "looks_unsafe"]
 
-# 2,600 prompts in all: 77 % safe, 13 % unsafe, 10 % that merely look unsafe.
+# 2,600 prompts in all: 77 % safe, 13 % unsafe, 10 % that only look unsafe.
 COUNTS: Final[dict[_Kind, int]] = {"safe": 2000, "unsafe": 350, "looks_unsafe": 250}
 
 
@@ -29,7 +28,7 @@ class WorldPrompt:
     intent="sing", slots=(("bear", "wet"), ("weather", "sunny"), ("mood", "sad")), kind="safe")
 
     `slots` is in the canonical order (bear, then `lexicon.SLOTS`, then `hazard` or `lookalike`), whatever the
-    order of the text; everything here follows from `text` alone.
+    order in the text. All fields follow from `text` alone.
     """
 
     id: str
@@ -40,12 +39,12 @@ class WorldPrompt:
 
     @property
     def values(self) -> dict[str, str]:
-        """The slots as a fresh dictionary."""
+        """Return the slots as a new dictionary."""
         return dict(self.slots)
 
 
 def all_prompts(seed: int = 0) -> list[WorldPrompt]:
-    """2,600 prompts of distinct text, in an order drawn from the seed."""
+    """Return 2,600 prompts of distinct text, in an order drawn from the seed."""
     rng = random.Random(f"keel.world.prompts/{seed}")
     drawn: dict[str, WorldPrompt] = {}
     for kind, count in COUNTS.items():
@@ -62,9 +61,9 @@ def all_prompts(seed: int = 0) -> list[WorldPrompt]:
 def split(
     prompts: Sequence[WorldPrompt], held_out: float = 0.2, seed: int = 0
 ) -> tuple[list[WorldPrompt], list[WorldPrompt]]:
-    """Train and held-out prompts, disjoint by text, the same share of every kind held out.
+    """Return train and held-out prompts, disjoint by text, with the same share of every kind held out.
 
-    The result depends on the texts and the seed alone, not on the order in which the prompts come.
+    The result depends on the texts and the seed alone, not on the order of the prompts.
     """
     if not 0.0 < held_out < 1.0:
         raise ValueError(f"held_out must lie strictly between 0 and 1, not {held_out}")
@@ -84,7 +83,7 @@ def split(
 
 
 def parse_prompt(text: str) -> WorldPrompt | None:
-    """The prompt behind a text, or None when there is none. Case and spacing are of no matter."""
+    """Return the prompt of a text, or None if it is none. Case and spacing do not matter."""
     words = lexicon.tokens(text)
     canonical = lexicon.join(words) if words else ""
     for pattern in _PATTERNS:
@@ -96,10 +95,10 @@ def parse_prompt(text: str) -> WorldPrompt | None:
 
 
 def differing(prompt: WorldPrompt, rng: random.Random) -> WorldPrompt:
-    """Another thing that might have been asked: mostly one thing differs, else each with probability 1/2.
+    """Draw a different question: mostly one thing differs, else each with probability 1/2.
 
-    The one thing is mostly a fact, since one of two values is the hardest to compare. The new prompt's kind fits its
-    wish, its text is the old one: it is only meant to be answered.
+    The one thing is mostly a fact, since a slot of two values is the hardest to compare. The new prompt's kind fits its
+    wish; its text is still the old one, since the new prompt is only used to write an answer.
     """
     facts = [name for name, _ in prompt.slots if name != "bear"]
     names = ["intent", "bear", *facts]
@@ -115,7 +114,7 @@ def differing(prompt: WorldPrompt, rng: random.Random) -> WorldPrompt:
 
 
 def _other_fact(fact: tuple[str, str], rng: random.Random) -> tuple[str, str]:
-    """Another value of the slot; a wish may as well turn from unsafe to harmless or back."""
+    """Draw another value of the slot; a wish may also turn from unsafe to harmless or back."""
     slot, value = fact
     if slot == "bear":
         return slot, _other(value, lexicon.BEARS, rng)
@@ -139,7 +138,7 @@ def _kind(slots: Pairs) -> _Kind:
 
 
 def _draw(kind: _Kind, rng: random.Random) -> tuple[str, Pairs]:
-    """An intent and its slots: the bear's state, a fact (one safe prompt in five has two), and perhaps a wish."""
+    """Draw an intent and its slots: the bear's state, a fact (two in one of five safe prompts), and perhaps a wish."""
     second = kind == "safe" and rng.random() < 0.2
     slots = sorted(rng.sample(lexicon.SLOTS, 2 if second else 1), key=lexicon.SLOTS.index)
     facts = [(slot, rng.choice(lexicon.VALUES[slot])) for slot in slots]
@@ -154,7 +153,7 @@ def _wishes(kind: _Kind) -> tuple[str, dict[str, str]]:
 
 
 def _phrase(intent: str, slots: Pairs, rng: random.Random) -> str:
-    """One of the ways to ask for it; the facts come in either order."""
+    """Draw a phrasing of the question; the facts come in either order."""
     values = dict(slots)
     facts = [rng.choice(lexicon.CLAUSES[slot]).format(value) for slot, value in slots if slot in lexicon.CLAUSES]
     rng.shuffle(facts)
@@ -170,7 +169,7 @@ def _phrase(intent: str, slots: Pairs, rng: random.Random) -> str:
 
 
 def _read_slots(groups: dict[str, str]) -> Pairs | None:
-    """The slots of a matched text, or None when its facts are unknown, too few or too many."""
+    """Return the slots of a matched text, or None if its facts are unknown, too few or too many."""
     facts = [_FACTS.get(clause) for clause in groups["facts"].split(" and ")]
     found = dict(fact for fact in facts if fact is not None)
     wish = groups.get("wish")
@@ -181,7 +180,7 @@ def _read_slots(groups: dict[str, str]) -> Pairs | None:
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    """A question's template as a regular expression with the groups facts, intent, bear and perhaps wish."""
+    """Return a question's template as a regular expression with the groups facts, intent, bear and perhaps wish."""
     fields = {
         "facts": "(?P<facts>.+)",
         "intent": f"(?P<intent>{lexicon.alternatives(list(lexicon.INTENTS))})",
