@@ -203,7 +203,7 @@ def test_options_that_a_server_does_not_see_are_refused(option, value, from_serv
 def test_what_came_before_the_account_was_empty_is_kept(from_server):
     with Stub(lambda call: answers(call) if call.number < 4 else fail(402, "pay")) as stub:
         config = from_server(stub, concurrency=1)
-        with pytest.raises(InputError, match="pay in"):
+        with pytest.raises(InputError, match="add credit"):
             collect(config)
         assert len(stored(config.store)) == 6
         stub.script = answers

@@ -374,11 +374,11 @@ def test_a_pair_too_long_is_missing_at_once(make_judge, make_tasks):
     ("reply", "remedy"),
     [
         (fail(401, f"bad key {KEY}"), "OPENAI_API_KEY"),
-        (fail(402), "pay in"),
+        (fail(402), "add credit"),
         (fail(403), "OPENAI_API_KEY"),
         (fail(404, "no model judge-1"), "judge-1"),
         (fail(400, "no such model", code="model_not_found"), "judge-1"),
-        (fail(429, "quota", code="insufficient_quota"), "pay in"),
+        (fail(429, "quota", code="insufficient_quota"), "add credit"),
         (fail(400, "temperature must be 1", param="temperature"), "--judge-temperature none"),
     ],
     ids=["401", "402", "403", "404", "model", "quota", "temperature"],

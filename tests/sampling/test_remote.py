@@ -389,7 +389,7 @@ def test_one_bad_completion_among_good_ones(finish, why):
 
 
 @pytest.mark.parametrize(
-    ("status", "remedy"), [(401, "set OWN_KEY"), (403, "set OWN_KEY"), (402, "pay in"), (404, "address")]
+    ("status", "remedy"), [(401, "set OWN_KEY"), (403, "set OWN_KEY"), (402, "add credit"), (404, "address")]
 )
 def test_what_cannot_get_better_stops(status, remedy, monkeypatch):
     """And a server that repeats the key is not repeated."""

@@ -1,4 +1,4 @@
-"""Which items a step sees: a function of the seed and the step's number alone, so that nothing needs saving."""
+"""Batches of a run: a step's items depend on the seed and the step's number alone, so nothing needs saving."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from keel.seeds import generator
 T = TypeVar("T")
 
 GROUPS = 4
-"""Groups of alike items that a batch is made of at least, where there are as many."""
+"""Least number of groups of alike items in a batch, if there are as many."""
 
 
 class Batches(Generic[T]):
     """The batches of a run: every epoch visits every item once, in an order of its own.
 
-    `together` gives what items have in common: those that share it stand one after the other, so that a pass over their
+    `together` gives what items have in common. Items that share it stand one after the other, so a pass over their
     batch computes it once for all (InstructGPT, Ouyang et al. 2022, section 3.5, has all comparisons of a prompt in one
-    batch, for the same reason). A group of more than a quarter of a batch is cut, lest a batch be about one thing.
+    batch, for the same reason). A group larger than a quarter of a batch is cut, so that no batch is about one thing.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Batches(Generic[T]):
         self._order = lru_cache(maxsize=1)(self._draw)
 
     def of(self, step: int) -> list[T]:
-        """The step's batch; the last one of an epoch may be smaller."""
+        """Return the step's batch; the last one of an epoch may be smaller."""
         epoch, position = divmod(step, self.per_epoch)
         return [self._items[i] for i in self._order(epoch)[position * self._size : (position + 1) * self._size]]
 
@@ -43,11 +43,11 @@ class Batches(Generic[T]):
         return math.ceil(len(self._items) / self._size)
 
     def steps(self, epochs: int, steps: int | None) -> int:
-        """Optimiser steps of a run: whole epochs, unless `steps` is given."""
+        """Return the optimiser steps of a run: whole epochs, unless `steps` is given."""
         return steps if steps is not None else epochs * self.per_epoch
 
     def seen(self, steps: int) -> int:
-        """Items in the batches of the first `steps` steps."""
+        """Return the number of items in the batches of the first `steps` steps."""
         epochs, rest = divmod(steps, self.per_epoch)
         return epochs * len(self._items) + min(rest * self._size, len(self._items))
 
@@ -65,10 +65,10 @@ class Batches(Generic[T]):
                 part = open_parts[self._shared[i]] = []
                 parts.append(part)
             part.append(i)
-        # Drawn anew: what has many items has met its first one early.
+        # Drawn anew, since a group with many items tends to meet its first one early.
         return [i for at in torch.randperm(len(parts), generator=rng).tolist() for i in parts[at]]
 
 
 def prompt_of(bundle: Bundle) -> int:
-    """What pairs of one prompt have in common."""
+    """Return a hash of the prompt, which all its pairs have in common."""
     return hash(tuple(bundle.prompt_ids))

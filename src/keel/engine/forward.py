@@ -1,15 +1,15 @@
 """One forward pass over bundles: token log-probabilities and scalars, flat, with nothing padded outside this file.
 
-Methods know three functions: `token_logps`, `scalars_at_states` and `scalars_at_end`, each one differentiable pass over
-the bundles it is given, and `micro_batches` / `in_batches` to choose how many that is. How rows are packed, whether a
-prompt is shared between its completions and how the head is chunked stays in here.
+Methods know three functions: `token_logps`, `scalars_at_states` and `scalars_at_end`. Each is one differentiable pass
+over the bundles it is given; `micro_batches` and `in_batches` choose how many bundles that is. How rows are packed,
+whether a prompt is shared between its completions, and how the head is chunked, stays in this file.
 
-What bundles have in common is computed once: pairs of one prompt are that prompt with its different completions, so
-that three pairs of three answers cost three answers and not six.
+What bundles have in common is computed once. Pairs of one prompt are that prompt with its different completions, so
+three pairs of three answers cost three answers, not six.
 
-Where the model allows, bundles stand one after the other in one row, each prompt once (`models/attention.py`). Where
-not, each completion has a row: it sits to the right of its prompt and padding to the right of both, so a causal model's
-real positions never see a pad, whatever its id: no mask is needed, and pad == EOS is harmless.
+If the model allows it, bundles stand one after the other in one row, each prompt once (`models/attention.py`). If not,
+each completion has a row: it sits to the right of its prompt, and padding to the right of both. A causal model's real
+positions then never see padding, whatever its id: no mask is needed, and pad == EOS is harmless.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from keel.objectives import sequence_sums
 from keel.records import Bundle, Completion, lengths_of
 
 PACK = True
-"""Whether bundles share one row, and completions their prompt, where the model can, and nothing is computed twice."""
+"""Let bundles share one row, and completions their prompt, if the model can; compute nothing twice."""
 
 
 # --- the pass -------------------------------------------------------------------------------------
 
 
 def token_logps(model: nn.Module, bundles: Sequence[Bundle], temperature: float = 1.0) -> Tensor:
-    """Log-probability of every completion token given what came before it, flat fp32 [T], in bundle order."""
+    """Return each completion token's log-probability given what came before, flat fp32 [T], in bundle order."""
     return token_scores(model, bundles, temperature, details=False).logps
 
 
 def token_scores(
     model: nn.Module, bundles: Sequence[Bundle], temperature: float = 1.0, details: bool = True
 ) -> TokenScores:
-    """As `token_logps`, with entropy and top-1 hits beside them (empty without `details`)."""
+    """Return the scores of `token_logps` with entropy and top-1 hits beside them (empty without `details`)."""
     own, places = _each_once(bundles)
     hidden, states = _by_side(model, own)
     hidden = hidden[_rows([i for at in states for i in at[:-1]], hidden)]
@@ -58,17 +58,23 @@ def token_scores(
 
 
 def scalars_at_states(model: nn.Module, bundles: Sequence[Bundle]) -> Tensor:
-    """Value of every state before a completion token, flat fp32 [T]: V_t sees the prompt and tokens 0 … t-1 only."""
+    """Return the value of every state before a completion token, flat fp32 [T].
+
+    V_t sees the prompt and tokens 0 … t-1 only.
+    """
     return scalars(model, _hidden_before(model, bundles))
 
 
 def scalars_at_end(model: nn.Module, bundles: Sequence[Bundle]) -> Tensor:
-    """Scalar after each completion's last token, fp32 [C]: the reward, or the value where a truncated one stopped."""
+    """Return the scalar after each completion's last token, fp32 [C]: the reward, or the value if truncated."""
     return scalars(model, states_at_end(model, bundles))
 
 
 def scalars_throughout(model: nn.Module, bundles: Sequence[Bundle]) -> Tensor:
-    """`scalars_at_states` and `scalars_at_end` in one pass: L + 1 per completion, the end last, flat fp32 [T + C]."""
+    """Return `scalars_at_states` and `scalars_at_end` from one pass, flat fp32 [T + C].
+
+    Each completion has L + 1 scalars, the end last.
+    """
     hidden, states = _hidden(model, bundles)
     before = scalars(model, hidden[_rows([i for at in states for i in at[:-1]], hidden)])
     ends = scalars(model, hidden[_rows([at[-1] for at in states], hidden)])
@@ -77,13 +83,13 @@ def scalars_throughout(model: nn.Module, bundles: Sequence[Bundle]) -> Tensor:
 
 
 def states_at_end(model: nn.Module, bundles: Sequence[Bundle]) -> Tensor:
-    """Hidden state after each completion's last token, [C, D]."""
+    """Return the hidden state after each completion's last token, [C, D]."""
     hidden, states = _hidden(model, bundles)
     return hidden[_rows([at[-1] for at in states], hidden)]
 
 
 def _hidden_before(model: nn.Module, bundles: Sequence[Bundle]) -> Tensor:
-    """Hidden state from which each completion token is predicted, flat [T, D]: positions P-1 … P+L-2."""
+    """Return the hidden state from which each completion token is predicted, flat [T, D]: positions P-1 … P+L-2."""
     hidden, states = _hidden(model, bundles)
     return hidden[_rows([i for at in states for i in at[:-1]], hidden)]
 
@@ -96,14 +102,14 @@ def _rows(indices: list[int], hidden: Tensor) -> Tensor:
 
 
 def _hidden(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
-    """All hidden states that the bundles need, [rows, D], and where each completion finds its own."""
+    """Return all hidden states that the bundles need, [rows, D], and the rows of each completion."""
     own, places = _each_once(bundles)
     hidden, states = _by_side(model, own)
     return hidden, states if places is None else [states[at] for at in places]
 
 
 def _by_side(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
-    """The pass itself; where a model reads positions by the length of the text, one for each kind of length."""
+    """Run the pass; if a model reads positions by the length of the text, one pass for each kind of length."""
     bundles = [b for b in bundles if b.completions]
     ways = trials.ways_of(model)
     _require_room(ways, bundles)
@@ -126,7 +132,7 @@ def _by_side(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, State
 
 
 def _require_room(ways: trials.Ways, bundles: Sequence[Bundle]) -> None:
-    """Beyond its positions a model has none, or others for all texts of the pass."""
+    """Refuse texts beyond a model's positions: it has no more, or changes them for all texts of the pass."""
     longest = max(map(width_of, bundles), default=0)
     if ways.positions is not None and longest > ways.positions:
         raise InputError(
@@ -136,7 +142,7 @@ def _require_room(ways: trials.Ways, bundles: Sequence[Bundle]) -> None:
 
 
 def side_of(switches: tuple[int, ...], bundle: Bundle, completion: Completion) -> int:
-    """How many of a model's switches a completion with its prompt is beyond."""
+    """Return how many of a model's length switches a completion exceeds, its prompt included."""
     return switches_passed(switches, len(bundle.prompt_ids) + len(completion)) if switches else 0
 
 
@@ -145,20 +151,20 @@ def _way(model: nn.Module, bundles: Sequence[Bundle]) -> passes.Pass:
 
 
 def way_to(model: nn.Module, longest: int) -> passes.Pass:
-    """How bundles of up to `longest` tokens a completion go through the backbone."""
+    """Return how bundles of up to `longest` tokens a completion go through the backbone."""
     ways = trials.ways_of(model)
     return ways.way(longest) if PACK else ways.apart
 
 
 def packing_to(model: nn.Module, longest: int) -> bool:
-    """Whether bundles of up to `longest` tokens a completion share one row."""
+    """Say whether bundles of up to `longest` tokens a completion share one row."""
     return way_to(model, longest) is passes.packed
 
 
 def _each_once(bundles: Sequence[Bundle]) -> tuple[Sequence[Bundle], list[int] | None]:
-    """Bundles in which no prompt stands twice, nor a completion of it, and where each completion is found among theirs.
+    """Return bundles that hold each prompt and each of its completions once, and the place of every completion there.
 
-    None where nothing stands twice, and so no completion has another place.
+    The places are None if nothing occurs twice.
     """
     keys = [(tuple(b.prompt_ids), tuple(c.ids)) for b in bundles for c in b.completions]
     if not PACK or (len({prompt for prompt, _ in keys}) == len(bundles) and len(set(keys)) == len(keys)):
@@ -172,7 +178,7 @@ def _each_once(bundles: Sequence[Bundle]) -> tuple[Sequence[Bundle], list[int] |
 
 
 def _tokens_at(bundles: Sequence[Bundle], places: list[int]) -> Tensor:
-    """Indices of all tokens of the completions at `places`, counted through the tokens of these bundles."""
+    """Return indices of all tokens of the completions at `places`, counted through the tokens of these bundles."""
     lengths = [len(c) for b in bundles for c in b.completions]
     starts = [0, *accumulate(lengths)]
     return torch.tensor([i for at in places for i in range(starts[at], starts[at] + lengths[at])], dtype=torch.long)
@@ -192,9 +198,9 @@ class MicroBatch:
 def micro_batches(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int) -> Iterator[MicroBatch]:
     """Cut a batch into passes of at most `micro_tokens` computed tokens (at least one bundle each), longest first.
 
-    Bundles of one prompt go together. Where each completion needs a row, padding is computed, too, and bundles of
-    similar length go together. Because losses are divided by the count of the whole batch, the cut cannot change a
-    gradient beyond rounding.
+    Bundles of one prompt go together. If each completion needs a row, padding is computed, too, and bundles of similar
+    length go together. Losses are divided by the count of the whole batch, so the cut cannot change a gradient beyond
+    rounding.
     """
     prompts = [tuple(bundle.prompt_ids) for bundle in bundles]
     longest: dict[tuple[int, ...], int] = {}
@@ -217,7 +223,7 @@ def micro_batches(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int
 
 
 class Load:
-    """Tokens that a pass over bundles computes: in one row, in a row as wide as the widest for each, or one by one."""
+    """Count of the tokens that a pass computes: in one row, in rows as wide as the widest, or one by one."""
 
     def __init__(self, way: passes.Pass, switches: tuple[int, ...] = ()) -> None:
         self._way, self._switches = way, switches
@@ -225,7 +231,7 @@ class Load:
         self._once = self._each = self._rows = self._width = 0
 
     def add(self, bundle: Bundle, prompt: tuple[int, ...] | None = None) -> int:
-        """Add a bundle, its prompt's ids as a tuple if there is one already; return what all take now."""
+        """Add a bundle (`prompt`: its prompt's ids as a tuple, if there is one already); return what all take now."""
         prompt = tuple(bundle.prompt_ids) if prompt is None else prompt
         for completion in bundle.completions:
             key = side_of(self._switches, bundle, completion), prompt
@@ -245,13 +251,13 @@ class Load:
 
 
 def computed_tokens(model: nn.Module, bundles: Sequence[Bundle]) -> int:
-    """Tokens that one pass over the bundles computes, padding included where there is any."""
+    """Return the tokens that one pass over the bundles computes, padding included."""
     load = Load(way_to(model, max(map(width_of, bundles))), trials.ways_of(model).switches)
     return max(load.add(bundle) for bundle in bundles)
 
 
 def width_of(bundle: Bundle) -> int:
-    """Tokens of the longest completion with its prompt."""
+    """Return the tokens of the longest completion with its prompt."""
     return len(bundle.prompt_ids) + max(map(len, bundle.completions), default=0)
 
 
@@ -261,10 +267,10 @@ def in_batches(
     bundles: Sequence[Bundle],
     micro_tokens: int,
 ) -> list[Tensor]:
-    """`function` over any number of bundles without gradients, one tensor per bundle, in order.
+    """Apply `function` to any number of bundles without gradients; return one tensor per bundle, in order.
 
     `function` returns one number per completion or per completion token, or both, as the functions above do:
-    `in_batches(token_logps, model, bundles, 8192)[i]` are the log-probabilities of bundle i. A bundle of more tokens
+    `in_batches(token_logps, model, bundles, 8192)[i]` are the log-probabilities of bundle i. A bundle with more tokens
     than a pass may have goes through in parts.
     """
     parts = [(i, part) for i, b in enumerate(bundles) if b.completions for part in _parts(b, micro_tokens)]
@@ -286,7 +292,7 @@ def in_batches(
 
 
 def _parts(bundle: Bundle, micro_tokens: int) -> Iterator[Bundle]:
-    """The bundle, or some with a part of its completions each (at least one) that keep to `micro_tokens`."""
+    """Yield the bundle, or parts of it that keep to `micro_tokens`, with at least one completion each."""
     if _tokens(bundle) <= micro_tokens:
         yield bundle
         return
@@ -300,10 +306,10 @@ def _parts(bundle: Bundle, micro_tokens: int) -> Iterator[Bundle]:
 
 
 def _tokens(bundle: Bundle) -> int:
-    """Tokens of the bundle with its prompt once."""
+    """Return the tokens of the bundle, its prompt counted once."""
     return len(bundle.prompt_ids) + sum(map(len, bundle.completions))
 
 
 def sequence_logps(model: nn.Module, bundles: Sequence[Bundle], temperature: float = 1.0) -> Tensor:
-    """Summed log-probability of each completion, [C]."""
+    """Return the summed log-probability of each completion, [C]."""
     return sequence_sums(token_logps(model, bundles, temperature), lengths_of(list(bundles)))

@@ -1,7 +1,7 @@
-"""From hidden states to the log-probabilities of given tokens, without ever holding a row of logits for all of them.
+"""Log-probabilities of given tokens from hidden states, without ever holding the logits of all tokens.
 
 The vocabulary is walked in blocks that stay in the processor's cache. The backward pass computes each block again, so
-that what is kept is one number per token, the logarithm of its normaliser.
+only two numbers per token are kept: its log-probability and its logit.
 """
 
 from __future__ import annotations
@@ -22,33 +22,34 @@ from keel.models.shapes import more_rows, rounded
 ROWS = 1024
 """Tokens whose logits are held at once."""
 COLUMNS = 1024
-"""Words of the vocabulary whose logits are held at once: a block of 1024 x 1024 fp32 logits is 4 MiB."""
+"""Vocabulary entries whose logits are held at once: a block of 1024 x 1024 fp32 logits is 4 MiB."""
 
 _SUM = 1e-30, 1e30
-"""Between these a sum of exponentials has lost nothing in fp32."""
+"""Bounds between which a sum of exponentials has lost nothing in fp32."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """Per completion token, flat [T]; only `logps` carries a gradient."""
+    """Scores per completion token, flat [T]; only `logps` carries a gradient."""
 
     logps: Tensor
     """Log-probability of the token."""
     entropy: Tensor
-    """Entropy of the distribution it was drawn from, in nats."""
+    """Entropy of the distribution that the token was drawn from, in nats."""
     top: Tensor
-    """1 where it is the likeliest token."""
+    """1 if the token is the likeliest, else 0."""
 
     def take(self, indices: Tensor) -> TokenScores:
-        """Of the tokens at `indices`, of which any may come again."""
+        """Return the scores at `indices`; repeats are allowed."""
         kept = (x[indices] if len(x) else x for x in (self.logps, self.entropy, self.top))
         return TokenScores(*kept)
 
 
 def score_tokens(model: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, details: bool) -> TokenScores:
-    """Scores of `targets` [T] given the hidden states before them [T, D]; without `details` the log-probabilities only.
+    """Return the scores of `targets` [T] given the hidden states before them [T, D].
 
-    A head that is one matrix is walked block by block; one with a bias, capped logits or a way of its own row by row.
+    Without `details`, only the log-probabilities. A head that is one matrix is walked block by block. A head with a
+    bias, capped logits or its own computation is taken row by row.
     """
     head, kind = model.get_output_embeddings(), head_of(model)  # type: ignore[operator]
     tokens, rows = len(targets), rounded(len(targets), next(model.parameters()))
@@ -70,8 +71,8 @@ def score_tokens(model: nn.Module, hidden: Tensor, targets: Tensor, temperature:
 class _Blockwise(torch.autograd.Function):
     """log softmax(factor * h W^T)[target] by blocks of rows and of the vocabulary.
 
-    Gradients, with e = 1[target] - softmax and g what arrives: dh = factor g e W, dW = factor sum_rows g e^T h; sums
-    are kept in fp32, products are computed in the weights' type.
+    Gradients, with e = 1[target] - softmax and g the incoming gradient: dh = factor g e W and
+    dW = factor sum_rows g e^T h. Sums are kept in fp32; products are computed in the weights' dtype.
     """
 
     @staticmethod
@@ -99,14 +100,14 @@ class _Blockwise(torch.autograd.Function):
         hidden, weight, targets, logps, of_targets = ctx.saved_tensors
         for_hidden, for_weight = ctx.needs_input_grad[:2]
         offset, rest = _two_parts(logps - of_targets, hidden.dtype)
-        scaled = (-ctx.factor * gradient * rest.exp())[:, None]  # what each row is multiplied with in the end
-        own = torch.expm1(logps) / rest.exp()  # -e at the target, exact also where it is all but certain
+        scaled = (-ctx.factor * gradient * rest.exp())[:, None]  # factor of each row, applied in the end
+        own = torch.expm1(logps) / rest.exp()  # -e at the target, exact even if the target is all but certain
         weighted = (scaled * hidden).to(hidden.dtype)
         d_hidden = torch.zeros(hidden.shape, device=hidden.device) if for_hidden else None
         d_weight = torch.empty_like(weight) if for_weight else None
         for column in range(0, len(weight), COLUMNS):
             words = slice(column, column + COLUMNS)
-            total = None  # of several blocks of rows, in fp32
+            total = None  # over several blocks of rows, in fp32
             for start in range(0, len(hidden), ROWS):
                 at = slice(start, start + ROWS)
                 p = torch.addmm(offset[at], hidden[at], weight[words].T, alpha=ctx.factor).exp_()
@@ -125,7 +126,7 @@ class _Blockwise(torch.autograd.Function):
 
 
 def _two_parts(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """What can be added inside a product [R, 1], and what the products' type cannot hold of it [R]."""
+    """Split values [R] into what can be added inside a product, [R, 1], and what its dtype cannot hold, [R]."""
     held = values.to(dtype)
     return held[:, None], values - held.float()
 
@@ -133,9 +134,10 @@ def _two_parts(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def _walk(
     hidden: Tensor, weight: Tensor, factor: float, offset: Tensor, details: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log of the normaliser, mean logit and likeliest word of each row, over blocks of the vocabulary: [R] each.
+    """Return each row's log normaliser, mean logit and likeliest vocabulary entry, [R] each, over all blocks.
 
-    Logits are relative to the target's: where the model is sure, those that count are then small, and bf16 holds them.
+    Logits are relative to the target's. If the model is sure, the logits that count are then small, and bf16 holds
+    them.
     """
     sums, means, maxima, words = [], [], [], []
     for column in range(0, len(weight), COLUMNS):
@@ -148,7 +150,7 @@ def _walk(
         highest, word = found.max(-1)
         maxima.append(highest)
         words.append(word + column)
-        relative = torch.log_softmax(found, -1)  # one fused pass; the block's normaliser is what it took off
+        relative = torch.log_softmax(found, -1)  # one fused pass; it subtracted the block's normaliser
         sums.append(found[:, 0] - relative[:, 0])
         means.append((relative.exp_() * found).sum(-1))
     logs = torch.stack(sums)
@@ -161,19 +163,19 @@ def _walk(
 
 
 def _logits(hidden: Tensor, block: Tensor, factor: float, offset: Tensor) -> Tensor:
-    """A block's logits relative to the targets', in fp32."""
+    """Return a block's logits relative to the targets', in fp32."""
     return torch.addmm(offset, hidden, block.T, alpha=factor).float()
 
 
 def _log_of_sum(logits: Callable[[], Tensor]) -> Tensor:
-    """log sum exp of each row: [R, N] -> [R]. The largest is taken off only where the sums show that it must be."""
+    """Return log sum exp of each row: [R, N] -> [R]. Subtract the largest only if the sums show that it is needed."""
     total = logits().exp_().sum(-1)
     exact = bool(((total > _SUM[0]) & (total < _SUM[1])).all())
     return total.log() if exact else torch.logsumexp(logits(), -1)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b, with a sum in fp32 whatever the factors are."""
+    """Add a @ b to `total`, with a sum in fp32 whatever the factors are."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
     else:
@@ -183,7 +185,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 def _whole_rows(
     model: nn.Module, hidden: Tensor, targets: Tensor, temperature: float, details: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Some rows with all their logits, which are computed again in the backward pass."""
+    """Return the scores of some rows from all their logits, which the backward pass computes again."""
 
     def compute(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits = scaled_logits(model, h, temperature)

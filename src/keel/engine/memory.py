@@ -1,9 +1,9 @@
-"""What a run will take of the memory, said before it starts; checkpointing where that alone makes it fit; or a refusal.
+"""Memory of a run, said before it starts; checkpointing if the run fits only with it; or a refusal.
 
-What training adds to the loaded models is gradients, Adam's two moments, an fp32 copy of weights that are not, and
-what a pass keeps for its backward pass. The last is measured on a few tokens and scales with their number, since
-neither attention nor the head keeps anything larger; beside it stands what a layer's backward pass works with, about
-four and a half times what that layer keeps (measured on fp32 and bf16, with and without checkpointing).
+Training adds to the loaded models: gradients, Adam's two moments, an fp32 copy of weights that are not fp32, and what a
+pass keeps for its backward pass. The last is measured on a few tokens and scales with their number, since neither
+attention nor the head keeps anything larger. On top comes what a layer's backward pass works with, about four and a
+half times what that layer keeps (measured on fp32 and bf16, with and without checkpointing).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from keel.records import Bundle, Completion
 from keel.says import say
 
 ModelPass = Callable[[nn.Module, list[Bundle]], Tensor]
-"""`token_logps`, `scalars_at_end` …: what training asks a model for."""
+"""Pass that training runs on a model: `token_logps`, `scalars_at_end` …"""
 WORKING = 4.5
-"""What the backward pass of a layer works with, in units of what the layer keeps for it."""
+"""Working memory of a layer's backward pass, in units of what the layer keeps for it."""
 SPARE = 0.25e9
-"""Bytes for all that is not reckoned with: blocks of logits, scores of attention, the allocator's gaps."""
+"""Bytes for everything that is not estimated: blocks of logits, attention scores, the allocator's gaps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +42,13 @@ class Need:
     """Bytes that training adds to the loaded models."""
 
     state: float
-    """Gradients, moments, fp32 copies: whatever the batch."""
+    """Gradients, moments and fp32 copies, independent of the batch."""
     per_token: float
     """Kept for the backward pass and worked with in it, per computed token."""
     tokens: int
     """Computed tokens of the largest pass."""
     more: float = 0.0
-    """What else the method says."""
+    """Bytes that the method adds."""
 
     @property
     def total(self) -> float:
@@ -56,7 +56,7 @@ class Need:
 
 
 def require(trained: Sequence[tuple[nn.Module, ModelPass]], tokens: int, more: float = 0.0) -> None:
-    """Say what training these models will take; turn checkpointing on, or refuse, where it is more than is free.
+    """Say what training these models will take; turn checkpointing on, or refuse, if that is more than is free.
 
     `tokens` are those of the largest pass (`largest_pass`); passes of several models take turns.
     """
@@ -91,9 +91,10 @@ def needed(
     more: float = 0.0,
     working: Sequence[float] | None = None,
 ) -> Need:
-    """What training takes beside the models' weights.
+    """Return what training takes beside the models' weights.
 
-    `working`: bytes per token that each model's backward pass works with, where its layers no longer tell.
+    `working`: bytes per token that each model's backward pass works with, if they can no longer be measured on its
+    layers.
     """
     state = 0.0
     for model, _ in trained:
@@ -112,13 +113,13 @@ def _working(model: nn.Module, passing: ModelPass) -> float:
 
 
 def kept_per_token(model: nn.Module, passing: ModelPass) -> float:
-    """Bytes per token that a pass keeps until its backward pass, measured on two small ones."""
+    """Return the bytes per token that a pass keeps until its backward pass, measured on two small passes."""
     few, many = (_kept(model, passing, scale) for scale in (1, 3))
     return (many[0] - few[0]) / (many[1] - few[1])
 
 
 def _kept(model: nn.Module, passing: ModelPass, scale: int) -> tuple[int, int]:
-    """Bytes kept by a pass over bundles of one shape, and its tokens."""
+    """Return the bytes kept by a pass over bundles of one shape, and its tokens."""
     bundles = [_some(first, vocabulary_of(model)) for first in range(scale)]
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     seen: dict[int, int] = {}
@@ -127,7 +128,7 @@ def _kept(model: nn.Module, passing: ModelPass, scale: int) -> tuple[int, int]:
         storage = x.untyped_storage()
         if storage.data_ptr() not in own:
             seen[storage.data_ptr()] = storage.nbytes()
-        return x.detach()  # itself, it would hold the step that made it, and that the model, for ever
+        return x.detach()  # attached, it would hold its graph, and the graph the model, for ever
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         passing(model, bundles)
@@ -135,15 +136,15 @@ def _kept(model: nn.Module, passing: ModelPass, scale: int) -> tuple[int, int]:
 
 
 def _some(first: int, vocabulary: int) -> Bundle:
-    """Two different completions of a prompt that begins with token `first`, eight tokens each."""
+    """Return a bundle of two different completions of a prompt that begins with token `first`, eight tokens each."""
     ids = [(first + i) % vocabulary for i in range(8)]
     return Bundle(ids, [Completion(ids), Completion(ids[::-1])])
 
 
 def largest_pass(model: nn.Module, bundles: Sequence[Bundle], batch_size: int, micro_tokens: int) -> int:
-    """Computed tokens of the largest pass that any batch of these bundles can need, were nothing common to them.
+    """Return the computed tokens of the largest pass that any batch of these bundles can need.
 
-    A pass is one bundle, or keeps to `micro_tokens`.
+    The bundles are taken to have nothing in common. A pass is one bundle, or keeps to `micro_tokens`.
     """
     alone = sorted(computed_tokens(model, [b]) for b in bundles)[-batch_size:]
     padded = way_to(model, max(map(width_of, bundles))) is passes.rows
@@ -156,7 +157,7 @@ def largest_pass(model: nn.Module, bundles: Sequence[Bundle], batch_size: int, m
 def checkpoint_layers(model: Any) -> None:
     """Keep only each layer's input for the backward pass, and compute the layer again there.
 
-    Transformers' own switch works in training mode alone, which Keel's models are never in (law 5).
+    Transformers' own switch works only in training mode, which Keel's models are never in (law 5).
     """
     for layer in _layers(model):
         if not isinstance(layer.forward, partial):
@@ -164,16 +165,16 @@ def checkpoint_layers(model: Any) -> None:
 
 
 def _layers(model: Any) -> list[Any]:
-    """The blocks of the backbone: its longest list of modules."""
+    """Return the blocks of the backbone: its longest list of modules."""
     lists = [list(m) for m in trunk(model).modules() if isinstance(m, nn.ModuleList)]
     return max(lists, key=len, default=[])
 
 
-# --- what there is --------------------------------------------------------------------------------
+# --- free memory ----------------------------------------------------------------------------------
 
 
 def free_bytes(device: torch.device) -> float:
-    """Memory that can still be taken: the GPU's, or the system's within the limits set for this process."""
+    """Return the memory that can still be taken: the GPU's, or the system's within this process's limits."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     limits = [_available(), _left_in_group(), _left_for_process()]
@@ -181,7 +182,7 @@ def free_bytes(device: torch.device) -> float:
 
 
 def _available() -> float:
-    """What Linux calls available; all of the memory elsewhere."""
+    """Return what Linux calls available; on other systems, all of the memory."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
@@ -192,7 +193,7 @@ def _available() -> float:
 
 
 def _left_in_group() -> float | None:
-    """Up to a container's limit; what it caches of files can be given back."""
+    """Return what is left up to a container's limit, or None; its cache of files counts as free."""
     for folder, limit, usage in (
         ("/sys/fs/cgroup", "memory.max", "memory.current"),
         ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
@@ -207,7 +208,7 @@ def _left_in_group() -> float | None:
 
 
 def _left_for_process() -> float | None:
-    """Up to `ulimit -v`, where one is set."""
+    """Return what is left up to `ulimit -v`; None if it is not set."""
     most = resource.getrlimit(resource.RLIMIT_AS)[0]
     if most == resource.RLIM_INFINITY or sys.platform != "linux":
         return None

@@ -1,4 +1,4 @@
-"""What moves the weights of a run: an optimiser for each trained role, clipping, and the learning rate's schedule."""
+"""Weight updates of a run: an optimiser per trained role, gradient clipping and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from keel.errors import KeelError
 
 
 class NotFinite(KeelError):  # noqa: N818  (as `RunFailed`)
-    """A gradient is not a number; no weight was moved by it."""
+    """A gradient is not finite; no weight was changed by it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How the learning rate rises and falls over a run: `Schedule("cosine", total=100, warmup=0.05)`."""
+    """Learning rate over a run: `Schedule("cosine", total=100, warmup=0.05)`."""
 
     kind: str
     total: int
     """Optimiser steps of the run (PPO: rollouts)."""
     warmup: float
-    """Share of them in which the rate rises."""
+    """Share of the steps in which the rate rises."""
 
     def factor(self, step: int) -> float:
-        """Return the factor on the learning rate at `step`, from 0."""
+        """Return the learning-rate factor at `step`, counted from 0."""
         return schedule(self.kind, step, self.total, self.warmup)
 
 
 def schedule(kind: str, step: int, total: int, warmup: float) -> float:
-    """Factor on the learning rate at `step` of `total`: a linear rise over the warm-up share, then the fall."""
+    """Return the learning-rate factor at `step` of `total`: a linear rise over the warm-up share, then the decay."""
     rise = math.ceil(warmup * total)
     if step < rise:
         return (step + 1) / rise
@@ -43,7 +43,7 @@ def schedule(kind: str, step: int, total: int, warmup: float) -> float:
 
 
 class Optimisation:
-    """The trained roles with an optimiser and a peak learning rate each."""
+    """The trained roles, each with an optimiser and a peak learning rate."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Optimisation:
         self._most = max_grad_norm
 
     def update(self, roles: Iterable[str], factor: float) -> dict[str, Tensor]:
-        """Make one step for each of the roles, and return the norms of their gradients before clipping.
+        """Make one step for each role, and return the norms of the gradients before clipping.
 
         `factor` scales the peak rates. All roles are checked before the first one moves: raises `NotFinite`.
         """
@@ -70,7 +70,7 @@ class Optimisation:
         return norms
 
     def _norm(self, role: str) -> Tensor:
-        """Norm over all of a role's gradients, before anything is clipped."""
+        """Return the norm over all gradients of a role, before clipping."""
         gradients = {n: p.grad for n, p in self.trained[role].named_parameters() if p.grad is not None}
         norm = nn.utils.get_total_norm(gradients.values())
         if not bool(torch.isfinite(norm)):
@@ -80,10 +80,10 @@ class Optimisation:
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """By role, what its optimiser must remember."""
+        """Return the state of each role's optimiser."""
         return {role: optimizer.state_dict() for role, optimizer in self._optimizers.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         for role, optimizer in self._optimizers.items():
             optimizer.load_state_dict(state[role])

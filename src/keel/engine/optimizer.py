@@ -1,4 +1,4 @@
-"""AdamW with fp32 state: where the weights are bf16, an fp32 copy takes the updates that bf16 would round away."""
+"""AdamW with fp32 state: bf16 weights have an fp32 copy, which takes updates that bf16 would round away."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ AT_ONCE = 1 << 24
 """Weights whose gradients are held in fp32 at once."""
 
 HALF = (1 << 15) - 1
-"""How many numbers of fp32 on either side of a bf16 number round to it."""
+"""Number of fp32 numbers on either side of a bf16 number that round to it."""
 
 _Pair = tuple[nn.Parameter, nn.Parameter]
 """A weight and its fp32 copy."""
@@ -30,10 +30,10 @@ class Optimizer:
         self._room: dict[torch.device, Tensor] = {}
 
     def step(self, learning_rate: float) -> None:
-        """One step from the accumulated gradients, which are then cleared."""
+        """Make one step from the accumulated gradients, then clear them."""
         for group in self._adam.param_groups:
             group["lr"] = learning_rate
-        self._adam.step()  # moves what has a gradient: here, the weights that are their own copy
+        self._adam.step()  # moves only what has a gradient: here, the weights that are their own copy
         self._adam.zero_grad()
         for part in self._parts:
             for (parameter, master), gradient in zip(part, self._gradients(part), strict=True):
@@ -47,7 +47,7 @@ class Optimizer:
                     parameter.copy_(master)
 
     def _gradients(self, part: list[_Pair]) -> list[Tensor]:
-        """Where a part's fp32 gradients go: the same memory for all parts, taken once."""
+        """Return memory for a part's fp32 gradients: the same for all parts, allocated once."""
         device = part[0][1].device
         if device not in self._room:
             largest = max(sum(m.numel() for _, m in p) for p in self._parts)
@@ -57,12 +57,12 @@ class Optimizer:
         return [gradient.view_as(m) for gradient, (_, m) in zip(flat, part, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments, and the fp32 copies where there are any."""
+        """Return the moments, and the fp32 copies if there are any."""
         copies = [m.detach() for p, m in zip(self._parameters, self._masters, strict=True) if p is not m]
         return {"adam": self._adam.state_dict(), "masters": copies}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self._adam.load_state_dict(state["adam"])
         copies = iter(state["masters"])
         with torch.no_grad():
@@ -73,11 +73,11 @@ class Optimizer:
 
 @torch.no_grad()
 def _spread(weight: Tensor) -> Tensor:
-    """An fp32 copy that rounds to the bf16 weight, each number at a random place among those that do.
+    """Return an fp32 copy that rounds to the bf16 weight, each number at a random place among those that do.
 
-    Copies that all started in the middle would have to move by half a step of bf16 before any weight does: at a
-    learning rate of 1e-6 that is dozens of updates without effect. From random places a share of the weights moves at
-    every update, and their mean by as much as the copies'. Numbers other than bf16, and zeros, are copied as they are.
+    If all copies started in the middle, they would have to move by half a step of bf16 before any weight does: at a
+    learning rate of 1e-6, dozens of updates without effect. From random places, a share of the weights moves at every
+    update, and their mean moves by as much as the copies'. Zeros, and numbers other than bf16, are copied as they are.
     """
     copy = weight.float()
     if weight.dtype != torch.bfloat16:
@@ -89,7 +89,7 @@ def _spread(weight: Tensor) -> Tensor:
 
 
 def _cut(pairs: list[_Pair]) -> list[list[_Pair]]:
-    """Parts of at most `AT_ONCE` weights on one device (at least one pair each), in order."""
+    """Split pairs into parts of at most `AT_ONCE` weights on one device (at least one pair each), in order."""
     parts: list[list[_Pair]] = []
     size = 0
     for pair in pairs:

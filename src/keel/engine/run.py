@@ -1,4 +1,4 @@
-"""A run: what happens in a step and belongs to no method; its folder, optimisation, schedule and signals are its parts.
+"""A training run: everything in a step that belongs to no method. Parts: folder, optimisation, schedule, signals.
 
 A loop *calls* a run; a run never calls back:
 
@@ -13,8 +13,8 @@ A loop *calls* a run; a run never calls back:
     run.keep()
     return run.finish(…, verdict=…)
 
-Every random draw takes a generator named by (seed, purpose, step), so that no generator state has to be saved: what a
-step draws depends on its number alone, and a run killed and resumed equals one that was not (law 10).
+Every random draw takes a generator named by (seed, purpose, step), so no generator state has to be saved. A step's
+draws depend on its number alone, and a run killed and resumed equals one that was not (law 10).
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from keel.seeds import generator
 from keel.text.tokenisation import Text
 
 EVALUATIONS = 5
-"""Evaluations on held-out data in a run, if nothing else is asked for."""
+"""Number of evaluations on held-out data in a run, and of checkpoints, unless the config sets it."""
 _SHOWN = "loss", "accuracy", "rewards/accuracies", "objective/scores", "objective/rlhf_reward", "objective/kl"
-"""Figures of a step that stand beside the progress bar."""
+"""Figures of a step that are shown beside the progress bar."""
 
 
 def open_run(
@@ -65,7 +65,7 @@ def open_run(
     adam_eps: float = 1e-8,
     final_role: str = "policy",
 ) -> Run:
-    """Put a run together from its parts: a new one, or with `--resume` as it was at its last checkpoint."""
+    """Build a run from its parts: a new one, or with `--resume` one as it was at its last checkpoint."""
     models = {role.name: role.model for role in trained}
     rates = {role: (learning_rates or {}).get(role, config.learning_rate) for role in models}
     optimisation = Optimisation(
@@ -83,7 +83,7 @@ def open_run(
 
 
 class Run:
-    """The steps of one run, on the parts that `open_run` hands it. See the module's docstring."""
+    """The steps of one run, on the parts that `open_run` passes in. See the module's docstring."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class Run:
         self._warned: set[str] = set()
 
     def restore(self) -> None:
-        """Go on from the last checkpoint, or from the beginning if there is none."""
+        """Continue from the last checkpoint, or start from the beginning if there is none."""
         newest = max(self.files.checkpoints(), default=0)
         self.files.forget_after(newest)
         if newest == 0:
@@ -131,7 +131,7 @@ class Run:
     # --- the loop's calls
 
     def steps(self) -> Iterator[int]:
-        """Step numbers from where the run stands. After each body: metrics are written and a checkpoint where due."""
+        """Yield step numbers from the current one on. After each body, write metrics, and a checkpoint if due."""
         with self.signals, Bar(self.command, self.total_steps, self.step) as bar:
             while self.step < self.total_steps:
                 began = time.perf_counter()
@@ -149,13 +149,13 @@ class Run:
                     raise Interrupted(f"stopped after step {self.step}; go on with: {go_on}")
 
     def generator(self, purpose: str) -> torch.Generator:
-        """The generator for one purpose in this step."""
+        """Return the generator for one purpose in this step."""
         return generator(self.config.seed, purpose, self.step)
 
     def backward(self, total: Tensor, count: int, bundles: Sequence[Bundle]) -> None:
         """Accumulate the gradients of `total / count`; stop the run before a loss that is not finite moves a weight.
 
-        `total` sums the loss over these bundles' examples or tokens; `count` is their number in the whole batch of the
+        `total` sums the loss over these bundles' examples or tokens. `count` is their number in the whole batch of the
         optimiser step, however it is cut into passes. No loss is divided anywhere else.
         """
         self._collect(bundles)
@@ -165,7 +165,7 @@ class Run:
         loss.backward()
 
     def update(self, *roles: str) -> None:
-        """One optimiser step for the given roles (all by default): check, clip, step, clear. Logs `grad_norm`.
+        """Make one optimiser step for the given roles (default: all): check, clip, step, clear. Logs `grad_norm`.
 
         All roles are checked before the first one moves.
         """
@@ -177,7 +177,7 @@ class Run:
         self._updated = True
 
     def require_finite(self, what: str, values: Sequence[Tensor], bundles: Sequence[Bundle]) -> None:
-        """Stop the run where one of a bundle's numbers is not finite (law 8); `values` has a tensor per bundle."""
+        """Stop the run if a number of a bundle is not finite (law 8); `values` has a tensor per bundle."""
         bad = [b for b, v in zip(bundles, values, strict=True) if not bool(torch.isfinite(v).all())]
         if bad:
             self._collect(bundles)
@@ -185,7 +185,7 @@ class Run:
 
     @contextmanager
     def evidence(self, bundles: Sequence[Bundle]) -> Iterator[None]:
-        """What goes wrong inside with these bundles (a rule, a score, the sampler) is a failed run; they are saved."""
+        """Turn an error inside (a rule, a score, the sampler) into a failed run, and save these bundles."""
         try:
             yield
         except KeelError as error:
@@ -193,13 +193,13 @@ class Run:
             raise self._stop(f"step {self.step + 1}: {error}", []) from error
 
     def warn(self, about: str, message: str) -> None:
-        """A line for the reader, once per matter."""
+        """Print a warning, once per `about`."""
         if about not in self._warned:
             self._warned.add(about)
             say(f"warning: {message}")
 
     def observe(self, metrics: Mapping[str, Tensor | float]) -> None:
-        """Add to this step's means. A tensor counts once per entry, so that means weigh examples and not batches."""
+        """Add to this step's means. A tensor counts once per entry, so means weigh examples, not batches."""
         for name, value in metrics.items():
             total, count = self._sums.get(name, (0.0, 0))
             if isinstance(value, Tensor):
@@ -208,12 +208,12 @@ class Run:
                 self._sums[name] = (total + value, count + 1)
 
     def evaluation_due(self) -> bool:
-        """Whether this step (inside the loop's body) ends with an evaluation: each `eval_every`, and the last."""
+        """Say whether this step (in the loop's body) ends with an evaluation: each `eval_every`, and the last."""
         every = self.config.eval_every or math.ceil(self.total_steps / EVALUATIONS)
         return (self.step + 1) % every == 0 or self.step + 1 == self.total_steps
 
     def record_start(self, metrics: Mapping[str, Any]) -> None:
-        """Keep held-out figures of the model before its first step; they stand in the verdict, not in the metrics."""
+        """Keep held-out figures of the model before its first step, for the verdict and not the metrics."""
         self._start = dict(metrics)
 
     def record_evaluation(
@@ -221,7 +221,7 @@ class Run:
     ) -> None:
         """Log held-out figures as `eval/…`, and keep this step's weights if they are the best so far.
 
-        The best is that of the lowest `metrics[best]` (the highest with `higher`), or of the lowest `rank` if given.
+        The best have the lowest `metrics[best]` (the highest with `higher`), or the lowest `rank` if it is given.
         """
         value = metrics[best]["mean"] if isinstance(metrics[best], dict) else float(metrics[best])
         if not math.isfinite(value):
@@ -236,7 +236,7 @@ class Run:
             self.extra["rank"] = list(rank)
 
     def record_samples(self, bundles: Sequence[Bundle], **figures: Tensor) -> None:
-        """Append completions to `samples.jsonl`, with named figures [C] that begin with those of these bundles."""
+        """Append completions to `samples.jsonl`, with named figures [C] whose first entries belong to these bundles."""
         columns = {name: figure.tolist() for name, figure in figures.items()}
         rows: list[dict[str, Any]] = []
         for bundle in bundles:
@@ -246,7 +246,7 @@ class Run:
         self.files.add_samples(rows)
 
     def keep(self) -> None:
-        """Take the weights of the best held-out checkpoint, else the last, write them to `final/` and read it back."""
+        """Load the best held-out checkpoint, or keep the last weights; write them to `final/` and read it back."""
         if self._best and self._best["step"] != self.step:
             self.files.load_weights(self._best["step"], self.trained)
         model = self.trained[self.final_role]
@@ -256,11 +256,11 @@ class Run:
         self._kept = True
 
     def history(self) -> History:
-        """What the run has logged, for its verdict."""
+        """Return what the run has logged, for its verdict."""
         return History(self.step, self.files.metrics(), self._start, self._evaluations, self._best)
 
     def finish(self, *, examples: int, verdict: RunVerdict | None = None) -> Result:
-        """Say how the run ended and write `summary.json`; the weights are kept first, if `keep` was not called."""
+        """Print the verdict and write `summary.json`; first keep the weights, if `keep` was not called."""
         if not self._kept:
             self.keep()
         seconds = time.perf_counter() - self._started
@@ -285,7 +285,7 @@ class Run:
         return Result(self.folder, summary)
 
     def charge(self, seconds: float) -> None:
-        """Add to `train_seconds` work that belongs to training but stands outside the loop (reference caching)."""
+        """Add to `train_seconds` work that belongs to training but is done outside the loop (reference caching)."""
         if self.step == 0:
             self._loop_seconds += seconds
 
@@ -321,13 +321,13 @@ class Run:
         return "  ".join(f"{name} {row[name]:.3f}" for name in _SHOWN if name in row)
 
     def _collect(self, bundles: Sequence[Bundle]) -> None:
-        """Add to the batch of this update, each bundle once (PPO passes it through two models)."""
+        """Add bundles to the batch of this update, each once (PPO passes it through two models)."""
         before = [] if self._updated else self._bundles
         self._bundles = list({id(b): b for b in (*before, *bundles)}.values())
         self._updated = False
 
     def _stop(self, why: str, suspects: Sequence[Bundle] | None = None) -> RunFailed:
-        """The failure to raise, its batch saved; `suspects` are the bundles to name, all of the batch by default."""
+        """Save the batch and return the failure to raise; it names `suspects` (default: all bundles of the batch)."""
         evidence = self.files.write_evidence(self._bundles, self.text)
         rows = [b.origin.row for b in (self._bundles if suspects is None else suspects) if b.origin.row]
         named = f" (rows {', '.join(map(str, rows[:5]))}{', …' if len(rows) > 5 else ''})" if rows else ""

@@ -25,7 +25,7 @@ from keel.records import Bundle
 from keel.text.tokenisation import Text
 
 STEPWISE = "metrics.jsonl", "samples.jsonl"
-"""Files of lines that say of which step they are."""
+"""Files whose lines each name a step."""
 
 
 class RunFolder:
@@ -37,9 +37,9 @@ class RunFolder:
     # --- opening
 
     def open(self, command: str, config: Training, manifest: Mapping[str, object]) -> bool:
-        """Begin the folder of a new run, or return True if it holds one to go on with.
+        """Begin the folder of a new run, or return True if it holds a run to resume.
 
-        Refuses to resume a finished run, or one of other settings, models or data.
+        Refuses to resume a finished run, or a run with other settings, models or data.
         """
         settings = config.to_yaml()
         file = self.path / "config.yaml"
@@ -52,7 +52,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         facts = {"command": command, "versions": _versions(), "seed": config.seed, **manifest}
         write_json(self.path / "manifest.json", facts)
-        file.write_text(settings)  # last: where it stands, there is a run to resume
+        file.write_text(settings)  # last: once it exists, there is a run to resume
         return False
 
     def require_space(self, trained: Iterable[nn.Module], keep: int) -> None:
@@ -84,7 +84,7 @@ class RunFolder:
             file.writelines(strict_json(row) + "\n" for row in rows)
 
     def forget_after(self, step: int) -> None:
-        """Drop the lines of later steps, and a last one that a kill cut short."""
+        """Drop the lines of later steps, and a last line that a kill cut short."""
         for name in STEPWISE:
             file = self.path / name
             if file.exists():
@@ -104,15 +104,15 @@ class RunFolder:
     # --- checkpoints
 
     def checkpoint(self, step: int) -> Path:
-        """Return the folder of a step's checkpoint, whether it is there or not."""
+        """Return the folder of a step's checkpoint, which need not exist."""
         return Path(self.path, "checkpoints", f"step-{step}")
 
     def checkpoints(self) -> list[int]:
-        """Return the steps that have a checkpoint, in no order."""
+        """Return the steps that have a checkpoint, in no particular order."""
         return [int(p.name.removeprefix("step-")) for p in self.path.glob("checkpoints/step-*") if p.suffix == ""]
 
     def save(self, step: int, trained: Mapping[str, nn.Module], text: Text, state: Mapping[str, Any]) -> None:
-        """Write a checkpoint beside and rename it, so that a kill leaves no half one."""
+        """Write a checkpoint under another name, then rename it, so that a kill leaves no partial checkpoint."""
         target = self.checkpoint(step)
         partial = target.with_name(target.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -139,7 +139,7 @@ class RunFolder:
             shutil.rmtree(self.checkpoint(step))
 
 
-# --- whether it is the same run -------------------------------------------------------------------
+# --- is it the same run? --------------------------------------------------------------------------
 
 
 def _same_settings(old: str, new: str, file: Path) -> None:
@@ -154,12 +154,12 @@ def _same_settings(old: str, new: str, file: Path) -> None:
 
 
 def _same_facts(file: Path, facts: Mapping[str, object]) -> None:
-    """Refuse to go on with other models or data than the manifest tells of; what the hub did not tell is let pass."""
+    """Refuse to resume with other models or data than the manifest's; let pass what the hub did not identify."""
     old = json.loads(file.read_text(encoding="utf-8"))
     changed = sorted(k for k, v in facts.items() if "hub:unknown" not in (v, old.get(k)) and old.get(k) != v)
     if changed:
         raise InputError(
-            f"{file}: the run was started with other content behind {', '.join(changed)}; "
+            f"{file}: the content of {', '.join(changed)} has changed since the run was started; "
             "resume with the same models and data, or start anew with another --out"
         )
 

@@ -1,6 +1,6 @@
-"""Ctrl-C or SIGTERM during a run: the step is finished and a checkpoint saved; a second one stops at once.
+"""Ctrl-C or SIGTERM during a run: the first finishes the step and saves a checkpoint, the second stops at once.
 
-SIGTERM is what `docker stop`, Slurm and Kubernetes send before they kill.
+`docker stop`, Slurm and Kubernetes send SIGTERM before they kill.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from keel.says import say
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM, answered at a step's end with a checkpoint saved."""
+    """Ctrl-C or SIGTERM ended the run after a whole step, with a checkpoint saved."""
 
 
 class Signals:
-    """Remembers a first signal while it is entered; `asked` says whether there was one."""
+    """Context that remembers the first signal; `asked` says whether there was one."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -26,7 +26,7 @@ class Signals:
     def __enter__(self) -> Signals:
         try:
             self._previous = {number: signal.signal(number, self._answer) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread, which alone can handle signals
+        except ValueError:  # not in the main thread; only that one can handle signals
             self._previous = {}
         return self
 

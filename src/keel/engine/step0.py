@@ -1,4 +1,4 @@
-"""What must hold at step 0 of every run (law 4). A run in which it does not is stopped: something is amiss."""
+"""Checks at step 0 of every run (law 4). A run that fails one is stopped: something is wrong."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor
 from keel.errors import RunFailed
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-"""Largest deviation that rounding explains, in nats or units of loss, by the type of the weights."""
+"""Largest deviation that rounding explains, in nats or units of loss, by the dtype of the weights."""
 
 
 def require_zero_margin_loss(loss: Tensor, expected: Tensor | float, dtype: torch.dtype) -> None:
-    """The pair loss of a policy equal to its reference, or of a zero head, has a closed form."""
+    """Require the closed form of the pair loss if the policy equals its reference, or the head is zero."""
     gap = float((loss.detach() - expected).abs().max())
     if not gap <= TOLERANCE[dtype] * (1 + float(torch.as_tensor(expected).abs().max())):
         raise RunFailed(
@@ -22,7 +22,7 @@ def require_zero_margin_loss(loss: Tensor, expected: Tensor | float, dtype: torc
 
 
 def require_zero_kl(policy_logps: Tensor, reference_logps: Tensor, dtype: torch.dtype) -> None:
-    """Before the first update the policy is its reference, token by token."""
+    """Require that the policy equals its reference, token by token, before the first update."""
     gap = float((policy_logps - reference_logps).abs().max())
     if not gap <= TOLERANCE[dtype]:
         raise RunFailed(
@@ -31,7 +31,7 @@ def require_zero_kl(policy_logps: Tensor, reference_logps: Tensor, dtype: torch.
 
 
 def require_unit_ratio(ratio: Tensor, clip_fraction: Tensor, dtype: torch.dtype) -> None:
-    """In the first minibatch of a rollout nothing has been updated: ratio 1 everywhere, nothing clipped."""
+    """Require ratio 1 everywhere and nothing clipped in a rollout's first minibatch: no update came before."""
     gap = float((ratio - 1).abs().max())
     if not gap <= 10 * TOLERANCE[dtype] or float(clip_fraction.max()) > 0:
         raise RunFailed(f"first minibatch of a rollout: the ratio deviates by {gap:.3g} from 1 before any update")

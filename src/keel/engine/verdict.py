@@ -1,7 +1,7 @@
-"""How a run ends: what was reached, which checkpoint was kept and why, and what to do if something is amiss.
+"""Verdict on a run: its result, the checkpoint kept and why, and what to do if something is wrong.
 
-Pure functions of figures: they draw nothing and read no model. A method hands in what it measured, a run what it
-logged; `Verdict.lines` is what the screen shows last, `Verdict.as_dict` stands in `summary.json`.
+These are pure functions of figures: they draw nothing and read no model. A method passes in what it measured, a run
+what it logged. `RunVerdict.lines` is printed last; `RunVerdict.as_dict` goes into `summary.json`.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Figures = Mapping[str, Any]
-"""Held-out figures by name: `{"mean", "low", "high", "n"}`, or a number."""
+"""Held-out figures by name, each `{"mean", "low", "high", "n"}` or a number."""
 BestBy = Literal["displacement", "loss", "accuracy", "last"]
 
 FALL = 1.0
-"""Nats an answer: a smaller fall of the chosen answers' log-probability is no displacement."""
+"""Nats an answer: a smaller fall in the chosen answers' log-probability is not displacement."""
 FALL_SHARE = 0.5
-"""Displaced if the chosen answers' surprise, minus log-probability, has risen by this share of the reference's …"""
+"""Displaced if the chosen answers' negative log-probability has risen by this share of the reference's …"""
 FALL_PER_TOKEN = 0.25
-"""… or by so many nats a token, whatever the reference's is."""
+"""… or by this many nats a token, whatever the reference's is."""
 UNREAD = 0.25
-"""A text no longer reads if the reference gives a token of it so many nats less than one of its own answers'."""
+"""The policy's text no longer reads well if the reference gives it this many nats a token less than its own answers."""
 MOVED = 0.01
 """A loss that changed by a smaller share has hardly moved."""
 FLAT = 0.01
-"""Scores with a smaller standard deviation tell no answer from another."""
+"""Scores with a smaller standard deviation do not distinguish answers."""
 STILL = 0.01
 """Nats an answer: a policy with a smaller KL to its reference has hardly moved."""
 LAST = 0.2
-"""Share of the steps whose mean is a run's end if nothing is held out."""
+"""Share of the steps, at the end of a run, whose mean is its result if nothing is held out."""
 _SHOWN = 72
-"""Signs of a text that a line shows."""
+"""Characters of a text that a line shows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """Something amiss, and what to do: `Advice("equal rewards", "every reward is -1: raise --max-new-tokens")`."""
+    """A problem and its remedy: `Advice("equal rewards", "every reward is -1: raise --max-new-tokens")`."""
 
     about: str
     message: str
@@ -45,23 +45,23 @@ class Advice:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Two texts to one prompt, each under what it is: `Sample("2 + 2 =", {"reference": " 5", "kept": " 4"})`."""
+    """Two texts to one prompt, each with its label: `Sample("2 + 2 =", {"reference": " 5", "kept": " 4"})`."""
 
     prompt: str
     texts: Mapping[str, str]
 
     def line(self) -> str:
-        """`…2 + 2 = | reference: 5 | kept: 4`, each cut to fit a line."""
+        """Return `…2 + 2 = | reference: 5 | kept: 4`, each part cut to fit a line."""
         shown = [f"{label}: {_short(text)}" for label, text in self.texts.items()]
         return "  " + " | ".join([_short(self.prompt, tail=True), *shown])
 
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What the kept policy writes to held-out prompts, beside what its reference writes.
+    """Answers of the kept policy to held-out prompts, beside those of its reference.
 
-    `kl` estimates KL(policy || reference) in nats an answer of at most `longest` tokens; `own` and `new` are the
-    reference's mean log-probability per token of its own answers and of the policy's. `why` says why nothing was drawn.
+    `kl` estimates KL(policy || reference) in nats an answer of at most `longest` tokens. `own` is the reference's mean
+    log-probability per token of its own answers, `new` that of the policy's answers. `why` says why nothing was drawn.
     """
 
     samples: Sequence[Sample] = ()
@@ -74,20 +74,20 @@ class Beside:
     why: str = ""
 
     def reads(self) -> bool | None:
-        """Whether the policy's text is about as likely to the reference as its own; None if nothing was drawn."""
+        """Say whether the policy's text is about as likely to the reference as its own; None if nothing was drawn."""
         return None if self.own is None or self.new is None else self.own - self.new < UNREAD
 
     def reading(self) -> str:
-        """The same in words, or nothing."""
+        """Return the answer of `reads` in words; empty if nothing was drawn."""
         if (reads := self.reads()) is None:
             return ""
         return (
-            f"the kept model's text {'still reads' if reads else 'no longer reads'}: the reference gives a token of it "
-            f"{self.new:.2f} nats, of its own answers {self.own:.2f}"
+            f"the kept model's text {'still reads' if reads else 'no longer reads'} well: the reference's mean "
+            f"log-probability per token is {self.new:.2f} nats on it, {self.own:.2f} on its own answers"
         )
 
     def kl_line(self) -> str:
-        """`1.20 ± 0.11 nats an answer`, with what stands behind it."""
+        """Return `1.20 ± 0.11 nats an answer` with the number of answers and their length, or why there is none."""
         if self.kl is None:
             return self.why or "not measured"
         error = "" if self.kl_se is None else f" ± {self.kl_se:.2g}"
@@ -97,7 +97,7 @@ class Beside:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """The form in `summary.json`."""
+        """Return the form in `summary.json`."""
         return {
             "mean": self.kl,
             "se": self.kl_se,
@@ -109,7 +109,7 @@ class Beside:
 
 @dataclass(frozen=True, slots=True)
 class RunVerdict:
-    """The end of a run in five lines: what was reached, what was kept, the KL, samples, warnings."""
+    """End of a run in five lines: result, checkpoint kept, KL, samples, warnings."""
 
     reached: str
     kept: str
@@ -118,12 +118,12 @@ class RunVerdict:
     warnings: Sequence[Advice] = ()
     no_samples: str = ""
     reference: str = "the reference"
-    """What the KL is to."""
+    """Name of the model that the KL is measured against."""
     figures: Mapping[str, Any] = field(default_factory=dict)
-    """The numbers behind the words, for `summary.json`."""
+    """Numbers behind the words, for `summary.json`."""
 
     def lines(self) -> list[str]:
-        """What the screen shows last."""
+        """Return the lines that are printed last."""
         return [
             f"reached: {self.reached}",
             f"kept: {self.kept}",
@@ -135,7 +135,7 @@ class RunVerdict:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """The form in `summary.json`."""
+        """Return the form in `summary.json`."""
         return {
             "reached": self.reached,
             "kept": self.kept,
@@ -148,7 +148,7 @@ class RunVerdict:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What a run logged: held-out figures at step 0 and later, the best of them, and every step's metrics."""
+    """Log of a run: held-out figures at step 0 and later, the best of them, and every step's metrics."""
 
     steps: int
     rows: Sequence[Mapping[str, float]]
@@ -157,11 +157,11 @@ class History:
     best: Mapping[str, Any] = field(default_factory=dict)
 
     def kept(self) -> Figures:
-        """The kept checkpoint's held-out figures; none if nothing is held out."""
+        """Return the kept checkpoint's held-out figures; none if nothing is held out."""
         return next((e for e in self.evaluations if e["step"] == self.best.get("step")), {})
 
     def first_and_last(self, name: str) -> tuple[float, float] | None:
-        """A training metric in the first step that has it, and its mean over the last fifth of the steps."""
+        """Return a training metric at the first step that has it, and its mean over the last fifth of the steps."""
         values = [float(row[name]) for row in self.rows if row.get(name) is not None]
         if not values:
             return None
@@ -173,7 +173,7 @@ class History:
 
 
 def reached(history: History, held_out: Sequence[str], training: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """In words and as numbers: figures before and after, held out with intervals, else those of training."""
+    """Return the figures before and after, in words and as numbers: held out with intervals, else in training."""
     kept = history.kept()
     if kept:
         names = [n for n in held_out if n in kept and n in history.start]
@@ -188,13 +188,13 @@ def reached(history: History, held_out: Sequence[str], training: Sequence[str]) 
 
 
 def chosen(before: Figures, after: Figures) -> tuple[str, dict[str, Any]]:
-    """The same of a choice among answers: the mean score of all, and that of the best."""
+    """Return the mean score of one answer and of the best of several, in words and as numbers."""
     words = f"score {_figure(before)} (one answer) -> {_figure(after)} (the best)"
     return words, {"held_out": False, "figures": {"score": {"before": dict(before), "after": dict(after)}}}
 
 
 def kept(history: History, why: str) -> str:
-    """Which checkpoint is in `final/`, and why."""
+    """Say which checkpoint is in `final/`, and why."""
     if not history.best:
         return f"step {history.steps}, the last one: nothing is held out to choose by"
     return f"step {history.best['step']} of {history.steps}: {why}"
@@ -209,7 +209,7 @@ def _figure(figure: Any) -> str:
 
 
 def mean_of(figures: Figures, name: str) -> float:
-    """A figure's mean."""
+    """Return a figure's mean."""
     figure = figures[name]
     return float(figure["mean"] if isinstance(figure, Mapping) else figure)
 
@@ -218,17 +218,17 @@ def mean_of(figures: Figures, name: str) -> float:
 
 
 def displaced(fall: float, reference: float, tokens: float) -> bool:
-    """Whether the chosen answers have become so much less likely that the text is in doubt.
+    """Say whether the chosen answers have become so much less likely that the text is in doubt.
 
-    `fall` in nats an answer, `reference` the reference's log-probability of a chosen answer, `tokens` its length. DPO's
-    loss sees only the margin: it falls just as well if both answers become less likely, and the probability they lose
-    goes to what nobody compared (Razin et al. 2024, likelihood displacement).
+    `fall` is in nats an answer, `reference` is the reference's log-probability of a chosen answer, `tokens` is its
+    length. DPO's loss sees only the margin. It falls just as well if both answers become less likely, and the
+    probability that they lose goes to text that nobody compared (Razin et al. 2024, likelihood displacement).
     """
     return fall > FALL and (fall > FALL_SHARE * -reference or fall > FALL_PER_TOKEN * tokens)
 
 
 def dpo_rank(figures: Figures, by: BestBy, tokens: float) -> tuple[float, ...]:
-    """The lower, the better a checkpoint: held-out figures of `keel.methods.dpo.evaluate` as a tuple to compare."""
+    """Return a tuple that is lower for a better checkpoint, from held-out figures of `keel.methods.dpo.evaluate`."""
     loss = mean_of(figures, "loss")
     if by == "loss":
         return (loss,)
@@ -239,7 +239,7 @@ def dpo_rank(figures: Figures, by: BestBy, tokens: float) -> tuple[float, ...]:
 
 
 def dpo_why(history: History, by: BestBy, tokens: float) -> str:
-    """Why the kept checkpoint was kept."""
+    """Say why the kept checkpoint was kept."""
     if by != "displacement":
         words = {"loss": "the lowest held-out loss", "accuracy": "the highest held-out accuracy", "last": "the last"}
         return f"{words[by]} (--best-by {by})"
@@ -249,13 +249,13 @@ def dpo_why(history: History, by: BestBy, tokens: float) -> str:
     if history.best["step"] in gone:
         return "at every checkpoint the chosen answers had become much less likely, and at this one least"
     steps = ", ".join(map(str, gone))
-    return f"the lowest held-out loss among those whose chosen answers stayed likely; not so at step {steps}"
+    return f"the lowest held-out loss among checkpoints whose chosen answers stayed likely; not so at step {steps}"
 
 
 def fell(
     history: History, tokens: float, beside: Beside, *, learning_rate: float, beta: float, held_out: bool
 ) -> Advice | None:
-    """The chosen answers' log-probability fell: by how much, and whether the text still reads."""
+    """Return a warning if the chosen answers' log-probability fell: by how much, and whether the text still reads."""
     remedy = f"lower --learning-rate (now {learning_rate:g}) or raise --beta (now {beta:g})"
     if not held_out:
         rewards, logps = history.first_and_last("rewards/chosen"), history.first_and_last("logps/chosen")
@@ -285,20 +285,20 @@ def _likelier(before: float, after: float) -> str:
 
 
 def unread(beside: Beside, remedy: str) -> Advice | None:
-    """The kept policy writes what its reference finds much less likely than its own answers."""
+    """Return a warning if the reference finds the kept policy's text much less likely than its own answers."""
     return Advice("text", f"{beside.reading()}; {remedy}") if beside.reads() is False else None
 
 
-# --- what else may be amiss -----------------------------------------------------------------------
+# --- other warnings -------------------------------------------------------------------------------
 
 
 def those_due(*found: Advice | None) -> list[Advice]:
-    """The warnings that are due, in order."""
+    """Return the warnings that are due, in order."""
     return [advice for advice in found if advice is not None]
 
 
 def hardly_moved(history: History, learning_rate: float, start: float | None = None) -> Advice | None:
-    """The loss is nearly what it was; `start` is its closed form at step 0 where there is one."""
+    """Return a warning if the loss is nearly what it was; `start` is its closed form at step 0, if it has one."""
     kept = history.kept()
     if kept and "loss" in history.start:
         before, after, where = mean_of(history.start, "loss"), mean_of(kept, "loss"), "held-out"
@@ -316,7 +316,7 @@ def hardly_moved(history: History, learning_rate: float, start: float | None = N
 
 
 def got_worse(history: History, name: str, learning_rate: float, higher: bool = False) -> Advice | None:
-    """Even the kept checkpoint is worse than the start, beyond what its interval explains."""
+    """Return a warning if even the kept checkpoint is worse than the start, beyond what its interval explains."""
     kept = history.kept()
     if not kept or name not in history.start or not isinstance(kept[name], Mapping):
         return None
@@ -331,7 +331,7 @@ def got_worse(history: History, name: str, learning_rate: float, higher: bool = 
 
 
 def policy_still(beside: Beside, learning_rate: float) -> Advice | None:
-    """The policy is its reference but for a trifle."""
+    """Return a warning if the policy has hardly left its reference."""
     if beside.kl is None or abs(beside.kl) >= STILL or (beside.kl_se or 0.0) >= STILL:
         return None
     return Advice(
@@ -342,14 +342,14 @@ def policy_still(beside: Beside, learning_rate: float) -> Advice | None:
 
 
 def all_cut(cut: int, answers: int, option: str, consequence: str) -> Advice | None:
-    """Every answer reached the length limit."""
+    """Return a warning if every answer reached the length limit."""
     if not answers or cut < answers:
         return None
     return Advice("all cut", f"all {answers:,} answers were cut at {option}{consequence}; raise it")
 
 
 def cut_rollouts(history: History, option: str, consequence: str) -> Advice | None:
-    """Rollouts of PPO in which every answer reached the length limit."""
+    """Return a warning if every answer reached the length limit in some of PPO's rollouts."""
     cut = sum(row.get("completions/clipped_ratio") == 1.0 for row in history.rows)
     if not cut:
         return None
@@ -361,16 +361,16 @@ def cut_rollouts(history: History, option: str, consequence: str) -> Advice | No
 
 
 def equal_rewards(value: float, where: str = "") -> Advice:
-    """Say that every reward was the same, which teaches nothing."""
+    """Return the warning that every reward was the same, which teaches nothing."""
     return Advice(
         "equal rewards",
-        f"every reward was equal{where}, {value:g}, which tells no answer from another; look at the answers, at "
+        f"every reward was equal{where}, {value:g}, so none ranks one answer above another; look at the answers, at "
         "--max-new-tokens if they are cut, and at --reward",
     )
 
 
 def flat_scores(sd: float, remedy: str) -> Advice | None:
-    """Scores that tell no answer from another."""
+    """Return a warning if the scores hardly differ between answers."""
     if not sd < FLAT:
         return None
     return Advice("flat scores", f"the scores hardly differ (standard deviation {sd:.2g}): {remedy}")

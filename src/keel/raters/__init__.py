@@ -20,7 +20,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """No judgment: what failed. It is counted and asked again next time, never stored (law 7).
+    """No judgment, and the reason. It is counted and asked again next time, never stored (law 7).
 
     `waiting` says that nothing failed: people have been asked, and will answer in their own time.
     """
@@ -33,15 +33,15 @@ class Rater(Protocol):
     """Says which of two answers is better, in each dimension of its rubric."""
 
     identity: str
-    """Name and version: two raters with one identity would say the same, so that nothing is asked twice."""
+    """Name and version. Two raters with one identity would say the same, so nothing is asked twice."""
 
     def rate(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Judgment] | Missing]]:
-        """(index of a task, its judgments), as they come and in any order; tasks left out were not begun.
+        """Yield (index of a task, its judgments), as they come and in any order; tasks left out were not begun.
 
-        Between two results the caller may stop for good: what was yielded counts, the rest is as if never asked.
+        The caller may stop for good between two results: what was yielded counts, the rest is as if never asked.
         """
         ...
 
     def note(self) -> str:
-        """What the reader of a progress bar should see beside it, such as the cost so far; may be empty."""
+        """Return what a progress bar should show beside it, such as the cost so far; may be empty."""
         ...

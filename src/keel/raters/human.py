@@ -1,4 +1,4 @@
-"""People as raters: what is to be judged is put into the queue of `keel annotate`, and their verdicts come later."""
+"""People as raters: tasks are put into the queue of `keel annotate`, and the verdicts come later."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from keel.store.store import Store
 
 
 class People:
-    """A `Rater` whose verdicts are in the store already, or not given yet: it never holds anybody up."""
+    """A `Rater` whose verdicts are in the store already, or not given yet: it never waits for anybody."""
 
     identity = "people"
 
@@ -21,12 +21,12 @@ class People:
         self._put = 0
 
     def rate(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Judgment] | Missing]]:
-        """Put each task to people, once whenever it is asked; the page shows it in the order of its own seed."""
+        """Put each task to people once, however often it is asked; the page shows it in the order of its own seed."""
         with Store(self.source) as store:
             self._put += Queue(store).add(NewTask(task.prompt, (task.first, task.second)) for task in tasks)
         for index in range(len(tasks)):
             yield index, Missing(f"put to people: keel annotate --store {self.source}", waiting=True)
 
     def note(self) -> str:
-        """How many tasks are new in the queue."""
+        """Return how many tasks are new in the queue, or nothing."""
         return f"{self._put:,} tasks put to people" if self._put else ""

@@ -1,12 +1,12 @@
 """A judge behind any OpenAI-compatible endpoint: OpenAI, vLLM, SGLang, llama.cpp and many more.
 
 Each pair is asked about twice, once in each order, at temperature 0 (`two_orders` makes one verdict of both, `replies`
-has the words). What fails for a while (no connection, no reply in time, 408, 409, 429, 5xx) is asked again
-after growing, jittered waits, an unreadable reply once more; past a deadline the task is `Missing`. What cannot get
-better (401, 402, 403, 404, an exhausted quota) stops the command.
+has the words). A call that fails for a while (no connection, no reply in time, 408, 409, 429, 5xx) is repeated after
+growing, jittered waits; an unreadable reply is asked for once more. Past a deadline the task is `Missing`. A failure
+that waiting does not mend (401, 402, 403, 404, an exhausted quota) stops the command.
 
-Left out on purpose: streaming (a verdict is short), batch interfaces (their prices are half, their waits a day), and
-caching (who keeps the judgments asks only for the rest).
+Left out on purpose: streaming (a verdict is short), batch interfaces (half the price, a day's wait), and caching (a
+caller that keeps the judgments asks only for the rest).
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 _FORMS = ("json_schema", "json_object", "text")
-"""How a structured reply is asked for, the strictest first; a server that refuses one is asked by the next."""
+"""Ways to ask for a structured reply, the strictest first; if a server refuses one, the next is tried."""
 _CHARACTERS_PER_TOKEN = 4  # of English; for servers that do not count
 
 
 class JudgeConfig(Config):
-    """Which model judges, where, how patiently, and for how much."""
+    """Settings of a judge: model, server, patience and budget."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -98,16 +98,16 @@ class JudgeConfig(Config):
 
 @dataclass(slots=True)
 class Spent:
-    """Tokens of all replies that came, unreadable ones included; calls that brought none are not in it."""
+    """Tokens of all replies that came, unreadable ones included; calls that brought none are not counted."""
 
     tokens_in: int = 0
     tokens_out: int = 0
     replies: int = 0
     estimated: int = 0
-    """Replies whose server did not count its tokens: for them a token is four characters."""
+    """Replies whose server did not count its tokens; a token is then taken as four characters."""
 
     def add(self, usage: Any, messages: Sequence[Message], text: str) -> None:
-        """Count one reply, by what the server says it took or by the length of its texts."""
+        """Count one reply, by the server's figures or else by the length of its texts."""
         read, written = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
         if not (isinstance(read, int) and isinstance(written, int) and min(read, written) >= 0):
             self.estimated += 1
@@ -125,9 +125,9 @@ class Spent:
 class Judge:
     """A `Rater` whose verdicts come from a language model at an endpoint.
 
-    What it counts as it goes: `spent`, `missing` (tasks without a verdict), `refused` (those of them that the judge
-    declined), `compared` (verdicts of both orders) and `position_flips` (those of them where the same place won twice,
-    which makes them ties), `out_of_budget` (whether tasks were left out for that).
+    It counts as it goes: `spent`; `missing` (tasks without a verdict); `refused` (those of them that the judge
+    declined); `compared` (verdicts of both orders); `position_flips` (those of them in which the same position won
+    twice, which makes them ties). `out_of_budget` says whether tasks were left out for lack of budget.
     """
 
     def __init__(self, config: JudgeConfig, rubric: Rubric = DEFAULT_RUBRIC) -> None:
@@ -144,9 +144,10 @@ class Judge:
     # --- what a rater does
 
     def rate(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Judgment] | Missing]]:
-        """Verdicts as they come. At most `concurrency` pairs are begun and not yet taken, so that stopping wastes few.
+        """Yield verdicts as they come.
 
-        Raises `InputError` where the endpoint will never answer: a wrong key, model or address.
+        At most `concurrency` pairs are begun and not yet taken, so that stopping wastes few. Raises `InputError` if the
+        endpoint will never answer: a wrong key, model or address.
         """
         waiting = deque(enumerate(tasks))
         running: dict[Future[list[Judgment] | Missing], int] = {}
@@ -162,9 +163,9 @@ class Judge:
                 yield running.pop(done), done.result()
 
     def require_server(self) -> None:
-        """Refuse a server of one's own that is not there, before anything is drawn for it; asked once, by a connection.
+        """Refuse a self-hosted server that is not there, before anything is drawn for it.
 
-        Behind a proxy that cannot be told.
+        One connection is tried. Behind a proxy this cannot be told, so nothing is refused.
         """
         address = self.config.base_url or os.environ.get("OPENAI_BASE_URL", "")
         url = urlsplit(address)
@@ -180,7 +181,7 @@ class Judge:
             raise InputError(f"{address}: no server there ({said}); start it, or mend --judge-server") from error
 
     def note(self) -> str:
-        """`$0.42, 12,300 tokens, 3 missing`."""
+        """Return `$0.42, 12,300 tokens, 3 missing`."""
         about = "about " if self.spent.estimated else ""
         parts = [] if self.money is None else [f"{about}${self.money:,.2f}"]
         parts.append(f"{about}{self.spent.tokens:,} tokens")
@@ -191,13 +192,13 @@ class Judge:
 
     @property
     def money(self) -> float | None:
-        """What was spent; None without prices."""
+        """Return the money spent; None without prices."""
         if self.config.price_in is None or self.config.price_out is None:
             return None
         return (self.spent.tokens_in * self.config.price_in + self.spent.tokens_out * self.config.price_out) / 1e6
 
     def _over_budget(self) -> bool:
-        """Asked only where a task waits to be begun: if so, it is left out."""
+        """Say whether the budget is spent; asked only if a task waits to be begun, which is then left out."""
         limits = ((self.config.budget, self.money), (self.config.token_budget, self.spent.tokens))
         self.out_of_budget = any(limit is not None and spent is not None and spent >= limit for limit, spent in limits)
         return self.out_of_budget
@@ -205,7 +206,7 @@ class Judge:
     # --- one task
 
     async def _judge(self, client: AsyncOpenAI, task: Task) -> list[Judgment] | Missing:
-        """Both orders, one after the other, before the deadline."""
+        """Judge a task in both orders, one after the other, before the deadline."""
         if identical(task):
             return as_judgments(task, dict.fromkeys(self.rubric.names, IDENTICAL), self.identity, self.rubric)
         started, troubles = time.monotonic(), ["no reply"]
@@ -225,7 +226,7 @@ class Judge:
         return as_judgments(task, settled, self.identity, self.rubric, both_as_text(shown, swapped), seconds)
 
     async def _hear(self, client: AsyncOpenAI, task: Task, troubles: list[str]) -> str:
-        """A readable reply to one order; `troubles` learns of what went wrong on the way."""
+        """Return a readable reply to one order; append what went wrong on the way to `troubles`."""
         messages, unreadable, attempt = ask_for_verdict(task, self.rubric), False, 0
         while True:
             try:
@@ -247,7 +248,7 @@ class Judge:
             await asyncio.sleep(pause)
 
     async def _call(self, client: AsyncOpenAI, messages: list[Message]) -> tuple[str, bool]:
-        """A reply's text, and whether its length limit cut it, in the strictest form that the server takes.
+        """Return a reply's text, and whether its length limit cut it, in the strictest form that the server takes.
 
         A looser form is kept for later calls once it has worked: a request refused in every form was at fault itself.
         """
@@ -263,7 +264,7 @@ class Judge:
         raise refusal
 
     async def _post(self, client: AsyncOpenAI, messages: list[Message], form: str) -> Any:
-        """One request. What the client raises becomes `_Again`, `_Form`, another `NoVerdict`, or `InputError`."""
+        """Send one request. Errors of the client become `_Again`, `_Form`, another `NoVerdict`, or `InputError`."""
         import openai
 
         try:
@@ -277,12 +278,12 @@ class Judge:
             raise self._meaning(error, client) from error
         except (ValueError, openai.APIResponseValidationError) as error:
             raise Unreadable("the server's answer is not JSON") from error
-        except Exception as error:  # whatever else a connection may come to: one task's affair, not the command's
+        except Exception as error:  # any other failure costs one task, not the command
             raise NoVerdict(f"the request failed ({type(error).__name__}: {first_line(error)})") from error
 
     def _request(self, client: AsyncOpenAI, messages: list[Message], form: str) -> dict[str, Any]:
         request: dict[str, Any] = {"model": self.config.model, "messages": messages}
-        own = client.base_url.host.endswith("openai.com")  # whose newer models know the second name alone
+        own = client.base_url.host.endswith("openai.com")  # whose newer models know only max_completion_tokens
         request["max_completion_tokens" if own else "max_tokens"] = self.config.reply_tokens
         if self.config.temperature is not None:
             request["temperature"] = self.config.temperature
@@ -294,13 +295,13 @@ class Judge:
         return request
 
     def _meaning(self, error: Any, client: AsyncOpenAI) -> Exception:
-        """What a status other than 200 asks for."""
+        """Return the exception that a status other than 200 calls for."""
         status, code, said = error.status_code, str(error.code), server_said(error, self._key)
         remedy = None
         if status in (401, 403):
             remedy = f"set {self.config.key_variable} to a key that may ask this model"
         elif status == 402 or code == "insufficient_quota":
-            remedy = "pay in, or name another endpoint"
+            remedy = "add credit, or name another endpoint"
         elif status == 404 or code == "model_not_found":
             remedy = f"check the model's name ({self.config.model}) and the address ({client.base_url}, usually …/v1)"
         elif error.param == "temperature":
@@ -318,7 +319,7 @@ class Judge:
         return NoVerdict(said)
 
     def _read(self, completion: Any, messages: list[Message]) -> tuple[str, bool]:
-        """A completion's text and whether it was cut; its tokens are counted, whatever it says."""
+        """Return a completion's text and whether it was cut; count its tokens, whatever it says."""
         try:
             choice = completion.choices[0]
             text, declined, end = choice.message.content, getattr(choice.message, "refusal", None), choice.finish_reason
@@ -336,7 +337,7 @@ class Judge:
 
 
 class _Again(NoVerdict):
-    """Failed for a while; `after` is how many seconds the server asks to wait at least."""
+    """The call failed for a while; `after` is the least number of seconds that the server asks to wait."""
 
     def __init__(self, reason: str, after: float = 0.0) -> None:
         super().__init__(reason)
@@ -348,10 +349,10 @@ class _Form(NoVerdict):
 
 
 def _key(config: JudgeConfig) -> str:
-    """The key, from the environment alone. Servers of one's own often need none."""
+    """Return the key, from the environment alone. Self-hosted servers often need none."""
     key = os.environ.get(config.key_variable, "").strip()
-    if not key.isascii() or not key.isprintable():  # a client would quote it when it complains
-        raise InputError(f"the environment variable {config.key_variable} holds no key: signs that a key cannot have")
+    if not key.isascii() or not key.isprintable():  # a client would quote it in its error
+        raise InputError(f"the environment variable {config.key_variable} holds characters that a key cannot have")
     elsewhere = config.base_url is not None or "OPENAI_BASE_URL" in os.environ
     if not key and not (elsewhere and config.key_variable == "OPENAI_API_KEY"):
         raise InputError(f"no API key: set the environment variable {config.key_variable}, or name another one")
@@ -359,7 +360,7 @@ def _key(config: JudgeConfig) -> str:
 
 
 def _client(config: JudgeConfig, key: str) -> AsyncOpenAI:
-    """The official client, its own repetitions switched off."""
+    """Return the official client, its own retries switched off."""
     try:
         from openai import AsyncOpenAI
     except ImportError as error:

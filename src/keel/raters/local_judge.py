@@ -1,8 +1,9 @@
-"""A judge that is a model of one's own: any causal language model, read by the log-probabilities of four letters.
+"""A judge that is your own model: any causal language model, read by the log-probabilities of four letters.
 
 The model reads the guideline and the pair and is asked for one letter: A, B, C (a tie) or D (both bad). The letter with
 the highest log-probability is its verdict, so nothing is drawn and nothing needs parsing. Each pair is read in both
-orders; where they disagree it is a tie. Letters rather than words, because they are equally long and equally common.
+orders; if they disagree, it is a tie. It answers in letters, not words, because they are equally long and equally
+common.
 
 The verdicts carry no strength (0, not graded): a log-probability is the model's certainty, not the answers' distance.
 """
@@ -52,10 +53,10 @@ _BEFORE_ANSWER = "Verdict:"  # what plain text ends with; in a chat the template
 _AT_ONCE = 16  # tasks per round: results come in rounds, and little is lost when the caller stops
 
 _TEMPLATE = wording_version(_QUESTION, _BEFORE_ANSWER, list(_LETTERS))
-"""Version of the words that ask, a hash of them: part of a judge's identity."""
+"""Version of the question's wording, a hash of it: part of a judge's identity."""
 
 _Scores = dict[str, dict[str, float]]
-"""Of one order: per dimension the log-probability of each letter, in nats."""
+"""Log-probability of each letter in each dimension, in nats, for one order."""
 
 
 class LocalJudge:
@@ -73,16 +74,16 @@ class LocalJudge:
             raise InputError(f"{name}: its tokenizer does not tell A, B, C and D apart; give another model as judge")
 
     def rate(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Judgment] | Missing]]:
-        """Verdicts in order, a round of tasks at a time."""
+        """Yield verdicts in order, a round of tasks at a time."""
         for start in range(0, len(tasks), _AT_ONCE):
             yield from enumerate(self._round(tasks[start : start + _AT_ONCE]), start)
 
     def note(self) -> str:
-        """How many tasks have no verdict, where any."""
+        """Return how many tasks have no verdict, or nothing."""
         return f"{self.missing} missing" if self.missing else ""
 
     def _round(self, tasks: Sequence[Task]) -> list[list[Judgment] | Missing]:
-        """Some tasks' verdicts, all from as few passes as they need."""
+        """Return the verdicts of some tasks, all from as few passes as they need."""
         results: list[list[Judgment] | Missing] = []
         asked: dict[int, list[Bundle]] = {}
         for index, task in enumerate(tasks):
@@ -99,7 +100,7 @@ class LocalJudge:
         return results
 
     def _asked(self, task: Task) -> tuple[list[Bundle], str | None]:
-        """What the model is asked about a task, and why it cannot be, or None. Identical answers need no question."""
+        """Return a task's bundles, and why the model cannot be asked, or None. Identical answers need no bundle."""
         try:
             bundles = [] if identical(task) else self._bundles(task)
         except RowFault as fault:
@@ -107,7 +108,7 @@ class LocalJudge:
         return bundles, self._fault(bundles)
 
     def _bundles(self, task: Task) -> list[Bundle]:
-        """Per order and dimension a bundle of four completions, a letter each."""
+        """Return a bundle of four completions, a letter each, per order and dimension."""
         return [self._bundle(guideline, t) for t in (task, swap(task)) for _, guideline in self.rubric.dimensions]
 
     def _bundle(self, guideline: str, task: Task) -> Bundle:
@@ -117,12 +118,12 @@ class LocalJudge:
         return Bundle(self.text.prompt_ids(prompt), [Completion(ids, truncated=True) for ids in self._letters(prompt)])
 
     def _letters(self, prompt: Prompt) -> list[list[int]]:
-        """Tokens of each letter as an answer, without the EOS: whether the model would have stopped is not asked."""
+        """Return each letter's tokens as an answer, without EOS: whether the model would stop there is not asked."""
         before = " " if isinstance(prompt, str) else ""
         return [self.text.completion_ids(prompt, before + letter)[:-1] for letter in _LETTERS]
 
     def _fault(self, bundles: Sequence[Bundle]) -> str | None:
-        """Why the model cannot be asked, or None."""
+        """Return why the model cannot be asked, or None."""
         most = positions(self.model)
         longest = max((len(b.prompt_ids) + len(c) for b in bundles for c in b.completions), default=0)
         if most is None or longest <= most:
@@ -130,7 +131,7 @@ class LocalJudge:
         return f"the pair is too long for the judge: {longest} tokens, it reads {most}"
 
     def _settled(self, task: Task, scores: list[list[float]]) -> list[Judgment]:
-        """One task's judgments from the log-probabilities of its bundles, which are kept as `raw`."""
+        """Return one task's judgments from the log-probabilities of its bundles, which are kept as `raw`."""
         if not all(math.isfinite(x) for row in scores for x in row):
             raise InputError("the judge's log-probabilities are not finite: try --precision fp32, or another model")
         rows = iter([dict(zip(_LETTERS, row, strict=True)) for row in scores])
@@ -142,14 +143,14 @@ class LocalJudge:
 
 
 def load_local_judge(name: str, machine: Machine, rubric: Rubric = DEFAULT_RUBRIC) -> LocalJudge:
-    """The judge in a checkpoint folder, a run folder, or of a hub name."""
+    """Load the judge from a checkpoint folder, a run folder, or a hub name."""
     model = checkpoints.load_policy(name, machine)
     text = checkpoints.load_text(name, Spelling(trust_remote_code=machine.trust_remote_code))
     return LocalJudge(model, text, Path(name).name, rubric, machine.micro_tokens)
 
 
 def read_scores(raw: str) -> dict[str, Settled]:
-    """The verdict in each dimension from `Judgment.raw`, as it was. Empty (identical answers) holds none."""
+    """Return the verdict in each dimension from `Judgment.raw`, as it was; none if empty (identical answers)."""
     orders: dict[str, _Scores] = json.loads(raw) if raw else {"as_shown": {}, "swapped": {}}
     return {name: _verdict(orders, name) for name in orders["as_shown"]}
 
@@ -159,7 +160,7 @@ def _verdict(orders: dict[str, _Scores], name: str) -> Settled:
 
 
 def _heard(letters: dict[str, Any]) -> Heard:
-    """The likeliest letter."""
+    """Return the verdict of the likeliest letter."""
     best = max(letters, key=lambda letter: letters[letter])
     likeliest = ", ".join(f"{letter} {value:.2f}" for letter, value in letters.items())
     return Heard(_LETTERS[best], rationale=f"log-probabilities {likeliest}.")

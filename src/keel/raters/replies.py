@@ -1,8 +1,8 @@
-"""What a judge is asked in words, and how its reply is read: leniently in form, strictly in content.
+"""Wording of a judge's question, and reading of its reply: lenient in form, strict in content.
 
-A verdict is the JSON object that ends a whole reply. What stands before it is reasoning, in marks or without, and may
-quote other objects; what is quoted, what prose follows, and what a length limit cut is none. A raw reply is kept with
-every judgment; `read_again` reads it by the same rule, without asking anew.
+A verdict is the JSON object that ends a whole reply. The text before it is reasoning, in marks or without, and may
+quote other objects. An object that is quoted, followed by prose or cut by a length limit is no verdict. A raw reply is
+kept with every judgment; `read_again` reads it by the same rule, without asking again.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _REFUSAL = re.compile(
 
 
 class NoVerdict(Exception):  # noqa: N818  (a task without a verdict is no error of the program)
-    """Why a task has no verdict; the text becomes the reason of a `Missing`."""
+    """Reason why a task has no verdict; the text becomes the reason of a `Missing`."""
 
 
 class Unreadable(NoVerdict):
-    """The reply holds no verdict in each dimension: worth asking once more."""
+    """The reply does not hold a verdict in each dimension: worth asking once more."""
 
 
 class Refused(NoVerdict):
@@ -58,14 +58,14 @@ class Refused(NoVerdict):
 
 
 def ask_for_verdict(task: Task, rubric: Rubric) -> list[Message]:
-    """The chat that asks for a verdict on a pair in this order."""
+    """Return the chat that asks for a verdict on a pair in this order."""
     form = json.dumps(dict.fromkeys(rubric.names, _FORM), ensure_ascii=False)
     rules = _RUBRIC.format(rubric=rubric, form=form)
     return [{"role": "system", "content": _SYSTEM + rules}, {"role": "user", "content": show(task)}]
 
 
 def schema(rubric: Rubric) -> dict[str, Any]:
-    """JSON schema of a reply, in the subset that strict structured outputs take; reasons come before the verdict."""
+    """Return the JSON schema of a reply, in the subset that strict structured outputs take; reasons come first."""
     verdict = _object(
         {
             "rationale": {"type": "string"},
@@ -86,7 +86,7 @@ def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
 
 
 TEMPLATE = wording_version(_SYSTEM, _RUBRIC, _FORM, list(_VERDICTS))
-"""Version of the words that ask, a hash of them: part of a judge's identity."""
+"""Version of the question's wording, a hash of it: part of a judge's identity."""
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -96,18 +96,18 @@ _OPENS = r"(?m:^[ \t]*)(?:<(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[THIN
 _CLOSES = r"</(?:\w+:)?(?:think|thinking|thought|reasoning)>|\[/THINK\]|◁/think▷|<channel\|>"
 _CHANNEL = r"<\|channel\|>\s*(?P<channel>\w+)"
 _THINKING = re.compile(f"(?P<opens>{_OPENS})|(?P<closes>{_CLOSES})|{_CHANNEL}", re.IGNORECASE)
-"""Marks of reasoning. Of channels only the final one speaks."""
+"""Marks of reasoning. Of the channels, only the final one holds the reply."""
 _BESIDE = re.compile(r"[`~]{3,}\w*|[`*\s]+|\[|<\w+>")
-"""What may stand before a verdict on its line: a code fence, emphasis, the beginning of a list or a tag."""
+"""Text allowed before a verdict on its line: a code fence, emphasis, the beginning of a list or a tag."""
 _BEHIND = re.compile(r"(?:[`~*\s]|\]|</\w+>|<\|[^<>|]*\|>)*")
-"""What may follow it: the ends of these, white space, and marks of the reply's end."""
+"""Text allowed after a verdict: the ends of these, white space, and marks of the reply's end."""
 
 
 def read_reply(text: str, rubric: Rubric, cut: bool = False, shown: str = "") -> dict[str, Heard]:
-    """The verdict in each dimension, from the JSON object that ends a whole reply.
+    """Return the verdict in each dimension, from the JSON object that ends a whole reply.
 
-    `cut` says that a length limit ended the reply, `shown` is what the judge was shown: an object that stands there is
-    a quotation. Raises `Refused` if the reply begins by declining, `Unreadable` if it does not hold what was asked for.
+    `cut` says that a length limit ended the reply. `shown` is what the judge was shown: an object found there is a
+    quotation. Raises `Refused` if the reply begins by declining, `Unreadable` if it does not hold what was asked for.
     """
     if cut:
         raise Unreadable("the reply was cut at its length limit; raise --judge-reply-tokens")
@@ -122,14 +122,14 @@ def read_reply(text: str, rubric: Rubric, cut: bool = False, shown: str = "") ->
 
 
 def _verdict(text: str, found: Sequence[_Object], before: str | None, rubric: Rubric, shown: str) -> dict[str, Heard]:
-    """What the last object says, if it ends the reply and is the judge's own; `before` is what was said before it."""
+    """Return the last object's verdicts, if it ends the reply and is the judge's own; `before` precedes it."""
     if before is None:
         raise Unreadable("the reply ends within its reasoning")
     if not found:
         raise Unreadable("the reply holds no JSON object")
     last = found[-1]
     if not _BEHIND.fullmatch(text, last.end):
-        raise Unreadable("the reply goes on behind its JSON object")
+        raise Unreadable("the reply goes on after its JSON object")
     heard = _heard_of(last, rubric)
     if last.text in shown:
         raise Unreadable("the reply ends with a quotation of what the judge was shown")
@@ -140,7 +140,7 @@ def _verdict(text: str, found: Sequence[_Object], before: str | None, rubric: Ru
 
 
 def _without_reasoning(text: str) -> str | None:
-    """What is said behind the reasoning; None where that has not ended. Its beginning may stand in the prompt."""
+    """Return the text after the reasoning; None if that has not ended. Its beginning may stand in the prompt."""
     start: int | None = 0
     for mark in _THINKING.finditer(text):
         speaks = mark["closes"] or (mark["channel"] or "").lower() == "final"
@@ -153,7 +153,7 @@ def _heard_of(found: _Object, rubric: Rubric) -> dict[str, Heard]:
 
 
 def _differs(found: _Object, heard: Mapping[str, Heard], rubric: Rubric) -> bool:
-    """Whether an object holds other verdicts than these."""
+    """Say whether an object holds other verdicts than these."""
     try:
         others = _heard_of(found, rubric)
     except Unreadable:
@@ -162,7 +162,7 @@ def _differs(found: _Object, heard: Mapping[str, Heard], rubric: Rubric) -> bool
 
 
 def _entry(found: dict[str, Any], name: str, rubric: Rubric) -> Any:
-    """What a reply says of a dimension; of the only one it may speak without the name."""
+    """Return a reply's entry for a dimension; if there is only one dimension, the reply may leave out its name."""
     return found.get(name, found if len(rubric.names) == 1 else None)
 
 
@@ -190,7 +190,7 @@ def _strength(name: str, value: Any) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Object:
-    """A JSON object, and where it stands in a text."""
+    """A JSON object and its place in a text."""
 
     value: dict[str, Any]
     text: str
@@ -199,7 +199,7 @@ class _Object:
 
 
 def _objects(text: str) -> Iterator[_Object]:
-    """Every outermost JSON object in a text."""
+    """Yield every outermost JSON object in a text."""
     decoder, at = json.JSONDecoder(), text.find("{")
     while at >= 0:
         try:
@@ -214,15 +214,15 @@ def _objects(text: str) -> Iterator[_Object]:
 
 
 def both_as_text(shown: str, swapped: str) -> str:
-    """Both replies as one text, for `Judgment.raw`."""
+    """Return both replies as one text, for `Judgment.raw`."""
     return json.dumps({"as_shown": shown, "swapped": swapped}, ensure_ascii=False)
 
 
 def read_again(raw: str, rubric: Rubric) -> dict[str, Settled]:
-    """The verdict in each dimension from `Judgment.raw`. Empty stands for identical answers.
+    """Return the verdict in each dimension from `Judgment.raw`. Empty stands for identical answers.
 
-    Raises `NoVerdict` if the rubric asks for what those replies do not say, or if `raw` is not of this judge; also if
-    an earlier version took the verdict out of a reply that went on behind it: what it says is not sure.
+    Raises `NoVerdict` if the rubric asks for what the replies do not say, or if `raw` is not of this judge. It also
+    does so if an earlier version took the verdict from a reply that went on after it, since such a verdict is not sure.
     """
     if not raw:
         return dict.fromkeys(rubric.names, IDENTICAL)

@@ -1,6 +1,6 @@
 """Rules as a rater: the answer with the higher score is better, in each dimension of the rubric.
 
-The language of rules is that of `keel.text.rules`; a reward and a rater can be one file.
+Rules are written in the language of `keel.text.rules`; a reward and a rater can be one file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class RuleRater:
         self.missing = 0
 
     def rate(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Judgment] | Missing]]:
-        """In the order of the tasks."""
+        """Yield the judgments in the order of the tasks."""
         for index, task in enumerate(tasks):
             try:
                 yield index, self._judge(task)
@@ -30,7 +30,7 @@ class RuleRater:
                 yield index, Missing(f"{self.rubric.name}: {fault}")
 
     def note(self) -> str:
-        """`3 missing`, or nothing."""
+        """Return `3 missing`, or nothing."""
         return f"{self.missing} missing" if self.missing else ""
 
     def _judge(self, task: Task) -> list[Judgment]:
@@ -39,7 +39,7 @@ class RuleRater:
         return [self._in(dimension, task, first, second) for dimension in self.rubric.dimensions]
 
     def _in(self, dimension: str, task: Task, first: list[Measured], second: list[Measured]) -> Judgment:
-        """The judgment in one dimension; its comment has what each answer was found to be where that made a gap."""
+        """Return the judgment in one dimension; its comment gives what each rule found, if that made a gap."""
         gaps, reasons, size = [], [], 0.0
         for rule, one, other in zip(self.rubric.rules, first, second, strict=True):
             if rule.dimension != dimension:
@@ -62,7 +62,10 @@ class RuleRater:
         )
 
     def _outcome(self, lead: float, size: float) -> Outcome:
-        """`lead` is the first's score less the second's, right to some 1e-15 of `size`, the sum of all its parts."""
+        """Return the outcome for `lead`, the first's score less the second's.
+
+        `lead` is right to some 1e-15 of `size`, the sum of the absolute values of all its parts.
+        """
         if abs(lead) <= self.rubric.ties + 1e-15 * (size + self.rubric.ties):
             return "tie"
         return "first" if lead > 0 else "second"

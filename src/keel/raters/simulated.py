@@ -1,4 +1,4 @@
-"""The embedded world's people as raters: they see a prompt and two answers and say which they prefer."""
+"""People of the embedded world as raters: they see a prompt and two answers and say which they prefer."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from keel.text.tokenisation import prompt_text
 
 
 class Simulated:
-    """A `Rater` that is a crowd: each task is judged by one person drawn anew, as the seed and the task decide."""
+    """A `Rater` that is a crowd: one person, drawn anew from the seed and the task, judges each task."""
 
     def __init__(self, seed: int, population: world.Population | None = None) -> None:
         self.seed, self.population = seed, population or world.Population()
         self.identity = f"simulated people, seed {seed}"
 
     def rate(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Judgment] | Missing]]:
-        """One vote on each, in order; the same task gets the same vote whenever it is asked."""
+        """Yield one vote per task, in order; the same task gets the same vote whenever it is asked."""
         for index, task in enumerate(tasks):
             prompt, first, second = prompt_text(task.prompt).strip(), task.first, task.second
             shown = (f"{answer.draw}\0{answer.text}" for answer in (first, second))
             rng = random.Random("\0".join((str(self.seed), prompt, *shown)))
-            if not _knows(prompt):  # asked first, since the careless vote without reading
+            if not _knows(prompt):  # checked first, since careless people vote without reading
                 yield index, Missing("simulated people judge answers to prompts of the embedded world only")
                 continue
             vote = world.vote(prompt, first.text, second.text, rng, self.population)
@@ -33,7 +33,7 @@ class Simulated:
             yield index, [Judgment(task.prompt, (first, second), verdict, rater=vote.rater, kind="simulated")]
 
     def require_known(self, rows: Sequence[PromptRow], source: str) -> None:
-        """Refuse prompts none of which is of the embedded world, before anything is drawn for them."""
+        """Refuse prompts if none is of the embedded world, before anything is drawn for them."""
         if not any(_knows(prompt_text(row.prompt).strip()) for row in rows):
             raise InputError(
                 f"{source}: simulated people judge answers to prompts of the embedded world only, and none of these "
@@ -41,12 +41,12 @@ class Simulated:
             )
 
     def note(self) -> str:
-        """Nothing: they ask for no money."""
+        """Return nothing: simulated people ask for no money."""
         return ""
 
 
 def _knows(prompt: str) -> bool:
-    """Whether a prompt is of the embedded world."""
+    """Say whether a prompt is of the embedded world."""
     try:
         world.utility(prompt, "")
     except ValueError:

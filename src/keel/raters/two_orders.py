@@ -1,7 +1,7 @@
-"""What model judges share: how a pair is shown to a model, and how its verdicts in both orders become one.
+"""Shared parts of model judges: showing a pair to a model, and making one verdict of those in both orders.
 
-A judge sees each pair twice, with the answers in either order. Where the two verdicts disagree, the judge has no
-opinion: a tie. Answers that are equal but for outer white space are a tie that nobody is asked about.
+A judge sees each pair twice, with the answers in either order. If the two verdicts disagree, the judge has no opinion:
+a tie. Answers that are equal but for outer white space are a tie that nobody is asked about.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _SIGN: dict[Outcome, int] = {"first": 1, "second": -1}
 
 
 def swap(task: Task) -> Task:
-    """The same pair with its answers in the other order."""
+    """Return the pair with its answers in the other order."""
     return replace(task, first=task.second, second=task.first)
 
 
 def identical(task: Task) -> bool:
-    """Whether there is nothing to compare."""
+    """Say whether there is nothing to compare."""
     return stripped(task.first) == stripped(task.second)
 
 
 def show(task: Task) -> str:
-    """The pair as text: the prompt, answer A (the first) and answer B, each between marks.
+    """Return the pair as text: the prompt, answer A (the first) and answer B, each between marks.
 
-    The marks hold a hash of the pair, the same in both orders, so that no answer can write one and pass for another.
+    The marks hold a hash of the pair, the same in both orders, so that no answer can write a mark and pass for another.
     """
     prompt, first, second = _readable(task.prompt), text_of(task.first), text_of(task.second)
     texts = "\0".join([prompt, *sorted((first, second))])
@@ -47,14 +47,14 @@ def show(task: Task) -> str:
 
 
 def _readable(prompt: Prompt) -> str:
-    """Chat turns one beneath the other, each headed by who speaks; plain text as it stands."""
+    """Return chat turns one beneath the other, each headed by its role; plain text as it stands."""
     if isinstance(prompt, str):
         return prompt
     return "\n\n".join(f"{role}:\n{text}" for role, text in turns_of(prompt))
 
 
 def wording_version(*words: object) -> str:
-    """Hash, 4 hex digits, of the words by which a judge asks and of how it is shown a pair."""
+    """Return a hash, 4 hex digits, of the words that a judge asks with and of how it is shown a pair."""
     blank = show(Task([{"role": "user", "content": ""}], Answer(""), Answer(" ")))
     return hashlib.sha256(repr((blank, *words)).encode()).hexdigest()[:4]
 
@@ -64,7 +64,7 @@ def wording_version(*words: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What a judge said of a pair in one order: "first" is the answer that stood first, whichever that was."""
+    """Verdict of a judge on a pair in one order: "first" is the answer that stood first, whichever that was."""
 
     outcome: Outcome
     strength: float = 0.0
@@ -73,7 +73,7 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The verdict of both orders. `flipped` says that the same *place* won twice: then the place was judged."""
+    """Verdict of both orders. `flipped` says that the same *position* won twice: then the position was judged."""
 
     preference: Preference
     flipped: bool = False
@@ -81,12 +81,12 @@ class Settled:
 
 
 _DISAGREE = "The two orders disagree."
-"""How the comment begins of a tie that is one for that."""
+"""Prefix of the comment on a tie caused by disagreeing orders."""
 IDENTICAL = Settled(Preference("tie"), comment="identical answers: nobody was asked")
 
 
 def settle(shown: Heard, swapped: Heard) -> Settled:
-    """One verdict, in the order of `shown`: that of both orders with their mean strength, or a tie (strength 0)."""
+    """Return one verdict, in the order of `shown`: the common one with the mean strength, or a tie (strength 0)."""
     if shown.outcome == MIRROR.get(swapped.outcome, swapped.outcome):
         strength = (shown.strength + swapped.strength) / 2 if shown.outcome in MIRROR else 0.0
         return Settled(Preference(shown.outcome, strength), comment=shown.rationale)
@@ -98,7 +98,7 @@ def settle(shown: Heard, swapped: Heard) -> Settled:
 def as_judgments(
     task: Task, settled: Mapping[str, Settled], judge: str, rubric: Rubric, raw: str = "", seconds: float | None = None
 ) -> list[Judgment]:
-    """One judgment per dimension of the rubric; `judge` is the rater's identity, `raw` what all of them stand on."""
+    """Return one judgment per dimension; `judge` is the rater's identity, `raw` what all the judgments stand on."""
     return [
         Judgment(
             task.prompt,
@@ -116,18 +116,18 @@ def as_judgments(
     ]
 
 
-# --- does it count words? -------------------------------------------------------------------------
+# --- verbosity bias -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class VerbosityBias:
-    """How far a judge can be replaced by counting characters, and how many of its ties are no opinion.
+    """Bias of a judge towards longer answers, and the share of its ties that are no opinion.
 
-    `prefers_longer`: share of verdicts for one of two answers of unequal length that are for the longer one.
-    `baseline_agreement`: how often "the longer answer wins" (a tie at equal length) says what the judge says, over all
-    verdicts; ½ where only one of the two says tie. `ties` counts the judge's ties, pairs that are both bad included,
-    `equal_length` its verdicts between answers of one length. `orders_disagree`: share of the ties that are one since
-    the judge said otherwise when the answers changed places.
+    `prefers_longer`: share for the longer answer among verdicts for one of two answers of unequal length.
+    `baseline_agreement`: how often "the longer answer wins" (a tie at equal length) agrees with the judge, over all
+    verdicts; ½ if only one of the two says tie. `ties` counts the judge's ties, pairs that are both bad included;
+    `equal_length` counts its verdicts between answers of one length. `orders_disagree`: share of the ties that are due
+    to disagreeing orders.
     """
 
     prefers_longer: stats.Estimate
@@ -146,7 +146,7 @@ class VerbosityBias:
         return "; ".join(filter(None, parts))
 
     def as_dict(self) -> dict[str, object]:
-        """For a summary; a rate of nothing is None."""
+        """Return the form in a summary; a rate of nothing is None."""
         return {
             name: getattr(self, name).as_dict() if getattr(self, name).n else None
             for name in ("prefers_longer", "baseline_agreement", "orders_disagree")
@@ -154,12 +154,12 @@ class VerbosityBias:
 
 
 _Sides = tuple[int, int, bool, str]
-"""Of a verdict: 1 for the first answer, -1 for the second, 0 for neither; the same of the longer answer; whether the
-two orders disagree; the prompt's key."""
+"""Winner (1 the first answer, -1 the second, 0 neither), longer answer likewise, whether the two orders disagree, and
+the prompt's key."""
 
 
 def verbosity_bias(judgments: Iterable[Judgment]) -> VerbosityBias:
-    """The bias of some judgments of pairs; other verdicts (scores, rankings) say nothing of it and are passed over.
+    """Return the bias of judgments of pairs; other verdicts (scores, rankings) say nothing of it and are skipped.
 
     Length is counted in characters without outer white space. Intervals treat the prompts as the independent examples.
     Give one dimension at a time, or see `verbosity_biases`.
@@ -168,7 +168,7 @@ def verbosity_bias(judgments: Iterable[Judgment]) -> VerbosityBias:
 
 
 def verbosity_biases(judgments: Iterable[Judgment]) -> dict[str, VerbosityBias]:
-    """The same by dimension, in the order of their names."""
+    """Return the verbosity bias in each dimension, in the order of their names."""
     verdicts: dict[str, list[_Sides]] = defaultdict(list)
     for judgment in judgments:
         if (sides := _sides(judgment)) is not None:

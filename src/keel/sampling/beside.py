@@ -1,7 +1,7 @@
-"""What a trained policy writes to a few held-out prompts, beside what its reference writes, and the KL between them.
+"""A trained policy's answers to a few held-out prompts, beside its reference's answers, and the KL between the two.
 
-A look at the end of a run: few prompts, short answers, a generator of its own. Left out: the KL of whole answers where
-they are longer (PPO's `objective/kl` is that, in training).
+This is a look at the end of a run: few prompts, short answers, a generator of its own. Left out: the KL of whole
+answers if they are longer (PPO's `objective/kl` is that, in training).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from keel.sampling.protocol import SamplingOptions, sample
 from keel.text.tokenisation import Text, prompt_text
 
 _ANSWERS = 32
-"""Answers of the policy and of the reference, to as many prompts if there are so many."""
+"""Answers of the policy and of the reference, one per prompt if there are enough prompts."""
 _LONGEST = 64
-"""Tokens of an answer, at most."""
+"""Maximum tokens of an answer."""
 _SAMPLES = 3
-"""Of them, those that are shown."""
+"""Number of answers shown."""
 
 
 def look_beside(
@@ -45,8 +45,8 @@ def look_beside(
 ) -> Beside:
     """Draw the policy's and the reference's answers to held-out prompts, and measure both by the reference.
 
-    Both draw from the same generator. What cannot be drawn is no failed run: the result says why. `name` is what the
-    reference is called beside a sample.
+    Both draw from the same generator. If the draw fails, the run does not: the result says why. `name` labels the
+    reference's text in a sample.
     """
     if not held_out:
         return Beside(why="not measured: nothing is held out (--holdout 0.1)")
@@ -83,14 +83,14 @@ def look_beside(
 
 
 def _few(held_out: Sequence[Bundle], model: nn.Module, longest: int) -> list[Bundle]:
-    """The first distinct prompts that leave room for an answer."""
+    """Return the first distinct prompts that leave room for an answer."""
     limit = positions(model)
     fitting = [b for b in held_out if limit is None or len(b.prompt_ids) + longest <= limit]
     return list({tuple(b.prompt_ids): b for b in reversed(fitting)}.values())[::-1][:_ANSWERS]
 
 
 def _split(flat: Sequence[Tensor], bundles: Sequence[Bundle]) -> list[Tensor]:
-    """One double tensor per completion, from one per bundle."""
+    """Return one double tensor per completion, from one per bundle."""
     parts = [part for x, b in zip(flat, bundles, strict=True) for part in x.split([len(c) for c in b.completions])]
     return [part.double().cpu() for part in parts]
 
@@ -100,7 +100,10 @@ def _per_token(logps: Sequence[Tensor]) -> float:
 
 
 def _mean_and_error(values: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> tuple[float, float | None]:
-    """The mean of [prompts, n] and its standard error: prompts are independent, or the answers to a single one."""
+    """Return the mean of [prompts, n] and its standard error.
+
+    The independent examples are the prompts, or the answers if there is only one prompt.
+    """
     means = values.mean(1) if len(values) > 1 else values[0]
     error = float(means.std(ddof=1)) / math.sqrt(len(means)) if len(means) > 1 else None
     return float(values.mean()), error

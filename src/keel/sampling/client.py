@@ -1,4 +1,4 @@
-"""What judge and sampler share of an OpenAI-compatible server: the connection, and what its refusals mean."""
+"""Connection to an OpenAI-compatible server, and the meaning of its refusals; shared by judge and sampler."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 AGAIN = (408, 409, 425, 429)
-"""Statuses below 500 of what fails for a while only."""
+"""Statuses below 500 of requests that fail only for a while."""
 
 
 @contextmanager
 def in_thread(client: AsyncOpenAI, name: str) -> Iterator[asyncio.AbstractEventLoop]:
-    """An event loop in a thread of that name: time-outs run right however long the caller pauses. Closes the client."""
+    """Yield an event loop that runs in a thread of that name, and close the client in the end.
+
+    In a thread of its own, time-outs are right however long the caller pauses.
+    """
     loop = asyncio.new_event_loop()
     thread = Thread(target=loop.run_forever, name=name, daemon=True)
     thread.start()
@@ -48,14 +51,14 @@ async def _leave(client: AsyncOpenAI) -> None:
 
 
 def server_said(error: Any, key: str) -> str:
-    """What a refusal says, `429: rate limit reached`, without the key, which some servers repeat."""
+    """Return the words of a refusal, `429: rate limit reached`, without the key, which some servers repeat."""
     body = error.body if isinstance(error.body, Mapping) else {}
     words = " ".join(str(body.get("message") or error.message).split())
     return f"{error.status_code}: {words.replace(key, '…') if key else words}"[:300]
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that the server asks to wait, as a number or a date; 0 where it does not say."""
+    """Return the seconds that the server asks to wait, as a number or a date; 0 if it does not say."""
     value = headers.get("retry-after", "")
     try:
         seconds = float(value)
@@ -68,9 +71,9 @@ def retry_after(headers: Mapping[str, str]) -> float:
 
 
 def public_address(url: str) -> str:
-    """A server's address as it may be kept and shown: without user, password and query, ending in a path.
+    """Return a server's address as it may be kept and shown: no user, password or query, ending in a path.
 
-    Raises `InputError` for what is none.
+    Raises `InputError` if `url` is not an address.
     """
     try:
         parts = urlsplit(url)
@@ -84,5 +87,5 @@ def public_address(url: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says first, or its name."""
+    """Return the first line of an exception's message, or its class name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

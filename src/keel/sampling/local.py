@@ -1,6 +1,6 @@
-"""Local decoding: each prompt computed once, rows leave when they have finished, and the next prompts enter.
+"""Local decoding: each prompt is computed once, finished rows leave, and the next prompts enter.
 
-Each sampled token's log-probability, under exactly the distribution that it was drawn from, is kept.
+Each sampled token's log-probability is kept, under exactly the distribution that it was drawn from.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from keel.seeds import generator
 from keel.text.tokenisation import Text, named
 
 _BLOCK = 128
-"""Words whose probabilities are summed first when one is drawn."""
+"""Vocabulary entries in a block; probabilities are summed per block before a token is drawn."""
 _AT_ONCE = 16
-"""Rows whose words' weights are computed at once."""
+"""Rows whose weights over the vocabulary are computed at once."""
 _SUM = 1e-30, 1e30
-"""Between these a sum of exponentials has lost nothing in fp32; beyond, the largest logit is taken off first."""
+"""Bounds of a sum of exponentials that lost nothing in fp32; beyond them, the largest logit is subtracted first."""
 _READ = 8192
-"""Tokens that are read at once where whole texts are."""
+"""Tokens read at once when whole texts are read."""
 ENTER = 8
-"""Prompts enter when one row in so many is free: a pass over a few tokens costs as much as over many."""
+"""Prompts enter when one slot in this many is free: a pass over a few tokens costs as much as over many."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalSampler:
-    """A `Sampler` that is a model in this process: the same seed, purpose and bundles are always the same draw.
+    """A `Sampler` that is a model in this process: the same seed, purpose and bundles always give the same draw.
 
-    Raises InputError if a prompt and its answer exceed the model's positions (`lengths.prompt_limit` says how long
-    prompts may be), RunFailed if the model's probabilities are not finite.
+    Raises `InputError` if a prompt and its answer exceed the model's positions (`lengths.prompt_limit` says how long
+    prompts may be), `RunFailed` if the model's probabilities are not finite.
     """
 
     model: nn.Module
@@ -73,10 +73,10 @@ class LocalSampler:
 
 
 def _kinds(model: nn.Module, bundles: list[Bundle], max_new: int) -> list[tuple[type[_Rows], list[Bundle]]]:
-    """How each prompt's completions are written.
+    """Group the prompts by the way in which their completions are written.
 
-    Prompts whose answers can cross a length at which positions are read otherwise, or that leave a layer's window, are
-    written with the family's own cache; those on different sides of such a length never in one pass.
+    Some answers can cross a length at which positions are read otherwise, or leave a layer's window. These are written
+    with the family's own cache; those on different sides of such a length are never in one pass.
     """
     if not bundles:
         return []
@@ -95,14 +95,14 @@ def _kinds(model: nn.Module, bundles: list[Bundle], max_new: int) -> list[tuple[
 
 
 def _shares(n: int, most: int) -> list[int]:
-    """n completions in turns of at most `most`."""
+    """Split n completions into turns of at most `most`."""
     return [min(most, n - done) for done in range(0, n, most)]
 
 
 def cache_bytes(model: Any, prompts: Sequence[Bundle], n: int, max_new_tokens: int, max_rows: int) -> float:
-    """Most memory that drawing n completions takes beside the model: what is cached, and the words' weights.
+    """Return the most memory that drawing n completions takes beside the model: cache, weights over the vocabulary.
 
-    What is cached is measured on a few tokens: layers differ in ways that configs call by many names.
+    The cache is measured on a few tokens: layers differ in ways that configs call by many names.
     """
     few, many = (passes.cached_bytes(model, tokens) for tokens in (4, 12))
     per_token = max(0.0, (many - few) / 8)
@@ -125,12 +125,12 @@ def _check_room(model: Any, bundles: list[Bundle], max_new_tokens: int) -> None:
 
 
 _Asked = deque[tuple[Bundle, int]]
-"""Prompts that wait, each with how many completions of it are wanted at once."""
+"""Waiting prompts, each with the number of its completions wanted at once."""
 
 
 @dataclass(slots=True)
 class _Drawing:
-    """How tokens are drawn, and when a completion ends."""
+    """Settings of a draw: how tokens are drawn, and when a completion ends."""
 
     text: Text
     max_new: int
@@ -141,9 +141,9 @@ class _Drawing:
 
 
 class _Rows:
-    """Completions that are being written, and the loop over their tokens; how hidden states come about is the kinds'.
+    """Completions that are being written, and the loop over their tokens; subclasses compute the hidden states.
 
-    `cells` names each row: what was drawn for it stands at tokens[cell], and `owners[cell]` is its bundle.
+    `cells` names each row: the tokens drawn for it are in tokens[cell], and `owners[cell]` is its bundle.
     """
 
     def __init__(self, model: Any, asked: _Asked, copies: int, max_rows: int, drawing: _Drawing) -> None:
@@ -161,7 +161,7 @@ class _Rows:
 
     @torch.no_grad()
     def run(self) -> None:
-        """Until nobody waits who may enter, and all have finished."""
+        """Draw tokens until all rows have finished and no prompt that waits may enter."""
         hidden = self.enter()
         while hidden is not None and len(hidden):
             token = self._draw(hidden)
@@ -176,19 +176,19 @@ class _Rows:
                 hidden = torch.cat([hidden, new])
 
     def enter(self) -> Tensor | None:
-        """Let prompts in where there is room; the hidden states after them, one per new row: [new rows, D]."""
+        """Let prompts in if there is room; return the hidden states after them, one per new row: [new rows, D]."""
         raise NotImplementedError
 
     def step(self, token: Tensor) -> Tensor:
-        """The hidden states after one more token of each row, [R, D]."""
+        """Return the hidden states after one more token of each row, [R, D]."""
         raise NotImplementedError
 
     def keep(self, rows: Tensor) -> None:
-        """Only these rows go on, in this order."""
+        """Go on with these rows only, in this order."""
         raise NotImplementedError
 
     def texts(self) -> list[list[int]]:
-        """Prompt and tokens so far of every row."""
+        """Return prompt and tokens so far of every row."""
         found = []
         for cell, length in zip(self.cells.tolist(), self.count[self.cells].tolist(), strict=True):
             owner = self.owners[cell]
@@ -197,7 +197,7 @@ class _Rows:
         return found
 
     def seat(self, slot: int, bundle: Bundle, copies: int) -> list[int]:
-        """The cells of a bundle that takes a slot."""
+        """Give a slot to a bundle, and return its cells."""
         cells = [slot * self.copies + k for k in range(copies)]
         for cell in cells:
             self.owners[cell] = bundle
@@ -217,7 +217,7 @@ class _Rows:
             drawing.generator,
         )
         bad = torch.nonzero(logp.isnan()).flatten()
-        if len(bad):  # a row that is not a number is so everywhere
+        if len(bad):  # one NaN makes its whole row NaN
             owner = self.owners[int(self.cells[bad[0]])]
             assert owner is not None
             raise RunFailed(f"the model's probabilities are not finite after {named(owner)}")
@@ -242,7 +242,7 @@ class _Rows:
             self.drawing.progress(len(cells))
 
     def _leave(self, cells: range) -> None:
-        """A slot is free once all of its rows have finished; not the order in which they did is kept, but the rows'."""
+        """Free a slot once all of its rows have finished; completions keep the order of rows, not of finishing."""
         owners = [(cell, owner) for cell in cells if (owner := self.owners[cell]) is not None]
         if all(cell in self.finished for cell, _ in owners):
             for cell, owner in owners:
@@ -251,7 +251,7 @@ class _Rows:
 
 
 class _Shared(_Rows):
-    """Prompts in one packed row as they enter, their keys and values kept once (`models/attention.py`)."""
+    """Prompts that enter in one packed row, their keys and values kept once (`models/attention.py`)."""
 
     def __init__(self, model: Any, asked: _Asked, copies: int, max_rows: int, drawing: _Drawing) -> None:
         super().__init__(model, asked, copies, max_rows, drawing)
@@ -282,8 +282,8 @@ class _Shared(_Rows):
 class _Separate(_Rows):
     """Prompts of one length, all at once, with the architecture's own cache (sliding windows, recurrent states).
 
-    Where a text gets longer than one of the model's switches, all that is cached was computed with other positions, and
-    it is computed again.
+    When texts get longer than one of the model's switches, all that is cached was computed with other positions, and it
+    is computed again.
     """
 
     cache: passes.OwnCache | None = None
@@ -316,7 +316,7 @@ class _Separate(_Rows):
 
 
 class _Anew(_Rows):
-    """Any prompts, each text read from its beginning for every token: slow, and right for every model."""
+    """Any prompts; each text is read from its beginning for every token: slow, and right for every model."""
 
     def enter(self) -> Tensor | None:
         free = [s for s in range(self.slots) if not any(self.owners[s * self.copies : (s + 1) * self.copies])]
@@ -334,13 +334,13 @@ class _Anew(_Rows):
         pass
 
     def _read(self, texts: list[list[int]]) -> Tensor:
-        """The states after these texts, some at a time: [R, D]."""
+        """Return the states after these texts, some texts at a time: [R, D]."""
         bundles = [Bundle(text[:-1], [Completion(text[-1:])]) for text in texts]
         return torch.cat(in_batches(states_at_end, self.model, bundles, _READ))
 
 
 def survivors(going: Tensor) -> Tensor:
-    """Return the rows that go on, those from the end in the places of the finished ones: [R] -> [survivors]."""
+    """Return the rows that go on: [R] -> [survivors]. Rows from the end take the places of finished ones."""
     rows = torch.nonzero(going).squeeze(1)
     order = torch.arange(len(rows), device=going.device)
     order[~going[: len(rows)]] = rows[rows >= len(rows)]
@@ -353,10 +353,10 @@ def survivors(going: Tensor) -> Tensor:
 def draw_tokens(
     raw: Tensor, scale: Callable[[Tensor], Tensor], temperature: float, top_p: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """One token per row and its log-probability: raw logits [R, V] -> [R], [R].
+    """Draw one token per row, and return it with its log-probability: raw logits [R, V] -> [R], [R].
 
-    `scale` makes fp32 logits of any part of them. Probabilities are summed in blocks, a block is drawn and then a word
-    in it: a running sum over all words is slower and, in fp32, less exact.
+    `scale` makes fp32 logits of any part of the raw ones. Probabilities are summed in blocks; a block is drawn, then a
+    token in it. A running sum over the whole vocabulary is slower and, in fp32, less exact.
     """
     rows, words = raw.shape
     if top_p < 1:
@@ -376,14 +376,14 @@ def draw_tokens(
         places = block[:, None] * _BLOCK + torch.arange(_BLOCK, device=raw.device)
         weights = scale(raw.gather(1, places.clamp(max=words - 1))).exp() * (places < words)
         word, _ = _first_beyond(weights.double(), drawn - before)
-        token = (block * _BLOCK + word).clamp(max=words - 1)  # where nothing is a number, the place is none
+        token = (block * _BLOCK + word).clamp(max=words - 1)  # a row of NaN gives a place that does not exist
     return token, (scale(raw.gather(1, token[:, None])).squeeze(1).double() - total.log()).float()
 
 
 def block_sums(raw: Tensor, scale: Callable[[Tensor], Tensor]) -> Tensor:
-    """Sums of exponentials of `_BLOCK` words each, the last of what is left: [R, V] -> double [R, blocks].
+    """Return sums of exponentials over blocks of `_BLOCK` entries, the last shorter: [R, V] -> double [R, blocks].
 
-    Some rows at a time, so that what is scaled and summed is still in the processor's cache.
+    Rows are taken a few at a time, so that what is scaled and summed is still in the processor's cache.
     """
     words = raw.shape[1]
     whole = words - words % _BLOCK
@@ -396,9 +396,9 @@ def block_sums(raw: Tensor, scale: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _first_beyond(weights: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
-    """The first place whose running sum exceeds what was drawn, and the sum before it: [R, N], [R] -> [R], [R].
+    """Return the first place whose running sum exceeds `drawn`, and the sum before it: [R, N], [R] -> [R], [R].
 
-    Where rounding leaves none, the last place with any weight.
+    If rounding leaves none, it is the last place with any weight.
     """
     reached = weights.cumsum(-1)
     place = torch.searchsorted(reached, drawn[:, None], right=True)
@@ -409,12 +409,12 @@ def _first_beyond(weights: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def among_likeliest(logits: Tensor, top_p: float) -> Tensor:
-    """Logits with -inf for all but the fewest likeliest words that together have a probability of `top_p` or more."""
+    """Return the logits, with -inf outside the smallest set of tokens whose probability reaches `top_p`."""
     ordered, words = torch.softmax(logits, -1).sort(-1, descending=True)
     enough = ordered.cumsum(-1) - ordered >= top_p
     return logits.masked_fill(enough.scatter(-1, words, enough), float("-inf"))
 
 
 def completions_of(bundles: Sequence[Bundle]) -> list[Completion]:
-    """All completions of a batch, bundle by bundle."""
+    """Return all completions of a batch, bundle by bundle."""
     return [c for b in bundles for c in b.completions]

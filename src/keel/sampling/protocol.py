@@ -1,10 +1,10 @@
-"""Filling bundles with completions: what every sampler can do, and how it is asked.
+"""Protocol of samplers, which fill bundles with completions, and the options of a draw.
 
     sampler = LocalSampler(model, text, SamplingOptions(max_new_tokens=64), seed=0)
     bundles = sample(sampler, prompts, 4, "rollout", step)
 
 Draws are named by seed and purpose (`keel.seeds`). A prompt that leaves no room for an answer never comes here: it is
-counted and left out when it is made a bundle (`Text.encode`, up to `lengths.prompt_limit`).
+counted and left out when prompts become bundles (`Text.encode`, up to `lengths.prompt_limit`).
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from keel.records import Bundle, Completion, Prompt
 from keel.text.tokenisation import Text, named
 
 OnProgress = Callable[[int], None]
-"""Is told of every so many completions that have finished."""
+"""Callback that takes the number of completions that have just finished."""
 Filled = tuple[int, list[Completion], str]
-"""The index of a bundle, its new completions, and why they are fewer than were asked for."""
+"""Index of a bundle, its new completions, and why they are fewer than were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
-    """How completions are drawn: `SamplingOptions(max_new_tokens=64, temperature=0.7)`."""
+    """Options of a draw: `SamplingOptions(max_new_tokens=64, temperature=0.7)`."""
 
     max_new_tokens: int
-    """A completion that reaches it without EOS is marked truncated."""
+    """Length limit. A completion that reaches it without EOS is marked truncated."""
     temperature: float = 1.0
     """Divides the logits. 0 takes the likeliest token; log-probabilities are then those at temperature 1."""
     top_p: float = 1.0
-    """Below 1, draw from the fewest likeliest tokens that together have this probability, and keep the log-probability
-    among these."""
+    """Below 1, draw from the smallest set of tokens whose probability reaches this, and keep the log-probability within
+    the set."""
     max_rows: int = 256
-    """Completions decoded at once in this process; another number makes other draws."""
+    """Completions decoded at once in this process; another number gives other draws."""
 
 
 def options_of(config: Sampling, top_p: float = 1.0) -> SamplingOptions:
-    """Return what a command's config says; its `top_p` is given if it has one."""
+    """Return the sampling options in a command's config; pass in its `top_p` if it has one."""
     return SamplingOptions(config.max_new_tokens, config.temperature, top_p, config.max_rows)
 
 
 class Sampler(Protocol):
-    """Draws completions of prompts: a model in this process, or one behind a server."""
+    """Source of completions: a model in this process, or one behind a server."""
 
     def fill(
         self,
@@ -57,9 +57,9 @@ class Sampler(Protocol):
     ) -> Iterator[list[Filled]]:
         """Draw n completions of every bundle's prompt, and yield them as they come, in any order.
 
-        `purpose` names the draw: two purposes draw independently. So do two numbers `have`, of completions that each
-        bundle has had under the same purpose before. The bundles stay as they are. What comes in one list belongs
-        together: a caller that is stopped must have kept all of it or nothing.
+        `purpose` names the draw: two purposes draw independently. So do two values of `have`, the number of completions
+        that each bundle has had under the same purpose before. The bundles are not changed. One list belongs together:
+        a caller that is stopped must have kept all of it or nothing.
         """
         ...
 

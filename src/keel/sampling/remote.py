@@ -1,15 +1,17 @@
-"""Completions from any OpenAI-compatible server: vLLM, SGLang, llama.cpp, or one that is paid for.
+"""Completions from any OpenAI-compatible server: vLLM, SGLang, llama.cpp, or a paid one.
 
-Plain prompts go through /v1/completions, chats through /v1/chat/completions. What fails for a while (no connection,
-408, 409, 429, 5xx, a reply that is cut off) is asked again after growing, jittered waits until the prompt's deadline;
-a prompt that stays without some of its completions is a reason beside those that came, not an exception. What cannot
-get better (a wrong key, model or address) is an `InputError`.
+Plain prompts go through /v1/completions, chats through /v1/chat/completions. A request that fails for a while (no
+connection, 408, 409, 429, 5xx, a reply that is cut off) is sent again after growing, jittered waits until the prompt's
+deadline. A prompt with too few completions returns those it has and the reason; nothing is raised. A failure that
+waiting does not mend (a wrong key, model or address) raises `InputError`.
 
-Servers have settings of their own, and models bring more: where a server takes them, top-k, min-p and the repetition
-penalty are switched off, so that what is drawn from is what is asked for. Log-probabilities are kept at temperature
-1 and top-p 1 alone: elsewhere servers give those of the raw distribution, which is not the one that was drawn from.
+Servers have settings of their own, and models bring more. Top-k, min-p and the repetition penalty are switched off if a
+server takes them, so that completions are drawn from the distribution that was asked for. Log-probabilities are kept
+only at temperature 1 and top-p 1: otherwise servers give those of the raw distribution, which is not the one that was
+drawn from.
 
-Tools of a chat are sent as a server takes them; calls of them, and thinking that stands apart, are fields of an answer.
+Tools of a chat are sent in the form that a server takes. Tool calls, and reasoning that comes separately, are fields of
+an answer.
 
 Left out on purpose: streaming, and batch interfaces.
 """
@@ -44,16 +46,16 @@ _ENDED = ("stop", "eos", "eos_token", "stop_sequence", "tool_calls")
 _NO_KEY = "none"
 _JITTER = random.SystemRandom()  # of waits only
 NOT_ASKED = "not asked"
-"""How the reason begins of a prompt that was given up unasked, since the server has fallen silent."""
+"""Prefix of the reason for a prompt that was given up unasked, since the server has fallen silent."""
 _PATIENCE = 10.0
-"""Seconds in which a server must be reached for the first time; one that never was is a wrong address."""
+"""Seconds in which a server must be reached for the first time; one never reached is a wrong address."""
 
 
 @dataclass(slots=True)
 class ServerSampler:
-    """A `Sampler` behind a server. What it draws twice need not be the same twice.
+    """A `Sampler` behind a server. The same draw need not give the same completions twice.
 
-    Nothing more is asked of a server that has fallen silent: prompts then get the reason `silent`.
+    A server that has fallen silent is not asked again: prompts then get the reason `silent`.
     """
 
     url: str
@@ -73,7 +75,7 @@ class ServerSampler:
         have: int = 0,
         progress: OnProgress | None = None,
     ) -> Iterator[list[Filled]]:
-        """Draw n completions of every bundle's prompt, of which only the text is sent; each bundle as it comes."""
+        """Draw n completions of every bundle's prompt, which is sent as text; yield each bundle as it comes."""
         if self.silent:
             yield [(index, [], self.silent) for index in range(len(bundles))]
             return
@@ -96,9 +98,9 @@ class ServerSampler:
 
 
 def _seed(*names: object) -> int:
-    """Of one draw's requests: further answers to a prompt must not be the first ones again.
+    """Return the seed of one draw's requests, so that further answers to a prompt differ from the first ones.
 
-    Its purpose is named without its first word, so that stores which were begun before purposes had one go on alike.
+    The first word of the purpose is left out, so that stores begun before purposes had one go on alike.
     """
     return int.from_bytes(hashlib.sha256(" ".join(map(str, names)).encode()).digest()[:8], "big")
 
@@ -115,13 +117,13 @@ def sample_remote(
     concurrency: int = 16,
     deadline: float = 300.0,
 ) -> Iterator[tuple[int, list[Answer], str]]:
-    """(index of a prompt, its completions, why they are fewer than n), as they come and in any order.
+    """Yield (index of a prompt, its completions, why they are fewer than n), as they come and in any order.
 
     `url` is the server's address, usually ending in /v1; the key is read from the environment variable `key_variable`,
     if it is set. `deadline` is seconds for one prompt, from its first request to its last completion, waits included.
-    At most `concurrency` prompts are under way. Each prompt has a seed of its own, drawn from `seed` and its index.
-    Where as many prompts as may be under way, but at least eight, got no reply one after the other, the rest is given
-    up. Raises `InputError` where the server will never answer. Whoever stops early leaves nothing running.
+    At most `concurrency` prompts are under way. Each prompt has a seed of its own, drawn from `seed` and its index. If
+    `concurrency` prompts in a row, but at least eight, got no reply, the rest is given up. Raises `InputError` if the
+    server will never answer. A caller that stops early leaves nothing running.
     """
     if options.temperature <= 0 or n < 1:
         raise InputError(f"temperature {options.temperature:g}, {n} completions: give a temperature above 0 and n >= 1")
@@ -152,15 +154,15 @@ def sample_remote(
 
 
 def _client(url: str, key_variable: str) -> AsyncOpenAI:
-    """The official client, its own repetitions and time-outs switched off; a server of one's own needs no key."""
+    """Return the official client with its retries and time-outs switched off. A self-hosted server needs no key."""
     try:
         from openai import AsyncOpenAI, Timeout
     except ImportError as error:
         raise InputError("a remote model needs the openai package: pip install 'keel-tune[judge]'") from error
     key = os.environ.get(key_variable, "").strip()
     public_address(url)
-    if not key.isascii() or not key.isprintable():  # a client would quote it when it complains
-        raise InputError(f"the environment variable {key_variable} holds no key: signs that a key cannot have")
+    if not key.isascii() or not key.isprintable():  # a client would quote it in its error
+        raise InputError(f"the environment variable {key_variable} holds characters that a key cannot have")
     whole = url if urlsplit(url).path.strip("/") else url.rstrip("/") + "/v1"
     return AsyncOpenAI(api_key=key or _NO_KEY, base_url=whole, max_retries=0, timeout=Timeout(None, connect=10.0))
 
@@ -169,7 +171,7 @@ def _client(url: str, key_variable: str) -> AsyncOpenAI:
 
 
 class _Failed(Exception):  # noqa: N818  (as `RunFailed`)
-    """Nothing more will come of this prompt than the `answers` that came with it."""
+    """This prompt will get no more completions than the `answers` that came with it."""
 
     answers: Sequence[Answer] = ()
 
@@ -179,7 +181,7 @@ class _Refused(_Failed):
 
 
 class _Again(Exception):  # noqa: N818  (what to do, not what went wrong)
-    """Failed for a while; `after` is how many seconds the server asks to wait at least."""
+    """The request failed for a while; `after` is the least number of seconds that the server asks to wait."""
 
     def __init__(self, reason: str, after: float = 0.0) -> None:
         super().__init__(reason)
@@ -212,7 +214,7 @@ class _Server:
 
     @property
     def _paid(self) -> bool:
-        """OpenAI's own, which knows fewer arguments, and one by another name."""
+        """Say whether this is OpenAI's own server, which knows fewer arguments, and one by another name."""
         return str(self.client.base_url.host).endswith("openai.com")
 
     @property
@@ -220,7 +222,10 @@ class _Server:
         return public_address(str(self.client.base_url))
 
     async def complete(self, index: int, prompt: Prompt) -> tuple[list[Answer], str]:
-        """What came before the deadline, and why not n. A server may give fewer at once: it is asked for the rest."""
+        """Return the completions that came before the deadline, and why they are fewer than n.
+
+        A server may give fewer at once: it is asked for the rest.
+        """
         answers: list[Answer] = []
         trouble, attempt = "no reply", 0
         try:
@@ -242,11 +247,14 @@ class _Server:
         return answers, ""
 
     def _seed(self, index: int, have: int) -> int:
-        """31 bits that only this request has; the same when it is repeated."""
+        """Return 31 bits that only this request has; a repetition has the same."""
         return int.from_bytes(hashlib.sha256(f"{self.seed} {index} {have}".encode()).digest()[:4], "big") >> 1
 
     async def _ask(self, prompt: Prompt, count: int, seed: int) -> list[Answer]:
-        """Up to `count` completions. What a server refuses by name, or more than one at once, it is not asked again."""
+        """Return up to `count` completions.
+
+        If a server refuses an argument by name, or more than one completion at once, it is not asked for that again.
+        """
         sent = dict(self.optional)
         count = count if self.many else 1
         try:
@@ -267,7 +275,7 @@ class _Server:
         return answers[:1]
 
     async def _post(self, prompt: Prompt, count: int, seed: int, sent: dict[str, Any]) -> list[Answer]:
-        """One request. What the client raises becomes `_Again`, `_Refused` or `InputError`."""
+        """Send one request. Errors of the client become `_Again`, `_Refused` or `InputError`."""
         import openai
 
         try:
@@ -307,13 +315,13 @@ class _Server:
         return await self.client.chat.completions.create(messages=turns, **request)
 
     def _meaning(self, error: Any) -> Exception:
-        """What a status other than 200 asks for."""
+        """Return the exception that a status other than 200 calls for."""
         key = "" if self.client.api_key == _NO_KEY else self.client.api_key
         status, code, said = error.status_code, str(error.code), server_said(error, key)
         if status in (401, 403):
             return InputError(f"the server says {said}; set {self.key_variable} to a key that may ask this model")
         if status == 402 or code == "insufficient_quota":
-            return InputError(f"the server says {said}; pay in, or name another server")
+            return InputError(f"the server says {said}; add credit, or name another server")
         if status == 404:
             remedy = f"check the model's name ({self.model}) and the address ({self._address}, usually …/v1)"
             return InputError(f"the server says {said}; {remedy}")
@@ -344,7 +352,7 @@ class _Server:
         return answers
 
     def _answer(self, choice: Any, written: int | None) -> Answer:
-        """One completion; of `written` tokens where the server lists none."""
+        """Return one completion; `written` is its number of tokens if the server lists none."""
         message = getattr(choice, "message", None)
         end = getattr(choice, "finish_reason", None)
         if end is None or end in ("abort", "error"):
@@ -365,7 +373,7 @@ class _Server:
 
 
 def _sent(turn: Message) -> Message:
-    """A turn as the protocol has it: a call's arguments are JSON text."""
+    """Return a turn in the form of the protocol: a call's arguments are JSON text."""
     if "tool_calls" not in turn:
         return turn
     calls = []
@@ -379,7 +387,7 @@ def _sent(turn: Message) -> Message:
 
 
 def _said(message: Any) -> Answer:
-    """The text of a chat's answer, which may be none beside calls of tools, and what it holds besides."""
+    """Return a chat's answer: its text, which may be empty beside calls of tools, and what else it holds."""
     content = getattr(message, "content", None)
     calls = [getattr(call, "to_dict", lambda it=call: it)() for call in getattr(message, "tool_calls", None) or []]
     thoughts = {name: getattr(message, name, None) for name in ("reasoning_content", "reasoning")}
@@ -397,7 +405,7 @@ def _worded(content: Any) -> str:
 
 
 def _logps(given: Any) -> list[float] | None:
-    """Log-probabilities of the tokens, in the form of either interface; None where one is missing."""
+    """Return the tokens' log-probabilities, from either interface's form; None if one is missing."""
     values = getattr(given, "token_logprobs", None)
     if values is None:
         values = [getattr(token, "logprob", None) for token in getattr(given, "content", None) or []]

@@ -19,35 +19,35 @@ from keel.text.identity import remarks_on
 from keel.text.tokenisation import Text
 
 ROUNDS_OF_ROWS = 4
-"""A round fills the sampler so many times: its tail, where rows run out, is then a small part."""
+"""A round fills the sampler this many times, so that its tail, in which rows run out, is a small part."""
 ROUNDS_OF_REQUESTS = 32
-"""The same of requests to a server."""
+"""A round fills a server's concurrent requests this many times, for the same reason."""
 
 Written = tuple[int, list[Answer], str]
-"""The index of a prompt, its answers, and why they are fewer than were asked for."""
+"""Index of a prompt, its answers, and why they are fewer than were asked for."""
 
 
 @dataclass(slots=True)
 class Writer:
-    """Has answers to prompts drawn, a round at a time, as a store keeps them."""
+    """Draws answers to prompts, a round at a time, in the form that a store keeps."""
 
     sampler: Sampler
     n: int
-    """Answers to a prompt."""
+    """Answers per prompt."""
     like: Answer
-    """What all its answers have in common: writer, and how they are drawn."""
+    """Fields that all its answers share: the model and the sampling settings."""
     at_once: int
     """Prompts in a round."""
     text: Text | None = None
-    """How prompts become tokens; a server sees to it itself."""
+    """Makes tokens of prompts; None for a server, which does that itself."""
     room: int = sys.maxsize
     """`max_length` of prompts for `Text.encode`."""
 
     def write(self, rows: Sequence[PromptRow], number: int, have: int) -> Iterator[list[Written]]:
-        """Yield the answers that are lacking to prompts of round `number`, each of which has `have` of the n already.
+        """Yield the missing answers to the prompts of round `number`, each of which has `have` of the n already.
 
-        A prompt that cannot be asked gets its reason. What comes together is to be stored together, or the same call
-        could not go on as if it had never stopped.
+        A prompt that cannot be asked gets its reason. Store together what comes together: only then can the same call
+        go on as if it had never stopped.
         """
         bundles: dict[int, Bundle] = {}
         written: list[Written] = []
@@ -86,7 +86,7 @@ class Writer:
 
 
 def local_writer(config: CollectConfig, rows: Sequence[PromptRow]) -> Writer:
-    """Load the model that answers in this process, and look at what its tokenizer makes of the prompts."""
+    """Load the model that answers in this process, and report what its tokenizer makes of the prompts."""
     from keel.models import checkpoints
     from keel.models.limits import positions
     from keel.models.machine import described
@@ -118,7 +118,7 @@ def local_writer(config: CollectConfig, rows: Sequence[PromptRow]) -> Writer:
 
 
 def server_writer(config: CollectConfig, server: str) -> Writer:
-    """Answers from a server, which is not asked before the first round."""
+    """Return a writer of answers from a server, which is not asked before the first round."""
     sampler = ServerSampler(
         server,
         config.model,
@@ -135,7 +135,7 @@ def server_writer(config: CollectConfig, server: str) -> Writer:
 def _known(config: CollectConfig, rows: Sequence[PromptRow], text: Text, fits: int) -> list[Bundle]:
     """Return the prompts that fit, as tokens.
 
-    Those with signs that the tokenizer does not know are said, and refused past the share of bad rows.
+    Prompts with characters that the tokenizer does not know are reported, and refused past the share of bad rows.
     """
     counts = RowCounts()
     bundles = [bundle for _, bundle in prepare.tokenise(rows, counts, text, fits)[0]]
@@ -157,7 +157,7 @@ def _sampling(config: CollectConfig) -> dict[str, float | str]:
 
 
 def _spelling(config: CollectConfig, text: Text) -> dict[str, str]:
-    """How prompts are read, where that is not the model's own way: the template's hash, what control tokens become."""
+    """Return how prompts are read, unless it is the model's own way: hash of the template, use of control tokens."""
     found = {}
     if config.chat_template is not None:
         template = str(text.tokenizer.chat_template).encode("utf-8", "surrogatepass")
