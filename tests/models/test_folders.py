@@ -160,7 +160,7 @@ def test_a_config_that_quantises_nothing(spoilt):
         (renamed("model.safetensors", "consolidated.safetensors"), "only consolidated.safetensors, which transformers"),
         (renamed("model.safetensors", "model-q4.gguf"), "GGUF.*folder of safetensors that it was made from"),
         (both(renamed("model.safetensors", "q.gguf"), without("config.json")), "GGUF.*folder of safetensors"),
-        (both(content("params.json", "{}"), without("config.json")), "layout of their makers"),
+        (both(content("params.json", "{}"), without("config.json")), "their authors' own layout"),
         (sharded(lost=True), r"missing \(1 of 2\): model-00002-of-00002.safetensors; copy or download"),
         (sharded(index=False), "without their index .model.safetensors.index.json.; copy it there"),
         (cut(0.9), "model.safetensors is cut short .*copy or download this file anew"),

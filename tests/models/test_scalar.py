@@ -401,7 +401,7 @@ def test_a_score_that_is_no_linear_head_s_is_found_out(folder_of, monkeypatch):
 @pytest.mark.parametrize("machine", [CPU, BF16], ids=["fp32", "bf16"])
 def test_a_backbone_that_reads_ahead_gets_no_head(folder_of, kind, machine):
     """An encoder loads as a causal model, too, with a warning at most."""
-    with pytest.raises(InputError, match="no decoder"):
+    with pytest.raises(InputError, match="not a decoder"):
         new(folder_of(kind, is_decoder=False), machine)
 
 

@@ -154,7 +154,7 @@ def test_wrong_rows_are_left_for_each_alone(model, monkeypatch, capsys):
         monkeypatch.setattr(passes, name, spoilt(getattr(passes, name)))
     torch.testing.assert_close(forward.token_logps(model, BUNDLES), plain(model), rtol=0, atol=1e-4)
     assert trials.ways_of(model).together is passes.alone
-    assert "changes with what stands beside a text" in capsys.readouterr().err
+    assert "computes a text differently beside other texts" in capsys.readouterr().err
     tokens = sum(len(b.prompt_ids) + len(c) for b in BUNDLES for c in b.completions)
     assert forward.computed_tokens(model, BUNDLES) == tokens
     assert [len(m.bundles) for m in forward.micro_batches(model, BUNDLES, 1)] == [1, 1, 1]
@@ -164,7 +164,7 @@ def test_a_wrong_step_is_left_for_the_family_s_own_cache(model, monkeypatch, cap
     monkeypatch.setattr(passes, "decode", spoilt(passes.decode))
     assert greedy(model) == [[one, one] for one in greedy_anew(model)]
     assert trials.ways_of(model).described() == "packed, cached"
-    assert "answers are written with its own cache" in capsys.readouterr().err
+    assert "answers are generated with its own cache" in capsys.readouterr().err
 
 
 def test_a_wrong_cache_is_left_for_the_whole_text_anew(model, monkeypatch, capsys):
@@ -172,7 +172,7 @@ def test_a_wrong_cache_is_left_for_the_whole_text_anew(model, monkeypatch, capsy
     monkeypatch.setattr(passes.OwnCache, "step", lambda self, token: torch.zeros(len(token), 16))
     assert greedy(model) == [[one, one] for one in greedy_anew(model)]
     assert trials.ways_of(model).described() == "packed, anew"
-    assert "each token reads the whole text anew" in capsys.readouterr().err
+    assert "each token reads the whole text again" in capsys.readouterr().err
 
 
 def test_rows_that_change_places_in_a_cache_are_tried(model, monkeypatch):

@@ -1,4 +1,4 @@
-"""A call into a model that may not be made for it."""
+"""Calls that a model may not support."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import torch
 T = TypeVar("T")
 
 FAILED = (TypeError, ValueError, AttributeError, RuntimeError, LookupError, NotImplementedError, AssertionError)
-"""What models raise that take no such input."""
+"""Errors that models raise on input they do not support."""
 
 
 def attempt(call: Callable[[], T]) -> T | Exception:
-    """What a call gives, or what the model raised. Memory that runs out says nothing about the model, and is raised."""
+    """Return the result of a call, or the error that the model raised.
+
+    Raise OutOfMemoryError: it says nothing about the model.
+    """
     try:
         return call()
     except torch.OutOfMemoryError:

@@ -1,9 +1,9 @@
 """Attention that computes each prompt once, whatever the number of its completions.
 
-`keel` is registered in transformers' attention interface. Where a backbone is called with a `packing`, one row holds
-many bundles, nothing padded, and each completion attends to its own prompt and to itself. With a `decoding`, each row
-is the newest token of a completion that is being written. Elsewhere it is transformers' own `sdpa`. All other layers of
-the backbone see nothing of this.
+`keel` is registered in transformers' attention interface. If a backbone is called with a `packing`, one row holds many
+bundles without padding, and each completion attends to its own prompt and to itself. With a `decoding`, each row is the
+newest token of a completion that is being generated. With neither, it is transformers' own `sdpa`. The other layers of
+the backbone notice nothing.
 """
 
 from __future__ import annotations
@@ -26,54 +26,54 @@ from keel.models.shapes import without_kernels
 
 NAME = "keel"
 PRODUCTS = 1 << 19
-"""Up to this many scores a head, a span's gradients in bf16 on a CPU are computed with all of its scores at once."""
+"""Spans with at most this many scores per head get their bf16 gradients on a CPU from `_by_products`."""
 UNDERSTOOD = {"scaling", "dropout", "sliding_window", "is_causal", "position_ids", "use_cache", "cache_position"}
-"""What a layer may say of its attention beside queries, keys and values: windows are looked after in `trials`."""
+"""Options a layer may pass to its attention beside queries, keys and values; `trials` takes care of windows."""
 SMALL = 1 << 15
-"""So many scores a head cost as much as a span of its own: completions that waste fewer on each other share one."""
+"""Scores per head that cost as much as another span: completions that waste no more on each other share one."""
 
 
 class NotPacked(ValueError):  # noqa: N818  (says why, in a few words)
-    """A layer wants something of its attention that a packing does not say."""
+    """A layer asks its attention for something that a packing cannot express."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """Tokens start … stop of a row, which attend to what they see of themselves and to `seen` tokens from `begin`."""
+    """Tokens `start` to `stop` of a row. They attend to each other by `parts`, and to `seen` tokens from `begin`."""
 
     start: int
     stop: int
     begin: int
     seen: int
     parts: tuple[int, ...]
-    """Tokens of the prompt and of each completion: of the prompt's all see, of a completion's only its own."""
+    """Lengths of the prompt and of each completion. All tokens see the prompt; only its own tokens see a completion."""
 
     @property
     def causal(self) -> bool:
-        """Whether each token sees all that comes before it, and nothing else."""
+        """Say whether each token sees everything before it, and nothing else."""
         return self.seen == 0 and len(self.parts) == 2
 
     @property
     def scores(self) -> int:
-        """Queries times keys."""
+        """Return the number of scores: queries times keys."""
         return (self.stop - self.start) * sum(self.parts)
 
 
 @dataclass(slots=True)
 class Packing:
-    """How many tokens each bundle's prompt and completions have, in the order in which they stand in the row."""
+    """Lengths of each bundle's prompt and completions, in the order of the row."""
 
     bundles: list[tuple[int, list[int]]]
     """(prompt, completions) per bundle; a bundle has at least one completion."""
     seen: dict[int, tuple[Tensor, Tensor]] | None = None
-    """Where wanted: every layer's keys and values, [1, key heads, T, width]."""
+    """Keys and values by layer, [1, key heads, T, width]; collected unless None."""
     blocks: Any = None
-    """FlexAttention's block mask, made on first use and the same in every layer."""
+    """FlexAttention's block mask, made on first use, the same in every layer."""
     _spans: list[_Span] = field(default_factory=list)
     _masks: dict[tuple[tuple[int, ...], int, torch.dtype], Tensor] = field(default_factory=dict)
 
     def spans(self) -> list[_Span]:
-        """What is computed together: a prompt with its first completions, then later ones, few or many at a time."""
+        """Return what is computed together: a prompt with its first completions, then later completions in groups."""
         if not self._spans:
             at = 0
             for prompt, completions in self.bundles:
@@ -84,14 +84,14 @@ class Packing:
         return self._spans
 
     def places(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Of each token of the row: its bundle [T], and its part of that [T], 0 the prompt and k completion k."""
+        """Return each token's bundle [T] and its part of that bundle [T]: 0 the prompt, k completion k."""
         lengths = torch.tensor([n for prompt, cs in self.bundles for n in (prompt, *cs)])
         parts = torch.tensor([k for _, cs in self.bundles for k in range(len(cs) + 1)])
         bundles = torch.tensor([i for i, (_, cs) in enumerate(self.bundles) for _ in range(len(cs) + 1)])
         return bundles.repeat_interleave(lengths).to(device), parts.repeat_interleave(lengths).to(device)
 
     def mask(self, span: _Span, dtype: torch.dtype) -> Tensor:
-        """Added to a span's scores over [what it sees; itself]: [queries, keys]."""
+        """Return the mask to add to a span's scores over [what it sees; itself]: [queries, keys]."""
         key = (span.parts, span.seen, dtype)
         if key not in self._masks:
             part = torch.arange(len(span.parts)).repeat_interleave(torch.tensor(span.parts))
@@ -101,7 +101,7 @@ class Packing:
 
 
 def _together(prompt: int, completions: list[int]) -> list[list[int]]:
-    """Completions in order, cut where computing one with those before it would waste more than a span costs."""
+    """Group completions in order; begin a group if joining the one before would waste more than a span costs."""
     groups = [[completions[0]]]
     queries = prompt + completions[0]
     for length in completions[1:]:
@@ -125,7 +125,7 @@ def attend(
     decoding: Decoding | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Transformers' attention interface: [B, heads, T, width] -> [B, T, heads, width]."""
+    """Compute attention, by transformers' interface: [B, heads, T, width] -> [B, T, heads, width]."""
     if packing is None and decoding is None:
         if _asked is not None:
             _asked.used(attention_mask)
@@ -133,14 +133,14 @@ def attend(
             out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return out, None
     if attention_mask is not None and attention_mask.numel() > 1:
-        raise NotPacked("masks of its own")  # sparse attention, biases: they say more than a packing does
+        raise NotPacked("masks of its own")  # sparse attention, biases: more than a packing expresses
     if meant := sorted(name for name, value in options.items() if value is not None and name not in UNDERSTOOD):
-        raise NotPacked(f"attention with {', '.join(meant)}")  # sinks, caps, chosen keys: whatever it is called
+        raise NotPacked(f"attention with {', '.join(meant)}")  # sinks, caps, chosen keys, under whatever name
     if options.get("is_causal") is False:
         raise NotPacked("attention to what follows")
     scale = options.get("scaling") or query.shape[-1] ** -0.5
     width = value.shape[-1]
-    if width < key.shape[-1]:  # DeepSeek's: the kernels want one width, and what is added stays 0
+    if width < key.shape[-1]:  # DeepSeek: the kernels need one width, and the padding stays 0
         value = pad(value, (0, key.shape[-1] - width))
     with without_kernels(query):
         out = _shared(module, query, key, value, scale, packing, decoding)
@@ -156,7 +156,7 @@ def _shared(
     packing: Packing | None,
     decoding: Decoding | None,
 ) -> Tensor:
-    """Attention of packed bundles, or of completions that are being written: [B, heads, T, width]."""
+    """Compute attention of packed bundles, or of completions that are being generated: [B, heads, T, width]."""
     if decoding is not None:
         return decoding.attend(module.layer_idx, query, key, value, scale)  # type: ignore[arg-type]
     assert packing is not None
@@ -174,7 +174,7 @@ def _shared(
 
 
 def by_flex(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
-    """Packed attention by torch's FlexAttention, which skips blocks that nothing sees: [1, heads, T, width]."""
+    """Compute packed attention by torch's FlexAttention, which skips blocks that nothing sees: [1, heads, T, width]."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     if packing.blocks is None:
@@ -190,7 +190,7 @@ def by_flex(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: 
 
 
 def by_mask(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
-    """Packed attention over the whole row, what must not be seen masked: any kernel can, at the price of its square."""
+    """Compute packed attention over the whole row with a mask: any kernel can, at quadratic cost."""
     bundle, part = packing.places(query.device)
     same = (bundle[:, None] == bundle) & ((part == 0) | (part[:, None] == part))
     return scaled_dot_product_attention(query, key, value, attn_mask=same.tril(), scale=scale)
@@ -205,7 +205,7 @@ def _flex(device: str) -> Any:
 
 @cache
 def _flex_works(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether FlexAttention runs here, forward and backward, and says what plain attention with a mask says."""
+    """Say whether FlexAttention runs here, forward and backward, and agrees with plain masked attention."""
     packing = Packing([(70, [40, 33]), (5, [90])])
     tokens = sum(prompt + sum(completions) for prompt, completions in packing.bundles)
     numbers = torch.arange(3 * 2 * tokens * 64, device=device).sin().to(dtype).view(3, 1, 2, tokens, 64)
@@ -216,7 +216,7 @@ def _flex_works(device: torch.device, dtype: torch.dtype) -> bool:
             for way in (by_flex, by_mask):
                 out = way(q, k, v, packing, 0.125)
                 found.append([out, *torch.autograd.grad(out.float().sin().sum(), (q, k, v))])
-    except Exception:  # no compiler, no kernel for this card, a limit of its own: whatever it is, there is another way
+    except Exception:  # no compiler, no kernel for this GPU, some other limit: `by_mask` remains
         return False
     tolerance = 1e-3 if dtype == torch.float32 else 0.05
     return all(float((a - b).abs().max()) <= tolerance * float(b.abs().max()) for a, b in zip(*found, strict=True))
@@ -228,8 +228,8 @@ def _flex_works(device: torch.device, dtype: torch.dtype) -> bool:
 class _Packed(torch.autograd.Function):
     """Packed attention span by span: queries [1, heads, T, width], keys and values [1, key heads, T, width].
 
-    Nothing is kept for the backward pass but the inputs, the output and each query's normaliser: a span's keys, where
-    they do not stand in one piece, are put together again there.
+    Only the inputs, the output and each query's normaliser are kept for the backward pass. If a span's keys are in two
+    pieces, they are joined again there.
     """
 
     @staticmethod
@@ -256,7 +256,7 @@ class _Packed(torch.autograd.Function):
         query, key, value, out, *normalisers = ctx.saved_tensors
         packing, scale = ctx.packing, ctx.scale
         d_query, d_key, d_value = (torch.empty_like(x) for x in (query, key, value))
-        if query.dtype == torch.bfloat16:  # the products would copy each part of each span by itself
+        if query.dtype == torch.bfloat16:  # else the products would copy each part of each span
             query, key, value, arriving = (x.contiguous() for x in (query, key, value, arriving))
         for span, normaliser in zip(packing.spans(), normalisers, strict=True):
             q, k, v = _of(query, span), *_seen(key, value, span, query.shape[1])
@@ -282,12 +282,12 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 
 def _of(x: Tensor, span: _Span) -> Tensor:
-    """A span's own part of the row."""
+    """Return a span's own part of the row."""
     return x[:, :, span.start : span.stop]
 
 
 def _seen(key: Tensor, value: Tensor, span: _Span, heads: int) -> list[Tensor]:
-    """Keys and values that a span sees, its own last, one per query's head: [1, heads, n, width]."""
+    """Return the keys and values that a span sees, its own last, one per query head: [1, heads, n, width]."""
     pieces = [_of(x, span) for x in (key, value)]
     if span.seen:
         at = slice(span.begin, span.begin + span.seen)
@@ -296,9 +296,9 @@ def _seen(key: Tensor, value: Tensor, span: _Span, heads: int) -> list[Tensor]:
 
 
 def _by_products(g: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, ...]:
-    """Gradients of attention by matrix products, with scores in fp32: in bf16 in half the time of the flash kernel's.
+    """Compute attention's gradients by matrix products, with fp32 scores: in bf16 twice as fast as the flash kernel.
 
-    With S = scale Q K^T, P = softmax(S) and g what arrives: dV = P^T g, dS = P (g V^T - rowsum(P g V^T)),
+    With S = scale Q K^T, P = softmax(S) and g the output's gradient: dV = P^T g, dS = P (g V^T - rowsum(P g V^T)),
     dQ = scale dS K, dK = scale dS^T Q.
     """
     g, q, k, v = g[0], q[0] * scale, k[0], v[0]
@@ -313,20 +313,20 @@ def _by_products(g: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale
 
 @dataclass(slots=True)
 class _Asked:
-    """What the layers of a backbone look at in a plain pass."""
+    """Record of what a backbone's layers look at in a plain pass."""
 
     windows: list[int] = field(default_factory=list)
-    """How far back each layer looks whose view does not reach the start, whatever the config calls that; 0: unknown."""
+    """Window, in tokens, of each layer that does not see the start, whatever the config calls it; 0: unknown."""
     _masks: dict[int, int | None] = field(default_factory=dict)
     _held: list[Tensor] = field(default_factory=list)
 
     def made(self, mask: Tensor, size: int | None) -> None:
-        """A mask was made; `size` is None where it shows all that came before."""
+        """Record a mask that was made; `size` is None if it shows everything before a token."""
         self._masks[mask.untyped_storage().data_ptr()] = size
-        self._held.append(mask)  # no other mask can then have its address
+        self._held.append(mask)  # so that no other mask gets its address
 
     def used(self, mask: Tensor | None) -> None:
-        """A layer was given a mask; one that the interface did not make says something that a packing does not."""
+        """Record the window of a mask given to a layer; 0 if the mask was not made by the interface."""
         if mask is not None and (size := self._masks.get(mask.untyped_storage().data_ptr(), 0)) is not None:
             self.windows.append(size)
 
@@ -336,7 +336,7 @@ _asked: _Asked | None = None
 
 @contextmanager
 def watching() -> Iterator[_Asked]:
-    """Sees what layers look at in plain passes meanwhile."""
+    """Record what layers look at in plain passes within the context."""
     global _asked
     _asked = _Asked()
     try:
@@ -346,7 +346,7 @@ def watching() -> Iterator[_Asked]:
 
 
 def _mask(*arguments: Any, local_size: int | None = None, use_vmap: bool = False, **options: Any) -> Any:
-    """Transformers' interface for masks: as for `sdpa`; where it is watched, no mask is left out."""
+    """Make a mask as for `sdpa`, by transformers' interface; while `watching`, never leave it out."""
     if _asked is None:
         return sdpa_mask(*arguments, local_size=local_size, use_vmap=use_vmap, **options)
     options["allow_is_causal_skip"] = False

@@ -1,8 +1,8 @@
-"""Models in and out of folders: plain Hugging Face checkpoints, nothing of Keel's own inside (law 12).
+"""Loading and saving of models: plain Hugging Face checkpoints, nothing of Keel's own inside (law 12).
 
 A *policy* or *reference* is an `AutoModelForCausalLM`; a *reward* or *value* model an
-`AutoModelForSequenceClassification` with one label. Every model stays in eval mode, also while it is trained,
-so that dropout is off in every pass (law 5).
+`AutoModelForSequenceClassification` with one label. Every model stays in eval mode, even in training, so that
+dropout is off in every pass (law 5).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from keel.text.identity import difference_between
 from keel.text.named_templates import chat_template
 from keel.text.tokenisation import PAD_TOKEN, Text
 
-# --- where a model is -----------------------------------------------------------------------------
+# --- folders and hub names ------------------------------------------------------------------------
 
 
 def resolve(name: str) -> str:
-    """Checkpoint folder for `name`: the folder itself, a run folder's `final/`, or a hub name as it is."""
+    """Return the checkpoint folder for `name`: the folder itself, a run folder's `final/`, or a hub name as it is."""
     path = Path(name)
     if not path.exists():
         if name.count("/") > 1 or name.startswith((".", "/")):
@@ -57,7 +57,7 @@ def resolve(name: str) -> str:
 
 
 def load_text(name: str, spelling: Spelling | None = None) -> Text:
-    """The tokenizer of a model folder, with every EOS id its generation config names, read as `spelling` says."""
+    """Load the tokenizer of a model folder as `spelling` says, with every EOS id that its generation config names."""
     spelling = spelling or Spelling()
     folder = resolve(name)
     folders.check_text(folder, name, spelling.trust_remote_code)
@@ -86,23 +86,23 @@ def _text(folder: str, name: str, spelling: Spelling) -> Text:
 
 
 def _with_line_breaks(template: Any) -> Any:
-    """A template, or several by name, with line breaks of the kind with which files are read back."""
+    """Return a template, or several by name, with the line breaks that it has once saved and read back."""
     if isinstance(template, dict):
         return {name: _with_line_breaks(one) for name, one in template.items()}
     return template.replace("\r\n", "\n").replace("\r", "\n") if isinstance(template, str) else template
 
 
 def load_policy(name: str, machine: Machine) -> nn.Module:
-    """A causal language model, checked: weights present, head understood by Keel's scaled logits."""
+    """Load a causal language model and check it: weights present, head understood by Keel's scaled logits."""
     from transformers import AutoModelForCausalLM
 
     if is_reward_folder(name):
-        raise InputError(f"{name} is a reward model, not a language model: give the policy it was trained beside")
+        raise InputError(f"{name} is a reward model, not a language model: give the one that it was trained from")
     return _load(AutoModelForCausalLM, name, machine)
 
 
 def load_reward(name: str, machine: Machine) -> nn.Module:
-    """A trained reward model. A plain language model is refused: its head would be random."""
+    """Load a trained reward model. Refuse a plain language model: its head would be random."""
     if Path(resolve(name)).exists() and not is_reward_folder(name):
         raise InputError(
             f"{name} is not a reward model but a plain language model; train one with `keel reward --model {name}`"
@@ -119,7 +119,7 @@ def load_reward(name: str, machine: Machine) -> nn.Module:
 
 
 def new_scalar_model(name: str, machine: Machine, pad_id: int) -> nn.Module:
-    """A scalar model on a language model's backbone, its head at zero, so that it starts by saying 0 everywhere."""
+    """Make a scalar model on a language model's backbone. Its head is zero, so at first every score is 0."""
     fresh = ("score.", "classifier.")
     model = _load(scalar.AutoScalarModel, name, machine, fresh=fresh, num_labels=1)
     fault = scalar.fault(model)
@@ -140,26 +140,26 @@ def new_scalar_model(name: str, machine: Machine, pad_id: int) -> nn.Module:
 
 
 def is_reward_folder(name: str) -> bool:
-    """Whether a folder holds a scalar model (a sequence classifier) rather than a language model."""
+    """Say whether a folder holds a scalar model (a sequence classifier) rather than a language model."""
     architectures = folders.config_of(resolve(name), name).get("architectures") or []
     return any(str(a).endswith("ForSequenceClassification") for a in architectures)
 
 
 def ensure_pad(text: Text) -> int:
-    """An id for padding that no EOS shares: the tokenizer's own, its unknown token, or a new token added to it.
+    """Return a padding id that is no EOS: the tokenizer's own, or that of a new token added to it.
 
-    A sequence classifier reads the last token that is not padding, so an EOS used as padding would hide the end.
+    A sequence classifier reads the last token that is not padding: with an EOS as padding it would miss the end.
     """
     tokenizer = text.tokenizer
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in text.eos_ids:
         return int(tokenizer.pad_token_id)
     tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
-    text.pieces.learn_tokens()  # data may spell it
+    text.pieces.learn_tokens()  # a text may spell it out
     return int(tokenizer.pad_token_id)
 
 
 def _load(auto: Any, name: str, machine: Machine, fresh: tuple[str, ...] = (), **kwargs: Any) -> nn.Module:
-    """A model with all its weights from the folder, but for those whose names begin as in `fresh`."""
+    """Load a model with all its weights from the folder, except those whose names begin as in `fresh`."""
     from transformers import AutoConfig
 
     folder, code = resolve(name), machine.trust_remote_code
@@ -177,13 +177,13 @@ def _load(auto: Any, name: str, machine: Machine, fresh: tuple[str, ...] = (), *
         model, info = auto.from_pretrained(
             folder,
             trust_remote_code=code,
-            ignore_mismatched_sizes=True,  # they are refused by name
+            ignore_mismatched_sizes=True,  # `loaded` refuses them by name
             output_loading_info=True,
             **kwargs,
         )
         scalar.require_causal(model.config, config, code)
     loaded.check_loaded(model, info, name, raw, fresh)
-    if type(model).__module__.startswith("transformers."):  # what is saved must not point to code that does not travel
+    if type(model).__module__.startswith("transformers."):  # a saved config must not point to code that is not saved
         model.config.__dict__.pop("auto_map", None)
     model.config.use_cache = False
     module: nn.Module = model.to(device).eval()
@@ -193,7 +193,7 @@ def _load(auto: Any, name: str, machine: Machine, fresh: tuple[str, ...] = (), *
 
 @contextmanager
 def _explained(folder: str, name: str, raw: folders.Raw, auto: str, code: bool) -> Iterator[None]:
-    """Loading in silence; what the library raises is told as what is wrong with the folder."""
+    """Load in silence; turn the library's errors into an InputError that says what is wrong with the folder."""
     try:
         with _quiet():
             yield
@@ -205,7 +205,7 @@ def _explained(folder: str, name: str, raw: folders.Raw, auto: str, code: bool) 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's own bars and load reports: what they would tell is refused or meant."""
+    """Hide the library's own bars and load reports: what they would report is refused or intended."""
     from transformers.utils import logging
 
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -223,7 +223,7 @@ def _quiet() -> Iterator[None]:
 
 
 def save(model: Any, text: Text, folder: Path) -> None:
-    """Write a checkpoint that the ecosystem reads: config, safetensors, tokenizer with its template, and all ends."""
+    """Write a checkpoint that others can read: config, safetensors, tokenizer with its template, and all EOS ids."""
     from transformers import GenerationConfig
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -235,21 +235,21 @@ def save(model: Any, text: Text, folder: Path) -> None:
     use_cache, model.config.use_cache = model.config.use_cache, True
     with _quiet():
         model.save_pretrained(folder)
-        if not (folder / "generation_config.json").exists():  # a sequence classifier has none, and would lose the ends
+        if not (folder / "generation_config.json").exists():  # a sequence classifier has none: the ids would be lost
             GenerationConfig(eos_token_id=eos, bos_token_id=text.bos_id).save_pretrained(folder)
     model.config.use_cache = use_cache
     _save_tokenizer(text, folder)
 
 
 _SAVED_AS_IS: WeakKeyDictionary[Text, bool] = WeakKeyDictionary()
-"""Whether the library writes a tokenizer so that it reads texts as before."""
+"""Per saved tokenizer: True if it reads texts as before once the library has written it."""
 
 
 def _save_tokenizer(text: Text, folder: Path) -> None:
     """Write a tokenizer that reads back as the one in memory.
 
-    The library's classes for single families leave out settings (`legacy` of Llama 2's, for one): where that changes
-    how texts are read, the tokenizer is written as one of the general class, which takes tokenizer.json as it is.
+    The library's classes for single families leave out settings (Llama 2's omits `legacy`). If that changes how texts
+    are read, the tokenizer is written as one of the general class, which takes tokenizer.json as it is.
     """
     text.tokenizer.save_pretrained(folder)
     _point_to_code(folder / "tokenizer_config.json")
@@ -266,7 +266,7 @@ def _save_tokenizer(text: Text, folder: Path) -> None:
 
 
 def _point_to_code(file: Path) -> None:
-    """Name a tokenizer's own code as the library reads it: slow and fast class; it writes the class alone."""
+    """Name a tokenizer's own code as the library reads it, [slow class, fast class]; it writes the class alone."""
     settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     auto = settings.get("auto_map")
     if isinstance(auto, dict) and isinstance(auto.get("AutoTokenizer"), str):
@@ -275,20 +275,20 @@ def _point_to_code(file: Path) -> None:
 
 
 def _reads_back(text: Text, folder: Path) -> bool:
-    own = not type(text.tokenizer).__module__.startswith("transformers.")  # code that was trusted to make it
+    own = not type(text.tokenizer).__module__.startswith("transformers.")  # made by trusted code
     with _quiet():
         return not difference_between(text, _text(str(folder), str(folder), Spelling(trust_remote_code=own)), [])
 
 
 def reload(model: Any, folder: Path) -> nn.Module:
-    """A second model of the same kind from a folder that `save` wrote."""
+    """Load a second model of the same kind from a folder that `save` wrote."""
     with _quiet():
         stored: nn.Module = type(model).from_pretrained(folder, dtype=next(model.parameters()).dtype)
     return stored
 
 
 def require_reload(model: nn.Module, folder: Path) -> None:
-    """A checkpoint that does not give back the model in memory, bit for bit, is a failed run."""
+    """Raise RunFailed if a checkpoint does not give back the model in memory, bit for bit."""
     live, stored = model.state_dict(), reload(model, folder).state_dict()
     wrong = sorted(k for k in live if k not in stored or not torch.equal(_bytes(live[k]), _bytes(stored[k])))
     if wrong:
@@ -296,7 +296,7 @@ def require_reload(model: nn.Module, folder: Path) -> None:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Hash of all parameters and buffers that a checkpoint holds: equal hashes, equal model."""
+    """Return a hash of all parameters and buffers that a checkpoint holds: equal hashes, equal models."""
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(key.encode())
@@ -305,16 +305,16 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of any type and shape as its bytes, uint8 on the CPU: [...] -> [bytes]."""
+    """Return a tensor of any type and shape as bytes, uint8 on the CPU: [...] -> [bytes]."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
 
 
 TRIED = 8
-"""Prompts of a run by which two models are compared, beside tokenizer, template and ends."""
+"""Number of a run's prompts on which two tokenizers are compared, beside their templates and EOS ids."""
 
 
 def require_same_tokens(text: Text, other: Text, bundles: Sequence[Bundle], name: str) -> None:
-    """Refuse a model that reads a run's prompts as other ids: its numbers would be about something else."""
+    """Refuse a model that reads a run's prompts as other ids: its numbers would be about other texts."""
     if what := difference_between(text, other, [bundle.prompt for bundle in bundles[:TRIED]]):
         raise InputError(
             f"{name}: its {what} differs from the policy's; train it from the same base model, or anew if an earlier "
@@ -323,7 +323,7 @@ def require_same_tokens(text: Text, other: Text, bundles: Sequence[Bundle], name
 
 
 def same_vocabulary(left: nn.Module, right: nn.Module, what: str) -> None:
-    """Refuse two models that could not read the same ids."""
+    """Refuse two models that cannot read the same ids."""
     a, b = left.get_input_embeddings(), right.get_input_embeddings()  # type: ignore[operator]
     if a.weight.shape[0] > b.weight.shape[0]:
         raise InputError(

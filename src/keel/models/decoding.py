@@ -1,4 +1,4 @@
-"""Attention of completions while they are written, one token at a time: each prompt's keys and values are kept once."""
+"""Attention during generation, one token at a time: each prompt's keys and values are kept once."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 class Decoding:
-    """Keys and values of completions while they are written: of each prompt once, of each row its own tokens.
+    """Keys and values of completions that are being generated: each prompt's once, and those of each row's own tokens.
 
-    Prompts have a slot each, [slots, key heads, longest, width]. Rows are the completions that are being written, kept
-    without gaps, [rows, room, key heads, width]: a token's are written as one piece. A row's cell,
-    slot * copies + copy, names it for good.
+    Each prompt has a slot, [slots, key heads, longest, width]. Rows are the completions that are being generated, kept
+    without gaps, [rows, room, key heads, width], so that a token's are written as one piece. A row's cell,
+    slot * copies + copy, identifies it for good.
     """
 
     def __init__(self, slots: int, copies: int, longest: int, room: int, device: torch.device) -> None:
         self.copies = copies
         self.prompts = torch.zeros(slots, dtype=torch.long, device=device)
-        """Length of each slot's prompt, 0 where there is none."""
+        """Length of each slot's prompt; 0 if there is none."""
         self.cells = torch.empty(0, dtype=torch.long, device=device)
-        """The cell of each row."""
+        """Cell of each row."""
         self.written = torch.empty(0, dtype=torch.long, device=device)
-        """Tokens of each row whose keys and values are stored."""
+        """Number of tokens of each row whose keys and values are stored."""
         self._longest, self._room = longest, room
         self._layers: dict[int, tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]] = {}
         self._masks: tuple[Tensor | None, Tensor | None] = None, None
@@ -33,7 +33,7 @@ class Decoding:
         self._full, self._abreast = False, False
 
     def enter(self, slots: Tensor, lengths: list[int], seen: dict[int, tuple[Tensor, Tensor]], cells: Tensor) -> None:
-        """Prompts whose keys and values stand in `seen` one after the other take slots; `cells` become rows."""
+        """Put prompts into `slots` and add `cells` as rows; `seen` holds the prompts' keys and values in sequence."""
         self.prompts[slots] = torch.tensor(lengths, device=slots.device)
         for layer, (key, value) in seen.items():
             prompts, _ = self._of(layer, key)
@@ -44,7 +44,7 @@ class Decoding:
         self.written = torch.cat([self.written, torch.zeros_like(cells)])
 
     def keep(self, rows: Tensor) -> None:
-        """Only these rows go on, in this order; most stay in place where it is `local.survivors`'."""
+        """Keep only these rows, in this order; most stay in place if they come from `local.survivors`."""
         moved = torch.nonzero(rows != torch.arange(len(rows), device=rows.device)).squeeze(1)
         most = int(self.written.max()) if len(self.written) else 0
         for _, own in self._layers.values():
@@ -56,23 +56,23 @@ class Decoding:
         self.prompts *= occupied
 
     def begin_step(self, dtype: torch.dtype) -> Tensor:
-        """Before a pass over the rows' newest tokens: their positions, [R]."""
+        """Prepare a pass over the rows' newest tokens; return their positions, [R]."""
         width, own = int(self.prompts.max()), int(self.written.max()) + 1
         self._widths = width, own
         self._masks = _hide(self.prompts, width, dtype), _hide(self.written + 1, own, dtype)
         every = torch.arange(len(self.prompts) * self.copies, device=self.cells.device)
-        self._full = torch.equal(self.cells, every)  # then nothing need be put in order for the prompts' attention
-        self._abreast = self._masks[1] is None  # then all rows write at one place
+        self._full = torch.equal(self.cells, every)  # then attention to prompts needs no reordering
+        self._abreast = self._masks[1] is None  # then all rows write to the same place
         return self.prompts[self.cells // self.copies] + self.written
 
     def end_step(self) -> None:
-        """After it."""
+        """Count the newest tokens as stored, after the pass."""
         self.written = self.written + 1
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Attend from each row's newest token to its prompt and its own tokens: [R, heads, 1, width] -> the same.
 
-        Rows beyond those that are being written (`shapes.rounded`) get zeros.
+        Rows that `shapes.rounded` added get zeros.
         """
         given, rows = len(query), len(self.cells)
         query, key, value = query[:rows], key[:rows], value[:rows]
@@ -92,7 +92,10 @@ class Decoding:
         return more_rows(_joined(over_prompt, over_own).reshape(rows, heads, 1, width), given)
 
     def _over_prompts(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """All rows of a slot at once: [R, key heads, group, width] -> the same, and [R, key heads, group]."""
+        """Attend to prompts, all rows of a slot at once.
+
+        [R, key heads, group, width] -> the same, and the normaliser's logarithm [R, key heads, group].
+        """
         _, kinds, group, width = query.shape
         slots = len(self.prompts)
         if self._full:
@@ -107,7 +110,7 @@ class Decoding:
         return (out, normaliser) if self._full else (out[self.cells], normaliser[self.cells])
 
     def _of(self, layer: int, like: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """A layer's storage: keys and values of the prompts, and of the rows."""
+        """Return a layer's storage, made on first use: keys and values of the prompts, and of the rows."""
         if layer not in self._layers:
             _, kinds, _, width = like.shape
             slots = len(self.prompts)
@@ -123,7 +126,7 @@ class Decoding:
 
 
 def _hide(lengths: Tensor, width: int, dtype: torch.dtype) -> Tensor | None:
-    """Added to scores over `width` places of which the first `lengths` [B] count: [B, 1, 1, width]; None if all do."""
+    """Return a mask for scores over `width` keys, the first `lengths` [B] shown: [B, 1, 1, width]; None if all are."""
     if bool((lengths == width).all()):
         return None
     hidden = torch.arange(width, device=lengths.device) >= lengths[:, None]
@@ -132,7 +135,7 @@ def _hide(lengths: Tensor, width: int, dtype: torch.dtype) -> Tensor | None:
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention [B, heads, T, width] and the logarithm of its normaliser [B, heads, T]."""
+    """Return attention [B, heads, T, width] and the logarithm of its normaliser [B, heads, T]."""
     if query.device.type == "cpu":
         out, normaliser = _flash(query, key, value, attn_mask=mask, scale=scale)
         return out, normaliser
@@ -140,7 +143,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
 
 
 def _by_softmax(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """The same where no kernel gives the normaliser."""
+    """Compute `_attention` without a kernel that returns the normaliser."""
     scores = scale * (query @ key.transpose(-1, -2)).float()
     scores = scores if mask is None else scores + mask
     normaliser = torch.logsumexp(scores, -1)
@@ -148,6 +151,6 @@ def _by_softmax(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, 
 
 
 def _joined(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
-    """Attention over two sets of keys from that over each and the logarithms of the normalisers."""
+    """Combine attention over two sets of keys, each given with the logarithm of its normaliser."""
     share = torch.sigmoid(a[1].float() - b[1].float())[..., None].to(a[0].dtype)
     return torch.lerp(b[0], a[0], share)

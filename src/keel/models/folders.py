@@ -1,8 +1,8 @@
-"""What is wrong with a checkpoint folder, told in one line with the remedy that fits it.
+"""Faults of a checkpoint folder, each reported in one line with its remedy.
 
-A folder is looked at before the library loads it: adapters, quantised weights, pointers, missing or broken files, code,
-encoders, tokenizers. The library would pass over some of that in silence, ask a question or name another remedy. A hub
-name is looked at the same way, as far as its small files tell. What only the loaded model tells is in `loaded`.
+A folder is checked before the library loads it: for adapters, quantised weights, Git LFS pointers, missing or broken
+files, code, encoders, tokenizers. The library would ignore some of these, ask a question or name another remedy. A hub
+name is checked the same way, as far as its small files show. `loaded` finds faults that only the loaded model shows.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ __all__ = [
 ]
 
 Raw = Mapping[str, Any]
-"""A JSON file's content."""
+"""Content of a JSON file."""
 _SHOWN = 3
-"""Names shown of many."""
+"""Number of names shown if there are more."""
 SCALAR = "ForSequenceClassification"
 ANOTHER = "give a decoder, such as a Llama, Qwen, Gemma or Mistral model"
 TOGETHER = "copy config.json and the weights from one and the same checkpoint"
@@ -46,12 +46,12 @@ TOGETHER = "copy config.json and the weights from one and the same checkpoint"
 
 
 def config_of(folder: str, name: str) -> Raw:
-    """What config.json says; nothing where there is none."""
+    """Return the content of config.json; {} if there is none."""
     return _read(folder, name, "config.json") or {}
 
 
 def _read(folder: str, name: str, file: str) -> Raw | None:
-    """A JSON object of a folder or of a hub name; None where it has no such file, or the hub cannot be asked."""
+    """Return a JSON object of a folder or hub name; None if there is no such file or the hub cannot be asked."""
     if Path(folder).is_dir():
         path = Path(folder) / file
         if not path.is_file():
@@ -93,7 +93,7 @@ def _require_no_pointer(path: Path, name: str) -> None:
 
 
 def no_folder(path: Path, name: str) -> InputError:
-    """Why a folder without config.json is no checkpoint."""
+    """Return the error that says why a folder without config.json is no checkpoint."""
     for folder in (path, path / "final"):
         adapter = _read(str(folder), name, "adapter_config.json") if folder.is_dir() else None
         if adapter is not None:
@@ -102,8 +102,8 @@ def no_folder(path: Path, name: str) -> InputError:
         return InputError(f"{name}: {GGUF}")
     if (path / "params.json").exists():
         return InputError(
-            f"{name}: weights in the layout of their makers (params.json, no config.json); give the folder that "
-            "transformers reads, which they publish too, or convert it"
+            f"{name}: weights in their authors' own layout (params.json, no config.json); give the folder that "
+            "transformers reads, which they also publish, or convert it"
         )
     return InputError(f"{name}: no config.json in it; give a checkpoint folder, a run folder or a hub name")
 
@@ -112,9 +112,9 @@ GGUF = "its weights are a GGUF file, which is for inference; give the folder of 
 
 
 def check_folder(folder: str, name: str, code: bool) -> Raw:
-    """Refuse what the library would load wrongly or only after a question; what config.json says.
+    """Refuse what the library would load wrongly or only after a question; return the content of config.json.
 
-    `code` is whether the folder's own code may run.
+    The folder's own code may run if `code` is true.
     """
     config = config_of(folder, name)
     files = _weight_files(Path(folder), name, config) if Path(folder).is_dir() else None
@@ -148,7 +148,7 @@ UNMERGEABLE = "PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TU
 
 
 def _refuse_quantised(folder: str, name: str, config: Raw) -> None:
-    """By what the configs say; `loaded.check_loaded` finds what only the weights tell."""
+    """Refuse weights that are quantised by their configs; `loaded.check_loaded` finds those that no config names."""
     text = config.get("text_config")
     for part in (config, text if isinstance(text, dict) else {}):
         for key in ("quantization_config", "compression_config"):
@@ -161,7 +161,7 @@ def _refuse_quantised(folder: str, name: str, config: Raw) -> None:
 
 
 def _method(settings: object) -> str:
-    """What a quantisation calls itself."""
+    """Return the name that a quantisation config gives its method."""
     if not isinstance(settings, dict):
         return "by a method it does not name"
     if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
@@ -174,7 +174,7 @@ def _method(settings: object) -> str:
 
 
 def quantised(name: str, method: str) -> InputError:
-    """The refusal of weights that are quantised by this method."""
+    """Return the error for weights that are quantised by this method."""
     return InputError(
         f"{name}: its weights are quantised ({method}), and Keel computes with plain ones; give the unquantised model "
         "that it was made from"
@@ -185,7 +185,7 @@ def quantised(name: str, method: str) -> InputError:
 
 
 def _weight_files(folder: Path, name: str, config: Raw) -> list[str]:
-    """The files that the library would read the weights from, in the order in which it looks for them."""
+    """Return the files from which the library would read the weights; it takes the first kind it finds."""
     named = config.get("transformers_weights")
     if isinstance(named, str):
         return _shards(folder, name, named) if named.endswith(".index.json") else [named]
@@ -208,7 +208,7 @@ OTHER_WEIGHTS = "*.safetensors", "*.bin", "*.gguf", "*.pth", "*.pt", "*.h5", "*.
 
 
 def _check_files(folder: Path, name: str, files: list[str]) -> None:
-    """Refuse weights that are absent, pointers, or cut short."""
+    """Refuse files of weights that are absent, pointers, broken or quantised."""
     if not files:
         others = sorted({path.name for pattern in OTHER_WEIGHTS for path in folder.glob(pattern)})
         if others and all(file.endswith(".gguf") for file in others):
@@ -238,13 +238,13 @@ def _check_files(folder: Path, name: str, files: list[str]) -> None:
 
 
 class Broken(Exception):  # noqa: N818  (a file is)
-    """What is wrong with the frame of a file of weights."""
+    """Fault of a file of weights that its header or its size shows."""
 
 
 def _integers(path: Path) -> list[str]:
-    """Weights of a file that are whole numbers. Of a file only the frame is read, which is refused where it is broken.
+    """Return the names of weights that are whole numbers, by the header; raise Broken if header or size is wrong.
 
-    Only safetensors say what they hold in their frame.
+    Only safetensors list their weights in the header.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -296,7 +296,7 @@ def _check_type(name: str, config: Raw, code: bool) -> None:
 
 
 def _type_of(config: Raw) -> str | None:
-    """The model type of the class that a config names; several types may share a class, which bears the name of one."""
+    """Return the model type of the class that a config names; of several, the one that the class is named after."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
 
     classes = config.get("architectures") or []
@@ -305,7 +305,7 @@ def _type_of(config: Raw) -> str | None:
 
 
 def _code_of(config: Raw) -> Raw:
-    """Which classes a folder brings as code."""
+    """Return the classes that a folder brings as code."""
     found = config.get("auto_map")
     return found if isinstance(found, dict) else {}
 
@@ -326,7 +326,7 @@ def _flat(values: Iterable[Any]) -> list[str]:
 
 
 def check_kind(config: Any, name: str) -> None:
-    """Refuse encoder-decoders and encoders: all that Keel computes is of a text read from left to right."""
+    """Refuse encoder-decoders and encoders: Keel works only with models that read a text from left to right."""
     from transformers import MODEL_FOR_MASKED_LM_MAPPING
 
     kind, scores = config.model_type, str((getattr(config, "architectures", None) or [""])[0]).endswith(SCALAR)
@@ -336,12 +336,12 @@ def check_kind(config: Any, name: str) -> None:
     decodes = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not decodes:
         raise InputError(
-            f"{name}: {kind} is an encoder and no decoder: what it says of a token depends on what follows; {remedy}"
+            f"{name}: {kind} is an encoder, not a decoder: its output at a token depends on what follows; {remedy}"
         )
 
 
 def no_model(error: Exception, folder: str, name: str, config: Raw, auto: str, code: bool) -> InputError:
-    """What the library's own error means. `auto` is the class that was to load the model."""
+    """Return what the library's own error means. `auto` is the class that was to load the model."""
     from transformers import __version__
 
     said = on_one_line(error)
@@ -367,7 +367,7 @@ def no_model(error: Exception, folder: str, name: str, config: Raw, auto: str, c
 
 
 def some(names: list[str]) -> str:
-    """The first of many names: `a, b, c, …`."""
+    """Join the first of many names: `a, b, c, …`."""
     return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
 
@@ -375,11 +375,11 @@ def some(names: list[str]) -> str:
 
 TOKENIZER_FILES = "tokenizer_config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json"
 _PARTS = "*.model", "vocab.*", "merges.txt", "*.tiktoken"
-"""What tokenizer.json is made from; read where that is not there."""
+"""Files that tokenizer.json is made from; read if it is missing."""
 
 
 def check_text(folder: str, name: str, code: bool) -> None:
-    """Refuse a tokenizer that is a pointer, or code that may not run; its folder's model type must be known."""
+    """Refuse an unknown model type, and a tokenizer that is a pointer or needs code that may not run."""
     path = Path(folder)
     model = config_of(folder, name)
     if model.get("model_type"):
@@ -407,7 +407,7 @@ NO_TOKENIZER = "no tokenizer in it; copy tokenizer.json and tokenizer_config.jso
 
 
 def no_tokenizer(error: Exception, folder: str, name: str) -> InputError:
-    """Why no tokenizer could be loaded."""
+    """Return the error that says why no tokenizer could be loaded."""
     said, path = on_one_line(error), Path(folder)
     if said == _config_fault(folder):
         return InputError(f"{name}: config.json describes no model ({said}); copy it anew")
@@ -419,22 +419,22 @@ def no_tokenizer(error: Exception, folder: str, name: str) -> InputError:
 
 
 def _config_fault(folder: str) -> str:
-    """What is wrong with config.json, which the library reads before it reads a tokenizer."""
+    """Return the fault of config.json, '' if there is none; the library reads it before a tokenizer."""
     from transformers import AutoConfig
 
     try:
         AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # whatever it is, the tokenizer's is compared with it
+    except Exception as error:  # whatever it is: `no_tokenizer` compares its own error with it
         return on_one_line(error)
     return ""
 
 
 def check_tokens(text: Text, folder: str, name: str, code: bool) -> None:
-    """Refuse a tokenizer with tokens that a text may become and the model has no row for; its text learns the rows.
+    """Refuse a tokenizer with tokens that a text may contain and that have no row in the model's embedding.
 
-    Control tokens that the template does not write are harmless: a text never becomes one. Padding, which Keel never
-    embeds, and a token for images in a model without eyes are such. Where files are missing, the library makes an empty
-    tokenizer for some kinds of model: it is refused, too.
+    Control tokens that the template does not write are harmless: no text contains them. Examples are padding, which
+    Keel never embeds, and image tokens in a model without vision. If files are missing, the library makes an empty
+    tokenizer for some kinds of model: it is refused, too. `text.gaps` gets the number of rows.
     """
     tokens = text.tokenizer.get_vocab()
     if set(tokens.values()) <= text.pieces.controls.ids | set(text.tokenizer.all_special_ids):
@@ -458,26 +458,26 @@ def check_tokens(text: Text, folder: str, name: str, code: bool) -> None:
 
 
 def _rows(folder: str, name: str, code: bool) -> int | None:
-    """Rows of the embedding, by config.json."""
+    """Return the number of rows of the embedding by config.json; None if it does not say."""
     from transformers import AutoConfig
 
     raw = config_of(folder, name)
     try:
         found = AutoConfig.from_pretrained(folder, trust_remote_code=code).get_text_config()
         size: object = getattr(found, "vocab_size", None)
-    except Exception:  # whatever is wrong with it is told when the model is loaded
+    except Exception:  # whatever is wrong with it is reported when the model is loaded
         size = raw.get("vocab_size")
     return size if isinstance(size, int) else None
 
 
 def _written(text: Text) -> set[int]:
-    """Control tokens that the template writes around a question and its answer."""
+    """Return the control tokens that the template writes around a question and its answer."""
     if text.template is None:
         return set()
     try:
         whole = text.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}], generate=False)
         whole += text.render([{"role": "user", "content": "a"}])
     except RowFault:
-        return set()  # every row of such a template is told apart
+        return set()  # such a template is reported with each row
     convert: Callable[[str], int] = text.tokenizer.convert_tokens_to_ids
     return {convert(whole[slice(*place)]) for place in text.pieces.controls.places(whole)}

@@ -1,10 +1,10 @@
-"""Norms and rotary positions in half the passes over memory, their gradients written out.
+"""Norms and rotary positions in half the passes over memory, with explicit gradients.
 
-In transformers both are chains of small operations, each of which reads and writes every activation, and whose
-gradients are as many again; on a CPU they take as long as a third of the matrix products. Where a module says what the
-formulas here say, tried on a few numbers in its own precision when a model is loaded, it gets a subclass of its own
-class that computes them; everything else about it, its weights' names included, stays as it is, and so does a module
-that cannot be tried.
+In transformers both are chains of small operations. Each operation reads and writes every activation, and the gradients
+are as many again: on a CPU they take a third of the time of the matrix products. When a model is loaded, each module is
+compared with the formulas here, on a few numbers in its own precision. If they agree, the module gets a subclass of its
+own class that computes them. Everything else about it stays, names of weights included. A module that cannot be tried
+is left alone.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 Rotary = Callable[..., tuple[Tensor, Tensor]]
 ROTARY = "apply_rotary_pos_emb"
-"""What transformers calls the function in each of its decoders."""
+"""Name of the function in each of transformers' decoders."""
 
 
 def fuse(model: nn.Module) -> Callable[[], None]:
-    """Let the norms and attention layers of a model on a CPU that can be computed so be computed so; what undoes it."""
+    """Swap in fused norms and rotary attention that give the same numbers (CPU only); return a function to undo it."""
     known: dict[type[nn.Module], type[nn.Module]] = {}
     before: list[tuple[nn.Module, type[nn.Module]]] = []
     dtype = next(model.parameters()).dtype
@@ -46,7 +46,7 @@ def fuse(model: nn.Module) -> Callable[[], None]:
 
 
 class _Norm(nn.Module):
-    """Divides by the root of the mean square of the last dimension, and multiplies with a weight."""
+    """Norm that divides by the root mean square of the last dimension and multiplies by a weight."""
 
     weight: Tensor
     variance_epsilon: float
@@ -57,7 +57,7 @@ class _Norm(nn.Module):
     @staticmethod
     @torch.no_grad()
     def of(module: nn.Module) -> type[nn.Module] | None:
-        """Such a norm's class with this forward pass; None if it is another kind of module."""
+        """Return the class of such a norm with this forward pass; None for another kind of module."""
         weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
         if not isinstance(weight, Tensor) or not isinstance(eps, float) or list(module.children()):
             return None
@@ -77,7 +77,7 @@ class _Norm(nn.Module):
 class _RootMeanSquare(torch.autograd.Function):
     """y = w x r with r = (mean(x²) + eps)^-1/2, over the last dimension.
 
-    With g what arrives: dx = r w g - x r³ mean(w g x), dw = sum over rows of r g x; all in fp32.
+    With g the gradient of y: dx = r w g - x r³ mean(w g x), dw = sum over rows of r g x; all in fp32.
     """
 
     @staticmethod
@@ -106,7 +106,7 @@ class _RootMeanSquare(torch.autograd.Function):
 
 
 def _turning(own: type[nn.Module], dtype: torch.dtype) -> type[nn.Module] | None:
-    """A class whose forward pass turns queries and keys by their positions, with `_Turn` for it; None for others."""
+    """Return a class whose forward pass rotates queries and keys by `_Turn`; None if `own` does not rotate so."""
     forward = own.forward
     original = getattr(forward, "__globals__", {}).get(ROTARY)
     if ROTARY not in getattr(getattr(forward, "__code__", None), "co_names", ()) or original is None:
@@ -121,10 +121,10 @@ def _turning(own: type[nn.Module], dtype: torch.dtype) -> type[nn.Module] | None
 
 
 def _turned(original: Rotary) -> Rotary:
-    """The function for queries and keys [B, heads, T, width], cosines and sines [B, T, width]."""
+    """Return the fused function of queries and keys [B, heads, T, width], cosines and sines [B, T, width]."""
 
     def turn(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-        if cos.shape[-1] != q.shape[-1]:  # a part of the width only
+        if cos.shape[-1] != q.shape[-1]:  # only a part of the width is rotated
             return original(q, k, cos, sin, unsqueeze_dim)
         cos, sin = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
         return _Turn.apply(q, cos, sin), _Turn.apply(k, cos, sin)  # type: ignore[no-untyped-call]
@@ -134,7 +134,7 @@ def _turned(original: Rotary) -> Rotary:
 
 @torch.no_grad()
 def _turns(original: Rotary, turned: Rotary, dtype: torch.dtype) -> bool:
-    """Whether the two say the same, in the same precision, for cosines in the model's and in fp32."""
+    """Say whether both agree, in numbers and precision, for cosines in the model's precision and in fp32."""
     numbers = torch.arange(4 * 3 * 8.0).sin().view(4, 1, 1, 3, 8).to(dtype)
     q, k = numbers[:2]
     try:
@@ -148,7 +148,7 @@ def _turns(original: Rotary, turned: Rotary, dtype: torch.dtype) -> bool:
 
 
 class _Turn(torch.autograd.Function):
-    """x cos + (-x2, x1) sin, where x1 and x2 are the halves of the last dimension; the gradient turns back."""
+    """x cos + (-x2, x1) sin, with x1 and x2 the halves of the last dimension; the gradient rotates back."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -175,11 +175,11 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Equal but for rounding."""
+    """Say whether two tensors are equal but for rounding."""
     tolerance = 1e-5 if a.dtype == torch.float32 else 0.02
     return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * a.abs().max())
 
 
 def _subclass(own: type[nn.Module], changes: dict[str, Any]) -> type[nn.Module]:
-    """Another class under the same name."""
+    """Make a subclass under the same name."""
     return type(own.__name__, (own,), {**changes, "__module__": own.__module__, "__qualname__": own.__qualname__})

@@ -1,4 +1,4 @@
-"""What sits on a backbone: the language-model head behind one scaled-logits function, and the scalar head."""
+"""Heads on a backbone: the language-model head behind one scaled-logits function, and the scalar head."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from keel.models.limits import text_config, vocabulary_of
 
 
 def trunk(model: Any) -> nn.Module:
-    """The backbone that turns ids into hidden states, without any head; of several modalities the text's.
+    """Return the backbone that turns ids into hidden states, without any head; of several modalities, the text's.
 
-    Llama 4 calls itself its base model, and a model of images and text keeps the backbone for text inside.
+    `base_model` alone is not enough: Llama 4's is the model itself, and a model of images and text keeps the text's
+    backbone further inside.
     """
     if model in _TRUNKS:
         return _TRUNKS[model]
@@ -43,18 +44,18 @@ _TRUNKS: WeakKeyDictionary[nn.Module, nn.Module] = WeakKeyDictionary()
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """How logits come out of hidden states: cap(factor * matrix(h)), or in a way of the model's own."""
+    """Formula of logits from hidden states: cap(factor * matrix(h)), or the model's own forward pass."""
 
     factor: float = 1.0
-    """What the family multiplies its logits with (Cohere, Granite)."""
+    """Factor of the family's logits (Cohere, Granite)."""
     cap: float | None = None
-    """Where the family's logits level off (Gemma 2), before the temperature divides them."""
+    """Bound of the family's logits (Gemma 2), applied before division by the temperature."""
     own: bool = False
-    """Whether only the model's own forward pass gets them right."""
+    """True if only the model's own forward pass gets them right."""
 
 
 def scaled_logits(model: nn.Module, hidden: Tensor, temperature: float) -> Tensor:
-    """Logits in fp32, divided by the temperature: [R, D] -> [R, V]. The only place where this happens (law 3).
+    """Return logits in fp32, divided by the temperature: [R, D] -> [R, V]. Nothing else divides them (law 3).
 
     Rollout, old, current and reference log-probabilities all come through here.
     """
@@ -62,20 +63,20 @@ def scaled_logits(model: nn.Module, hidden: Tensor, temperature: float) -> Tenso
 
 
 def raw_logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """What the head alone says, in its own precision, for those who scale it some rows at a time: [R, D] -> [R, V]."""
+    """Return the head's logits in its own precision, for callers that scale some at a time: [R, D] -> [R, V]."""
     return _own_logits(model, hidden) if head_of(model).own else _matrix(model, hidden)
 
 
 def scaled(model: nn.Module, logits: Tensor, temperature: float) -> Tensor:
-    """The second half of `scaled_logits`, for any part of the head's raw logits: [..., V'] -> fp32 [..., V']."""
+    """Scale any part of the head's raw logits, as in `scaled_logits`: [..., V'] -> fp32 [..., V']."""
     logits = _capped(logits.float(), head_of(model))
     return logits / temperature if temperature != 1 else logits
 
 
 def head_of(model: nn.Module, name: str = "") -> Head:
-    """How this model's logits are made: found on first use by comparison with its own, and the same ever after.
+    """Return the formula of this model's logits, found on first use by comparison with its own, then kept.
 
-    Raises InputError where none of the ways gives the model's own logits.
+    Raise InputError if no formula gives the model's own logits.
     """
     if model not in _HEADS:
         _HEADS[model] = _found(model, name or type(model).__name__)
@@ -84,7 +85,7 @@ def head_of(model: nn.Module, name: str = "") -> Head:
 
 _HEADS: WeakKeyDictionary[nn.Module, Head] = WeakKeyDictionary()
 REACH = 200.0
-"""Logits as large as this show a cap, where there is one."""
+"""Logits as large as this show a cap, if there is one."""
 
 
 @torch.no_grad()
@@ -116,7 +117,7 @@ def _found(model: Any, name: str) -> Head:
 
 
 def _possible(model: Any) -> list[Head]:
-    """Factors and caps that the config names, plain ones first."""
+    """Return heads with the factors and caps that the config names, plain ones first."""
     config = text_config(model).to_dict()
     named = {k: float(v) for k, v in config.items() if isinstance(v, int | float) and not isinstance(v, bool) and v > 0}
     scales = [v for k, v in named.items() if "scal" in k or "mult" in k or "logit" in k]
@@ -126,7 +127,7 @@ def _possible(model: Any) -> list[Head]:
 
 
 def _matrix(model: Any, hidden: Tensor) -> Tensor:
-    """Logits by the head's matrix alone; some backbones in bf16 give fp32."""
+    """Return logits by the head's matrix alone. Hidden states are cast: some backbones in bf16 return fp32."""
     head = model.get_output_embeddings()
     logits: Tensor = head(hidden.to(head.weight.dtype))
     return logits
@@ -138,14 +139,14 @@ def _capped(logits: Tensor, head: Head) -> Tensor:
 
 
 class _Given(BaseModelOutputWithPast):  # type: ignore[misc]
-    """A backbone's answer, whatever else a family asks it for being None."""
+    """Output of a backbone; anything else that a family asks of it is None."""
 
     def __getattr__(self, name: str) -> None:
         return None
 
 
 def _own_logits(model: Any, hidden: Tensor) -> Tensor:
-    """Logits by the model's own forward pass, its backbone standing still: [R, D] -> [R, V]."""
+    """Return logits by the model's own forward pass, these states in place of its backbone's: [R, D] -> [R, V]."""
     backbone = trunk(model)
     before = vars(backbone).get("forward")
     backbone.forward = lambda *_, **__: _Given(last_hidden_state=hidden[None])  # type: ignore[method-assign, assignment]
@@ -161,7 +162,7 @@ def _own_logits(model: Any, hidden: Tensor) -> Tensor:
 
 
 def _same(model: nn.Module, a: Tensor | Exception, b: Tensor) -> bool:
-    """Equal but for rounding, in the precision of the model."""
+    """Say whether both are equal but for rounding in the model's precision."""
     if isinstance(a, Exception) or a.shape != b.shape:
         return False
     tolerance = 1e-4 if exact(model) else 2e-2
@@ -172,7 +173,7 @@ def _same(model: nn.Module, a: Tensor | Exception, b: Tensor) -> bool:
 
 
 def scalar_head(model: nn.Module) -> nn.Linear:
-    """The linear layer [1, D] of a scalar model (a sequence classifier with one label)."""
+    """Return the linear layer [1, D] of a scalar model (a sequence classifier with one label)."""
     for name in ("score", "classifier"):
         head = getattr(model, name, None)
         if isinstance(head, nn.Linear):
@@ -181,7 +182,7 @@ def scalar_head(model: nn.Module) -> nn.Linear:
 
 
 def scalars(model: nn.Module, hidden: Tensor) -> Tensor:
-    """What the scalar head says, fp32: [R, D] -> [R]."""
+    """Return the scalar head's scores or values in fp32: [R, D] -> [R]."""
     head = scalar_head(model)
     if head.weight.dtype == torch.float32:  # a product with one column would have a kernel built for each R
         score = (hidden.float() * head.weight[0]).sum(-1)
@@ -191,9 +192,9 @@ def scalars(model: nn.Module, hidden: Tensor) -> Tensor:
 
 
 def exact(model: nn.Module) -> bool:
-    """Whether the model computes in fp32 throughout.
+    """Say whether the model computes in fp32 throughout.
 
-    Some keep a few weights in fp32 that otherwise compute in bf16, and a GPU may take shorter numbers for its products.
+    Some models that compute in bf16 keep a few weights in fp32, and a GPU may use shorter numbers in its products.
     """
     if device_of_model(model).type == "cuda" and torch.get_float32_matmul_precision() != "highest":
         return False
@@ -201,5 +202,5 @@ def exact(model: nn.Module) -> bool:
 
 
 def device_of_model(model: nn.Module) -> torch.device:
-    """Where the model's parameters are."""
+    """Return the device of the model's parameters."""
     return next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""Whether the hub can be asked for a model at all: the library would ask again and again, for half a minute."""
+"""A check that the hub can be reached, because the library itself would try again and again for half a minute."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from keel.errors import InputError, on_one_line
 __all__ = ["require_hub"]
 
 TIMEOUT = 5.0
-"""Seconds for a connection to the hub."""
+"""Seconds to wait for a connection to the hub."""
 
 
 @lru_cache
 def require_hub(name: str) -> None:
-    """Refuse a name that is not in the hub's cache if the hub cannot be asked, before anything asks it many times.
+    """Refuse a name that is not in the hub's cache if the hub cannot be asked.
 
-    Behind a proxy that cannot be told.
+    Behind a proxy this cannot be found out, and nothing is refused.
     """
     from huggingface_hub import constants, try_to_load_from_cache
 

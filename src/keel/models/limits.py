@@ -1,6 +1,6 @@
-"""What a decoder's config says of its limits: words, positions, and lengths at which it reads positions otherwise.
+"""Limits of a decoder: its vocabulary, its positions, and lengths at which it reads positions differently.
 
-A config of several modalities keeps all of this in its text part, so nothing here is read from the outer one.
+A config of several modalities keeps all of this in its text part, so only that part is read.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from typing import Any
 from torch import Tensor, nn
 
 POSITIONS = "max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len"
-"""What configs call the number of tokens that a model can read."""
+"""Names in configs for the number of tokens that a model can read."""
 
 
 def text_config(model: Any) -> Any:
-    """The part of a model's config that is about text."""
+    """Return the part of a model's config that is about text."""
     return model.config.get_text_config(decoder=True)
 
 
 def vocabulary_of(model: Any) -> int:
-    """Ids that the model can read, and write where it writes, V."""
+    """Return V: the number of ids that the model can read and, if it has an output head, write."""
     tables = (model.get_input_embeddings(), model.get_output_embeddings())
     return min(int(table.weight.shape[0]) for table in tables if isinstance(getattr(table, "weight", None), Tensor))
 
 
 def positions(model: Any) -> int | None:
-    """How many tokens the model can read, None where it sets no limit.
+    """Return how many tokens the model can read, None if it sets no limit.
 
-    Tables of positions that are numbered from behind the padding (RoBERTa's kind) hold as many fewer.
+    A table of positions numbered from behind the padding id (RoBERTa's kind) holds that many fewer.
     """
     config = text_config(model)
     limit = next((int(n) for name in POSITIONS if (n := getattr(config, name, None)) is not None and n > 0), None)
@@ -40,9 +40,9 @@ def positions(model: Any) -> int | None:
 
 
 def switches(model: Any) -> tuple[int, ...]:
-    """Lengths beyond which rotary positions of a whole text are others (`longrope`), ascending.
+    """Return the lengths beyond which a whole text has other rotary positions (`longrope`), ascending.
 
-    Transformers chooses by the longest text of a call; so texts on both sides must not share one.
+    Transformers chooses by the longest text of a call, so texts on both sides must not share a call.
     """
     given = getattr(text_config(model), "rope_parameters", None) or {}
     kinds = [given, *(value for value in given.values() if isinstance(value, dict))]
@@ -51,5 +51,5 @@ def switches(model: Any) -> tuple[int, ...]:
 
 
 def switches_passed(lengths: tuple[int, ...], tokens: int) -> int:
-    """How many of the switches a text of so many tokens is beyond."""
+    """Return how many of the switches a text of this many tokens exceeds."""
     return bisect_left(lengths, tokens)

@@ -1,7 +1,7 @@
-"""What was loaded against what the file held: weights left over, missing, of another shape, or no numbers.
+"""A check of the loaded model against its file: weights left over, missing, of another shape, or not finite.
 
-The library passes over what has no place in the model, and makes up what is missing. Here the first is refused unless
-it is known to be harmless, and the second unless it is meant to be new.
+The library ignores weights that have no place in the model, and makes up missing ones. Here the former are refused
+unless they are known to be harmless, the latter unless they are meant to be new.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ QUANTISED = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_format|quant_state\..*"
     r"|weight_scale(_inv|_2)?|weight_packed|weight_shape|input_scale|weight_zero_point|\w+_(blocks|scales))$"
 )
-"""What files of quantised weights hold beside or in place of `weight`."""
+"""Names that quantised weights have beside or in place of `weight`."""
 ADAPTED = re.compile(r"(^base_model\.model\.|lora_|\.base_layer\.|\.modules_to_save\.|\.adapter_)")
-"""What an adapter adds that was saved without being merged."""
+"""Names of the weights of an adapter that was not merged."""
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|layer|block)\.(\d+)\.")
 BUFFERS = re.compile(
     r"(inv_freq|(^|\.)(attn|attention|self_attn)\.(bias|masked_bias|causal_mask)|(^|\.)position_ids|\.(cos|sin)_cached"
     r"|embed_positions\.(weights|_float_tensor)|(^|\.)_extra_state|(^|\.)version)$"
 )
-"""Constants that earlier versions saved and that are computed anew: rotary factors, masks, positions."""
+"""Constants that earlier versions saved and that are now computed: rotary factors, masks, positions."""
 MORE_TOKENS = re.compile(r"(^|\.)mtp\w*\.")
 """Layers that predict further tokens at once; the library leaves them out of every model."""
 SCALAR_HEADS = re.compile(r"^(\w+\.)?(v_head|value_head|score|classifier|classification_head|reward_head|critic)\.")
@@ -41,10 +41,10 @@ TOWERS = re.compile(
 
 
 def check_loaded(model: Any, info: Mapping[str, Any], name: str, raw: Raw, fresh: tuple[str, ...] = ()) -> None:
-    """Refuse a model whose weights are not the file's, all of them, or are no numbers.
+    """Refuse a model whose weights are not exactly the file's, or are not finite.
 
-    `info` is the library's account of loading; weights whose names begin as in `fresh` are to be new. What the file
-    holds and the model does not is harmless only where it is known to be: a head of another kind, constants.
+    `info` is the library's report on loading; weights whose names begin as in `fresh` are meant to be new. Weights that
+    only the file has are harmless only if they are known to be: a head of another kind, constants.
     """
     unexpected = sorted(info["unexpected_keys"])
     if marks := [key for key in unexpected if QUANTISED.search(key)]:
@@ -74,7 +74,7 @@ def check_loaded(model: Any, info: Mapping[str, Any], name: str, raw: Raw, fresh
 
 
 def _wrapper(missing: list[str], unexpected: set[str]) -> str:
-    """What stands before the names of most missing weights in the file, such as `module.`; else nothing."""
+    """Return the prefix that most missing weights have in the file, such as `module.`; '' if there is none."""
     for key in missing:
         found = min((other for other in unexpected if other.endswith("." + key)), key=len, default="")
         prefix = found.removesuffix(key)
@@ -97,7 +97,7 @@ def _shape(sizes: Iterable[int]) -> str:
 
 
 def _harmless(key: str, model: Any, raw: Raw) -> bool:
-    """Whether a weight that the model has no place for changes nothing that it says."""
+    """Say whether a weight that has no place in the model has no effect on its output."""
     if BUFFERS.search(key) or MORE_TOKENS.search(key) or SCALAR_HEADS.match(key):
         return True
     if model.get_output_embeddings() is None and TEXT_HEADS.match(key):
@@ -111,7 +111,7 @@ def _harmless(key: str, model: Any, raw: Raw) -> bool:
 
 
 def _layers(keys: list[str]) -> list[int]:
-    """Numbers of the layers that these weights are of, each once; none unless all are of layers."""
+    """Return the numbers of the layers of these weights, each once; none unless all belong to layers."""
     found = [LAYER.search(key) for key in keys]
     return sorted({int(layer[1]) for layer in found if layer}) if all(found) else []
 
@@ -139,6 +139,6 @@ def _refuse_not_finite(model: nn.Module, name: str) -> None:
         if not (low - low == high - high == 0):
             what = "inf" if low == low else "NaN"
             raise InputError(
-                f"{name}: {key} holds {what}, so everything that the model says would; give a checkpoint of an earlier "
+                f"{name}: {key} holds {what}, so every output of the model would, too; give a checkpoint of an earlier "
                 "step, or copy the folder anew"
             )

@@ -1,4 +1,4 @@
-"""What the machine can do: which device, which type of number, and how its memory is kept."""
+"""The machine: its device, the type of number it computes in, its library of matrix products, its memory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from keel.config import Machine
 from keel.errors import InputError
 
 WIDE = 512
-"""From this hidden size on, matrix products are most of the work, and bf16 pays where the processor multiplies it."""
+"""Hidden size from which matrix products are most of the work, so that bf16 pays if the processor multiplies it."""
 
 
 def device_of(machine: Machine) -> torch.device:
-    """The device asked for, or a GPU where there is one."""
+    """Return the device asked for; for `auto`, a GPU if there is one."""
     if machine.device != "auto":
         try:
             device = torch.device(machine.device)
@@ -30,9 +30,9 @@ def device_of(machine: Machine) -> torch.device:
 
 
 def dtype_of(machine: Machine, hidden_size: int = 0) -> torch.dtype:
-    """Weights' type: as asked, else bf16 on a GPU, and on a processor that multiplies bf16 for a wide enough model.
+    """Return the weights' type: as asked, else bf16 on a GPU, or if the model is WIDE and the CPU multiplies bf16.
 
-    On a processor without such instructions, and for small models, whose time goes elsewhere, bf16 is slower than fp32.
+    On other processors, and for small models, which spend their time elsewhere, bf16 is slower than fp32.
     """
     if machine.precision != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[machine.precision]
@@ -42,13 +42,13 @@ def dtype_of(machine: Machine, hidden_size: int = 0) -> torch.dtype:
 
 
 def multiplies_bf16() -> bool:
-    """Whether the processor has instructions for products of bf16 numbers."""
+    """Say whether the processor has instructions for products of bf16 numbers."""
     probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, probe, bool)() for probe in probes)
 
 
 def described(model: Any) -> str:
-    """Where and in what a model computes, for the reader."""
+    """Describe the device and the precision of a model, for the reader."""
     weight = next(model.parameters())
     if weight.dtype == torch.bfloat16:
         return f"computing in bf16 on {weight.device.type}, updates in fp32 (--precision fp32 for all in fp32)"
@@ -110,4 +110,4 @@ def keep_freed_memory() -> None:
 
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-"""Names and numbers of glibc's malloc.h."""
+"""Options of `mallopt`, with their numbers in glibc's malloc.h."""

@@ -1,11 +1,10 @@
-"""From ids to hidden states, in each way that is known; `trials` says which of them a model gets right.
+"""Passes from ids to hidden states, in each known way; `trials` finds which of them a model gets right.
 
-Training and scoring have three: all bundles *packed* into one row, each prompt once; *rows*, one completion each, with
-padding behind; each sequence *alone*, which is a plain forward pass and the measure of the other two. A completion that
-is being written has three: keys and values kept by `decoding.Decoding`, the family's own cache, or the whole text anew
-for every token.
+Training and scoring have three ways. *Packed*: all bundles in one row, each prompt once. *Rows*: one completion per
+row, padding behind it. *Alone*: each sequence in a plain forward pass, the measure of the other two. Generation has
+three, too: keys and values kept by `decoding.Decoding`, the family's own cache, or the whole text for every token.
 
-Padding stands to the right only, so that a causal model's real positions never see it, whatever its id.
+Padding is on the right only, so that a causal model's real positions never see it, whatever its id.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ from keel.models.shapes import more_rows, rounded
 from keel.records import Bundle
 
 States = list[list[int]]
-"""Per completion, the rows of the hidden states before its first token, before its second …, after its last: L + 1."""
+"""Per completion, L + 1 rows of hidden states: before its first token, before its second …, after its last."""
 Pass = Callable[[nn.Module, Sequence[Bundle]], tuple[Tensor, States]]
-"""Bundles to hidden states [rows, D], and where each completion finds its own."""
+"""A pass returns hidden states [rows, D], and for each completion its rows among them."""
 
 
 def sequences_of(bundles: Sequence[Bundle]) -> list[list[int]]:
-    """Each completion behind its prompt."""
+    """Return each completion with its prompt before it."""
     return [b.prompt_ids + c.ids for b in bundles for c in b.completions]
 
 
 def alone(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
-    """Each completion with its prompt in a pass of its own."""
+    """Compute each completion with its prompt in a pass of its own."""
     sequences = sequences_of(bundles)
     hidden = torch.cat([padded(model, [sequence])[0] for sequence in sequences])
     starts = torch.tensor([0, *map(len, sequences)]).cumsum(0).tolist()
@@ -46,14 +45,14 @@ def alone(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
 
 
 def rows(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
-    """One row per completion, its prompt before it, padding behind both."""
+    """Compute one row per completion: its prompt before it, padding behind."""
     hidden = padded(model, sequences_of(bundles))
     count, width = hidden.shape[:2]
     return hidden.flatten(0, 1), _states(bundles, list(range(0, count * width, width)))
 
 
 def padded(model: nn.Module, sequences: Sequence[list[int]]) -> Tensor:
-    """The backbone as everyone calls it: hidden states [sequences, longest, D], padding behind."""
+    """Call the backbone in the usual way; return hidden states [sequences, longest, D], padding behind."""
     width = max(map(len, sequences))
     ids = torch.tensor([sequence + [0] * (width - len(sequence)) for sequence in sequences])
     hidden: Tensor = trunk(model)(input_ids=ids.to(device_of_model(model)), use_cache=False).last_hidden_state
@@ -61,7 +60,7 @@ def padded(model: nn.Module, sequences: Sequence[list[int]]) -> Tensor:
 
 
 def _states(bundles: Sequence[Bundle], starts: list[int]) -> States:
-    """States of completions whose sequences begin at `starts`."""
+    """Return the states of completions whose sequences begin at `starts`."""
     shapes = [(len(b.prompt_ids), len(c)) for b in bundles for c in b.completions]
     return [
         list(range(start + prompt - 1, start + prompt + length))
@@ -70,10 +69,10 @@ def _states(bundles: Sequence[Bundle], starts: list[int]) -> States:
 
 
 def packed(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
-    """One row for all: each prompt once, its completions behind it, nothing padded.
+    """Compute all bundles in one row: each prompt once, its completions behind it, no padding.
 
-    A completion's tokens stand at the positions they would have behind the prompt alone, and attend to the prompt and
-    to themselves, so that nothing else differs from a row of its own.
+    A completion's tokens have the positions they would have behind the prompt alone, and attend only to the prompt and
+    to themselves: they are computed as in a row of their own.
     """
     ids: list[int] = []
     positions: list[int] = []
@@ -92,9 +91,9 @@ def packed(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]
 
 
 def _packed(model: nn.Module, ids: list[int], positions: list[int], packing: Packing) -> Tensor:
-    """Hidden states of one row [T, D]; the packing stands for the mask, so one is handed in that says nothing."""
+    """Return hidden states of one row [T, D]. The packing replaces the mask, so a mask is given that hides nothing."""
     device, tokens = device_of_model(model), len(ids)
-    if fill := rounded(tokens, next(model.parameters())) - tokens:  # a text of its own that nothing else sees
+    if fill := rounded(tokens, next(model.parameters())) - tokens:  # a bundle of its own, which no other token sees
         ids, positions = [*ids, *[0] * fill], [*positions, *[0] * fill]
         packing.bundles.append((0, [fill]))
     hidden: Tensor = trunk(model)(
@@ -107,11 +106,11 @@ def _packed(model: nn.Module, ids: list[int], positions: list[int], packing: Pac
     return hidden[0, :tokens]
 
 
-# --- completions that are being written -----------------------------------------------------------
+# --- generation -----------------------------------------------------------------------------------
 
 
 def prefill(model: nn.Module, prompts: Sequence[list[int]]) -> tuple[dict[int, tuple[Tensor, Tensor]], Tensor]:
-    """Prompts in one row: keys and values of every layer, and the hidden state of each prompt's last token [N, D]."""
+    """Read prompts in one row; return every layer's keys and values, and the hidden state after each prompt [N, D]."""
     lengths = [len(ids) for ids in prompts]
     packing = Packing([(0, [length]) for length in lengths], seen={})
     positions = [i for length in lengths for i in range(length)]
@@ -121,14 +120,14 @@ def prefill(model: nn.Module, prompts: Sequence[list[int]]) -> tuple[dict[int, t
 
 
 def decode(model: nn.Module, token: Tensor, decoding: Decoding) -> Tensor:
-    """One token more of every row: [R] -> the hidden states after them, [R, D]."""
+    """Read one more token of every row: [R] -> the hidden states after them, [R, D]."""
     weight = next(model.parameters())
     positions = decoding.begin_step(weight.dtype)
     rows = rounded(len(token), weight)
     out = trunk(model)(
         input_ids=more_rows(token, rows)[:, None],
         position_ids=more_rows(positions, rows)[:, None],
-        attention_mask=torch.zeros(1, 1, 1, 1, device=token.device),  # `decoding` stands for it
+        attention_mask=torch.zeros(1, 1, 1, 1, device=token.device),  # `decoding` replaces it
         decoding=decoding,
         use_cache=False,
     )
@@ -138,12 +137,12 @@ def decode(model: nn.Module, token: Tensor, decoding: Decoding) -> Tensor:
 
 
 class OwnCache:
-    """Rows of one length with the family's own cache: sliding windows, recurrent states and the like."""
+    """Rows of equal length with the family's own cache: sliding windows, recurrent states and the like."""
 
     def __init__(self, model: Any, made: bool = False) -> None:
-        """`made`: the backbone makes a cache of a class of its own (MiniMax), which is given none to start with.
+        """Prepare a cache. If `made`, the backbone makes one of its own class (MiniMax) and is given none at first.
 
-        A few recurrent ones have a name of their own for what they are given.
+        A few recurrent backbones have another name for the argument.
         """
         self._model, self._trunk, self._made = model, trunk(model), made
         self._takes = _arguments(self._trunk)
@@ -152,19 +151,19 @@ class OwnCache:
         self._cache: Any = None
 
     def start(self, sequences: Sequence[list[int]]) -> Tensor:
-        """Sequences of one length, read from the beginning: the hidden state after each, [N, D]."""
+        """Read sequences of equal length from the beginning; return the hidden state after each, [N, D]."""
         self._cache = None if self._made else DynamicCache(config=self._model.config)
         self._length = len(sequences[0])
         ids = torch.tensor(sequences, device=device_of_model(self._model))
         return self._pass(ids, torch.arange(self._length, device=ids.device))
 
     def step(self, token: Tensor) -> Tensor:
-        """One token more of every row: [R] -> [R, D]."""
+        """Read one more token of every row: [R] -> [R, D]."""
         self._length += 1
         return self._pass(token[:, None], torch.tensor([self._length - 1], device=token.device))
 
     def take(self, rows: Tensor) -> None:
-        """Only these rows go on, in this order; a row may be taken more than once."""
+        """Keep only these rows, in this order; a row may be taken more than once."""
         if self._made:
             self._cache.batch_select_indices(rows)
         else:
@@ -181,7 +180,7 @@ class OwnCache:
 
 @torch.no_grad()
 def cached_bytes(model: Any, tokens: int) -> int:
-    """What the family's own cache holds of a text of so many tokens; 0 where it takes none."""
+    """Return the size in bytes of the family's own cache for a text of this many tokens; 0 if the family takes none."""
 
     def held(made: bool) -> int:
         cache = OwnCache(model, made)
@@ -193,7 +192,7 @@ def cached_bytes(model: Any, tokens: int) -> int:
 
 
 def _bytes_in(found: Any) -> int:
-    """Bytes of all tensors in lists, dicts and the layers of a cache."""
+    """Return the bytes of all tensors in lists, dicts and the layers of a cache."""
     if isinstance(found, Tensor):
         return found.numel() * found.element_size()
     if isinstance(found, dict | list | tuple):
@@ -202,7 +201,7 @@ def _bytes_in(found: Any) -> int:
 
 
 def _arguments(backbone: nn.Module) -> set[str]:
-    """What a backbone can be given; a wrapper that hands all on (BART's decoder) takes what is inside of it takes."""
+    """Return the names of a backbone's arguments; if it only passes them on (BART's decoder), its inner module's."""
     found = set(inspect.signature(backbone.forward).parameters)
     inside = next(backbone.children(), None)
     return found if "input_ids" in found or inside is None else _arguments(inside)

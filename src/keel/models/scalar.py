@@ -1,9 +1,9 @@
-"""A scalar head on every causal backbone: transformers' sequence classifier where it has a fitting one, else our own.
+"""A scalar head on every causal backbone: transformers' sequence classifier if it has a fitting one, else our own.
 
-A scalar model is a causal language model's backbone and a linear layer that makes one number of the last token's
-hidden state. transformers has such a class for half of its causal families. Some of its other classifiers are no such
-thing: BERT's pools the first token, BART's runs an encoder. For all these we take the causal model's own class and
-replace its language-model head. The files look the same either way: the backbone's keys as in the language model's
+A scalar model is a causal language model's backbone and a linear layer that turns the last token's hidden state into
+one number. transformers has such a class for half of its causal families. Some of its other classifiers compute
+something else: BERT's pools the first token, BART's runs an encoder. For all these we take the causal model's own class
+and replace its language-model head. The files look the same either way: the backbone's keys as in the language model's
 checkpoint, `score.weight`, and a config that names a `…ForSequenceClassification`.
 """
 
@@ -24,24 +24,24 @@ from keel.models.heads import device_of_model, scalar_head, scalars, trunk
 from keel.models.limits import vocabulary_of
 
 ENDING = "ForSequenceClassification"
-"""What the name of every sequence classifier ends with."""
+"""Ending of every sequence classifier's class name."""
 
 LANGUAGE_MODEL = re.compile(r"(ForCausalLM|ForConditionalGeneration|(Model)?(With)?LMHead(Model)?)$")
-"""How a causal language model's class says what it is."""
+"""Endings of causal language models' class names."""
 
 
 # --- our own class --------------------------------------------------------------------------------
 
 
 class ScalarHead(nn.Module):
-    """Mixed into a causal language model's class: the language-model head goes, `score` comes.
+    """Mix-in for a causal language model's class that replaces the language-model head by `score`.
 
-    The backbone is the causal model's own, so that its weights load, convert and save as they do there.
+    The backbone is the causal model's own, so its weights load, convert and save as they do there.
     """
 
     config: Any
     backbone_name: str
-    """The attribute that holds the backbone."""
+    """Name of the attribute that holds the backbone."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -54,7 +54,7 @@ class ScalarHead(nn.Module):
         self.score = nn.Linear(width, config.num_labels, bias=False)
 
     def _forget(self, heads: list[str]) -> None:
-        """Let the library neither tie nor expect the weights of heads that are gone."""
+        """Make the library neither tie nor expect the weights of heads that are gone."""
         gone = tuple(f"{name}." for name in heads)
         for ties in ("_tied_weights_keys", "all_tied_weights_keys"):
             pairs = dict(getattr(self, ties, None) or {})
@@ -63,27 +63,27 @@ class ScalarHead(nn.Module):
         self._keys_to_ignore_on_load_unexpected = ignored | {rf"^{re.escape(start)}" for start in gone}
 
     def _init_weights(self, module: nn.Module) -> None:
-        """As the family draws new weights, but not those of its head: ModernBERT's decoder would look for it here."""
+        """Draw new weights as the family does, except the model's own: ModernBERT's decoder would look for its head."""
         if module is not self:
             super()._init_weights(module)  # type: ignore[misc]
 
     @property
     def base_model(self) -> nn.Module:
-        """The backbone. The family's own property may miss it: Llama 4's is the model itself."""
+        """Return the backbone. The family's own property may miss it: Llama 4's is the model itself."""
         backbone: nn.Module = getattr(self, self.backbone_name)
         return backbone
 
     @classmethod
     def can_generate(cls) -> bool:
-        """No: it has no language-model head."""
+        """Return False: there is no language-model head."""
         return False
 
     def get_output_embeddings(self) -> None:
-        """None: it has no language-model head."""
+        """Return None: there is no language-model head."""
         return
 
     def forward(self, input_ids: Tensor, **inputs: Any) -> Any:
-        """Score of each row's last token that is not padding: ids [B, T] -> `.logits` [B, 1]."""
+        """Return the score of each row's last token that is not padding: ids [B, T] -> `.logits` [B, 1]."""
         from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
         hidden = self.base_model(input_ids=input_ids, **inputs).last_hidden_state
@@ -96,21 +96,21 @@ class ScalarHead(nn.Module):
 
 
 def _width(heads: list[nn.Module], config: Any) -> int:
-    """Width of the hidden states: what the first linear layer of the language-model head takes.
+    """Return the width of the hidden states: the input width of the language-model head's first linear layer.
 
-    A config's `hidden_size` is another where the backbone projects (OPT) or joins two streams (Reformer).
+    It differs from a config's `hidden_size` if the backbone projects (OPT) or joins two streams (Reformer).
     """
     linear = [module for head in heads for module in head.modules() if isinstance(module, nn.Linear)]
     return linear[0].in_features if linear else int(config.get_text_config().hidden_size)
 
 
 def is_own(model: nn.Module) -> bool:
-    """Whether a scalar model is of a class that only Keel can load."""
+    """Say whether a scalar model is of a class that only Keel can load."""
     return isinstance(model, ScalarHead)
 
 
 def notice(model: nn.Module) -> str:
-    """What a user must know of a model of our own class: who can load its folder."""
+    """Return a notice for users on what can load the folder of a model of our own class."""
     config: Any = model.config
     others = "cannot" if _library_class(config) is None else "would make another model of it"
     return (
@@ -123,7 +123,7 @@ def notice(model: nn.Module) -> str:
 
 
 class AutoScalarModel:
-    """Loads any scalar model on a causal backbone, as `AutoModelForSequenceClassification` loads transformers' own."""
+    """Loader of any scalar model on a causal backbone; `AutoModelForSequenceClassification` loads transformers' own."""
 
     @staticmethod
     def from_pretrained(folder: str, *, trust_remote_code: bool = False, **kwargs: Any) -> Any:
@@ -134,7 +134,7 @@ class AutoScalarModel:
 
 
 class OwnScalarModel:
-    """`AutoScalarModel` where transformers' class has turned out not to fit."""
+    """Loader for models that transformers' own class has turned out not to fit."""
 
     @staticmethod
     def from_pretrained(folder: str, *, trust_remote_code: bool = False, **kwargs: Any) -> Any:
@@ -148,7 +148,7 @@ class OwnScalarModel:
 
 
 def _class_of(folder: str, trust_remote_code: bool) -> Any:
-    """What loads a folder: transformers' auto class, or one of our own."""
+    """Return the class that loads a folder: transformers' auto class, or one of our own."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -163,9 +163,9 @@ def _class_of(folder: str, trust_remote_code: bool) -> Any:
 
 
 def own_class(config: Any, trust_remote_code: bool = False) -> Any:
-    """Our own scalar class for the causal family of a config.
+    """Return our own scalar class for the causal family of a config.
 
-    Its name is what transformers would call it, unless transformers calls something else so.
+    It has the name that transformers would give it, unless transformers has another class of that name.
     """
     from transformers import AutoModelForCausalLM
 
@@ -180,10 +180,10 @@ def own_class(config: Any, trust_remote_code: bool = False) -> Any:
 
 @cache
 def _own_class(causal: Any, config_class: Any, name: str, backbone_name: str) -> Any:
-    """It says that it lives in the causal class's module: the library converts weights of its own classes only.
+    """Make the class, as one of the causal class's module: the library converts only its own classes' weights.
 
-    Several families share a causal class and differ in their configs alone. Code that came with a folder is saved with
-    the model, under another heading than the language model's.
+    Several families share a causal class and differ only in their configs. Code that came with a folder is saved with
+    the model, under another auto class than the language model's.
     """
     own = {"config_class": config_class, "backbone_name": backbone_name, "__module__": causal.__module__}
     if causal._auto_class is not None:
@@ -192,7 +192,7 @@ def _own_class(causal: Any, config_class: Any, name: str, backbone_name: str) ->
 
 
 def fits(config: Any) -> bool:
-    """Whether transformers' classifier for a config is one linear layer on the causal language model's backbone."""
+    """Say whether transformers' classifier for a config is one linear layer on the causal language model's backbone."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     classifier = _skeleton(AutoModelForSequenceClassification, config)
@@ -209,10 +209,10 @@ def fits(config: Any) -> bool:
 
 @torch.no_grad()
 def fault(model: nn.Module) -> str | None:
-    """What is wrong with a scalar model, tried on a few tokens; None if nothing is.
+    """Return what is wrong with a scalar model, tried on a few tokens; None if nothing is.
 
-    Its score must be its linear head on the backbone's last hidden state. The head is drawn for the trial: that of a
-    new model is zero.
+    Its score must be its linear head on the backbone's last hidden state. For the trial the head gets random weights,
+    because those of a new model are zero.
     """
     config: Any = model.config
     pad = getattr(config.get_text_config(), "pad_token_id", None)
@@ -238,7 +238,7 @@ def fault(model: nn.Module) -> str | None:
 
 @contextmanager
 def _drawn(weight: Tensor) -> Iterator[None]:
-    """Other numbers in a weight, the same each time."""
+    """Put random numbers into a weight within the context, the same ones each time."""
     own = weight.data
     weight.data = torch.randn(own.shape, generator=torch.Generator().manual_seed(0)).to(own)
     try:
@@ -248,7 +248,7 @@ def _drawn(weight: Tensor) -> Iterator[None]:
 
 
 def _library_class(config: Any) -> type | None:
-    """transformers' sequence classifier for a config."""
+    """Return transformers' sequence classifier for a config; None if there is none."""
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as KNOWN
 
     found: type | None = KNOWN.get(type(config), None)
@@ -256,7 +256,7 @@ def _library_class(config: Any) -> type | None:
 
 
 def is_causal(config: Any, trust_remote_code: bool) -> bool:
-    """Whether a causal language model can be made from a config, as it will be once that is saved."""
+    """Say whether a causal language model can be made from a config, and so loaded from a folder saved with it."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL
 
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
@@ -264,19 +264,19 @@ def is_causal(config: Any, trust_remote_code: bool) -> bool:
 
 
 def require_causal(own: Any, config: Any, trust_remote_code: bool) -> None:
-    """Refuse a model whose own config makes no language model (Llama 3.2's text part): saved, it could not be read."""
+    """Refuse a model whose own config makes no language model (Llama 3.2's text part): it could not be read back."""
     if not is_causal(own, trust_remote_code):
         raise InputError(f"the text part of {config.model_type} could not be read back once saved; give a text model")
 
 
 def _skeleton(auto: Any, config: Any, trust_remote_code: bool = False) -> Any:
-    """A model without weights."""
+    """Make a model without weights."""
     with torch.device("meta"):
         return auto.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def _backbone_name(model: Any) -> str:
-    """The attribute of a model that holds its backbone: the one with the input embeddings."""
+    """Return the name of the attribute that holds a model's backbone: the part with the input embeddings."""
     embeddings = model.get_input_embeddings()
     found = [name for name, part in model.named_children() if any(m is embeddings for m in part.modules())]
     if not found:
@@ -285,7 +285,7 @@ def _backbone_name(model: Any) -> str:
 
 
 def _innermost(model: Any) -> Any:
-    """The innermost model that holds the input embeddings: the text part of one that reads images, too."""
+    """Return the innermost model that holds the input embeddings: the text part if the model also reads images."""
     from transformers import PreTrainedModel
 
     embeddings = model.get_input_embeddings()

@@ -1,7 +1,7 @@
-"""Each model is tried on its own weights, and computed in the fastest way that it gets right (law 14).
+"""Trials of each model on its own weights: it is computed in the fastest way that it gets right (law 14).
 
-The measure is a plain forward pass of each sequence alone. What says something else goes the next slower way, which is
-told once in one line with the reason; what reads ahead, or has logits that nothing reproduces, is refused.
+The measure is a plain forward pass of each sequence alone. If a way gives other numbers, the next slower one is used,
+and one line says so once, with the reason. A model that reads ahead, or whose logits nothing reproduces, is refused.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ UNBOUNDED = 1 << 60
 
 @dataclass(slots=True)
 class Ways:
-    """How a model is computed."""
+    """Ways in which a model is computed."""
 
     name: str
     together: passes.Pass
-    """Bundles through the backbone: `passes.packed`, `passes.rows` or `passes.alone`."""
+    """Pass for bundles: `passes.packed`, `passes.rows` or `passes.alone`."""
     apart: passes.Pass
-    """The same where a text is longer than `reach`."""
+    """Pass for bundles with a text longer than `reach`."""
     reach: int
-    """Tokens of the longest text that may be packed: up to here every layer attends to everything before it."""
+    """Longest text, in tokens, that may be packed: up to here every layer sees everything before a token."""
     switches: tuple[int, ...]
-    """Lengths beyond which positions are read otherwise: texts on both sides never share a pass."""
+    """Lengths beyond which positions are read differently: texts on both sides never share a pass."""
     noise: float
-    """How far two plain passes over the same tokens are apart, as a share of the root mean square."""
+    """Distance between two plain passes over the same tokens, as a share of the root mean square."""
     positions: int | None
-    """Tokens of the longest text that the model can read."""
+    """Length in tokens of the longest text that the model can read; None: no limit."""
     makes_cache: bool = False
-    """Whether the backbone wants to make its cache itself."""
+    """True if the backbone must make its cache itself."""
     written: dict[Writing, bool] = field(default_factory=dict)
-    """Of the ways of writing that were tried, whether they are right."""
+    """Ways of generating that were tried; True for those that are right."""
 
     def way(self, longest: int) -> passes.Pass:
-        """How texts of up to `longest` tokens go through the backbone."""
+        """Return the pass for texts of up to `longest` tokens."""
         return self.together if longest <= self.reach else self.apart
 
     def described(self) -> str:
-        """For pages: how completions are scored, and how they are written where that was tried."""
+        """Describe for pages how completions are scored and, if that was tried, how they are generated."""
         packs = f"packed to {self.reach}" if self.reach < UNBOUNDED else "packed"
         names: dict[passes.Pass, str] = {passes.packed: packs, passes.rows: "rows", passes.alone: "alone"}
         right = next((way for way, so in self.written.items() if so), "anew")
@@ -64,15 +64,15 @@ class Ways:
 
 
 CHOICES = "index_topk", "index_topk_blocks", "index_kpool", "keep_window_size"
-"""What configs call the number of keys that a layer chooses."""
+"""Names in configs for the number of keys that a layer chooses."""
 _WAYS: WeakKeyDictionary[nn.Module, Ways] = WeakKeyDictionary()
 _TOLD: set[str] = set()
 
 
 def ways_of(model: nn.Module, name: str = "") -> Ways:
-    """The ways that this model gets right, tried on first use; `name` is what errors call it.
+    """Return the ways that this model gets right, tried on first use; `name` stands for it in errors.
 
-    Raises InputError where it reads ahead, does not run in its precision or gives logits that nothing reproduces.
+    Raise InputError if it reads ahead, does not run in its precision or gives logits that nothing reproduces.
     """
     if model not in _WAYS:
         training = model.training
@@ -85,9 +85,10 @@ def ways_of(model: nn.Module, name: str = "") -> Ways:
 
 
 def writes(model: nn.Module, way: Writing) -> bool:
-    """Whether completions can be written so: with prompts kept once, or with the family's own cache; tried when asked.
+    """Say whether a way of generating is right, tried on first use.
 
-    What neither gets right is written anew: each token reads its whole text.
+    `shared` keeps prompts once; `cached` uses the family's own cache. If neither is right, each token reads its whole
+    text again.
     """
     ways = ways_of(model)
     if way not in ways.written:
@@ -99,7 +100,7 @@ def writes(model: nn.Module, way: Writing) -> bool:
             ways.makes_cache, reason = True, ""
         ways.written[way] = not reason
         if reason and (way == "cached" or ways.together is passes.packed):
-            _tell(f"{ways.name} does not go on from {cache} ({reason}): {slower}")
+            _tell(f"{ways.name} cannot continue from {cache} ({reason}): {slower}")
     return ways.written[way]
 
 
@@ -124,17 +125,17 @@ def _tried(model: Any, name: str) -> Ways:
     bundles, expected = _bundles(model), _alone(model)
     if reason := _packs(model, bundles, expected, ways):
         ways.together, ways.reach = passes.rows, 0
-        _tell(f"{ways.name} cannot share a prompt between completions ({reason}): computed once for each of them")
+        _tell(f"{ways.name} cannot share a prompt between completions ({reason}): the prompt is computed once for each")
     if reason := _mixes(model, bundles, expected, ways):
         ways.apart = passes.alone
         ways.together = passes.alone if ways.together is passes.rows else ways.together
-        _tell(f"{ways.name} changes with what stands beside a text ({reason}): each goes alone")
+        _tell(f"{ways.name} computes a text differently beside other texts ({reason}): each is computed alone")
     _learns(model, name, ways, bundles)
     return ways
 
 
 def _causal(model: Any, name: str) -> tuple[Tensor, float]:
-    """Refuse what reads ahead; hidden states of nine tokens [9, D], and how far rounding alone moves them."""
+    """Refuse a model that reads ahead; return states of nine tokens [9, D], and how far rounding alone moves them."""
     ids, before = _tokens(model), _norms(model)
     texts = (ids[:9], ids[:6], ids[:6] + ids[8:])
     found = attempt(lambda: [passes.padded(model, [text])[0] for text in texts])
@@ -156,19 +157,19 @@ def _causal(model: Any, name: str) -> tuple[Tensor, float]:
     ahead = _distance(whole[:6], other[:6]) > (1e-4 if exact(model) else 0.01)
     if ahead or (exact(model) and noise > 1e-3):  # in bf16 a token may go to another expert in a text of another length
         raise InputError(
-            f"{name}: reads ahead: what it says of a text changes with the tokens that follow; give a decoder "
-            "(an encoder becomes none by is_decoder alone, without training)"
+            f"{name}: reads ahead: its output at a token changes with the tokens that follow; give a decoder "
+            "(setting is_decoder is not enough: an encoder must be trained as a decoder)"
         )
     return found[0], noise
 
 
 def _norms(model: nn.Module) -> Tensor:
-    """Of every parameter its norm: a pass that changes weights shows in it."""
+    """Return the norm of every parameter: it shows a pass that changes weights."""
     return torch.stack(torch._foreach_norm(list(model.parameters())))
 
 
 def _fused(model: Any, states: Tensor, noise: float) -> None:
-    """Norms and rotary positions in fewer passes over memory, unless nine tokens' states are others then."""
+    """Fuse norms and rotary positions on a CPU, unless that changes the states of nine tokens."""
     if next(model.parameters()).device.type != "cpu":
         return
     undo = fuse(model)
@@ -177,7 +178,7 @@ def _fused(model: Any, states: Tensor, noise: float) -> None:
 
 
 def _packs(model: Any, bundles: list[Bundle], expected: Tensor, ways: Ways) -> str:
-    """Why not; '' where bundles can share a row up to `ways.reach`, which is found here."""
+    """Find `ways.reach`, the length up to which bundles can share a row; return why they cannot, or ''."""
     own = model.config._attn_implementation
     reason = _reach(model, bundles, ways)
     reason = reason or _difference(model, lambda m: _of(passes.packed(m, bundles)), expected, ways.noise)
@@ -187,7 +188,7 @@ def _packs(model: Any, bundles: list[Bundle], expected: Tensor, ways: Ways) -> s
 
 
 def _reach(model: Any, bundles: list[Bundle], ways: Ways) -> str:
-    """Watch what the layers look at in a plain pass; why they cannot be packed at all, or ''."""
+    """Set `ways.reach` to the smallest window of a plain pass; return why nothing can be packed, or ''."""
 
     def watch() -> list[int]:
         _attend(model, attention.NAME)
@@ -203,17 +204,17 @@ def _reach(model: Any, bundles: list[Bundle], ways: Ways) -> str:
 
 
 def _mixes(model: Any, bundles: list[Bundle], expected: Tensor, ways: Ways) -> str:
-    """Why rows cannot be computed side by side, or ''."""
+    """Return why rows cannot be computed side by side, or ''."""
     chooses = [name for name in CHOICES if getattr(limits.text_config(model), name, None)]
-    if "keep_window_size" in chooses:  # Doge's steps choose otherwise than its passes
+    if "keep_window_size" in chooses:  # Doge chooses other keys in a step than in a full pass
         ways.written = {"shared": False, "cached": False}
-    if chooses:  # of equals, by how many tokens there are, beyond a trial's few
+    if chooses:  # among ties, by the number of tokens: a trial of a few does not show it
         return "it chooses what it attends to"
     return _difference(model, lambda m: _of(passes.rows(m, bundles)), expected, ways.noise)
 
 
 def _learns(model: Any, name: str, ways: Ways, bundles: list[Bundle]) -> None:
-    """Refuse what has no gradient in evaluation mode, the only one in which it is ever computed (law 5)."""
+    """Refuse a model without gradients in evaluation mode, the only mode that is ever used (law 5)."""
     backbone = [p for p in trunk(model).parameters() if p.requires_grad and p.is_floating_point()]
     if not backbone:
         return
@@ -229,14 +230,14 @@ def _learns(model: Any, name: str, ways: Ways, bundles: list[Bundle]) -> None:
 
 
 def _gradients(model: Any, ways: Ways, bundles: list[Bundle], small: list[nn.Parameter]) -> tuple[Tensor | None, ...]:
-    """Of some small parameters, and of what the first layer is given: to get there, all layers are passed."""
+    """Return gradients of some small parameters and of the first layer's input: reaching it takes all layers."""
     words: list[Tensor] = []
     handle = model.get_input_embeddings().register_forward_hook(lambda *at: words.append(at[-1]))
     try:
         with torch.enable_grad():
             hidden, _ = ways.together(model, bundles)
             given = [x for x in (*small, *words) if x.requires_grad]
-            if not hidden.requires_grad:  # of parts that may be trained, none is used
+            if not hidden.requires_grad:  # none of the trainable parts is used
                 return ()
             return torch.autograd.grad(hidden.float().square().mean(), given, allow_unused=True)
     finally:
@@ -244,7 +245,7 @@ def _gradients(model: Any, ways: Ways, bundles: list[Bundle], small: list[nn.Par
 
 
 def _attend(model: Any, implementation: str) -> None:
-    """Choose how attention is computed; a family that does not let it be chosen is told of in a line of Keel's own."""
+    """Choose how attention is computed. Mute the library: Keel itself reports a family that allows no choice."""
     logger = logging.getLogger("transformers.modeling_utils")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -254,12 +255,12 @@ def _attend(model: Any, implementation: str) -> None:
         logger.setLevel(level)
 
 
-# --- writing --------------------------------------------------------------------------------------
+# --- generation -----------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def _expected(model: Any) -> Tensor:
-    """Hidden states [3 steps x rows] of completions that are written side by side, one of which ends early."""
+    """Return hidden states [3 steps x rows] of completions generated side by side, one of which ends early."""
     prompts, added = _writers(model)
     texts = [prompts[0], prompts[0], prompts[1], prompts[1]]
     after = [texts, *([text + ids[:n] for text, ids in zip(texts, added, strict=True)] for n in (1, 2))]
@@ -268,17 +269,17 @@ def _expected(model: Any) -> Tensor:
 
 
 KEPT = [0, 3, 2]
-"""Rows that go on after the second has finished, in the order of `survivors`."""
+"""Rows that go on after the second has finished, in the order of `local.survivors`."""
 
 
 def _writers(model: Any) -> tuple[list[list[int]], list[list[int]]]:
-    """Two prompts of one length, and what is written behind each twice."""
+    """Return two prompts of equal length, and two continuations of each."""
     ids = _tokens(model)
     return [ids[:4], ids[5:9]], [ids[4:6], ids[7:9], ids[5:7], ids[1:3]]
 
 
 def _written(model: Any) -> Tensor:
-    """With prompts kept once; a row leaves after the first token."""
+    """Generate with prompts kept once; a row leaves after the first token."""
     prompts, added = _writers(model)
     seen, last = passes.prefill(model, prompts)
     device = last.device
@@ -293,12 +294,12 @@ def _written(model: Any) -> Tensor:
 
 
 def _made(model: Any) -> Tensor:
-    """With a cache that the backbone makes itself."""
+    """Generate with a cache that the backbone makes itself."""
     return _cached(model, made=True)
 
 
 def _cached(model: Any, made: bool = False) -> Tensor:
-    """With the family's own cache."""
+    """Generate with the family's own cache."""
     prompts, added = _writers(model)
     cache = passes.OwnCache(model, made)
     last = cache.start(prompts)
@@ -312,15 +313,15 @@ def _cached(model: Any, made: bool = False) -> Tensor:
 
 
 _WRITING: dict[Writing, tuple[Callable[[Any], Tensor], str, str]] = {
-    "shared": (_written, "a prompt that is kept once", "answers are written with its own cache"),
-    "cached": (_cached, "its own cache", "each token reads the whole text anew"),
+    "shared": (_written, "a prompt that is kept once", "answers are generated with its own cache"),
+    "cached": (_cached, "its own cache", "each token reads the whole text again"),
 }
 
 # --- comparing ------------------------------------------------------------------------------------
 
 
 def _tokens(model: Any) -> list[int]:
-    """Eleven tokens of the vocabulary."""
+    """Return eleven tokens of the vocabulary."""
     return [(7 * i + 1) % vocabulary_of(model) for i in range(11)]
 
 
@@ -333,7 +334,7 @@ def _bundles(model: Any) -> list[Bundle]:
 
 
 def _alone(model: Any) -> Tensor:
-    """The measure: every state of the trial's bundles, each sequence in a pass of its own."""
+    """Return the measure: every state of the trial's bundles, each sequence in a pass of its own."""
     return _of(passes.alone(model, _bundles(model)))
 
 
@@ -344,7 +345,7 @@ def _of(found: tuple[Tensor, passes.States]) -> Tensor:
 
 @torch.no_grad()
 def _difference(model: Any, way: Callable[[Any], Tensor], expected: Tensor, noise: float) -> str:
-    """What is wrong with a way, in a few words; '' where it says what is expected."""
+    """Return what is wrong with a way, in a few words; '' if it agrees with `expected`."""
     found = attempt(lambda: way(model))
     if isinstance(found, Exception):
         return _why(found)
@@ -356,7 +357,7 @@ def _difference(model: Any, way: Callable[[Any], Tensor], expected: Tensor, nois
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
-    """Root mean square of the difference, as a share of that of `b`."""
+    """Return the root mean square of the difference, as a share of that of `b`."""
     return float((a - b).square().mean().sqrt() / b.square().mean().sqrt().clamp(min=1e-30))
 
 
