@@ -13,7 +13,7 @@ from keel.config.sampling import Sampling
 
 
 class CollectConfig(Sampling):
-    """Draw answers to prompts, have them judged, and keep both in a store. After a stop, the same command goes on.
+    """Draw answers to prompts, have them judged, and keep both in a store. If it stops, the same command goes on.
 
     Raters: `rule:FILE.yaml` or `rule:package.module:function`; `judge:NAME`, a model behind an OpenAI-compatible
     endpoint; `local:MODEL`, a causal language model in this process; `people`, on the page of `keel annotate`;
@@ -47,7 +47,7 @@ class CollectConfig(Sampling):
     judge_temperature: NonNegative | None = 0.0
     """Temperature of `judge:NAME`; `none` for models that take none: their verdicts vary from call to call."""
     judge_reply_tokens: Count = 1024
-    """Length limit of a judge's reply, its reasoning included; a reply that reaches it gives no verdict."""
+    """Length limit of a judge's reply, its reasoning included; a reply that is cut there gives no verdict."""
     judge_timeout: Positive = 60.0
     """Seconds for one reply of a judge, to its last byte."""
     judge_retries: Annotated[int, Field(ge=0)] = 5

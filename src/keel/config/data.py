@@ -95,7 +95,7 @@ class DataMergeConfig(StoreConfig):
 
 
 class DataBackupConfig(StoreConfig):
-    """Copy a store, SQLite or PostgreSQL, into one SQLite file; others may write to it meanwhile."""
+    """Copy a store, SQLite or PostgreSQL, into one SQLite file, even while others write to the store."""
 
     out: Path
     """SQLite file to write."""
