@@ -99,7 +99,7 @@ class DPOConfig(Training):
     reference_logps: Literal["cached", "live"] = "cached"
     """Compute the reference's log-probabilities once before training, or with every batch."""
     reference_cache: Path | None = None
-    """File of cached log-probabilities, for further runs on the same data and reference; in the run folder by default."""
+    """File of cached log-probabilities, for more runs on the same data and reference; by default in the run folder."""
     best_by: Literal["displacement", "loss", "accuracy", "last"] = "displacement"
     """Held-out checkpoint to keep. displacement: the lowest loss among those whose chosen answers have not become much
     less likely; if all have, the one in which they did least. loss: the lowest loss. accuracy: the highest accuracy.
