@@ -17,7 +17,7 @@ from keel.errors import InputError, KeelError
 from keel.files.target import refuse_existing
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
-    "demo": ("DemoConfig", "keel.demo:demo", "the whole story on the embedded world, ending in a report"),
+    "demo": ("DemoConfig", "keel.demo:demo", "run the whole story on the embedded world, ending in a report"),
     "sft": ("SFTConfig", "keel.methods.sft:train", "imitate demonstrations; pre-train on plain text"),
     "reward": ("RewardConfig", "keel.methods.reward:train", "train a reward model on preference pairs"),
     "dpo": ("DPOConfig", "keel.methods.dpo:train", "tune a policy on preference pairs directly"),
@@ -29,38 +29,45 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "keel.commands.collect:collect",
         "draw answers, have them judged, keep both",
     ),
-    "annotate": ("AnnotateConfig", "keel.commands.annotate:annotate", "serve the page where people judge"),
+    "annotate": ("AnnotateConfig", "keel.commands.annotate:annotate", "serve the annotation page"),
     "raters add": ("RatersAddConfig", "keel.commands.annotate:add_rater", "let a person sign in to that page"),
-    "raters list": ("RatersListConfig", "keel.commands.annotate:list_raters", "who may sign in"),
+    "raters list": ("RatersListConfig", "keel.commands.annotate:list_raters", "list who may sign in"),
     "raters revoke": ("RatersRevokeConfig", "keel.commands.annotate:revoke_rater", "take a person's token away"),
-    "data check": ("DataCheckConfig", "keel.audit.check:check", "whether data are fit to train on, and why not"),
+    "data check": ("DataCheckConfig", "keel.audit.check:check", "check whether data are fit to train on, and why not"),
     "data convert": (
         "DataConvertConfig",
         "keel.commands.data:convert_data",
-        "any format into any other, or into a store",
+        "convert any format into any other, or into a store",
     ),
-    "data stats": ("DataStatsConfig", "keel.commands.data:show_stats", "what judgments there are, and how they lean"),
+    "data stats": ("DataStatsConfig", "keel.commands.data:show_stats", "count judgments, and report their biases"),
     "data agreement": (
         "DataAgreementConfig",
         "keel.commands.data:show_agreement",
-        "how far raters agree beyond chance",
+        "measure how far raters agree beyond chance",
     ),
     "data split": (
         "DataSplitConfig",
         "keel.commands.data:split_data",
-        "training and held-out files, no prompt in both",
+        "write training and held-out files, no prompt in both",
     ),
     "data forget": ("DataForgetConfig", "keel.commands.data:forget_person", "erase a person's judgments and name"),
-    "data merge": ("DataMergeConfig", "keel.commands.data:merge_stores", "add everything of another store"),
-    "data backup": ("DataBackupConfig", "keel.commands.data:backup_store", "the whole store as one SQLite file"),
+    "data merge": (
+        "DataMergeConfig",
+        "keel.commands.data:merge_stores",
+        "add prompts, answers and judgments of another store",
+    ),
+    "data backup": ("DataBackupConfig", "keel.commands.data:backup_store", "copy the whole store into one SQLite file"),
 }
-"""Name (one word, or two), config, function, and what it does."""
+"""Name (one word, or two), config, function, and line in `keel --help`."""
 REFUSE_EXISTING = "sft", "reward", "dpo", "ppo", "best-of-n", "generate"
-"""Commands that need an --out that is not there yet, or go on with it."""
+"""Commands whose --out must not exist yet, unless they resume it."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0, or 2 for bad input, 1 for a failed run, 130 when interrupted. Never a traceback of ours."""
+    """Run one command and return its exit code: 0, 2 for bad input, 1 for a failed run, 130 if interrupted.
+
+    Keel's own errors are printed as one line, never as a traceback.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its notes on kernels and settings would bury our lines
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -85,12 +92,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _families(word: str) -> list[str]:
-    """Commands of two words that begin with this one."""
+    """Return the commands of two words that begin with this one."""
     return [name for name in COMMANDS if name.startswith(f"{word} ")]
 
 
 def overview(family: str = "") -> str:
-    """What `keel --help` prints, or `keel data --help` of the commands that begin so."""
+    """Return the text of `keel --help`, or of `keel data --help` for the commands that begin so."""
     lines = [
         f"keel {__version__}: from human preferences to a better language model, with evidence at every step.",
         "",
@@ -118,7 +125,7 @@ def _run(command: str, flags: list[str]) -> int:
 
 
 def _no_command(word: str, flags: list[str]) -> str:
-    """What there is instead of a command that is not there, the likeliest first."""
+    """Return the message for an unknown command: the likeliest one, then all there are."""
     family = _families(word)
     typed = " ".join([word, *flags[:1]]) if family else word
     near = difflib.get_close_matches(typed, COMMANDS, 1)
@@ -127,7 +134,7 @@ def _no_command(word: str, flags: list[str]) -> str:
 
 
 def _refuse_unknown(flags: list[str], kind: Any) -> None:
-    """Refuse an option that is none, with the one that was meant."""
+    """Raise InputError for an unknown option, and name the one that was meant."""
     options = [_option(name) for name in kind.model_fields]
     for flag in flags:
         name = flag.partition("=")[0].replace("_", "-")
@@ -147,11 +154,11 @@ ELSEWHERE = {
     "num-train-epochs": "did you mean --epochs?",
     "output-dir": "did you mean --out?",
 }
-"""What other trainers call by names that are not alike."""
+"""Advice for options of other trainers whose names are unlike Keel's."""
 
 
 def _parse(command: str, kind: Any, flags: list[str]) -> Any:
-    """A config from flags; None after `--help`. What is refused is refused in one line."""
+    """Return the config that the flags give; None after `--help`. Raise InputError of one line if they are refused."""
     import tyro
 
     if "--help" in flags or "-h" in flags:
@@ -168,13 +175,13 @@ def _parse(command: str, kind: Any, flags: list[str]) -> Any:
 
 
 def _named_in(flags: list[str], kind: Any) -> set[str]:
-    """Options that were asked for, in the command or its file; the option parser takes defaults for such, too."""
+    """Return the options given in the command or its file; the option parser would count defaults, too."""
     words = {flag.partition("=")[0].replace("_", "-").replace("--no-", "--", 1) for flag in flags}
     return {name for name in kind.model_fields if _option(name) in words}
 
 
 def _with_file(flags: list[str], kind: Any) -> list[str]:
-    """Flags with those of `--config FILE` put before them, so that the command line wins; `-n` stands for `--n`."""
+    """Put the flags of `--config FILE` before the others, so that the command line wins; read `-n` as `--n`."""
     flags = _with_none(["--n" if flag == "-n" else flag for flag in flags], kind)
     joined = "--config="
     flags = [part for f in flags for part in (["--config", f.removeprefix(joined)] if f.startswith(joined) else [f])]
@@ -187,7 +194,7 @@ def _with_file(flags: list[str], kind: Any) -> list[str]:
 
 
 def _flags_of_run(flags: list[str], kind: Any) -> list[str]:
-    """With --resume, the options of the run that is gone on with; none if --out is not one, which is refused later."""
+    """Return the options of the run that --resume continues; none if --out is no run, which is refused later."""
     if "resume" not in kind.model_fields or "--resume" not in flags:
         return []
     words = [part for flag in flags for part in flag.partition("=")[::2]]
@@ -197,7 +204,7 @@ def _flags_of_run(flags: list[str], kind: Any) -> list[str]:
 
 
 def _with_none(flags: list[str], kind: Any) -> list[str]:
-    """`none` and `null` behind an option that is a number or nothing mean nothing, as the option parser writes it."""
+    """Replace `none` and `null`, after an option that takes a number or nothing, by the option parser's `None`."""
     options = {_option(name) for name, field in kind.model_fields.items() if _number_or_none(field.annotation)}
     done: list[str] = []
     for flag in flags:
@@ -225,7 +232,7 @@ def _number_or_none(annotation: Any) -> bool:
 
 
 def _flags_of(file: Path, kind: Any) -> list[str]:
-    """A config file's options as flags; a list is several words where the option of that name takes several."""
+    """Return a config file's options as flags; a list becomes several words if its option takes several."""
     import yaml
 
     try:
@@ -262,11 +269,11 @@ PLAINER = (
     (r"invalid literal for int\(\) with base 10", "not a whole number"),
     (r"could not convert string to float", "not a number"),
 )
-"""What to say in place of a parser's words."""
+"""Patterns in the option parser's messages, and plainer words for them."""
 
 
 def _essence(message: str, kind: Any) -> str:
-    """The sentences of a framed error message, without title, frame, help, links and echoes of the input."""
+    """Return the sentences of a framed error message, without title, frame, help, links and echoes of the input."""
     lines = [line.strip("│╭╰─╮╯ ").strip() for line in message.splitlines()]
     lines = [line for line in lines if line.strip("-")][1:]
     whole = " ".join(_named(line, kind) for line in lines).partition(" Argument helptext:")[0]
@@ -277,7 +284,7 @@ def _essence(message: str, kind: Any) -> str:
 
 
 def _named(line: str, kind: Any) -> str:
-    """A line that is an option's name alone begins what is said of it."""
+    """Return a line of the message; one that is only an option's name begins the sentence about it."""
     return f"; --{line.replace('_', '-')}:" if line in kind.model_fields else line.replace("Input should be", "must be")
 
 

@@ -65,8 +65,8 @@ def test_nothing_is_found_where_nothing_is_wrong(check):
     assert code == 0
     assert {found["level"] for found in findings.values()} <= {"good", "note"}
     assert titled(findings, "every row can be read")["level"] == "good"
-    assert titled(findings, "length tells little")["level"] == "good"
-    assert titled(findings, "sides are not on record")
+    assert titled(findings, "length alone predicts little")["level"] == "good"
+    assert titled(findings, "answer positions are unknown")
     assert figures["prompts"] == figures["rows"]["used"] == 300
 
 
@@ -147,7 +147,7 @@ def test_what_is_doubtful_is_told_with_its_rows(check, change, title, level):
 def test_leaks_between_splits(check, tmp_path, write_rows):
     data, held = rows_like(100), rows_like(20, seed=1)
     clean = write_rows(tmp_path / "held.jsonl", held)
-    assert titled(check(data, eval_data=clean)[1], "no held-out prompt stands in the data")
+    assert titled(check(data, eval_data=clean)[1], "no held-out prompt is in the data")
     held[4]["prompt"] = data[50]["prompt"]
     held[7]["prompt"] = data[60]["prompt"].upper() + " Indeed!"
     data[60]["prompt"] = data[60]["prompt"] + " " + data[60]["prompt"]  # long enough for one word more to be little
@@ -215,7 +215,7 @@ def test_personal_data_in_the_thoughts_of_a_demonstration(check):
     assert check(rows)[2]["personal"] == {"email": {"count": 1, "rows": [2]}}
 
 
-# --- what gives the better answer away ------------------------------------------------------------
+# --- surface cues ---------------------------------------------------------------------------------
 
 
 def test_length_and_marks(check):
@@ -226,8 +226,9 @@ def test_length_and_marks(check):
             row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
         row["chosen"] = "**So:** " + row["chosen"] if rng.random() < 0.8 else row["chosen"]
     _, findings, figures, _ = check(rows)
-    assert titled(findings, "length alone tells [89].% of the pairs")["level"] == "warning"
-    assert titled(findings, "a mark alone tells [89].% of the pairs: chosen answers “Markdown”")["level"] == "warning"
+    assert titled(findings, "length alone predicts [89].% of preferences")["level"] == "warning"
+    cue = "a surface cue alone predicts [89].% of preferences: chosen answers “Markdown”"
+    assert titled(findings, cue)["level"] == "warning"
     assert figures["length"]["longer_wins"]["low"] > 0.8
 
 
@@ -238,9 +239,9 @@ def test_length_that_tells_as_much_as_in_votes_at_large(check):
         short, long = "no, not now", "yes, " * 8 + "now and then"
         row["chosen"], row["rejected"] = (long, short) if at % 100 < 63 else (short, long)
     _, findings, _, _ = check(rows)
-    found = titled(findings, "length alone tells 63% of the pairs")
+    found = titled(findings, "length alone predicts 63% of preferences")
     assert (found["level"], "people's votes at large, 62%" in found["text"]) == ("note", True)
-    assert not titled(findings, "length tells little")
+    assert not titled(findings, "length alone predicts little")
 
 
 def test_a_mark_of_rejected_answers(check):
@@ -260,7 +261,7 @@ def test_a_mark_of_rejected_answers(check):
 )
 def test_an_opening_or_an_ending_that_one_side_has(check, change, name):
     rows = [row | change(row) for row in rows_like(100)]
-    assert titled(check(rows)[1], f"a mark alone tells 100% of the pairs: {name}")["level"] == "warning"
+    assert titled(check(rows)[1], f"a surface cue alone predicts 100% of preferences: {name}")["level"] == "warning"
     assert titled(check(rows[:10] + rows_like(90, seed=1))[1], name) is None
 
 
@@ -280,7 +281,7 @@ def test_sides(check, share, level):
         }
         for row in made
     ]
-    found = titled(check(rows)[1], "sides are balanced" if level == "good" else "answer shown first wins")
+    found = titled(check(rows)[1], "answer positions are balanced" if level == "good" else "answer shown first wins")
     assert found["level"] == level
 
 
@@ -470,7 +471,7 @@ def test_refusals_name_file_and_remedy(check, tmp_path, write_rows, capfd):
 
 def test_a_few_pairs_say_nothing_of_sides(check, tmp_path):
     _, findings, figures, _ = check(rows_like(12))
-    assert titled(findings, "sides") is None
+    assert titled(findings, "positions") is None
     assert figures["sides_recorded"] is None
     assert "Too few preferences have a winner" in (tmp_path / "check.html").read_text(encoding="utf-8")
 

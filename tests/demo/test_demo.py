@@ -129,7 +129,7 @@ def test_the_votes_have_a_page_of_their_own(told):
     assert summary["data"]["length_only"] == found["length"]["length_only"]
     assert summary["data"]["auc"] == found["distribution"]["auc"]
     shown = {
-        "Told by length alone": found["length"]["length_only"],
+        "Predicted by length alone": found["length"]["length_only"],
         "Raters’ agreement": agreement["alpha"],
         "Pairs against the model": found["distribution"]["auc"],
     }

@@ -1,7 +1,7 @@
-"""`keel data check`: are these data fit to train on? What is wrong, where, and what to do about it.
+"""`keel data check`: are these data fit to train on? Findings say what is wrong, in which rows, and what to do.
 
-A finding has a level. `refused`: a training command refuses the data, and so does this one (exit code 2, after all has
-been told). `warning`: training goes on and its result may not be what one thinks. `note`: good to know.
+A finding has a level. `refused`: a training command refuses the data, and so does this one (exit code 2, after all
+findings are printed). `warning`: training goes on, but its result may not be what one thinks. `note`: good to know.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ Level = Literal["refused", "warning", "note", "good"]
 _Row = Pair | Demonstration | PromptRow
 
 STYLES: dict[Level, str] = {"refused": "bold red", "warning": "yellow", "note": "cyan", "good": "green"}
-"""From the worst to the best; how each looks on the screen."""
+"""Style of each level on the screen, the worst level first."""
 
 LONGER_AT_LARGE = 0.62
-"""How often the longer answer wins in people's votes at large (FACTS 6): what lengths tell beyond that is a bias."""
+"""Share of people's votes at large that the longer answer wins (FACTS 6). Length that predicts more is a bias."""
 TELLS = 0.6
-"""A mark on the surface that tells the better answer more often than this, beyond its interval, is worth a warning."""
+"""A surface cue that predicts the better answer more often than this, beyond its interval, is worth a warning."""
 LEANS = 0.05
-"""Sides lean where the first answer's share of wins is further than this from one half, beyond its interval."""
+"""Position bias: the first answer's share of wins is further than this from one half, beyond its interval."""
 _FEWEST = 30
-"""Pairs from which a rate is worth a warning."""
+"""Fewest pairs for which a rate is worth a warning."""
 FIRST_ROWS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing to know: what it is, what it means and what to do, and the first rows where it stands."""
+    """One thing to know: what it is, what it means, what to do, and the first rows that have it."""
 
     level: Level
     title: str
@@ -58,18 +58,21 @@ class Finding:
 
 @dataclass(slots=True)
 class Audit:
-    """All that was found; `figures` is what `--out` holds and the page is made of."""
+    """All findings. `figures` is the content of `--out`, and the page is written from it."""
 
     findings: list[Finding] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
 
     def find(self, level: Level, title: str, text: str, rows: Sequence[int] = ()) -> None:
-        """Add a finding; of its rows the first are kept."""
+        """Add a finding with the first of its rows."""
         self.findings.append(Finding(level, title, text, list(rows[:FIRST_ROWS])))
 
 
 def check(config: DataCheckConfig) -> Result | None:
-    """Look at everything, say it, write it where --out and --page want it, and refuse what training would refuse."""
+    """Run all checks, print the findings, and write them to --out and --page.
+
+    Raises InputError if a training command would refuse the data.
+    """
     began = time.perf_counter()
     audit = _examine(config)
     audit.figures["seconds"] = round(time.perf_counter() - began, 3)
@@ -88,7 +91,7 @@ def check(config: DataCheckConfig) -> Result | None:
 
 
 def _tell(findings: Sequence[Finding]) -> None:
-    """On the screen: level, title, rows; beneath it what it means."""
+    """Print level, title and rows of each finding, and its text beneath."""
     console = Console(highlight=False, soft_wrap=True)
     for finding in findings:
         rows = f"  rows {', '.join(map(str, finding.rows))}" if finding.rows else ""
@@ -98,7 +101,7 @@ def _tell(findings: Sequence[Finding]) -> None:
 
 
 def _examine(config: DataCheckConfig) -> Audit:
-    """All checks that fit the data, in the order in which the page tells them."""
+    """Run all checks that fit the data, in the order of the page."""
     audit = Audit()
     columns, _, _ = columns_of_two(config.data, config.eval_data, config.columns)
     with open_source(config.data, format=config.format, limit=config.limit, columns=columns) as source:
@@ -108,7 +111,7 @@ def _examine(config: DataCheckConfig) -> Audit:
         audit.figures |= source.identity()
     counts = source.counts
     rows = _checked(found, counts, config.data)
-    say(checks.summarise(counts, config.data, source.format).partition("\n")[0])  # the rest is told as findings
+    say(checks.summarise(counts, config.data, source.format).partition("\n")[0])  # the rest is in the findings
     if config.eval_data is not None:
         _leaks(audit, rows, config)
     if judged is not None:
@@ -146,13 +149,13 @@ def _rows(source: Source) -> list[_Row]:
 
 
 def _judged_rows(source: Source) -> tuple[list[_Row], _Judged]:
-    """Read pairs, and what the judgments behind them say together."""
+    """Read pairs, with the survey of the judgments behind them and their agreement."""
     pairs, counted, agreed = source.judged_pairs()
     return [*pairs], (counted, agreed)
 
 
 def _checked(rows: list[_Row], counts: RowCounts, name: str) -> Sequence[_Row]:
-    """Return rows that a training command would use, whatever share of them is bad."""
+    """Return the rows that a training command would use, whatever share is bad."""
     if isinstance(rows[0], Pair):
         return checks.check_pairs([row for row in rows if isinstance(row, Pair)], counts, 1.0, name)
     if isinstance(rows[0], Demonstration):
@@ -161,13 +164,13 @@ def _checked(rows: list[_Row], counts: RowCounts, name: str) -> Sequence[_Row]:
 
 
 def _fates(audit: Audit, counts: RowCounts, source: str, max_bad_share: float) -> None:
-    """Rows that are dropped, those that are neutral, and those that are used and remarkable."""
+    """Add findings on rows that are dropped, neutral, or used with a note."""
     share = counts.dropped_total / counts.read
     mend = f"mend it{checks.or_raise(counts)}"
     for reason, (count, rows) in sorted(counts.dropped.items(), key=lambda item: -item[1][0]):
-        text = "Training leaves such rows out; mend them or take them away."
+        text = "Training leaves such rows out; mend or remove them."
         if reason == checks.CONTRADICTORY:
-            text = "The same two answers stand both ways round. Training leaves out both; have them judged again"
+            text = "Rows prefer opposite answers of the same pair. Training leaves out both; have them judged again"
             text += f"{checks.one_dimension(counts, source)}."
         audit.find("warning", f"{checks.counted(count, 'row')}: {reason}", text, rows)
     if share > max_bad_share:
@@ -179,8 +182,8 @@ def _fates(audit: Audit, counts: RowCounts, source: str, max_bad_share: float) -
     for reason, (count, rows) in counts.neutral.items():
         audit.find(
             "note",
-            f"no pair of {checks.counted(count, 'contest')}: {reason}",
-            "No fault; they teach pair methods nothing.",
+            f"no pair from {checks.counted(count, 'comparison')}: {reason}",
+            "Not an error; they teach pair methods nothing.",
             rows,
         )
     for what, (count, rows) in counts.notes.items():
@@ -199,7 +202,7 @@ def _fates(audit: Audit, counts: RowCounts, source: str, max_bad_share: float) -
 
 
 def _leaks(audit: Audit, rows: Sequence[_Row], config: DataCheckConfig) -> None:
-    """Held-out prompts that also are in the data, word for word (in whatever bytes) or nearly."""
+    """Find held-out prompts that are also in the data: word for word (in whatever bytes), or nearly."""
     other = str(config.eval_data)
     _, columns, noted = columns_of_two(config.data, other, config.columns)
     with open_source(other, columns=columns) as source:
@@ -212,9 +215,9 @@ def _leaks(audit: Audit, rows: Sequence[_Row], config: DataCheckConfig) -> None:
     near = [held[at].origin.row for at in _near_across(rows, held) if at not in set(found.places)]
     audit.figures["leak"] = {"eval_data": other, "rows": len(held), "exact": _some(exact), "near": _some(near)}
     if exact:
-        text = f"Their prompts stand in {config.data}, too{found.otherwise}: what is measured on them is memory."
+        text = f"Their prompts are in {config.data}, too{found.otherwise}: an evaluation on them measures memory."
         title = f"leak of {checks.counted(len(exact), 'held-out row')} of {other}"
-        audit.find("refused", title, f"{text} Take one side away.", exact)
+        audit.find("refused", title, f"{text} Remove them from one of the two.", exact)
     if near:
         text = (
             "Their prompts share most of their words with prompts of the data. Look at them, or split anew by prompt."
@@ -223,20 +226,20 @@ def _leaks(audit: Audit, rows: Sequence[_Row], config: DataCheckConfig) -> None:
     if not exact and not near:
         audit.find(
             "good",
-            "no held-out prompt stands in the data",
-            f"Nor nearly: {checks.counted(len(held), 'row')} of {other}.",
+            "no held-out prompt is in the data",
+            f"{checks.counted(len(held), 'row')} of {other} were compared; no prompt is nearly alike either.",
         )
 
 
 def _near_across(rows: Sequence[_Row], held: Sequence[_Row]) -> list[int]:
-    """Held-out rows in a group with rows of the data."""
+    """Return the indices of held-out rows that are near-duplicates of rows of the data."""
     groups = near_duplicates([prompt_text(row.prompt) for row in (*rows, *held)])
     known = [group for group in groups if group[0] < len(rows)]
     return sorted(at - len(rows) for group in known for at in group if at >= len(rows))
 
 
 def _prompts(audit: Audit, rows: Sequence[_Row]) -> None:
-    """Prompts that are asked nearly alike."""
+    """Find prompts that are nearly alike."""
     firsts: dict[Hashable, _Row] = {}
     for row, key in zip(rows, same.prompt_keys([row.prompt for row in rows]), strict=True):
         if row.prompt:
@@ -250,12 +253,12 @@ def _prompts(audit: Audit, rows: Sequence[_Row]) -> None:
     audit.figures["near_duplicates"] = {"groups": len(groups), "prompts": len(inside), "first": shown[:FIRST_ROWS]}
     if groups:
         many = checks.counted(len(groups), "group")
-        text = f"They make {many} that share most of their words; a random split can put them on both sides."
+        text = f"They make {many} that share most of their words; a random split can put them into both parts."
         audit.find("note", f"{len(inside):,} of {len(distinct):,} prompts are nearly alike", text, inside)
 
 
 def _personal(audit: Audit, rows: Sequence[_Row]) -> None:
-    """E-mail addresses, phone and card numbers and the like, in prompts and answers, by kind."""
+    """Find e-mail addresses, phone and card numbers and the like in prompts and answers, by kind."""
     found: dict[str, list[int]] = {}
     seen: dict[str, set[str]] = {}
     with Bar("personal data", len(rows)) as bar:
@@ -288,7 +291,7 @@ _KINDS = {
 
 
 def _texts(row: _Row) -> Iterator[str]:
-    """All texts of a row, those in fields of its turns and answers included."""
+    """Yield all texts of a row, including those in fields of its turns and answers."""
     if isinstance(row.prompt, str):
         yield row.prompt
     else:
@@ -314,19 +317,19 @@ def _some(rows: Sequence[int]) -> dict[str, Any]:
 
 
 def _judged(audit: Audit, found: survey.Survey, agreed: list[survey.Agreement]) -> None:
-    """Who judged, how far raters agree, and which side won."""
+    """Add findings on raters: position bias, share of labels by models, agreement."""
     audit.figures |= {"survey": found.as_dict(), "agreement": [one.as_dict() for one in agreed]}
     first = found.first_wins()
     recorded = found.sides_recorded()
     audit.figures["sides_recorded"] = recorded
     if recorded and first.n >= _FEWEST and (first.low > 0.5 + LEANS or first.high < 0.5 - LEANS):
-        text = "Raters prefer a side, or one model always stands on it. Show each pair in a random order, or in both."
+        text = "Raters prefer a position, or one model always has it. Show each pair in a random order, or in both."
         audit.find("warning", f"the answer shown first wins {first.mean:.0%} of {first.n:,}", text)
     elif recorded and first.n >= _FEWEST:
-        audit.find("good", "sides are balanced", f"The answer shown first wins {first} of {first.n:,}.")
+        audit.find("good", "answer positions are balanced", f"The answer shown first wins {first} of {first.n:,}.")
     elif recorded is False:
-        text = "The better answer always stands on the same side, so whether raters prefer a side cannot be told."
-        audit.find("note", "sides are not on record", text)
+        text = "The better answer always has the same position, so a position bias of the raters cannot be measured."
+        audit.find("note", "answer positions are unknown", text)
     if found.ai_share().mean > 0:
         text = "What is trained on them is RLAIF; manifests say so."
         audit.find("note", f"{found.ai_share().mean:.0%} of the labels are a model's", text)
@@ -337,7 +340,7 @@ def _judged(audit: Audit, found: survey.Survey, agreed: list[survey.Agreement]) 
 def _agreed(audit: Audit, one: survey.Agreement) -> None:
     if not one.shared:
         return
-    text = f"On {one.shared:,} shared ones they say the same {one.agree}; Krippendorff's alpha {one.alpha}."
+    text = f"On {one.shared:,} items judged by two or more, they agree {one.agree}; Krippendorff's alpha {one.alpha}."
     if one.alpha.high < 0.2:
         text += " Near chance: the guidelines do not tell raters what to prefer."
         audit.find("warning", f"raters hardly agree ({one.dimension})", text)
@@ -345,11 +348,11 @@ def _agreed(audit: Audit, one: survey.Agreement) -> None:
         audit.find("note", f"raters' agreement ({one.dimension})", text)
 
 
-# --- what gives the better answer away ------------------------------------------------------------
+# --- surface cues ---------------------------------------------------------------------------------
 
 
 def _surface(audit: Audit, pairs: Sequence[Pair]) -> None:
-    """Length and other marks."""
+    """Measure how well length and other surface cues predict the better answer."""
     found = cues.cues(pairs)
     by_length = cues.length_only(pairs)
     audit.figures["cues"] = [cue.as_dict() for cue in found]
@@ -358,27 +361,29 @@ def _surface(audit: Audit, pairs: Sequence[Pair]) -> None:
         "length_only": by_length.as_dict() if by_length else None,
         "by_difference": [step.as_dict() for step in cues.by_difference(pairs)],
     }
-    longer = f"The longer answer wins {found[0].more} of those of unequal length"
+    longer = f"The longer answer wins {found[0].more} of the pairs of unequal length"
     if by_length is not None and len(pairs) >= _FEWEST:
-        said = f"{longer}; the two lengths alone tell the better answer {by_length} of the time, on unseen prompts."
+        said = f"{longer}; the two lengths alone predict the better answer {by_length} of the time, on unseen prompts."
         if by_length.low > LONGER_AT_LARGE:
             said += (
                 f" In people's votes at large it is {LONGER_AT_LARGE:.0%}: a reward model will learn length. Compare at"
                 " equal length, or train DPO with --length-alpha."
             )
-            audit.find("warning", f"length alone tells {by_length.mean:.0%} of the pairs", said)
+            audit.find("warning", f"length alone predicts {by_length.mean:.0%} of preferences", said)
         elif by_length.low > 0.5 + LEANS:
             said += f" That is not clearly more than in people's votes at large, {LONGER_AT_LARGE:.0%}."
-            audit.find("note", f"length alone tells {by_length.mean:.0%} of the pairs", said)
+            audit.find("note", f"length alone predicts {by_length.mean:.0%} of preferences", said)
         else:
-            audit.find("good", "length tells little", said)
+            audit.find("good", "length alone predicts little", said)
     for cue in found[1:]:
         if cue.differ >= _FEWEST and max(cue.right.low, 1 - cue.right.high) > TELLS:
             side, share = ("chosen", cue.right.mean) if cue.right.mean > 0.5 else ("rejected", 1 - cue.right.mean)
-            text = (
-                f"It is in {cue.chosen:.0%} of the chosen and {cue.rejected:.0%} of the rejected answers; take it away."
+            text = f"It is in {cue.chosen:.0%} of the chosen and {cue.rejected:.0%} of the rejected answers; remove it."
+            audit.find(
+                "warning",
+                f"a surface cue alone predicts {share:.0%} of preferences: {side} answers “{cue.name}”",
+                text,
             )
-            audit.find("warning", f"a mark alone tells {share:.0%} of the pairs: {side} answers “{cue.name}”", text)
     cut = found[-1]
     if cut.chosen or cut.rejected:
         text = f"{cut.chosen:.1%} of the chosen and {cut.rejected:.1%} of the rejected; in training they get no EOS."
@@ -389,7 +394,7 @@ def _surface(audit: Audit, pairs: Sequence[Pair]) -> None:
 
 
 def _against_model(audit: Audit, rows: Sequence[_Row], counts: RowCounts, config: DataCheckConfig) -> None:
-    """Do they fit its tokenizer and template, and do pairs look like what it says itself?"""
+    """Check that rows fit the model's tokenizer and template, and compare pairs with its own answers."""
     from keel.audit import on_policy
     from keel.models import checkpoints
     from keel.models.limits import positions
@@ -402,7 +407,7 @@ def _against_model(audit: Audit, rows: Sequence[_Row], counts: RowCounts, config
     if first_error:
         audit.find("note", "the first row that does not fit the model", first_error)
     if strange := prepare.too_much_unknown([bundle for _, bundle in done], counts, text, config.max_bad_share):
-        audit.find("refused", strange, "Take a model whose tokenizer knows these signs, or raise --max-bad-share.")
+        audit.find("refused", strange, "Take a model whose tokenizer knows these characters, or raise --max-bad-share.")
     pairs = [(row, bundle) for row, bundle in done if isinstance(row, Pair)]
     if not pairs:
         return
@@ -425,7 +430,7 @@ def _against_model(audit: Audit, rows: Sequence[_Row], counts: RowCounts, config
 
 
 def _token_counts(bundles: Sequence[Bundle]) -> dict[str, Any]:
-    """Median, 95th percentile and most tokens of prompts and of completions by their place, and how many were cut."""
+    """Count tokens of prompts and of completions by place: median, 95th percentile, maximum; and rows that were cut."""
     parts: dict[str, Iterable[int]] = {"prompt": [len(b.prompt_ids) for b in bundles]}
     widest = max((len(b.completions) for b in bundles), default=0)
     names = ("chosen", "rejected") if widest == 2 else ("completion",) * widest

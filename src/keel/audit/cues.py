@@ -1,10 +1,10 @@
-"""What gives the better answer away without reading it: its length, its white space, its Markdown.
+"""Surface cues: how well length, white space and Markdown predict the better answer without reading it.
 
-A reward model learns what is easiest. Where a mark on the surface tells chosen from rejected, it learns the mark, and a
-policy trained on it writes the mark. Each cue here is a number per answer; its guess is that the answer with more of it
-is the better one.
+A reward model learns what is easiest. If a cue predicts which answer was chosen, the reward model learns the cue, and a
+policy trained on it writes the cue. Each cue is a number per answer; its guess is that the answer with more of it is
+the better one.
 
-Pairs of one prompt are not independent: intervals are Wilson's (95 %) with as many examples as there are prompts.
+Pairs of one prompt are not independent: intervals are Wilson's (95 %), with prompts as the number of examples.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _FOLDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Cue:
-    """One mark on the surface, and how well it tells the better answer.
+    """One surface cue, and how well it predicts the better answer.
 
     `chosen` and `rejected` are the shares of answers that have it. `differ` counts the pairs whose answers differ in
-    it, `more` is how often the one with more of it is the chosen one, of those; `right` is how often a guess by it
-    alone is right, of all pairs, ½ where it cannot tell.
+    it; of those, `more` is how often the answer with more of it is the chosen one. `right` is how often a guess by the
+    cue alone is right, of all pairs; a pair that does not differ counts ½.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Cue:
     right: Estimate
 
     def as_dict(self) -> dict[str, Any]:
-        """For a summary."""
+        """Return the fields for a summary."""
         return {
             "name": self.name,
             "chosen": self.chosen,
@@ -63,14 +63,14 @@ CUES: dict[str, Callable[[str], float]] = {
     "begins with white space": lambda text: text[:1].isspace(),
     "ends with white space": lambda text: text[-1:].isspace(),
 }
-"""Marks that an answer has or has not; length comes first and is a number."""
+"""Cues that an answer has or has not. Length is a number; `cues` puts it before these."""
 CUT = "cut at a length limit"
 
 
 def cues(pairs: Sequence[Pair]) -> list[Cue]:
-    """Every cue over the pairs: length in characters without outer white space, then the marks.
+    """Measure every cue over the pairs: length in characters without outer white space, then `CUES`.
 
-    To the marks that have a name come the opening word and the ending that one side has much more often.
+    An opening word and an ending are added if one side has them much more often; cut answers come last.
     """
     keys = [prompt_key(pair.prompt) for pair in pairs]
     found = [_cue("longer", lengths(pairs), keys)]
@@ -80,12 +80,12 @@ def cues(pairs: Sequence[Pair]) -> list[Cue]:
 
 
 MUCH = 0.2
-"""How many more answers in a hundred of one side have an opening or an ending that is worth a cue."""
+"""An opening or an ending is a cue if its shares among chosen and rejected answers differ by more than this."""
 _LONG = 24
 
 
 def _openings(pairs: Sequence[Pair]) -> dict[str, Callable[[str], float]]:
-    """The first word that tells the sides apart best."""
+    """Return a cue for the first word that best separates chosen from rejected answers; empty if none does."""
     word = _leaning([_first_word(pair.chosen) for pair in pairs], [_first_word(pair.rejected) for pair in pairs])
     return {f"begins with {word!r}": lambda text: text.lstrip().startswith(word)} if word else {}
 
@@ -95,24 +95,27 @@ def _first_word(text: str) -> str:
 
 
 def _endings(pairs: Sequence[Pair]) -> dict[str, Callable[[str], float]]:
-    """The last sign that tells the sides apart best, with what stands before it in all answers that end with it."""
+    """Return a cue for the last character that best separates chosen from rejected answers; empty if none does.
+
+    The cue includes the characters before it that all answers with this last character share.
+    """
     sign = _leaning([pair.chosen[-1:] for pair in pairs], [pair.rejected[-1:] for pair in pairs])
     if not sign.strip():
         return {}
     tails = [text[-_LONG:][::-1] for pair in pairs for text in (pair.chosen, pair.rejected) if text.endswith(sign)]
-    ending = commonprefix(tails)[::-1]  # noqa: RUF071  (of signs is what is meant)
+    ending = commonprefix(tails)[::-1]  # noqa: RUF071  (a prefix of characters is meant)
     return {f"ends with {ending!r}": lambda text: text.endswith(ending)}
 
 
 def _leaning(chosen: Sequence[str], rejected: Sequence[str]) -> str:
-    """What the answers of the two sides differ most in; empty for little."""
+    """Return the text whose counts in the two lists differ most; empty if they differ little."""
     more, less = Counter(chosen), Counter(rejected)
     most = max(more | less, key=lambda said: (abs(more[said] - less[said]), said), default="")
     return most if abs(more[most] - less[most]) > MUCH * len(chosen) else ""
 
 
 def lengths(pairs: Sequence[Pair]) -> Floats:
-    """Characters of chosen and rejected without outer white space, [pairs, 2]."""
+    """Return characters of chosen and rejected answers without outer white space, [pairs, 2]."""
     return np.array([[len(p.chosen.strip()), len(p.rejected.strip())] for p in pairs], dtype=np.float64).reshape(-1, 2)
 
 
@@ -130,7 +133,7 @@ def _cue(name: str, values: Floats, keys: Sequence[str]) -> Cue:
 
 
 def by_prompt(outcomes: Floats, keys: Sequence[str]) -> Estimate:
-    """A rate over pairs whose interval counts prompts: as wide as if all pairs of a prompt went the same way."""
+    """Return a rate over pairs. Its interval counts prompts: as wide as if all pairs of a prompt went the same way."""
     if not len(outcomes):
         return stats.wilson(0, 0)
     prompts = len(set(keys))
@@ -140,12 +143,12 @@ def by_prompt(outcomes: Floats, keys: Sequence[str]) -> Estimate:
 # --- length ---------------------------------------------------------------------------------------
 
 EDGES = (0.0, 0.125, 0.25, 0.5, 1.0, 2.0, np.inf)
-"""Of |log2(length / other length)|: up to 9 % longer, 19 %, 41 %, twice, four times, more."""
+"""Edges of |log2(length / other length)|: up to 9 % longer, 19 %, 41 %, twice, four times, more."""
 
 
 @dataclass(frozen=True, slots=True)
 class LengthStep:
-    """Pairs whose longer answer is `low` to `high` times as long as the other: how often it is the chosen one."""
+    """Pairs whose longer answer is `low` to `high` times as long as the other, and how often it is chosen."""
 
     low: float
     high: float
@@ -153,13 +156,13 @@ class LengthStep:
     longer_wins: Estimate
 
     def as_dict(self) -> dict[str, Any]:
-        """For a summary; the last step has no upper end."""
+        """Return the fields for a summary; `high` is None for the last step."""
         high = self.high if np.isfinite(self.high) else None
         return {"low": self.low, "high": high, "pairs": self.pairs, "longer_wins": self.longer_wins.as_dict()}
 
 
 def by_difference(pairs: Sequence[Pair]) -> list[LengthStep]:
-    """How often the longer answer is chosen, by how much longer it is."""
+    """Return how often the longer answer is chosen, by how much longer it is."""
     keys = [prompt_key(pair.prompt) for pair in pairs]
     log = np.log2(np.maximum(lengths(pairs), 1))
     apart = log[:, 0] - log[:, 1]
@@ -173,11 +176,11 @@ def by_difference(pairs: Sequence[Pair]) -> list[LengthStep]:
 
 
 def length_only(pairs: Sequence[Pair]) -> Estimate | None:
-    """Accuracy of the best guess by the two lengths alone, on prompts that it has not seen; None below 5 prompts.
+    """Return the accuracy of the best guess by the two lengths alone, on unseen prompts; None below 5 prompts.
 
-    Logistic regression on what turns its sign when the answers are swapped: the difference of the log lengths, and of
-    which eighth of all lengths each answer is in, so that "near fifty words" counts as well as "longer". Five folds,
-    by prompt.
+    The guess is a logistic regression on features that change sign when the answers are swapped: the difference of the
+    log lengths, and the difference of the eighths of all lengths that the answers are in. So "near fifty words" counts
+    as well as "longer". Five folds, by prompt.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold

@@ -1,11 +1,11 @@
-"""Whether preference pairs look like what the model says: on its distribution or off it, pair by pair.
+"""Comparison of preference pairs with a model's own answers: are they on its distribution or off it, pair by pair?
 
-The likelihood of an answer under the model alone tells little: own samples differ more among themselves than models a
-few nats apart do. What tells best is the log-ratio to the model that the pairs came from (Neyman and Pearson), and that
-model can be learned: copies of the model are fitted to one half of the pairs' answers and judge the other half, which
-they have not seen. On the pairs' answers the mean log-ratio is, but for chance, a lower bound of the KL from the model
-to where the answers come from: E_q log(q'/p) = KL(q||p) - KL(q||q'). The model's own samples for the same prompts stand
-beside them.
+The likelihood of an answer under the model says little by itself: own samples differ more among themselves than models
+a few nats apart do. The best test is the log-ratio to the model that the pairs came from (Neyman and Pearson). That
+model can be learned: copies of the model are fitted to one half of the pairs' answers. They give log-probabilities of
+the other half, which they have not seen. On the pairs' answers the mean log-ratio is, but for chance, a lower bound of
+the KL from the model to the source of the answers: E_q log(q'/p) = KL(q||p) - KL(q||q'). The model's own samples for
+the same prompts are the baseline.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from keel.text.tokenisation import Text, prompt_key
 
 ON, OFF, BETWEEN, FEW = "on", "off", "between", "too few"
 ON_BELOW, OFF_ABOVE = 0.65, 0.75
-"""On the model's distribution where AUC's interval ends below the one, off where it begins beyond the other."""
+"""AUC's interval ends at or below the first: on the model's distribution. It begins at or above the second: off it."""
 FEWEST = 40
-"""Pairs of a source about which something is said; prompts in all."""
+"""Fewest pairs of a source for a verdict on it, and fewest prompts in all."""
 HEADLINES = {
     ON: "the pairs look like what the model says",
     OFF: "the pairs do not look like what the model says",
@@ -51,29 +51,29 @@ HEADLINES = {
 }
 OFF_MEANS = (
     "DPO then moves the likelihood of answers that the model never gives: its margin grows, chosen answers become less"
-    " likely with it, and what it does say changes by chance. Fit the model to the chosen answers first (keel sft),"
-    " or collect pairs of its own (keel collect), or train a reward model on these and use PPO or best-of-N."
+    " likely with it, and the answers it does give change by chance. Fit the model to the chosen answers first (keel"
+    " sft), or collect pairs of its own (keel collect), or train a reward model on these and use PPO or best-of-N."
 )
 RATES = (1e-5, 1e-4, 1e-3)
-"""Peak learning rates that are tried; what predicts the unseen half best is kept."""
+"""Peak learning rates to try; the one that predicts the unseen half best is kept."""
 EPOCHS, BATCH = 2, 8
 _FOLDS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class OneSource:
-    """What is known of the pairs from one source."""
+    """Verdict on the pairs from one source, with its figures."""
 
     name: str
     pairs: int
     verdict: str
     auc: Estimate
-    """How well its pairs are told from the model's own for the same prompts: 1/2 where they cannot be."""
+    """Separation of its pairs from the model's own for the same prompts; 1/2 is none."""
     nats: Estimate
-    """Mean log-ratio per answer: at least so far is the model from where they come from."""
+    """Mean log-ratio per answer: the model is at least this far from the source."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For a summary."""
+        """Return the fields for a summary."""
         return {
             "name": self.name,
             "pairs": self.pairs,
@@ -84,9 +84,9 @@ class OneSource:
         }
 
     def meaning(self) -> str:
-        """What the verdict means for who trains on these pairs."""
-        told = f"A pair of theirs is told from one of the model's own with AUC {self.auc}"
-        far = f"the model is at least {max(0.0, self.nats.mean):.1f} nats an answer from where they come from"
+        """Explain what the verdict means for training on these pairs."""
+        told = f"AUC against the model's own pairs is {self.auc}"
+        far = f"the model is at least {max(0.0, self.nats.mean):.1f} nats per answer from the pairs' source"
         match self.verdict:
             case "on":
                 return f"{told}: DPO compares what the model says itself."
@@ -94,12 +94,12 @@ class OneSource:
                 return f"{told}; {far}. {OFF_MEANS}"
             case "between":
                 return f"{told}; {far}. DPO can use them; watch logps/chosen, and whether own samples get better."
-        return f"{self.pairs} pairs say nothing sure; give {FEWEST} or more."
+        return f"{self.pairs} pairs are too few for a verdict; give {FEWEST} or more."
 
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """All sources together, each by itself, and the model's log-probability per token of what it was shown."""
+    """All sources together, each by itself, and log-probability per token under the model: the pairs' and its own."""
 
     whole: OneSource
     sources: list[OneSource]
@@ -107,12 +107,12 @@ class Distribution:
     rejected: Estimate
     own: Estimate
     ratios: list[float]
-    """Per pair: the log-ratio of both its answers, in nats; high is unlike the model."""
+    """Log-ratio of each pair, summed over its two answers, in nats; high is unlike the model."""
     own_ratios: list[float]
-    """The same of the model's own pairs."""
+    """Log-ratios of the model's own pairs."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For a summary."""
+        """Return the fields for a summary."""
         return {
             **self.whole.as_dict(),
             "sources": [source.as_dict() for source in self.sources],
@@ -137,9 +137,9 @@ def examine(
 ) -> Distribution:
     """Compare pairs (bundles of two completions) with the model's own samples for the same prompts.
 
-    `sources[i]` says where pair i comes from. `temperature` is that at which the model would sample. Halves are split
-    by prompt, and own samples cut at the length of a source's longest answer. Costs two epochs of training on the pairs
-    for each learning rate, and one pair of samples per prompt.
+    `sources[i]` names the source of pair i. `temperature` is that at which the model would sample. Halves are split by
+    prompt, and own samples are cut at the length of their source's longest answer. The cost is two epochs of training
+    on the pairs for each learning rate, and one pair of samples per prompt.
     """
     longest = max(len(c) for b in pairs for c in b.completions)
     options = SamplingOptions(longest, temperature, max_rows=max_rows)
@@ -171,9 +171,10 @@ def examine(
 def compare_sample(
     rows: Sequence[tuple[Pair, Bundle]], model: nn.Module, text: Text, config: DataCheckConfig
 ) -> dict[str, Any] | None:
-    """`examine` for a random part of the pairs, with who wrote their answers (or their file) as sources, as figures.
+    """Run `examine` on a random part of the pairs and return its figures; None if there are too few prompts.
 
-    None where there are too few. `histogram` counts pairs and own pairs by log-ratio, in nats, between shared edges.
+    The source of a pair is who wrote its answers, or else its file. `histogram` counts pairs and own pairs by
+    log-ratio, in nats, between shared edges.
     """
     fitting, cut_at = _fitting(rows, positions(model))
     keys = [prompt_key(pair.prompt) for pair, _ in fitting]
@@ -198,15 +199,16 @@ def compare_sample(
 
 
 ROOM_FOR = 0.95
-"""Share of the pairs whose prompts get room for a whole answer beside them; answers are cut there."""
+"""Share of the prompts that get room for an answer; answers are cut at the room that the longest of these leaves."""
 
 
 def _fitting(
     rows: Sequence[tuple[Pair, Bundle]], limit: int | None
 ) -> tuple[Sequence[tuple[Pair, Bundle]], int | None]:
-    """The pairs behind whose prompts the model could write the longest answer, and where answers are cut for that.
+    """Return the pairs whose prompts leave room for the longest answer, and the length at which answers are cut.
 
     Own samples are as long as the longest answer: one long prompt beside one long answer would exceed the positions.
+    The length is None if no answer is cut.
     """
     prompts = [len(bundle.prompt_ids) for _, bundle in rows]
     longest = max((len(c) for _, bundle in rows for c in bundle.completions), default=0)
@@ -218,7 +220,7 @@ def _fitting(
 
 
 def _spread(keys: Sequence[str], most: int, seed: int) -> list[int]:
-    """That many indices drawn at random, of as many prompts as can be."""
+    """Draw `most` indices at random, from as many prompts as possible."""
     times: Counter[str] = Counter()
     drawn = []
     for at in torch.randperm(len(keys), generator=generator(seed, "pairs to compare")).tolist():
@@ -233,7 +235,7 @@ def _of(name: str, pairs: Sequence[Bundle], sources: Sequence[str]) -> list[Bund
 
 
 def _cut(bundle: Bundle, limit: int) -> Bundle:
-    """The bundle as if its answers had been drawn up to this many tokens."""
+    """Return the bundle as if its answers had been sampled up to `limit` tokens."""
     completions = [
         c if len(c) <= limit else replace(c, ids=c.ids[:limit], truncated=True, logps=None) for c in bundle.completions
     ]
@@ -241,7 +243,7 @@ def _cut(bundle: Bundle, limit: int) -> Bundle:
 
 
 def _sums(model: nn.Module, bundles: Sequence[Bundle], temperature: float, micro_tokens: int) -> Floats:
-    """Log-probability of each answer, [pairs, 2]."""
+    """Return the log-probability of each answer, [pairs, 2]."""
     found = in_batches(partial(sequence_logps, temperature=temperature), model, bundles, micro_tokens)
     return torch.stack(found).double().cpu().numpy()
 
@@ -266,11 +268,11 @@ def _learned(
     seed: int,
     micro_tokens: int,
 ) -> tuple[Floats, Floats]:
-    """Log-probabilities of the pairs' answers and of the own ones by copies that were fitted to the other half."""
+    """Return log-probabilities of the pairs' answers and of the own ones, under copies fitted to the other half."""
     folds = _folds([prompt_key(b.prompt) for b in pairs], seed)
     best: tuple[float, Floats, Floats] | None = None
     total = len(RATES) * EPOCHS * sum(math.ceil(int((folds != f).sum()) / BATCH) for f in range(_FOLDS))
-    with Bar("learning where the pairs come from", total) as bar:
+    with Bar("fitting copies of the model to the pairs", total) as bar:
         for rate in RATES:
             theirs, ours = np.zeros((len(pairs), 2)), np.zeros((len(pairs), 2))
             for fold in range(_FOLDS):
@@ -286,7 +288,7 @@ def _learned(
 
 
 def _folds(keys: Sequence[str], seed: int) -> NDArray[np.int64]:
-    """Half of the prompts each."""
+    """Return the fold of each pair; each fold has half of the prompts."""
     names = sorted(set(keys))
     order = torch.randperm(len(names), generator=generator(seed, "folds")).tolist()
     side = {names[at]: place % _FOLDS for place, at in enumerate(order)}
@@ -302,7 +304,7 @@ def _fit(
     micro_tokens: int,
     bar: Bar,
 ) -> nn.Module:
-    """A copy that imitates the answers, its learning rate falling to 0."""
+    """Return a copy trained to imitate the answers; its learning rate falls to 0."""
     fitted = copy.deepcopy(model).requires_grad_(True)
     optimizer = Optimizer(fitted, weight_decay=0.0, eps=1e-8)
     batches = Batches(bundles, BATCH, seed, together=prompt_of)

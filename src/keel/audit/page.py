@@ -1,6 +1,6 @@
-"""The data's own page: one HTML file that opens offline, written from the figures of `keel data check` alone.
+"""Page of `keel data check`: one HTML file that opens offline, written from the figures of the check alone.
 
-`page.html` lays the page out; this file turns figures into words, cells and drawings. What is missing is left out.
+`page.html` is the layout; this file turns figures into text, cells and drawings. Missing figures are left out.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEVELS = {"refused": "Refused", "warning": "Warning", "note": "Note", "good": "Good"}
-FATES = {"dropped": "left out", "neutral": "makes no pair", "notes": "used, remarkable"}
+FATES = {"dropped": "left out", "neutral": "makes no pair", "notes": "used, with a note"}
 _KINDS = {"email": "e-mail address", "phone": "phone number", "card": "card number", "iban": "IBAN", "ip": "IP address"}
 MOST = 12
-"""Lines of a table that can be long; how many others there are is said."""
+"""Lines shown of a long table; the others are counted in one line."""
 
 
 def write_page(figures: TableCells, file: Path) -> None:
@@ -33,7 +33,7 @@ def write_page(figures: TableCells, file: Path) -> None:
 
 
 def _render(figures: TableCells) -> str:
-    """The page as text."""
+    """Return the page as text."""
     survey: TableCells = figures.get("survey") or {}
     return page(
         Path(__file__).with_name("page.html"),
@@ -64,7 +64,7 @@ def _render(figures: TableCells) -> str:
 
 
 def _headline(figures: TableCells) -> str:
-    """One line: whether to train on these data."""
+    """Return one line that says whether to train on these data."""
     levels = [found["level"] for found in figures["findings"]]
     warnings = levels.count("warning")
     if "refused" in levels:
@@ -75,7 +75,7 @@ def _headline(figures: TableCells) -> str:
 
 
 def _facts(figures: TableCells) -> TableCells:
-    """What the page's head says of the data."""
+    """Return the facts about the data for the page's header."""
     nouns = {"pairs": ("pair", "pairs"), "demonstrations": ("demonstration", "demonstrations")}
     one, many = nouns.get(figures["kind"], ("prompt", "prompts"))
     used, prompts = figures["rows"]["used"], figures["prompts"]
@@ -91,7 +91,7 @@ def _facts(figures: TableCells) -> TableCells:
 
 
 def tiles(figures: TableCells) -> list[TableCells]:
-    """The figures to look at first, each with what it means and a bar where it lies between 0 and 1."""
+    """Return the figures to look at first, each with its meaning and, if it lies between 0 and 1, a bar."""
     rows = figures["rows"]
     dropped = sum(count for count, _ in rows["dropped"].values())
     share = f"of {rows['read']:,} read, {100 * dropped / rows['read']:.2g}{THIN}%"
@@ -100,8 +100,8 @@ def tiles(figures: TableCells) -> list[TableCells]:
     ]
     length: TableCells = figures.get("length") or {}
     if value := value_of(length.get("length_only")):
-        words = f"of the pairs; 62{THIN}% in people’s votes at large"
-        found.append(_tile("Told by length alone", value, words, PERCENT))
+        words = f"of preferences; 62{THIN}% in people’s votes at large"
+        found.append(_tile("Predicted by length alone", value, words, PERCENT))
     for one in figures.get("agreement") or []:
         if one["shared"] and len(found) < 4:
             found.append(
@@ -114,7 +114,7 @@ def tiles(figures: TableCells) -> list[TableCells]:
 
 
 def _tile(title: str, value: Value | None, what: str, unit: Unit = PLAIN) -> TableCells:
-    """One figure to look at first."""
+    """Return one figure to look at first."""
     return {
         "title": title,
         "main": figure(value, unit),
@@ -125,14 +125,14 @@ def _tile(title: str, value: Value | None, what: str, unit: Unit = PLAIN) -> Tab
 
 
 def _rows_of(found: TableCells) -> str:
-    """`rows 3, 9, …` of what has first rows."""
+    """Return `rows 3, 9, …` for an item that lists its first rows."""
     rows = found["rows"]
     more = ", …" if found.get("count", 0) > len(rows) or len(rows) == 10 else ""
     return f"{'row' if len(rows) == 1 else 'rows'} {', '.join(map(str, rows))}{more}" if rows else ""
 
 
 def fates(rows: TableCells) -> list[TableCells]:
-    """One line per reason, the most frequent first."""
+    """Return one line per reason, the most frequent first."""
     found: list[TableCells] = []
     for table, fate in FATES.items():
         for what, (count, first) in sorted(rows[table].items(), key=lambda item: -item[1][0]):
@@ -142,7 +142,7 @@ def fates(rows: TableCells) -> list[TableCells]:
 
 
 def cue_line(cue: TableCells) -> TableCells:
-    """A mark on the surface: in how many answers it is, and what a guess by it is worth."""
+    """Return the line of a surface cue: the share of answers that have it, and how often a guess by it is right."""
     is_number = cue["name"] == "longer"
     return {
         "name": cue["name"],
@@ -156,7 +156,7 @@ def cue_line(cue: TableCells) -> TableCells:
 
 
 def outcomes(survey: TableCells) -> TableCells:
-    """Judgments by dimension and outcome, for a table."""
+    """Return judgments by dimension and outcome, for a table."""
     heads, lines = outcome_table(survey.get("outcomes") or {})
     return {
         "columns": heads,
@@ -168,14 +168,14 @@ def outcomes(survey: TableCells) -> TableCells:
 
 
 def ai_feedback(share: Value | None) -> str:
-    """How many labels are a model's: a count, so no interval."""
+    """Say what share of the labels are a model's. It is counted, so it has no interval."""
     if share is None or share.mean == 0:
         return "No label is a model’s."
     return f"{figure(share, PERCENT)} of the labels are a model’s: what is trained on them is RLAIF."
 
 
 def most(rows: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
-    """The most frequent, and the others as one line."""
+    """Return the most frequent entries, and the others as one line."""
     ordered = sorted(rows, key=lambda row: (-row[1], row[0]))
     shown = [(name, f"{n:,}") for name, n in ordered[:MOST]]
     others = ordered[MOST:]
@@ -183,7 +183,7 @@ def most(rows: Sequence[tuple[str, int]]) -> list[tuple[str, str]]:
 
 
 def _agreement(one: TableCells) -> TableCells:
-    """How far raters agree in a dimension, with the pairs of raters who share most."""
+    """Return the raters' agreement in a dimension, with the pairs of raters who share most."""
     pairs = [
         (
             f"{p['first'] or 'not named'}, {p['second'] or 'not named'}",
@@ -207,7 +207,7 @@ def _agreement(one: TableCells) -> TableCells:
 
 
 def sources(found: TableCells) -> list[TableCells]:
-    """Every source and, where there are several, all together."""
+    """Return a line per source and, if there are several, one for all together."""
     if not found:
         return []
     several = len(found["sources"]) > 1
@@ -229,7 +229,7 @@ def sources(found: TableCells) -> list[TableCells]:
 
 
 def logps(found: TableCells) -> list[tuple[str, str]]:
-    """Log-probability per token under the model, of what it was shown and of its own answers."""
+    """Return the log-probability per token under the model, of the pairs' answers and of its own."""
     names = {"chosen": "chosen answers", "rejected": "rejected answers", "own": "the model’s own answers"}
     return [(words, full(value_of(found["logp_per_token"][key]))) for key, words in names.items()] if found else []
 
@@ -238,7 +238,7 @@ def logps(found: TableCells) -> list[tuple[str, str]]:
 
 
 def _drawings(figures: TableCells) -> dict[str, Markup]:
-    """The page's figures; empty where there is nothing to draw."""
+    """Draw the page's figures; one without data is empty."""
     found = {"length": "", "ratios": ""}
     steps = (figures.get("length") or {}).get("by_difference") or []
     if len(steps) > 1:
@@ -249,7 +249,7 @@ def _drawings(figures: TableCells) -> dict[str, Markup]:
 
 
 def _by_difference(steps: Sequence[TableCells]) -> str:
-    """How often the longer answer is the chosen one, over how much longer it is."""
+    """Draw how often the longer answer is chosen, over how much longer it is."""
 
     def draw(figure: Figure, narrow: bool) -> None:
         axes = stack(figure)[0]
@@ -271,7 +271,7 @@ def _times(step: TableCells, narrow: bool) -> str:
 
 
 def ratios(histogram: TableCells) -> str:
-    """The pairs and the model's own, by how much likelier a model fitted to the pairs finds them."""
+    """Draw the pairs and the model's own, by how much likelier a model fitted to the pairs finds them."""
     edges = np.array(histogram["edges"], dtype=np.float64)
 
     def draw(figure: Figure, narrow: bool) -> None:
@@ -289,7 +289,7 @@ def ratios(histogram: TableCells) -> str:
 
 
 def command(figures: TableCells) -> str:
-    """The call that writes this page again."""
+    """Return the command that writes this page again."""
     parts = [f"keel data check --data {figures['data']}"]
     if leak := figures.get("leak"):
         parts.append(f"--eval-data {leak['eval_data']}")

@@ -1,7 +1,7 @@
 """Every option of every command: typed configs that refuse impossible values and name the remedy. No torch here.
 
 A config comes from defaults, then `--config FILE.yaml`, then flags; a run folder keeps the result as `config.yaml`.
-Fields stand in the order in which `--help` shows them: what to read and write, what the method is about, the rest.
+Fields are in the order of `--help`: input and output first, then the method's own options, then the rest.
 """
 
 from keel.config.base import Config

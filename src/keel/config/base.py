@@ -21,7 +21,7 @@ def _store(name: str) -> str:
 
 
 StoreName = Annotated[str, AfterValidator(_store)]
-"""`store:FILE.db` or a database URL; FILE.db alone is the same store. A name with another ending stays what it is."""
+"""`store:FILE.db` or a database URL; FILE.db alone is the same store. A name with another ending is unchanged."""
 
 
 class Config(BaseModel):
@@ -30,12 +30,12 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     def to_yaml(self) -> str:
-        """The form kept in a run folder and read by `--config`."""
+        """Return the form that a run folder keeps and `--config` reads."""
         return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
-        """A command's own fields come first in `--help`, those it shares with others after them."""
+        """Put a command's own fields first in `--help`, and those it shares with others after them."""
         fields = cls.__pydantic_fields__
         own = [name for name in cls.__annotations__ if name in fields]
         cls.__pydantic_fields__ = {n: fields[n] for n in [*own, *(n for n in fields if n not in own)]}

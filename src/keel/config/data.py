@@ -1,4 +1,4 @@
-"""What is done with data: `keel data`."""
+"""Configs of the commands on data: `keel data`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from keel.config.parts import Machine, Reading, Spelling, StoreConfig
 
 
 class DataConfig(Reading):
-    """What the commands on preference data share."""
+    """Options that the commands on preference data share."""
 
     data: str
     """Judgments or preference pairs: a file in any format that Keel knows, `store:FILE.db` or a database URL."""
@@ -21,41 +21,41 @@ class DataConfig(Reading):
 
 
 class DataStatsConfig(DataConfig):
-    """Count prompts, answers and judgments, and say how they lean: sides, lengths, models as raters."""
+    """Count prompts, answers and judgments, and report biases: answer positions, lengths, models as raters."""
 
 
 class DataAgreementConfig(DataConfig):
-    """How far raters agree on the same answers: per cent, Cohen's and Fleiss' kappa, Krippendorff's alpha."""
+    """Measure how far raters agree on the same answers: per cent, Cohen's and Fleiss' kappa, Krippendorff's alpha."""
 
 
 class DataCheckConfig(DataConfig, Machine, Spelling):
-    """Whether data are fit to train on: rows that are wrong, leaks, biases, personal data, and pairs against a model.
+    """Check whether data are fit to train on: bad rows, leaks, biases, personal data, and pairs against a model.
 
-    Exit code 2 where a training command would refuse them.
+    The exit code is 2 if a training command would refuse them.
     """
 
     data: str
     """Pairs, judgments, demonstrations or prompts: a file, `store:FILE.db`, a database URL, a hub data set."""
     model: str | None = None
-    """Model to train on them: its tokenizer and template are tried, and pairs compared with its own answers."""
+    """Model to train on them: its tokenizer and template are tried, and pairs are compared with its own answers."""
     eval_data: str | None = None
-    """Data to be held out; what stands in both is a leak."""
+    """Held-out data; a prompt in both is a leak."""
     page: Path | None = None
     """HTML page to write."""
     max_length: Count = 1024
     """Tokens of prompt and completion together in training."""
     temperature: Positive = 1.0
-    """At which the model draws its own answers."""
+    """Temperature at which the model samples its own answers."""
     compare: Count = 400
-    """Pairs to compare with the model's own, drawn at random; copies of the model are trained on them, six times."""
+    """Pairs to compare with the model's own, drawn at random; six copies of the model are trained on them."""
 
 
 class DataConvertConfig(Reading):
     """Write data in another format, or into a store. What the target cannot hold is refused, not dropped."""
 
     data: str
-    """A file in any format that Keel knows, `store:FILE.db`, a database URL, a hub data set, or a folder; of the last
-    two NAME:SPLIT or NAME:SUBSET:SPLIT is another part than the split train."""
+    """A file in any format that Keel knows, `store:FILE.db`, a database URL, a hub data set, or a folder. Of the last
+    two the split train is read; NAME:SPLIT or NAME:SUBSET:SPLIT reads another."""
     out: StoreName
     """File to write (.jsonl, .json, .csv, .parquet; text ones also .gz), or a store to add to (.db, a database URL)."""
     to: str | None = None
@@ -65,19 +65,19 @@ class DataConvertConfig(Reading):
     alpacaeval, llmbar, judgebench, label-studio, label-studio-min, argilla, preference, two-scores, ranks, scores,
     score. Demonstrations: prompt-completion, messages, alpaca, sharegpt, text."""
     pairs: bool = False
-    """Write the pairs that training derives: what most raters say; ties and splits make none, and are counted. As kto
-    each is a good and a bad answer; as demonstrations (messages, …) the chosen answers are written."""
+    """Write the pairs that training derives from the raters' majority; ties and split votes make none, and are counted.
+    In kto each pair is a good and a bad answer; formats of demonstrations (messages, …) get the chosen answers."""
 
 
 class DataSplitConfig(DataConfig):
-    """Write `train.jsonl` and `held-out.jsonl`, preference pairs with no prompt in both."""
+    """Write `train.jsonl` and `held-out.jsonl`: preference pairs, with no prompt in both files."""
 
     out: Path
     """Folder to write."""
     holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the pairs to hold out, as exact as whole prompts allow."""
     seed: int = 0
-    """Names the draw: the same seed and prompts give the same split."""
+    """Seed of the draw: the same seed and prompts give the same split."""
 
 
 class DataForgetConfig(StoreConfig):
@@ -88,14 +88,14 @@ class DataForgetConfig(StoreConfig):
 
 
 class DataMergeConfig(StoreConfig):
-    """Add prompts, answers and judgments of another store, each once; its tasks and accounts stay its own."""
+    """Add prompts, answers and judgments of another store, each once; its tasks and accounts are not copied."""
 
     other: StoreName
     """The store to read."""
 
 
 class DataBackupConfig(StoreConfig):
-    """Copy a store into one SQLite file while others may write to it; PostgreSQL too."""
+    """Copy a store, SQLite or PostgreSQL, into one SQLite file, even while others write to the store."""
 
     out: Path
     """SQLite file to write."""

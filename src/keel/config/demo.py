@@ -8,9 +8,9 @@ from keel.config.base import Config
 
 
 class DemoConfig(Config):
-    """The whole story on the embedded world: pre-train, SFT, votes, reward model, DPO, PPO, best-of-N, report."""
+    """Run the whole story on the embedded world: pre-train, SFT, votes, reward model, DPO, PPO, best-of-N, report."""
 
     out: Path = Path("runs/demo")
     """Folder for all runs, `report.html` and `summary.json`. Finished steps in it are reused."""
     seed: int = 0
-    """Names every random draw."""
+    """Seed of every random draw."""

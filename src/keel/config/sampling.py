@@ -1,4 +1,4 @@
-"""How answers are sampled: `keel generate` and `keel best-of-n`."""
+"""Configs of sampling: `keel generate` and `keel best-of-n`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from keel.config.parts import Machine, Reading, Spelling
 
 
 class Sampling(Machine, Reading, Spelling):
-    """How completions are drawn."""
+    """Options for sampling completions."""
 
     max_new_tokens: Count = 256
-    """Length limit of a completion; one that reaches it has no EOS and is marked truncated. Without this option it is
-    lower if the model has too few positions."""
+    """Length limit of a completion; one that reaches it has no EOS and is marked truncated. The default is lower if
+    the model has too few positions."""
     temperature: NonNegative = 1.0
-    """Divides the logits; 0 takes the likeliest token each time."""
+    """Divides the logits; 0 always takes the likeliest token."""
     max_rows: Count = 256
     """Completions decoded at once."""
 
@@ -29,17 +29,18 @@ class GenerateConfig(Sampling):
     model: str
     """Checkpoint folder, run folder or hub name."""
     prompts: str
-    """File of prompts: rows with a `prompt`, a text or a chat's messages (.jsonl, .csv, .parquet), or lines (.txt)."""
+    """File of prompts: rows with a `prompt`, text or chat messages (.jsonl, .csv, .parquet), or lines (.txt)."""
     out: Path
     """JSONL file to write: one line per prompt with its completions."""
     n: Count = 1
     """Completions per prompt."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Draw among the fewest likeliest words with this probability; PPO trains on what it draws, and has no such cut."""
+    """Nucleus sampling: keep the smallest set of tokens whose probability reaches this. Not in PPO, which trains on the
+    full distribution."""
 
 
 class BestOfNConfig(GenerateConfig):
-    """Best-of-N: sample N completions per prompt, score them, keep the best; costs N times the serving, no training."""
+    """Best-of-N: sample N completions per prompt, score them, keep the best. N times the serving cost, no training."""
 
     reward: str
     """Reward model folder, `rule:package.module:function` or `rule:FILE.yaml`."""

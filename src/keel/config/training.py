@@ -1,4 +1,4 @@
-"""How models are trained: SFT, reward model, DPO, PPO."""
+"""Configs of training: SFT, reward model, DPO, PPO."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from keel.config.sampling import Sampling
 
 
 class Training(Machine, Reading, Spelling):
-    """What all training commands share."""
+    """Options that all training commands share."""
 
     out: Path
     """Run folder to write."""
     learning_rate: Positive = 1e-5
     """Peak learning rate of AdamW."""
     batch_size: Count = 32
-    """Bundles (a demonstration, a pair) per optimiser step. Pairs of one prompt stand together in a batch, a quarter of
-    it at most: where there are many of them, it holds fewer prompts than pairs."""
+    """Bundles (a demonstration, a pair) per optimiser step. Pairs of one prompt stay together in a batch, a quarter of
+    it at most, so a batch can hold fewer prompts than pairs."""
     epochs: Count = 1
     """Passes over the data."""
     steps: Count | None = None
@@ -31,11 +31,11 @@ class Training(Machine, Reading, Spelling):
     eval_data: Path | None = None
     """Held-out data in the same format."""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Hold this share of the data out, split by prompt, where no --eval-data is given."""
+    """Hold this share of the data out, split by prompt, if there is no --eval-data."""
     eval_every: Count | None = None
     """Steps between evaluations on held-out data; five times in a run by default."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls after warm-up: to 0 along a line or a cosine, or not at all."""
+    """Fall of the learning rate after warm-up: to 0 along a line or a cosine, or none."""
     warmup: Share = 0.05
     """Share of the steps during which the learning rate rises from 0."""
     weight_decay: NonNegative = 0.0
@@ -47,7 +47,7 @@ class Training(Machine, Reading, Spelling):
     keep_checkpoints: Count = 1
     """Latest checkpoints to keep, besides the best one."""
     resume: bool = False
-    """Go on from the last checkpoint in the output folder; what else is not given is read from its config.yaml."""
+    """Go on from the last checkpoint in the output folder; options not given are read from its config.yaml."""
 
 
 class SFTConfig(Training):
@@ -66,7 +66,7 @@ class RewardConfig(Training):
     """Reward model: a decoder with a scalar head, trained by Bradley-Terry on preference pairs."""
 
     model: str
-    """Causal language model to start from (its backbone; the head starts at zero), or a reward folder to go on with."""
+    """Causal language model to start from (its backbone; the head starts at zero), or a reward folder to continue."""
     data: str
     """Preference pairs."""
     out: Path
@@ -84,26 +84,26 @@ class DPOConfig(Training):
     out: Path
     """Run folder to write."""
     beta: Positive = 0.1
-    """Strength of the pull to the reference (tau in IPO). Smaller moves further away."""
+    """Strength of the pull to the reference (tau in IPO). A smaller beta moves further away."""
     loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
-    """Which function of the margin; see `keel.objectives.dpo_loss`. The margin is of summed log-probabilities, in `ipo`
-    too, as in its paper; TRL's ipo averages them per token, which `ipo_average` does here."""
+    """Function of the margin; see `keel.objectives.dpo_loss`. The margin is of summed log-probabilities, also in `ipo`,
+    as in its paper. TRL's ipo averages them per token; `ipo_average` does so here."""
     ipo_average: bool = False
-    """With loss=ipo, divide each answer's log-ratio by its tokens, as TRL does; 1 / (2 beta) is then one per token."""
+    """Divide each answer's log-ratio by its tokens in loss=ipo, as TRL does; 1 / (2 beta) is then one per token."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Assumed share of flipped labels: conservative DPO with `sigmoid`, unbiased with `robust`."""
     length_alpha: float = 0.0
-    """Penalty per token of extra length inside the sigmoid; takes away the gain of merely longer answers."""
+    """Penalty per token of extra length inside the sigmoid; it removes the gain of merely longer answers."""
     reference: str | None = None
     """Frozen reference; the starting policy by default."""
     reference_logps: Literal["cached", "live"] = "cached"
-    """Reference log-probabilities computed once before training, or with every batch."""
+    """Compute the reference's log-probabilities once before training, or with every batch."""
     reference_cache: Path | None = None
-    """File that keeps the cached ones for further runs on the same data and reference; in the run folder by default."""
+    """File of cached log-probabilities, for more runs on the same data and reference; by default in the run folder."""
     best_by: Literal["displacement", "loss", "accuracy", "last"] = "displacement"
-    """Which held-out checkpoint is kept: the one of the lowest loss among those whose chosen answers have not become
-    much less likely (if all have, the one in which they did least); of the lowest loss; the highest accuracy; the
-    last."""
+    """Held-out checkpoint to keep. displacement: the lowest loss among those whose chosen answers have not become much
+    less likely; if all have, the one in which they did least. loss: the lowest loss. accuracy: the highest accuracy.
+    last: the last."""
     learning_rate: Positive = 1e-6
 
     @model_validator(mode="after")
@@ -132,7 +132,7 @@ class PPOConfig(Training, Sampling):
     reward: str
     """Reward model folder, `rule:package.module:function` or `rule:FILE.yaml`."""
     prompts: str
-    """Prompts to sample from: rows with a `prompt`, a text or a chat's messages (.jsonl, .csv, …), or lines (.txt)."""
+    """Prompts to sample from: rows with a `prompt`, text or chat messages (.jsonl, .csv, …), or lines (.txt)."""
     out: Path
     """Run folder to write."""
     steps: Count | None = 100
@@ -153,7 +153,7 @@ class PPOConfig(Training, Sampling):
     """Sequences over which the adaptive beta reacts; must exceed a fifth of a rollout's completions."""
     learning_rate: Positive = 1e-6
     value_learning_rate: Positive | None = None
-    """Of the value model; the policy's by default."""
+    """Peak learning rate of the value model; the policy's by default."""
     clip: Positive = 0.2
     """The ratio to the sampling policy earns nothing beyond 1 ± clip."""
     value_clip: Positive = 0.2
@@ -161,13 +161,13 @@ class PPOConfig(Training, Sampling):
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Discount per token."""
     lam: Annotated[float, Field(ge=0, le=1)] = 0.95
-    """GAE's trade of bias (0) against variance (1)."""
+    """Lambda of GAE: trades bias (0) against variance (1)."""
     truncation: Literal["penalty", "bootstrap", "score"] = "penalty"
-    """A completion without EOS gets `missing_eos_score`; or what the critic expects of its end; or its own score."""
+    """Score of a completion without EOS: `missing_eos_score`, the value model's estimate, or its own score."""
     missing_eos_score: float = -1.0
     """Score of a truncated completion, after centring (with truncation=penalty)."""
     critic_warmup: Annotated[int, Field(ge=0)] = 0
-    """First rollouts in which only the value model learns."""
+    """Rollouts at the start in which only the value model learns."""
     keep_samples: Annotated[int, Field(ge=0)] = 8
     """Prompts of each rollout whose completions go into `samples.jsonl`."""
     temperature: Positive = 1.0

@@ -67,12 +67,12 @@ STAGES: list[list[list[_Step]]] = [
         ],
     ],
 ]
-"""One stage after the other; the lanes of a stage side by side, since matrices this small do not fill two cores."""
+"""Stages run one after the other, lanes of a stage side by side: matrices this small do not fill two cores."""
 STEPS = [step for stage in STAGES for lane in stage for step in lane]
 
 
 def demo(config: DemoConfig, sizes: Sizes | None = None) -> Result:
-    """Run every step that has not been done yet, then write `summary.json` and `report.html`."""
+    """Run every unfinished step, then write `summary.json` and `report.html`."""
     settings = config.out / "config.yaml"
     if settings.exists() and settings.read_text() != config.to_yaml():
         raise InputError(f"{settings}: this folder holds a demo with other settings; choose another --out or remove it")
@@ -98,11 +98,11 @@ def demo(config: DemoConfig, sizes: Sizes | None = None) -> Result:
 
 
 def tell(story: Story, unfinished: list[str]) -> None:
-    """Do the unfinished steps: the lanes of a stage side by side, each in a process with its share of the cores."""
+    """Run the unfinished steps: the lanes of a stage side by side, each in a process with its share of the cores."""
     lanes = max(map(len, STAGES))
     threads = max(1, torch.get_num_threads() // lanes)
     with ProcessPoolExecutor(lanes, get_context("spawn"), initializer=get_ready, initargs=(threads,)) as pool:
-        pool.submit(time.time)  # has the processes started now, so that they are ready when they are needed
+        pool.submit(time.time)  # starts the processes now, so that they are ready when needed
         for stage in STAGES:
             waiting = [names for lane in stage if (names := [name for name, *_ in lane if name in unfinished])]
             if len(stage) == 1:
@@ -114,26 +114,26 @@ def tell(story: Story, unfinished: list[str]) -> None:
 
 
 def records_of(story: Story) -> dict[str, dict[str, Any]]:
-    """What the finished steps left, by name."""
+    """Return the records of the finished steps, by name."""
     files = {name: story.record(name) for name, *_ in STEPS}
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
 
 
 def get_ready(threads: int) -> None:
-    """What a process does first."""
+    """Prepare a process: its number of threads, and plain lines of progress."""
     torch.set_num_threads(threads)
     progress.plain_screen = True  # two live bars would overwrite each other
 
 
 def run_steps(story: Story, names: Sequence[str] = ()) -> None:
-    """Steps one after the other."""
+    """Run the named steps one after the other."""
     for name, title, step in STEPS:
         if name in names:
             story.run(name, title, step)
 
 
 def _summarise(story: Story) -> dict[str, Any]:
-    """`summary.json`: every figure of the report."""
+    """Return the content of `summary.json`: every figure of the report."""
     records = records_of(story)
     f = {name: record["figures"] for name, record in records.items()}
     seconds, peak = cost(records)
@@ -177,7 +177,7 @@ def _summarise(story: Story) -> dict[str, Any]:
 
 
 def cost(records: dict[str, dict[str, Any]]) -> tuple[float, float]:
-    """Seconds of the whole story, and its peak memory in GB: lanes side by side add their memory to the parent's."""
+    """Return the story's seconds and peak memory in GB; lanes side by side add their memory to the parent's."""
     seconds, peak, parent = 0.0, 0.0, 0.0
     for stage in STAGES:
         lanes = [[records[name] for name, *_ in lane] for lane in stage]

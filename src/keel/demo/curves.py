@@ -83,7 +83,7 @@ RUNS: tuple[tuple[str, str, str, tuple[Panel, ...]], ...] = (
 
 
 def learning_panels(runs: TableCells) -> list[dict[str, Any]]:
-    """Small multiples by run; what a run did not log has no panel."""
+    """Return small multiples by run; a measure that a run did not log has no panel."""
     found = []
     for name, title, colour, panels in RUNS:
         rows = runs.get(name) or []

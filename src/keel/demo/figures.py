@@ -1,4 +1,4 @@
-"""The figures of the demo's report. What they are drawn with, and the pieces that they share, is in `drawing`."""
+"""The figures of the demo's report. Their tools and shared pieces are in `drawing`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ KL_TICKS = (0, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 def reward_kl(summary: Mapping[str, Any], labels: Mapping[str, str]) -> str:
-    """Gold over KL with every method on it: finished methods as named points, their ways there as lines."""
+    """Draw gold over KL for every method: finished methods as named points, their paths there as lines."""
     curves, methods = summary.get("curves", {}), summary.get("methods", {})
     paths = {"ppo": curves.get("ppo") or [], "best-of-n": curves.get("best_of_n") or []}
 
@@ -58,7 +58,7 @@ def reward_kl(summary: Mapping[str, Any], labels: Mapping[str, str]) -> str:
 
 
 def gold_and_proxy(summary: Mapping[str, Any]) -> str:
-    """Two panels over one KL axis: what the answers are worth, and what the reward model says they are."""
+    """Draw two panels over one KL axis: the answers' worth, and the reward model's estimate of it."""
     curves = summary.get("curves", {})
     paths = {"best-of-n": curves.get("best_of_n") or [], "ppo": curves.get("ppo") or []}
 
@@ -78,7 +78,7 @@ TITLES = ("gold: what the answers are worth, from 0 to 1", "proxy: the reward mo
 
 
 def overoptimisation(summary: Mapping[str, Any]) -> str:
-    """Three panels over the training steps of the hacked run: gold, proxy, KL; a line where gold was highest."""
+    """Draw gold, proxy and KL over the training steps of the hacked run, with a line at gold's peak."""
     found = summary.get("curves", {}).get("overoptimisation") or {}
     points = found.get("points") or []
     peak = value_of((found.get("peak") or {}).get("step"))
@@ -107,7 +107,7 @@ def overoptimisation(summary: Mapping[str, Any]) -> str:
 
 
 def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
-    """How often people agreed, against how often the reward model said that they would."""
+    """Draw how often people preferred the first answer, against the reward model's prediction of it."""
     with figure_of(SQUARE) as figure:
         axes = stack(figure)[0]
         axes.plot([0, 1], [0, 1], color=TOKENS["muted"], lw=1, ls=(0, (4, 3)))
@@ -127,7 +127,7 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
 def learning_curve(
     rows: Sequence[Mapping[str, Any]], key: str, held_out: str, colour: str, chance: float | None
 ) -> str:
-    """One figure of a run over its steps, smoothed where it is long; empty where the run did not log it."""
+    """Draw one figure of a run over its steps, smoothed if it is long; empty if the run did not log it."""
     line, dots = series(rows, "step", key), series(rows, "step", held_out)
     if len(line.x) == 0 and len(dots.x) == 0:
         return ""
@@ -147,7 +147,7 @@ def learning_curve(
 
 
 def family(name: str) -> str:
-    """The colour of a method: every best-of-N has one."""
+    """Return the name of a method's colour; every best-of-N has the same."""
     return "best-of-n" if name.startswith("best_of") else name if name in TOKENS else "muted"
 
 
@@ -155,7 +155,7 @@ def family(name: str) -> str:
 
 
 def _point(axes: Axes, method: str, text: str, row: Mapping[str, Any], size: float) -> None:
-    """A finished method with its name, and with intervals both ways."""
+    """Draw a finished method with its name, and with intervals both ways."""
     kl, gold = value_of(row.get("kl")), value_of(row.get("gold_mean"))
     if kl is None or gold is None:
         return
@@ -170,14 +170,14 @@ def _point(axes: Axes, method: str, text: str, row: Mapping[str, Any], size: flo
 
 
 def _label_n(axes: Axes, line: Series, narrow: bool) -> None:
-    """N below the points of best-of-N's path, every other one; N = 1 is the SFT model itself."""
+    """Write N below every other point of best-of-N's path; N = 1 is the SFT model itself."""
     for x, y, point in list(zip(line.x, line.mean, line.points, strict=True))[2::2]:
         text = f"N = {point['n']}" if x == line.x[-1] and not narrow else f"{point['n']}"
         axes.annotate(text, (x, y), (4, -14), textcoords="offset points", size=10.5)
 
 
 def _sqrt_axis(axes: Axes, kls: Sequence[float], narrow: bool) -> None:
-    """A KL axis on which small distances are seen too: reward grows about as the square root of KL."""
+    """Scale the KL axis so that small distances are seen, too: reward grows about as the square root of KL."""
     from matplotlib.ticker import NullLocator
 
     end = max([*kls, 1.0])
@@ -190,7 +190,7 @@ def _sqrt_axis(axes: Axes, kls: Sequence[float], narrow: bool) -> None:
 
 
 def _root(x: Floats) -> Floats:
-    """An estimate of a KL near zero may be a little negative; it is drawn at its mirror image below zero."""
+    """Return the square root; of a negative number, the mirror image below zero, as a KL estimate may be negative."""
     return np.sign(x) * np.sqrt(np.abs(x))
 
 

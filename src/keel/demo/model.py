@@ -1,4 +1,4 @@
-"""The model that is to be tuned: from random weights to answers of mixed quality."""
+"""The model to be tuned: from random weights to answers of mixed quality."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 _Row = dict[str, str]
 _WIDE: dict[str, Any] = {"micro_tokens": 4 * MICRO_TOKENS}
-"""Where two threads work on one pass."""
+"""Settings of the stages in which two threads work on one pass."""
 
 
 def make_world(story: Story) -> dict[str, Any]:
-    """Everything that the first training run reads."""
+    """Write everything that the first training runs read."""
     train, held_out = story.prompts
     folder = story.out / "data"
     folder.mkdir(exist_ok=True)
@@ -53,7 +53,7 @@ def make_world(story: Story) -> dict[str, Any]:
 
 
 def new_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of `size` tokens trained on the texts, which begins each with BOS; pad, BOS, EOS are 0, 1, 2."""
+    """Train a byte-level BPE of `size` tokens that begins each text with BOS; pad, BOS, EOS are 0, 1, 2."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -67,7 +67,7 @@ def new_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
 
 
 def new_model(corpus: list[str], folder: Path, seed: int) -> int:
-    """A byte-pair tokenizer trained on the corpus, a small Llama with random weights; returns its parameter count."""
+    """Save a small Llama of random weights with a tokenizer trained on the corpus; return its parameter count."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = new_tokenizer(corpus, 768)
@@ -92,22 +92,22 @@ def new_model(corpus: list[str], folder: Path, seed: int) -> int:
 
 
 def pretrain_recall(story: Story) -> dict[str, Any]:
-    """To compare a word with those before it, from random weights."""
+    """Train random weights to compare a word with those before it."""
     return imitate(story, "recall", "init", "recalls", batch_size=32, learning_rate=5e-4, schedule="constant", **_WIDE)
 
 
 def pretrain(story: Story) -> dict[str, Any]:
-    """Language and the task's vocabulary."""
+    """Train on language and the task's vocabulary."""
     return imitate(story, "pretrain", "recall", "lessons", learning_rate=5e-4, **_WIDE)
 
 
 def supervised(story: Story) -> dict[str, Any]:
-    """The task as its demonstrations show it: good and bad answers alike."""
+    """Train on the task's demonstrations, good and bad answers alike."""
     return imitate(story, "sft", "pretrain", "demonstrations", learning_rate=5e-4, holdout=0.05)
 
 
 def imitate(story: Story, name: str, start: str, data: str, **settings: Any) -> dict[str, Any]:
-    """One stage of supervised training."""
+    """Run one stage of supervised training."""
     settings = {"batch_size": 16, "holdout": 0.02, "micro_tokens": MICRO_TOKENS, **settings}
     config = SFTConfig(
         model=str(story.out / start),
@@ -120,10 +120,10 @@ def imitate(story: Story, name: str, start: str, data: str, **settings: Any) -> 
 
 
 def demonstration(question: str, answer: str) -> _Row:
-    """A row to imitate."""
+    """Return a row to imitate."""
     return {"prompt": as_wish(question), "completion": answer}
 
 
 def rehearsed(recalls: Sequence[_Row], among: Sequence[_Row]) -> Sequence[_Row]:
-    """Recalls to train on again, three for four other rows: what is not rehearsed is forgotten."""
+    """Return recalls to train on again, three for four other rows: what is not rehearsed is forgotten."""
     return recalls[: 3 * len(among) // 4]

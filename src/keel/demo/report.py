@@ -1,7 +1,7 @@
 """The demo's report: one HTML file that opens offline, written from `summary.json` and nothing else.
 
-`report.html` lays the page out, `figures` and `curves` draw, `sentences` says what the figures mean, and `table` and
-this file turn them into cells. What is missing or not finite is shown as a dash.
+`report.html` is the layout, `figures` and `curves` draw, `sentences` says what the figures mean, and `table` and this
+file turn them into cells. A value that is missing or not finite is shown as a dash.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def write_report(summary: TableCells, file: Path) -> None:
 
 
 def render_report(summary: TableCells) -> str:
-    """The page as text."""
+    """Return the page as text."""
     rows: TableCells = summary.get("methods") or {}
     labels = {name: label(name, row) for name, row in rows.items()}
     return page(
@@ -77,7 +77,7 @@ def render_report(summary: TableCells) -> str:
 
 
 def label(name: str, row: TableCells) -> str:
-    """A method's name for people; N of `best_of_n` is read from its KL, which fixes it."""
+    """Return a method's name for people; N of `best_of_n` is read from its KL, which fixes it."""
     if name in _LABELS or not name.startswith("best_of_"):
         return _LABELS.get(name, name)
     n, kl = name.removeprefix("best_of_"), value_of(row.get("kl"))
@@ -87,7 +87,7 @@ def label(name: str, row: TableCells) -> str:
 
 
 def _tile(name: str, rows: TableCells, labels: Mapping[str, str]) -> dict[str, Any]:
-    """A method at a glance."""
+    """Return a method at a glance."""
     row = rows[name]
     win = value_of(row.get("gold_win_rate"))
     return {
@@ -106,7 +106,7 @@ def _tile(name: str, rows: TableCells, labels: Mapping[str, str]) -> dict[str, A
 
 
 def _drawings(summary: TableCells, labels: Mapping[str, str]) -> dict[str, Markup]:
-    """The large figures."""
+    """Draw the large figures."""
     curves = summary.get("curves") or {}
     summary = {**summary, "curves": curves, "methods": summary.get("methods") or {}}
     return {
@@ -118,7 +118,7 @@ def _drawings(summary: TableCells, labels: Mapping[str, str]) -> dict[str, Marku
 
 
 def _reward_model(summary: TableCells) -> dict[str, Any]:
-    """Accuracy beside its baselines, calibration, and what the votes were worth."""
+    """Return accuracy beside its baselines, calibration, and the quality of the votes."""
     found, votes = summary.get("reward_model") or {}, summary.get("votes") or {}
     accuracy, longer = value_of(found.get("accuracy")), value_of(found.get("accuracy_of_longer"))
     error = finite_mean(found.get("calibration_error"))
@@ -149,7 +149,7 @@ def _reward_model(summary: TableCells) -> dict[str, Any]:
 
 
 def _examples(rows: Sequence[TableCells], labels: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Prompts with every method's answer."""
+    """Return prompts with every method's answer."""
     return [
         {
             "prompt": row.get("prompt", ""),
@@ -171,7 +171,7 @@ def _examples(rows: Sequence[TableCells], labels: Mapping[str, str]) -> list[dic
 
 
 def steps(summary: TableCells) -> list[dict[str, Any]]:
-    """What each step took, with a bar as long as its share of the longest."""
+    """Return the seconds of each step, with a bar as long as its share of the longest."""
     found = [(step, finite_mean(step.get("seconds"))) for step in summary.get("steps") or []]
     longest = max([s for _, s in found if s is not None], default=0.0) or 1.0
     return [
@@ -185,15 +185,15 @@ def steps(summary: TableCells) -> list[dict[str, Any]]:
 
 
 def data_check(found: TableCells) -> TableCells | None:
-    """What the check of the votes found, in a few measures; the rest is on the data's own page."""
+    """Return a few measures of the check of the votes; the rest is on the data's own page."""
     if not found:
         return None
     agreed: TableCells = found.get("agreement") or {}
     shared = agreed.get("shared") or 0
     auc = "AUC: 0.5 is how the model itself would write"
     measures = [
-        ("Raters say the same", agreed.get("agree"), PERCENT, f"of the time, on {shared:,} pairs judged twice"),
-        ("Told by length alone", found.get("length_only"), PERCENT, f"of the pairs, where chance is 50{THIN}%"),
+        ("Raters agree", agreed.get("agree"), PERCENT, f"of the time, on {shared:,} pairs judged twice"),
+        ("Predicted by length alone", found.get("length_only"), PERCENT, f"of preferences; chance is 50{THIN}%"),
         ("Pairs against the SFT model", found.get("auc"), PLAIN, auc),
     ]
     return {
@@ -209,7 +209,7 @@ def data_check(found: TableCells) -> TableCells | None:
 
 
 def _facts(summary: TableCells) -> dict[str, Any]:
-    """What the page says about the run as a whole."""
+    """Return the facts about the run as a whole."""
     world = summary.get("world") or {}
     parameters, total, memory = (
         finite_mean(x) for x in (world.get("parameters"), summary.get("seconds"), summary.get("peak_rss_gb"))

@@ -28,13 +28,13 @@ from keel.pages.numbers import (
 )
 
 CONTENDERS = ("dpo", "ppo", "best_of_n")
-"""Whose order the verdict is about; a smaller N is in the table only."""
+"""Methods that the verdict ranks; a smaller N is in the table only."""
 
 # --- the verdict ----------------------------------------------------------------------------------
 
 
 def verdict(rows: TableCells, labels: Mapping[str, str]) -> dict[str, Any]:
-    """Headline and sentences: who won by how much, at what distance and price; side effects that intervals carry."""
+    """Return headline and sentences: who won by how much, at what distance and price; side effects beyond intervals."""
     wins = {name: w for name in CONTENDERS if (w := value_of(rows.get(name, {}).get("gold_win_rate")))}
     ranked = sorted(wins, key=lambda name: -wins[name].mean)
     leaders = [name for name in ranked if not above(wins[ranked[0]], wins[name])]
@@ -55,7 +55,7 @@ def verdict(rows: TableCells, labels: Mapping[str, str]) -> dict[str, Any]:
 
 
 def headline(wins: Mapping[str, Value], leaders: Sequence[str], labels: Mapping[str, str]) -> str:
-    """One line that claims no more than the win rates' intervals carry."""
+    """Return one line that claims no more than the win rates' intervals support."""
     if not leaders:
         return "No method was compared with the SFT model"
     if all(w.high < 0.5 for w in wins.values()):
@@ -73,7 +73,7 @@ def headline(wins: Mapping[str, Value], leaders: Sequence[str], labels: Mapping[
 def ranking(
     wins: Mapping[str, Value], ranked: Sequence[str], leaders: Sequence[str], labels: Mapping[str, str]
 ) -> list[str]:
-    """The win rates in order, and which of the differences are beyond their intervals."""
+    """Return the win rates in order, and which of the differences are beyond their intervals."""
     if not ranked:
         return []
     shown = {name: f"{labels[name]} {full(wins[name], PERCENT)}" for name in ranked}
@@ -89,7 +89,7 @@ def ranking(
 
 
 def gold_means(rows: TableCells, ranked: Sequence[str], labels: Mapping[str, str]) -> list[str]:
-    """Mean gold beside the SFT model's, and a word where it ranks the methods otherwise than the win rate."""
+    """Return mean gold beside the SFT model's, and a remark if it ranks the methods otherwise than the win rate."""
     means = {name: v for name in ("sft", *ranked) if (v := value_of(rows.get(name, {}).get("gold_mean")))}
     if len(means) < 2:
         return []
@@ -101,7 +101,7 @@ def gold_means(rows: TableCells, ranked: Sequence[str], labels: Mapping[str, str
 
 
 def price(name: str, row: TableCells) -> str:
-    """What a method took: distance from the SFT model, training, serving."""
+    """Return the price of a method: distance from the SFT model, training, serving."""
     kl, cost = value_of(row.get("kl")), times(finite_mean(row.get("serve_cost_ratio")))
     lies = "stays within" if is_bound(row) else "lies"
     far = f"{full(kl)} nats {'of' if is_bound(row) else 'from'}" if kl else "an unknown distance from"
@@ -112,14 +112,14 @@ def price(name: str, row: TableCells) -> str:
 
 
 def training(row: TableCells) -> str:
-    """Seconds of the method itself, and the reward model's beside them, in words."""
+    """Return the seconds of the method itself, with the reward model's beside them, in words."""
     own, reward = finite_mean(row.get("train_seconds")), finite_mean(row.get("reward_model_seconds"))
     said = "needed no training" if own == 0 else f"took {seconds(own)} to train"
     return said if reward is None else f"{said} (its reward model {seconds(reward)})"
 
 
 def side_effects(rows: TableCells, labels: Mapping[str, str]) -> list[str]:
-    """What got worse than under the SFT model beyond both intervals."""
+    """List what got worse than under the SFT model beyond both intervals."""
     base = rows.get("sft", {})
     found = []
     for name, row in rows.items():
@@ -142,7 +142,7 @@ def side_effects(rows: TableCells, labels: Mapping[str, str]) -> list[str]:
 
 
 def turning_points(summary: TableCells) -> dict[str, Any]:
-    """Did gold turn down: sentences for the hacked run and for the two curves of the comparison."""
+    """Say whether gold turned down, in the hacked run and in the two curves of the comparison."""
     curves = summary.get("curves") or {}
     found, points = curves.get("overoptimisation") or {}, curves.get("best_of_n") or []
     return {
@@ -162,7 +162,7 @@ def _turn(points: Sequence[TableCells] | None) -> TableCells:
 
 
 def turn_sentence(found: TableCells, by: str) -> str:
-    """Whether gold fell beyond its interval after its peak while the proxy rose, from the fields of `turned_down`."""
+    """Say whether gold fell beyond its interval after its peak while the proxy rose, by the fields of `turned_down`."""
     peak, end = found.get("peak"), found.get("end")
     if not peak or not end:
         return "No points were recorded, so nothing can be said."

@@ -1,4 +1,4 @@
-"""Where the story's things lie, how much of everything there is, and what its steps share."""
+"""The story's folder, its sizes, and what its steps share."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ from keel.text.tokenisation import Text
 
 BEST_OF = 16
 TEMPERATURE = 0.8
-"""Of every sample and every log-probability."""
+"""Temperature of every sample and every log-probability."""
 MICRO_TOKENS = 1_024
-"""Little is padded in passes this small, and one thread is busy enough with them."""
+"""Passes this small have little padding, and keep one thread busy."""
 MAX_ROWS = 512
-"""Answers written at once."""
+"""Answers sampled at once."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything: the story in full by default."""
+    """Sizes of the story's parts; the story in full by default."""
 
     recalls: int = 12_000
-    """Questions about what was just said, to pre-train on first."""
+    """Questions about what was just said, for the first pre-training."""
     lessons: int = 5_000
-    """Right answers in every tone, to pre-train on after them."""
+    """Right answers in every tone, for the second pre-training."""
     demonstrations: int = 14_000
     """Answers of mixed quality for SFT."""
     mismatched: int = 6_000
     """Right answers against right answers to other questions, for the reward model before it sees votes."""
     vote_prompts: int | None = None
-    """Training prompts whose answers are shown to people for the reward model and DPO; all of them by default."""
+    """Training prompts whose answers people judge, for the reward model and DPO; all of them by default."""
     vote_answers: int = 3
     """Answers to each; people compare every two."""
     second_opinions: int = 400
-    """Pairs that another person judges, too: how far people agree."""
+    """Pairs that a second person judges, too, to measure how far people agree."""
     compared: int = 150
-    """Pairs that are compared with what the SFT model says."""
+    """Pairs to compare with the SFT model's own answers."""
     few_votes: int = 150
     """Pairs in the setting with little reward data."""
     held_out_pairs: int = 600
@@ -69,7 +69,7 @@ class Sizes:
 
 @dataclass
 class Story:
-    """Where the demo's things lie."""
+    """The demo's settings, with its files, models and prompts."""
 
     config: DemoConfig
     sizes: Sizes = Sizes()
@@ -88,7 +88,7 @@ class Story:
 
     @cached_property
     def prompts(self) -> tuple[list[world.WorldPrompt], list[world.WorldPrompt]]:
-        """Train and held-out prompts."""
+        """Training and held-out prompts."""
         return world.split(world.all_prompts(self.seed), seed=self.seed)
 
     @cached_property
@@ -103,22 +103,22 @@ class Story:
 
     @property
     def store(self) -> str:
-        """Where answers and votes are kept."""
+        """Store of answers and votes."""
         return f"store:{self.out / 'data' / 'votes.db'}"
 
     def file(self, name: str) -> str:
-        """One of the data files."""
+        """Return the path of a data file."""
         return str(self.out / "data" / f"{name}.jsonl")
 
     def rng(self, purpose: str) -> random.Random:
         return random.Random(f"{self.seed} {purpose}")
 
     def record(self, name: str) -> Path:
-        """Where a step leaves its figures: it is finished when this file is there."""
+        """Return the path of a step's figures; the step is finished if this file exists."""
         return self.out / "steps" / f"{name}.json"
 
     def run(self, name: str, title: str, step: Callable[[Story], dict[str, Any]]) -> None:
-        """Do a step and keep its figures."""
+        """Run a step and keep its figures."""
         say(f"{title} …")
         began = time.time()
         figures = step(self)
@@ -131,21 +131,21 @@ class Story:
         )
 
     def fresh(self, name: str) -> Path:
-        """The folder of a run that this step is about to do; what an interrupted call left there is removed."""
+        """Return the folder for a run that is about to start; what an interrupted call left there is removed."""
         folder = self.out / name
         shutil.rmtree(folder, ignore_errors=True)
         return folder
 
 
 def as_wish(question: str) -> str:
-    """A question as the prompt that the model reads."""
+    """Return a question as the prompt that the model reads."""
     return question + "\n"
 
 
 def pick_prompts(
     story: Story, prompts: Sequence[world.WorldPrompt], count: int, purpose: str
 ) -> list[world.WorldPrompt]:
-    """Prompts drawn anew; none a second time before all were drawn once."""
+    """Draw prompts; none comes a second time before all were drawn once."""
     rng = story.rng(purpose)
     drawn: list[world.WorldPrompt] = []
     while len(drawn) < count:
@@ -156,7 +156,7 @@ def pick_prompts(
 def draw_answers(
     story: Story, policy: torch.nn.Module, prompts: Sequence[world.WorldPrompt], n: int, purpose: str
 ) -> list[Bundle]:
-    """n answers to each prompt."""
+    """Draw n answers to each prompt."""
     options = SamplingOptions(story.sizes.max_new_tokens, TEMPERATURE, max_rows=MAX_ROWS)
     sampler = LocalSampler(policy, story.text, options, story.seed)
     bundles = as_bundles(story.text, [as_wish(p.text) for p in prompts])
@@ -165,13 +165,13 @@ def draw_answers(
 
 
 def longer(chosen: str, rejected: str) -> float:
-    """Whether the chosen answer has more words; 1/2 for a tie."""
+    """Return 1 if the chosen answer has more words, 0 if it has fewer, 1/2 for a tie."""
     a, b = len(chosen.split()), len(rejected.split())
     return 0.5 if a == b else float(a > b)
 
 
 def figures_of(result: Result) -> dict[str, Any]:
-    """What the report needs of a run."""
+    """Return the figures of a run that the report needs."""
     rows = read_lines(result.folder / "metrics.jsonl")
     keep = {k: result.summary[k] for k in ("train_seconds", "examples", "examples_per_second", "eval", "rows")}
     return {**keep, "curve": rows}

@@ -26,7 +26,7 @@ from keel.pages.numbers import (
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A figure as printed, with its interval, a word beside it, and a bar where it lies between 0 and 1."""
+    """A figure as printed, with its interval, a note and, if it lies between 0 and 1, a bar."""
 
     main: str
     interval: str = ""
@@ -35,7 +35,7 @@ class Cell:
 
 
 def table(rows: TableCells, weights: TableCells) -> list[dict[str, Any]]:
-    """Groups of lines, each a measure with one cell per method."""
+    """Return groups of lines; a line is a measure with one cell per method."""
     share = {
         "gold_win_rate": ("Gold win rate", "share of prompts on which gold prefers the answer to the SFT model’s"),
         "parsed": ("Parsed", "share of answers that the world’s grammar can read; the rest are worth 0"),
@@ -60,7 +60,7 @@ def table(rows: TableCells, weights: TableCells) -> list[dict[str, Any]]:
 def line(
     title: str, hint: str, rows: TableCells, path: tuple[str, ...], unit: Unit, bars: bool = False
 ) -> dict[str, Any]:
-    """One measure of every method, all with the same number of digits."""
+    """Return one measure of every method, all with the same number of digits."""
     values = [value_of(_at(row, path)) for row in rows.values()]
     digits = digits_for(values, unit)
     cells = [Cell(figure(v, unit, digits), interval(v, unit, digits), bar=bar(v) if bars else "") for v in values]
@@ -74,7 +74,7 @@ def _at(row: Any, path: tuple[str, ...]) -> Any:
 
 
 def dimensions(rows: TableCells, weights: TableCells) -> list[dict[str, Any]]:
-    """One line of the table per dimension of gold, with its weight."""
+    """Return one line of the table per dimension of gold, with its weight."""
     names = list(weights) or sorted({d for row in rows.values() for d in row.get("dimensions") or {}})
     found = []
     for name in names:
@@ -85,7 +85,7 @@ def dimensions(rows: TableCells, weights: TableCells) -> list[dict[str, Any]]:
 
 
 def kl_line(rows: TableCells) -> dict[str, Any]:
-    """KL, where best-of-N's is the bound that arithmetic gives."""
+    """Return the line of KL; best-of-N's is a computed bound."""
     found = line("KL to SFT", "how far its answers moved away, in nats per answer", rows, ("kl",), PLAIN)
     for i, row in enumerate(rows.values()):
         cell = found["cells"][i]
@@ -97,13 +97,13 @@ def kl_line(rows: TableCells) -> dict[str, Any]:
 
 
 def is_bound(row: TableCells) -> bool:
-    """A KL of width zero that is not zero was computed and not measured: best-of-N's."""
+    """Say whether a KL was computed and not measured, as best-of-N's: above zero, with an interval of width zero."""
     kl = value_of(row.get("kl"))
     return kl is not None and kl.low == kl.high and kl.mean > 0
 
 
 def cost_lines(rows: TableCells) -> list[dict[str, Any]]:
-    """What each method costs to train and to serve."""
+    """Return the lines of what each method costs to train and to serve."""
     train = [cost_cell(row) for row in rows.values()]
     serve = [Cell(times(finite_mean(row.get("serve_cost_ratio")))) for row in rows.values()]
     return [
@@ -113,7 +113,7 @@ def cost_lines(rows: TableCells) -> list[dict[str, Any]]:
 
 
 def cost_cell(row: TableCells) -> Cell:
-    """Seconds of training, with the reward model's beside them where the method needs one."""
+    """Return the seconds of training, with the reward model's beside them if the method needs one."""
     reward = finite_mean(row.get("reward_model_seconds"))
     return Cell(
         seconds(finite_mean(row.get("train_seconds"))),

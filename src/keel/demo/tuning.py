@@ -1,4 +1,4 @@
-"""A reward model, PPO and DPO on the votes, and a reward model that is hacked on purpose."""
+"""A reward model, PPO and DPO on the votes, and a reward model hacked on purpose."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from keel.text.tokenisation import Text
 
 
 def prefer(story: Story) -> dict[str, Any]:
-    """Which answer belongs to the question: what the reward model learns before it learns what people like."""
+    """Train a reward model on which answer belongs to the question, before it learns what people like."""
     result = train_reward(
         story, "preferences", "pretrain", story.file("mismatched"), learning_rate=5e-4, batch_size=16, holdout=0.02
     )
@@ -53,12 +53,12 @@ def reward_model(story: Story) -> dict[str, Any]:
 
 
 def pair_bundle(text: Text, row: dict[str, Any]) -> Bundle:
-    """A pair as tokens."""
+    """Return a pair as tokens."""
     return text.encode(Pair(row["prompt"], row["chosen"], row["rejected"]), max_length=256)
 
 
 def train_reward(story: Story, name: str, start: str, data: str, **settings: Any) -> Result:
-    """A reward model on the store or on one of the pair files."""
+    """Train a reward model on the store or on one of the pair files."""
     settings = {"learning_rate": 3.5e-4, "batch_size": 32, "micro_tokens": MICRO_TOKENS, **settings}
     return reward.train(
         RewardConfig(
@@ -72,7 +72,7 @@ def train_reward(story: Story, name: str, start: str, data: str, **settings: Any
 
 
 def tune_dpo(story: Story) -> dict[str, Any]:
-    """DPO on the same pairs as the reward model."""
+    """Run DPO on the same pairs as the reward model."""
     return figures_of(
         dpo.train(
             DPOConfig(
@@ -91,12 +91,12 @@ def tune_dpo(story: Story) -> dict[str, Any]:
 
 
 def tune_ppo(story: Story) -> dict[str, Any]:
-    """PPO against the reward model."""
+    """Run PPO against the reward model."""
     return figures_of(ppo.train(ppo_config(story, "ppo", "reward", steps=story.sizes.ppo_rollouts, beta=0.1)))
 
 
 def ppo_config(story: Story, name: str, scored_by: str, steps: int, beta: float, **other: Any) -> PPOConfig:
-    """PPO's settings in this world."""
+    """Return PPO's settings in this world."""
     settings: dict[str, Any] = {
         "rollout_size": story.sizes.rollout,
         "samples_per_prompt": 2,
@@ -123,7 +123,7 @@ def ppo_config(story: Story, name: str, scored_by: str, steps: int, beta: float,
 
 
 def overoptimise(story: Story) -> dict[str, Any]:
-    """The stated setting in which the proxy is hacked: little, length-biased reward data and almost no KL penalty."""
+    """Hack the proxy in the stated setting: little, length-biased reward data and almost no KL penalty."""
     trained = train_reward(story, "reward-few", "pretrain", story.file("few-pairs"), epochs=6, learning_rate=5e-4)
     ppo.train(
         ppo_config(
@@ -149,6 +149,6 @@ def overoptimise(story: Story) -> dict[str, Any]:
 
 
 def measure_training(story: Story, run: str, every: int) -> list[dict[str, Any]]:
-    """Gold and proxy over KL while a policy trained."""
+    """Return gold and proxy over KL while a policy trained."""
     samples = read_lines(story.out / run / "samples.jsonl")
     return outcomes.training_points(samples, lambda prompt, answer: world.utility(prompt.strip(), answer).total, every)

@@ -1,4 +1,4 @@
-"""Every method's answers to questions that none of them saw, judged by gold."""
+"""Every method's answers to unseen questions, judged by gold."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from keel.records import Bundle
 
 
 def sixteen_answers(story: Story) -> dict[str, Any]:
-    """What best-of-16 chooses from."""
+    """Draw the answers that best-of-16 chooses from."""
     return answer_often(story, "answers-of-16", story.sizes.held_out_prompts, BEST_OF)
 
 
 def many_answers(story: Story) -> dict[str, Any]:
-    """What the curve of best-of-N is made of."""
+    """Draw the answers for the curve of best-of-N."""
     return answer_often(story, "answers-of-256", story.sizes.curve_prompts, story.sizes.curve_n)
 
 
 def answer_often(story: Story, name: str, prompts: int, n: int) -> dict[str, Any]:
-    """The SFT model's n answers to each of the first held-out prompts, kept as tokens."""
+    """Draw the SFT model's n answers to each of the first held-out prompts, and keep them as tokens."""
     bundles = draw_answers(story, story.policy("sft"), story.prompts[1][:prompts], n, name)
     rows = ({"prompt": b.prompt, "completions": [c.ids for c in b.completions]} for b in bundles)
     write_lines(story.out / "data" / f"{name}.jsonl", rows)
@@ -34,7 +34,7 @@ def answer_often(story: Story, name: str, prompts: int, n: int) -> dict[str, Any
 
 
 def drawn(story: Story, name: str) -> list[Bundle]:
-    """The answers that `answer_often` kept."""
+    """Return the answers that `answer_often` kept."""
     text, found = story.text, []
     for row in read_lines(story.out / "data" / f"{name}.jsonl"):
         bundle = Bundle(text.prompt_ids(row["prompt"]), [], prompt=row["prompt"])
@@ -46,7 +46,7 @@ def drawn(story: Story, name: str) -> list[Bundle]:
 
 
 def compare_methods(story: Story) -> dict[str, Any]:
-    """Every method's answers to the same held-out prompts, judged by gold, against the SFT model's."""
+    """Compare every method's answers to the same held-out prompts with the SFT model's, judged by gold."""
     asked = story.prompts[1][: story.sizes.held_out_prompts]
     scorer, reference = story.scorer("reward"), story.policy("sft")
     base = draw_answers(story, reference, asked, 1, "answers sft")
@@ -82,7 +82,7 @@ def compare_methods(story: Story) -> dict[str, Any]:
 
 
 def name_of(n: int) -> str:
-    """The row's name in `summary.json`: `best_of_n` is the one of N = 16."""
+    """Return the row's name in `summary.json`: `best_of_n` is the one of N = 16."""
     return "best_of_n" if n == BEST_OF else f"best_of_{n}"
 
 
@@ -93,7 +93,7 @@ def measure(
     policy: torch.nn.Module,
     reference: torch.nn.Module,
 ) -> outcomes.Answers:
-    """Answers with their KL to the reference and their score."""
+    """Return the answers with their KL to the reference and their score."""
     kl = outcomes.sequence_kl(policy, reference, bundles, TEMPERATURE, MICRO_TOKENS)
     return outcomes.of_bundles(bundles, [0] * len(bundles), kl, scorer.score(bundles).tolist())
 
@@ -101,7 +101,7 @@ def measure(
 def judged(
     found: outcomes.Answers, gold: list[world.Gold], other: list[world.Gold], asked: Sequence[world.WorldPrompt]
 ) -> dict[str, Any]:
-    """One row of the comparison, gold at hand."""
+    """Return one row of the comparison, from gold."""
     dimensions = {name: [float(getattr(g, name)) for g in gold] for name in world.WEIGHTS}
     return outcomes.row(
         found,
@@ -119,7 +119,7 @@ def judged(
 def examples(
     asked: Sequence[world.WorldPrompt], found: dict[str, outcomes.Answers], golds: dict[str, list[world.Gold]]
 ) -> list[dict[str, Any]]:
-    """The first prompts of each kind with every method's answer, taken by position and not by result."""
+    """Return the first prompts of each kind with every method's answer, chosen by position and not by result."""
     chosen = [
         i
         for kind, n in (("safe", 4), ("unsafe", 2), ("looks_unsafe", 2))
@@ -139,7 +139,7 @@ def examples(
 
 
 def measure_best_of_n(story: Story) -> dict[str, Any]:
-    """Gold and proxy of best-of-n up to N = 256, from 256 samples for each of 64 held-out prompts."""
+    """Return gold and proxy of best-of-n up to N = 256, from 256 samples for each of 64 held-out prompts."""
     asked = story.prompts[1][: story.sizes.curve_prompts]
     bundles = drawn(story, "answers-of-256")
     proxy = story.scorer("reward").score(bundles).view(len(asked), story.sizes.curve_n).tolist()

@@ -1,4 +1,4 @@
-"""What people say of the SFT model's answers, kept in a store and checked; and pairs as gold itself prefers them."""
+"""People's votes on the SFT model's answers, kept in a store and checked; and pairs as gold itself prefers them."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from keel.store.keys import said_key
 from keel.store.store import Store
 
 LOVE_OF_LENGTH = 40.0
-"""Of the people whose votes mislead on purpose: log-odds for ten words more."""
+"""Log-odds for ten words more, of the people whose votes mislead on purpose."""
 
 
 def collect_votes(story: Story) -> dict[str, Any]:
-    """Training pairs with noisy votes, and held-out pairs with the gold's own, noiseless preference."""
+    """Collect training pairs with noisy votes, and held-out pairs with gold's own, noiseless preference."""
     sizes = story.sizes
     fresh_store(story)
     gathered = collect(
@@ -76,13 +76,13 @@ def collect_votes(story: Story) -> dict[str, Any]:
 
 
 def fresh_store(story: Story) -> None:
-    """No store, and none of what SQLite keeps beside it."""
+    """Remove the store and the files that SQLite keeps beside it."""
     for file in (story.out / "data").glob("votes.db*"):
         file.unlink()
 
 
 def few_pairs(story: Story) -> list[Pair]:
-    """Pairs of the first answers that people saw, voted on by people who love length."""
+    """Return pairs of the first answers that people saw, voted on by people who love length."""
     with open_source(story.store) as source:
         shown = [Task(j.prompt, *j.answers) for group in source.judgments() for j in group][: 2 * story.sizes.few_votes]
     misled = Simulated(story.seed, world.Population(length_bias=LOVE_OF_LENGTH)).rate(shown)
@@ -91,7 +91,7 @@ def few_pairs(story: Story) -> list[Pair]:
 
 
 def second_opinions(story: Story) -> None:
-    """The first pairs judged by another person, so that agreement can be told."""
+    """Have the first pairs judged by another person, so that agreement can be measured."""
     with Store(story.store) as store:
         shown = (Task(j.prompt, *j.answers) for group in store.groups() for _, j in group)
         others = Simulated(story.seed + 1).rate(list(islice(shown, story.sizes.second_opinions)))
@@ -99,7 +99,7 @@ def second_opinions(story: Story) -> None:
 
 
 def check_votes(story: Story) -> dict[str, Any]:
-    """The data's own page: agreement, what lengths tell, and whether the pairs look like what the SFT model says."""
+    """Write the data's page: agreement, what lengths predict, and whether pairs look like the SFT model's answers."""
     config = DataCheckConfig(
         data=story.store,
         model=str(story.out / "sft"),
@@ -127,7 +127,7 @@ def check_votes(story: Story) -> dict[str, Any]:
 
 
 def noiseless(bundle: Bundle) -> Pair | None:
-    """The pair as gold itself prefers it; None for a tie in gold."""
+    """Return the pair as gold itself prefers it; None for a tie in gold."""
     question = str(bundle.prompt).strip()
     first, second = (c.text for c in bundle.completions)
     a, b = world.utility(question, first).total, world.utility(question, second).total
@@ -137,7 +137,7 @@ def noiseless(bundle: Bundle) -> Pair | None:
 
 
 def agrees(prompt: Any, chosen: str, rejected: str) -> float:
-    """Whether gold agrees with a vote; 1/2 for a tie in gold."""
+    """Return 1 if gold agrees with a vote, 0 if not, 1/2 for a tie in gold."""
     question = str(prompt).strip()
     a, b = world.utility(question, chosen).total, world.utility(question, rejected).total
     return 0.5 if a == b else float(a > b)

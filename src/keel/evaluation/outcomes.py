@@ -1,4 +1,4 @@
-"""What a set of answers is worth, and how one set fares against another. The judge is any function of two texts."""
+"""Worth of a set of answers, and comparison of two sets. The judge is any function of two texts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Numbers = Sequence[float]
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """One answer per held-out prompt, of one method, with what is known about each; parallel lists of one length."""
+    """One method's answers, one per held-out prompt, with their figures; parallel lists of one length."""
 
     prompts: list[str]
     texts: list[str]
     lengths: list[int]
-    """In tokens, EOS included."""
+    """Tokens, EOS included."""
     kl: list[float]
-    """Per-sequence log-ratio to the reference; empty for a method that is not a distribution we can evaluate."""
+    """Per-sequence log-ratio to the reference; empty if the method is not a distribution that can be evaluated."""
     proxy: list[float]
     """Score by the reward model that was optimised."""
 
@@ -36,7 +36,7 @@ class Answers:
 def of_bundles(
     bundles: Sequence[Bundle], chosen: Sequence[int], kl: Sequence[float], proxy: Sequence[float]
 ) -> Answers:
-    """The chosen completion of each bundle."""
+    """Return the chosen completion of each bundle."""
     picked = [b.completions[i] for b, i in zip(bundles, chosen, strict=True)]
     return Answers(
         [prompt_key(b.prompt) for b in bundles],
@@ -50,7 +50,10 @@ def of_bundles(
 def sequence_kl(
     policy: nn.Module, reference: nn.Module, bundles: Sequence[Bundle], temperature: float, micro_tokens: int
 ) -> list[float]:
-    """log policy - log reference of every completion, summed over its tokens: unbiased for the KL on own samples."""
+    """Return log policy - log reference of every completion, summed over its tokens.
+
+    On the policy's own samples it is unbiased for the KL.
+    """
     ours, theirs = (
         torch.cat(in_batches(partial(sequence_logps, temperature=temperature), model, bundles, micro_tokens))
         for model in (policy, reference)
@@ -60,7 +63,7 @@ def sequence_kl(
 
 
 def win_rate(gold: Numbers, other: Numbers) -> stats.Estimate:
-    """Share of prompts on which the first answer is worth more, ties 1/2, with its Wilson interval."""
+    """Return the share of prompts on which the first answer is worth more, ties 1/2, with its Wilson interval."""
     return stats.rate(stats.win_outcomes(gold, other))
 
 
@@ -71,9 +74,9 @@ def row(
     dimensions: Mapping[str, Numbers],
     groups: Mapping[str, Sequence[bool | None]],
 ) -> dict[str, Any]:
-    """One line of the comparison: win rate, means per dimension, KL, length, and the rate of each group's event.
+    """Return one line of the comparison: win rate, means per dimension, KL, length, rate of each group's event.
 
-    `groups[name]` holds, per prompt, whether an event happened (a refusal, a parse), None where it does not apply.
+    `groups[name]` says for each prompt whether an event happened (a refusal, a parse); None if it does not apply.
     """
     rates = {name: stats.rate([np.nan if e is None else float(e) for e in events]) for name, events in groups.items()}
     return {
@@ -88,7 +91,7 @@ def row(
 
 
 def best_of_n_points(proxy: Sequence[Numbers], gold: Sequence[Numbers], ns: Sequence[int]) -> list[dict[str, Any]]:
-    """Gold and proxy of best-of-n over its KL, for each n, from M samples per prompt; intervals over prompts."""
+    """Return gold and proxy of best-of-n over its KL, for each n, from M samples per prompt; intervals over prompts."""
     return [
         {
             "n": n,
@@ -103,7 +106,7 @@ def best_of_n_points(proxy: Sequence[Numbers], gold: Sequence[Numbers], ns: Sequ
 def training_points(
     samples: Sequence[Mapping[str, Any]], utility: Callable[[str, str], float], every: int = 1
 ) -> list[dict[str, Any]]:
-    """Gold and proxy over KL while a policy trained, from its `samples.jsonl`, in windows of `every` steps."""
+    """Return gold and proxy over KL while a policy trained, from its `samples.jsonl`, in windows of `every` steps."""
     windows: dict[int, list[Mapping[str, Any]]] = {}
     for sample in samples:
         windows.setdefault((int(sample["step"]) - 1) // every, []).append(sample)
@@ -123,10 +126,10 @@ def training_points(
 
 
 def turned_down(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Whether gold fell beyond its interval after its peak while the proxy rose: over-optimisation, shown.
+    """Say whether gold fell beyond its interval after its peak while the proxy rose: over-optimisation, shown.
 
-    The peak is set against the later point that the proxy likes best: it is what one would keep who sees no gold. A
-    policy that training broke altogether, so that the proxy falls as well, is not what is meant.
+    The peak is compared with the later point of the highest proxy: the checkpoint you would pick without seeing gold.
+    A policy that training broke altogether does not count: its proxy falls as well.
     """
     peak = max(range(len(points)), key=lambda i: points[i]["gold"]["mean"])
     later = points[peak + 1 :] or points[-1:]
@@ -137,6 +140,6 @@ def turned_down(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def serve_cost(prompt_tokens: float, answer_tokens: float, n: int = 1, scored: bool = False) -> float:
-    """Token positions computed per answer: the prompt once, n answers, and, where they are scored, each again."""
+    """Return the token positions computed per answer: the prompt once, n answers, and each again if scored."""
     generated = prompt_tokens + n * answer_tokens
     return generated + (n * (prompt_tokens + answer_tokens) if scored else 0.0)
