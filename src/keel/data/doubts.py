@@ -169,8 +169,8 @@ def note_doubts(rows: Sequence[_Row], counts: RowCounts) -> None:
 
 AGAINST = ", against the order"
 AGAINST_MEANS = (
-    "The answer marked as better does not have the better score. The mark or the score is wrong, or the pair is a tie: "
-    "remove such rows, or swap their answers."
+    "The answer marked as better has no better score. The label or the score is wrong, or the pair is a tie. "
+    "Remove such rows, or swap their answers."
 )
 _SIDES = (
     ("chosen", "rejected"), ("accepted", "rejected"), ("preferred", "rejected"), ("preferred", "dispreferred"),
@@ -189,7 +189,7 @@ _LOWER = re.compile(
     r"rank|loss|cost|error|perplex|ppl|penalt|toxic|harmful|time|latency|token|length|len$|count|id$|index"
 )
 FOLLOWS, FEWEST = 0.75, 20
-"""A column whose name does not tell is a score if this share of its rows, at least so many, follows the verdict."""
+"""A column of unclear name is a score if it has at least `FEWEST` rows and this share of them follows the verdict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +276,7 @@ class ScoreWatch:
         """Note the rows whose scores contradict the verdict.
 
         Columns named by position say which answer is meant only if verdicts name both: if the better answer always
-        stands first, the answers were sorted. A column whose name does not tell counts if most rows follow the verdict.
+        stands first, the answers were sorted. A column of unclear name counts if most rows follow the verdict.
         """
         for found, rows in self._against.items():
             total = self._with[found] + len(rows)

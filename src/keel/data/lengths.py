@@ -13,7 +13,7 @@ __all__ = ["fitted", "prompt_limit", "remedy"]
 S = TypeVar("S", bound=Sampling)
 LEAST = 4
 """Without --max-new-tokens an answer gets at least one in so many of the model's positions. Prompts that leave less are
-bad rows, so that no single one shortens all answers."""
+bad rows, so that no single one shortens the answers to all others."""
 
 
 def prompt_limit(config: Sampling, positions: int | None) -> int | None:

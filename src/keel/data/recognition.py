@@ -40,7 +40,7 @@ __all__ = [
 
 F = TypeVar("F", bound="Format")
 MOST_LOOKED_AT = 100
-"""Number of readable rows from which columns and format are recognised, at most."""
+"""Maximum number of readable rows from which columns and format are recognised."""
 
 
 class Format(Protocol):
