@@ -112,7 +112,7 @@ ANSWER: dict[str, Callable[[Any], Any]] = {
 
 @dataclass(slots=True)
 class Details:
-    """Contents of further columns: on the judgment, on each answer by side, the order shown, and all that is not Keel's."""
+    """Contents of further columns: on the judgment, on each answer by side, the order shown, and columns not ours."""
 
     judgment: dict[str, Any]
     answers: dict[str, dict[str, Any]]
