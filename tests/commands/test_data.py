@@ -202,7 +202,7 @@ def test_stats_on_screen(keel, file):
     code, out, _ = keel("data", "stats", data=file)
     assert code == 0
     assert "38 prompts, 77 answers, 39 judgments" in out
-    assert "sides are not on record" in out
+    assert "answer positions are unknown" in out
     assert "the longer answer wins 0.333" in out  # 1 of 3; right and wrong are equally long
     assert "Traceback" not in out
 
@@ -229,7 +229,7 @@ def people(source, outcomes, raters=("ana",)):
 )
 def test_of_what_people_judged_here_sides_are_on_record(keel, store_source, outcomes, says):
     _, out, _ = keel("data", "stats", data=people(store_source, outcomes))
-    assert "on record" not in out
+    assert "answer positions" not in out
     assert says in out
 
 
@@ -242,9 +242,9 @@ def test_pairs_of_a_file_hide_no_side_of_what_people_judged_here(keel, file, sto
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ([1] * 19, "19 preferences with a winner: too few to tell whether sides are on record"),
+        ([1] * 19, "19 preferences with a winner: too few to tell whether answer positions are known"),
         ([1], "1 preference with a winner: too few"),
-        ([1] * 20, "the answer shown first always wins: these data name the better one first, sides are not on record"),
+        ([1] * 20, "first always wins: these data name the better one first, answer positions are unknown"),
         ([2] * 20, "the answer shown second always wins"),
         ([1] * 18 + [2], "the answer shown first wins 0.947"),
         ([0] * 30, "overall"),
@@ -262,7 +262,7 @@ def test_a_file_needs_some_preferences_to_say_that_sides_are_unknown(
     out = keel("data", "stats", data=source)[1]
     assert says in out
     if 1 not in rows and 2 not in rows:
-        assert "on record" not in out
+        assert "answer positions" not in out
 
 
 def test_one_is_told_in_the_singular_and_an_adjudicator_once(keel, store_source):

@@ -473,7 +473,7 @@ def test_a_log_in_conversations_as_sharegpt_writes_them(tmp_path):
         "conversations",
         {
             "turns after the last user turn left out": (3, [1, 3, 5]),
-            "a call of a tool that is no JSON stays as text": (1, [4]),
+            "a tool call that is not JSON stays as text": (1, [4]),
         },
     )
 

@@ -236,7 +236,7 @@ def test_judgments_are_streamed(tmp_path, monkeypatch):
         ("alpacaeval", {"preference": float("nan")}, "preference is not finite"),
         ("alpacaeval", {"annotator": []}, "annotator is no name"),
         ("argilla", {"preference.responses": ["response-2"]},
-         "preference.responses, its users and its status are not equally many"),
+         "preference.responses, its users and its status differ in number"),
         ("argilla", {"order.responses": [[{"rank": 1, "value": "response-1"}]]},
          "order does not rank each answer once"),
         ("argilla", {"response-2": None, "response-1": None},

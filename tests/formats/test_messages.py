@@ -90,7 +90,7 @@ def test_a_call_of_the_older_form_and_one_that_is_bare_are_calls(tmp_path):
         [{"type": "function", "function": {"name": "w", "arguments": "{}"}}],
         [{"type": "function", "function": {"name": "w"}}],
     ]
-    assert notes == ["function_call read as a call of a tool"]
+    assert notes == ["function_call read as a tool call"]
 
 
 def test_a_tables_empty_cells_are_no_fields(tmp_path):
@@ -182,7 +182,7 @@ def test_roles_that_are_known_are_no_remark_and_others_stay_with_one(tmp_path):
         assert pair(tmp_path, [{"role": word, "content": "x"}, user("y")], says("a"), says("b"))[1:] == ([], [])
     found, notes, _ = pair(tmp_path, [{"role": "cook", "content": "x"}, user("y")], says("a"), says("b"))
     assert found.prompt[0] == {"role": "cook", "content": "x"}
-    assert notes == ["role 'cook' is none that is known, and stays as it is"]
+    assert notes == ["role 'cook' is unknown, and stays as it is"]
     for word in (None, 3, "", ["user"]):
         assert pair(tmp_path, [{"role": word, "content": "x"}], says("a"), says("b"))[2] == [
             "prompt has a message without role or text content"

@@ -177,7 +177,7 @@ def test_collect_asks_the_others(model, write_rows, tmp_path, capfd):
 
 FEW = {3: {"prompt": "say \u2603"}, 9: {"prompt": "say \u00e9 \u00e9"}}
 MANY = {i: {"prompt": f"say {'abcdefghij'[i % 10]}{'klmn'[i // 10]} {NOTHING * 3}"} for i in range(1, 31)}
-NOTE = "signs that the tokenizer does not know became <unk>"
+NOTE = "characters that the tokenizer does not know became <unk>"
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "ppo"])

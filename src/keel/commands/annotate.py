@@ -1,4 +1,4 @@
-"""`keel annotate` and `keel raters`: tasks are put into the store, people are let in, and the page is served."""
+"""`keel annotate` and `keel raters`: put tasks into the store, let people in, and serve the page."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def annotate(config: AnnotateConfig) -> None:
-    """Put tasks in, then serve until interrupted. Nothing is written before files and address are seen to be good."""
+    """Add tasks, then serve until interrupted. Nothing is written before files and address are known to be good."""
     if config.rubric is not None:
         load_rubric(config.rubric)
     if config.columns is not None and config.tasks is None and config.gold is None:
@@ -61,7 +61,7 @@ def annotate(config: AnnotateConfig) -> None:
 
 @contextmanager
 def listening(config: AnnotateConfig) -> Iterator[socket.socket]:
-    """The address, taken before anything is written."""
+    """Listen on the address before anything is written."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
         door = socket.create_server((config.host, config.port), family=family)
@@ -72,23 +72,23 @@ def listening(config: AnnotateConfig) -> Iterator[socket.socket]:
         why = {errno.EADDRINUSE: taken, errno.EACCES: refused}.get(error.errno or 0, elsewhere)
         raise InputError(why) from error
     with door:
-        # asyncio does so for sockets that it makes itself; without it each answer to a POST waits 40 ms for an echo.
+        # asyncio sets this for sockets that it makes itself. Without it each answer to a POST waits 40 ms for an ACK.
         door.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield door
 
 
 def _tell(config: AnnotateConfig, store: Store, queue: Queue, door: socket.socket) -> None:
-    """How far it is, who may come in, and where."""
+    """Print how far annotation is, whether nobody may sign in yet, and the address."""
     progress = queue.progress("")
     if not progress.total:
         raise InputError(f"{config.store}: nothing to judge; {_remedy(config)}")
-    say(f"{config.store}: {progress.team:,} of {checks.counted(progress.total, 'judgment')} are there")
+    say(f"{config.store}: {progress.team:,} of {checks.counted(progress.total, 'judgment')} done")
     if not any(account.revoked is None for account in accounts.everyone(store)):
         say(f"nobody may sign in yet: keel raters add --store {config.store} --name NAME")
     host = f"[{config.host}]" if ":" in config.host else config.host
     say(f"http://{host}:{door.getsockname()[1]}  (Ctrl-C ends it; nothing is lost)")
     if config.host not in LOOPBACK and not config.https:
-        say("  other machines reach it without HTTPS: whoever listens on the way reads tokens and answers")
+        say("  other machines reach it without HTTPS: anyone on the network path can read tokens and answers")
 
 
 def _remedy(config: AnnotateConfig) -> str:
@@ -101,7 +101,7 @@ def _remedy(config: AnnotateConfig) -> str:
 
 
 def answers_of_file(config: AnnotateConfig) -> list[Answered]:
-    """Prompts with answers to judge; bad rows are counted, and refused past the share."""
+    """Return prompts with answers to judge; bad rows are counted, and refused past --max-bad-share."""
     assert config.tasks is not None
     columns, _, _ = columns_of_two(config.tasks, config.gold, config.columns)
     with open_source(config.tasks, limit=config.limit, columns=columns) as source:
@@ -110,7 +110,7 @@ def answers_of_file(config: AnnotateConfig) -> list[Answered]:
 
 
 def verdicts_of_file(config: AnnotateConfig) -> list[Judgment]:
-    """Pairs whose verdict is known."""
+    """Return preferences to use as gold: pairs whose verdict is known."""
     assert config.gold is not None
     if config.kind in ("score", "ranking"):
         raise InputError(f"--gold holds pairs, which have no place among tasks of --kind {config.kind}; leave it out")
@@ -141,7 +141,7 @@ def _put_in(
     found: list[Answered] | None,
     gold: list[Judgment] | None,
 ) -> None:
-    """Tasks of the file or of the store, and those with a known verdict; what is there already is not new."""
+    """Add tasks from the file or the store, and gold tasks; those already there are not added again."""
     lone: list[int] = []
     source = tasks_of_store(store, campaign.kind) if found is None else _tasks(found, campaign.kind, lone)
     with Bar("tasks", None) as bar:
@@ -155,7 +155,7 @@ def _put_in(
 
 
 def _tasks(found: list[Answered], kind: TaskKind, lone: list[int]) -> Iterator[NewTask]:
-    """What there is to ask; rows that give nothing go to `lone`."""
+    """Yield the tasks of each prompt; rows that give none are added to `lone`."""
     for prompt, answers, origin in found:
         made = list(tasks_of(prompt, answers, kind, origin))
         if not made:
@@ -164,14 +164,14 @@ def _tasks(found: list[Answered], kind: TaskKind, lone: list[int]) -> Iterator[N
 
 
 def _each(found: Iterable[NewTask], dimensions: Iterable[str], bar: Bar) -> Iterator[NewTask]:
-    """A task for each dimension that is asked by itself."""
+    """Yield a task for each dimension that is asked by itself."""
     for task in found:
         bar.advance(1)
         yield from task.for_each(dimensions)
 
 
 def known(gold: Iterable[Judgment], campaign: Campaign) -> Iterator[NewTask]:
-    """Pairs whose verdict is known, in every dimension that is not told apart."""
+    """Yield tasks for pairs whose verdict is known; an overall verdict holds in every dimension of the rubric."""
     for judgment in gold:
         assert isinstance(judgment.verdict, Preference)
         asked = campaign.rubric.names if judgment.dimension == "overall" else (judgment.dimension,)
@@ -184,15 +184,15 @@ def known(gold: Iterable[Judgment], campaign: Campaign) -> Iterator[NewTask]:
 
 
 def add_rater(config: RatersAddConfig) -> None:
-    """Print a token, and a link that brings it along without sending it to anybody."""
+    """Print a link with a new token behind `#`: browsers send that part to nobody."""
     with Store(config.store, create=True) as store:
         token = accounts.add(store, config.name, config.role)
-    print(f"{config.name} ({config.role}): give this link to nobody else; the token is kept nowhere\n")
+    print(f"{config.name} ({config.role}): give this link to nobody else; the token is not stored\n")
     print(f"  {config.address.rstrip('/')}/#token={token}\n")
 
 
 def list_raters(config: RatersListConfig) -> None:
-    """A table of accounts."""
+    """Print a table of accounts."""
     with Store(config.store) as store:
         found = accounts.everyone(store)
     table = Table("name", "role", "since", "token", box=None, pad_edge=False)
@@ -206,4 +206,4 @@ def revoke_rater(config: RatersRevokeConfig) -> None:
     """Close an account."""
     with Store(config.store) as store:
         accounts.revoke(store, config.name)
-    say(f"{config.name}: the token opens nothing any more; judgments stay")
+    say(f"{config.name}: the token no longer works; judgments stay")

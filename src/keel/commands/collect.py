@@ -1,8 +1,8 @@
-"""`keel collect`: prompts → several answers each → judged → kept. The loop that makes preference data.
+"""`keel collect`: draw several answers per prompt, have them judged, store both. The loop that makes preference data.
 
 Work goes in rounds of prompts: a round's answers are stored as they come from the writer, its judgments as they come
-from the raters. Called again after it was stopped anywhere, it finds what is there, draws the rest as it would have
-been drawn, and asks no server and no judge for what they have said.
+from the raters. If it was stopped at any point, the next call finds what is there and draws the rest as it would have
+been drawn. It asks no server and no judge again for what they have said.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from keel.store.store import Store
 from keel.text.tokenisation import prompt_text
 
 HOPELESS = 25
-"""Pairs without a verdict, or prompts without an answer, from the first on, after which nobody is asked any more."""
+"""Give up if so many pairs from the first on have no verdict, or so many prompts no answer."""
 JUDGES = "judge:", "local:"
-"""How the names of raters begin that are language models."""
+"""Prefixes of the names of raters that are language models."""
 _SAMPLES = 3
-"""Prompts whose answers the end shows."""
+"""Number of prompts whose answers are shown at the end."""
 COMMIT = 256
-"""Judgments of free raters in one transaction; a judge's are stored one by one, since each has cost money."""
+"""Judgments of free raters per transaction; a judge's are stored one by one, since each has cost money."""
 
 
 def collect(config: CollectConfig) -> Result | None:
-    """Draw what is missing, have it judged, keep it; returns the figures where --out wants them."""
+    """Draw the missing answers, have them judged, store both; return the figures if --out is given."""
     try:
         return _collect(config)
     except KeyboardInterrupt as stop:
@@ -80,7 +80,7 @@ def _collect(config: CollectConfig) -> Result | None:
         if not tally.found + tally.drawn:
             raise RunFailed(f"no answer to any prompt: {checks.reasons(tally.silent)}")
         for name, rater in zip(config.rater, raters, strict=True):
-            if name != "people":  # who answer in their own time
+            if name != "people":  # people answer in their own time
                 _refuse_silence(rater.identity, asked[rater.identity], tally)
         judges = [r.identity for name, r in zip(config.rater, raters, strict=True) if name.startswith(JUDGES)]
         tally.bias = _biases(store, judges, rows)
@@ -89,34 +89,34 @@ def _collect(config: CollectConfig) -> Result | None:
 
 @dataclass(slots=True)
 class Tally:
-    """What was done by this call, and how long each part took."""
+    """Work done by this call, and the time that each part took."""
 
     found: int = 0
-    """Answers that were in the store."""
+    """Answers that were already in the store."""
     drawn: int = 0
     silent: RowCounts = field(default_factory=RowCounts)
-    """`dropped`: prompts that stay without some of the answers that were asked for, by reason."""
+    """`dropped`: prompts that lack some of the requested answers, by reason."""
     pairs: int = 0
     """Pairs that raters were asked about."""
     judged: Counter[str] = field(default_factory=Counter)
-    """By rater: judgments that are new in the store."""
+    """New judgments in the store, by rater."""
     missing: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By rater and reason: pairs without a verdict."""
+    """Pairs without a verdict, by rater and reason."""
     left: Counter[str] = field(default_factory=Counter)
-    """By rater: pairs that were not begun, since a budget was spent."""
+    """Pairs that were not begun since a budget was spent, by rater."""
     bias: dict[str, dict[str, VerbosityBias]] = field(default_factory=dict)
-    """By judge and dimension."""
+    """Verbosity biases, by judge and dimension."""
     cut: int = 0
     """Answers, found and drawn, that reached the length limit."""
     ties: Counter[str] = field(default_factory=Counter)
-    """By rater: new judgments that call a pair a tie."""
+    """New judgments that call a pair a tie, by rater."""
     samples: list[Sample] = field(default_factory=list)
-    """Two answers each to the first few prompts."""
+    """Two answers to each of the first few prompts."""
     sampling: float = 0.0
     rating: float = 0.0
 
     def look(self, drawn: Sequence[tuple[PromptRow, list[Answer]]]) -> None:
-        """Count what a round's answers tell, and keep some to show."""
+        """Count the cut answers of a round, and keep some answers to show."""
         self.cut += sum(answer.truncated for _, answers in drawn for answer in answers)
         for row, answers in drawn:
             if len(answers) > 1 and len(self.samples) < _SAMPLES:
@@ -125,8 +125,8 @@ class Tally:
                 )
 
     def note(self) -> str:
-        """`1,024 answers, 2 prompts lack some, 512 pairs`."""
-        missing = f", {self.silent.dropped_total:,} prompts lack some" if self.silent.dropped else ""
+        """Return `1,024 answers, 2 prompts are incomplete, 512 pairs`."""
+        missing = f", {self.silent.dropped_total:,} prompts are incomplete" if self.silent.dropped else ""
         pairs = f", {checks.counted(self.pairs, 'pair')}" if self.pairs else ""
         return f"{self.found + self.drawn:,} answers{missing}{pairs}"
 
@@ -135,7 +135,7 @@ class Tally:
 
 
 def _prompts(config: CollectConfig) -> tuple[list[PromptRow], RowCounts]:
-    """Distinct prompts, in the order of the file."""
+    """Return distinct prompts in file order, and every row's fate."""
     rows, counts, name = prepare.read_prompt_rows(config, config.prompts)
     rows = prompt_filters.choose(rows, counts, config.personal, config.near_duplicates == "drop")
     say(checks.summarise(counts, config.prompts, name))
@@ -161,7 +161,7 @@ def _answers(
     tally: Tally,
     progress: Callable[[], None],
 ) -> list[tuple[PromptRow, list[Answer]]]:
-    """The round's answers, up to n to each prompt: those in the store, and the lacking ones drawn and stored."""
+    """Return the round's answers, up to n per prompt: those in the store, and the missing ones, drawn and stored."""
     found = [answers[:n] for answers in store.answers_to([row.prompt for row in some], writer.like)]
     tally.found += sum(map(len, found))
     for have in sorted({len(answers) for answers in found} - {n}):
@@ -183,7 +183,7 @@ def _keep_answers(
     found: list[list[Answer]],
     tally: Tally,
 ) -> None:
-    """Store what came, in one transaction, and add it to what was `found`; count what did not come."""
+    """Store the new answers in one transaction and add them to `found`; count what is missing."""
     store.add_answers((some[index], answers) for index, answers, _ in written if answers)
     for index, answers, why in written:
         found[index] += answers
@@ -200,7 +200,7 @@ def _keep_answers(
 def _judge(
     store: Store, rater: Rater, tasks: Sequence[Task], asked: set[bytes], tally: Tally, progress: Callable[[int], None]
 ) -> None:
-    """Have a rater judge what he has not judged yet, and keep it as it comes."""
+    """Have a rater judge the tasks that they have not judged yet, and store each judgment as it comes."""
     waiting = [task for task in tasks if not asked or _about(task) not in asked]
     began, name = time.perf_counter(), rater.identity
     done = 0
@@ -227,7 +227,7 @@ def _judge(
 
 
 def _refuse_silence(judge: str, asked: set[bytes], tally: Tally) -> None:
-    """A rater without a single verdict, now and before, has judged nothing: no success."""
+    """Raise `RunFailed` if a rater has given no verdict at all, now or before."""
     reasons = [(why, count) for (who, why), count in tally.missing.most_common() if who == judge]
     if reasons and not tally.judged[judge] and not asked:
         missing = checks.counted(sum(count for _, count in reasons), "pair")
@@ -235,7 +235,7 @@ def _refuse_silence(judge: str, asked: set[bytes], tally: Tally) -> None:
 
 
 def _keep(store: Store, judgments: list[Judgment]) -> int:
-    """Store some; returns how many were new."""
+    """Store judgments; return how many were new."""
     added = store.append((said_key(judgment), judgment) for judgment in judgments)
     judgments.clear()
     return added
@@ -247,13 +247,13 @@ def _about(task: Task) -> bytes:
 
 
 def _biases(store: Store, judges: Sequence[str], rows: Sequence[PromptRow]) -> dict[str, dict[str, VerbosityBias]]:
-    """By judge and dimension, from all that the store holds about these prompts: the same however often called."""
+    """Measure verbosity biases, by judge and dimension, from all judgments of these prompts, earlier calls included."""
     asked = {prompt_id(row.prompt) for row in rows} if judges else set()
     return {judge: verbosity_biases(store.judgments_by(judge, asked)) for judge in judges}
 
 
 def load_rater(name: str, config: CollectConfig) -> Rater:
-    """The rater that `--rater` names."""
+    """Return the rater that `--rater` names."""
     kind, _, rest = name.partition(":")
     if kind == "simulated" and not rest:
         return Simulated(config.seed)
@@ -293,8 +293,8 @@ def load_rater(name: str, config: CollectConfig) -> Rater:
 def _told(
     config: CollectConfig, counts: RowCounts, raters: Sequence[Rater], tally: Tally, seconds: float
 ) -> Result | None:
-    """One line for each thing that was done or not done, and the figures."""
-    say(f"{config.store}: {tally.drawn:,} answers drawn, {tally.found:,} were there")
+    """Print one line for each thing that was done or not done; return the figures if --out is given."""
+    say(f"{config.store}: {tally.drawn:,} answers drawn, {tally.found:,} were in the store")
     for reason, (count, _) in tally.silent.dropped.items():
         say(f"  {count:,} prompts lack answers: {reason}; the same call asks again")
     for rater in raters:
@@ -310,7 +310,7 @@ def _told(
 
 
 def _conclude(config: CollectConfig, raters: Sequence[Rater], tally: Tally) -> RunVerdict:
-    """What this call reached."""
+    """Return the verdict on this call."""
     names = [rater.identity for rater in raters]
     judged = "".join(f"; {name}: {tally.judged[name]:,} new judgments" for name in names)
     answers = tally.found + tally.drawn

@@ -1,6 +1,6 @@
-"""`keel data`: what is done with preference data before it trains anything.
+"""`keel data`: work on preference data before it trains anything.
 
-Each command reads a config, asks `data/` for the figures, and shows them; what is written for programs goes to --out.
+Each command reads a config, asks `data/` for the figures, and shows them; --out gets the figures for programs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from keel.store.store import Store
 
 
 def show_stats(config: DataStatsConfig) -> Result | None:
-    """Print a survey, and write it where --out says."""
+    """Print a survey, and write it to --out if given."""
     with _opened(config) as source:
         found = source.survey()
     console = Console(highlight=False, soft_wrap=True)
@@ -56,7 +56,7 @@ def show_stats(config: DataStatsConfig) -> Result | None:
     )
     console.print(f"{config.data}: {', '.join(counts)}")
     if found.retracted:
-        console.print(f"{checks.counted(found.retracted, 'judgment')} retracted: what is taken back counts nowhere")
+        console.print(f"{checks.counted(found.retracted, 'judgment')} retracted: they count nowhere")
     console.print(_outcomes(found))
     console.print(_most("rater", [(_rater(name, kind), n) for (name, kind), n in found.raters.items()]))
     console.print(_most("model", [(name or "(not named)", n) for name, n in found.models.items()], "answers"))
@@ -66,12 +66,12 @@ def show_stats(config: DataStatsConfig) -> Result | None:
 
 
 def _rater(name: str, kind: str) -> str:
-    """Name and kind; in a store an adjudicator's name says it already."""
+    """Return name and kind; in a store an adjudicator's name already says the kind."""
     return name if name.endswith(f" ({kind})") else f"{name or '(not named)'} ({kind})"
 
 
 def _outcomes(found: survey.Survey) -> Table:
-    """Judgments by dimension and outcome."""
+    """Return a table of judgments by dimension and outcome."""
     heads, lines = survey.outcome_table(found.outcomes())
     table = Table("dimension", *heads, box=None, pad_edge=False)
     for dimension, counts in lines:
@@ -80,7 +80,7 @@ def _outcomes(found: survey.Survey) -> Table:
 
 
 def _most(title: str, rows: list[tuple[str, int]], what: str = "judgments", most: int = 10) -> Table:
-    """The most frequent, and how many others there are."""
+    """Return a table of the most frequent, and how many others there are."""
     rows.sort(key=lambda row: (-row[1], row[0]))
     table = Table(title, what, box=None, pad_edge=False)
     for name, n in rows[:most]:
@@ -91,15 +91,20 @@ def _most(title: str, rows: list[tuple[str, int]], what: str = "judgments", most
 
 
 def _leanings(found: survey.Survey) -> Iterator[str]:
-    """What a reader should know before training on it."""
+    """Yield what a reader should know before training on the data."""
     first, longer, ai = found.first_wins(), found.longer_wins(), found.ai_share()
     if found.sides_recorded() is False:
         which = "first" if first.mean else "second"
-        yield f"the answer shown {which} always wins: these data name the better one {which}, sides are not on record"
+        yield (
+            f"the answer shown {which} always wins: these data name the better one {which}, "
+            "answer positions are unknown"
+        )
     elif found.sides_recorded():
         yield f"the answer shown first wins {first} of {first.n:,}"
     elif first.n:
-        yield f"{checks.counted(first.n, 'preference')} with a winner: too few to tell whether sides are on record"
+        yield (
+            f"{checks.counted(first.n, 'preference')} with a winner: too few to tell whether answer positions are known"
+        )
     if longer.n:
         yield f"the longer answer wins {longer} of {longer.n:,}"
     if ai.n and ai.mean > 0:
@@ -110,7 +115,7 @@ def _leanings(found: survey.Survey) -> Iterator[str]:
 
 
 def show_agreement(config: DataAgreementConfig) -> Result | None:
-    """Print how far raters agree, by dimension, and write it where --out says."""
+    """Print how far raters agree, by dimension, and write it to --out if given."""
     with _opened(config) as source:
         found = source.agreement()
     console = Console(highlight=False, soft_wrap=True)
@@ -141,7 +146,7 @@ def _rater_pairs(one: survey.Agreement) -> Table:
 
 
 def convert_data(config: DataConvertConfig) -> Result | None:
-    """A file or store into a file, or into a store."""
+    """Convert a file or store into a file, or into a store."""
     if is_store(config.out):
         if config.pairs:
             raise InputError(f"{config.out}: a store holds judgments as they are, and derives pairs; leave out --pairs")
@@ -156,14 +161,14 @@ def convert_data(config: DataConvertConfig) -> Result | None:
 
 
 def gather(config: DataConvertConfig) -> None:
-    """Add a file's judgments to a store: interrupted and called again, it goes on, and nothing stands there twice.
+    """Add a file's judgments to a store. If interrupted, call it again: it goes on, and adds nothing twice.
 
-    One process reads and one writes: either takes about as long.
+    One process reads and one writes, since both take about as long.
     """
     added, counts, name = 0, RowCounts(), ""
     read = ahead(read_for_store, config.data, config.format, config.limit, config.columns)
     with Store(config.out, create=True) as store, closing(read), Bar("judgments", None) as bar:
-        for rows, counts, name in read:  # noqa: B007  (the last counts are told)
+        for rows, counts, name in read:  # noqa: B007  (the last counts are printed)
             added += store.add(rows)
             bar.advance(len(rows[TABLES.index(judgments)]))
     say(checks.summarise(counts, config.data, name))
@@ -174,7 +179,7 @@ def gather(config: DataConvertConfig) -> None:
 def read_for_store(
     data: str, format: str | None, limit: int | None, columns: str | None = None
 ) -> Iterator[tuple[Rows, RowCounts, str]]:
-    """Rows for a store, some at a time and at last none, with every row's fate so far and the name of the format."""
+    """Yield rows for a store in batches, the last one empty, with every row's fate so far and the format's name."""
     with open_source(data, format=format, limit=limit, columns=columns) as source:
         for rows in rows_of(source.keyed()):
             yield rows, source.counts, source.format
@@ -186,7 +191,7 @@ def read_for_store(
 
 
 def split_data(config: DataSplitConfig) -> Result:
-    """Preference pairs into two files, split by prompt."""
+    """Split preference pairs by prompt into two files."""
     refuse_existing(config.out)
     with open_source(config.data, **_how(config)) as source:
         pairs = checks.check_pairs(source.pairs(), source.counts, config.max_bad_share, config.data)
@@ -200,7 +205,7 @@ def split_data(config: DataSplitConfig) -> Result:
 
 
 def _row(pair: Pair) -> dict[str, Any]:
-    """A pair in TRL's columns; refused where these cannot hold it."""
+    """Return a pair in TRL's columns; refuse it if they cannot hold it."""
     try:
         row = trl_row(pair)
         refuse_ambiguous(row)
@@ -238,7 +243,7 @@ def backup_store(config: DataBackupConfig) -> Result:
 
 @contextmanager
 def _opened(config: DataConfig) -> Iterator[Source]:
-    """Open the data; at the end tell every row's fate, of a file."""
+    """Open the data; at the end print every row's fate, unless it is a store."""
     with open_source(config.data, **_how(config)) as source:
         yield source
     if not source.counts.stored:
@@ -246,7 +251,7 @@ def _opened(config: DataConfig) -> Iterator[Source]:
 
 
 def _how(config: DataConfig) -> dict[str, Any]:
-    """How the file is read."""
+    """Return the options for reading the file."""
     return config.model_dump(include={"format", "limit", "columns"})
 
 

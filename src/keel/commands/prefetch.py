@@ -1,4 +1,4 @@
-"""A generator that runs in a process of its own, ahead of who takes from it."""
+"""A generator that runs in a process of its own, ahead of its consumer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from keel.errors import RunFailed
 
 T = TypeVar("T")
 WAITING = 4
-"""Things that may wait to be taken: memory stays flat however slow the taker is."""
+"""Things that may wait to be taken: memory stays flat however slow the consumer is."""
 
 
 def ahead(function: Callable[..., Iterator[T]], *arguments: Any) -> Generator[T, None, None]:
-    """What `function(*arguments)` yields; all of it must pickle, and errors come through as they were raised.
+    """Yield what `function(*arguments)` yields. All of it must pickle; errors come through as they were raised.
 
     Closing the iterator ends the process.
     """
@@ -39,7 +39,7 @@ def ahead(function: Callable[..., Iterator[T]], *arguments: Any) -> Generator[T,
 
 
 def _next(queue: Queue[tuple[str, Any]], process: Any) -> tuple[str, Any]:
-    """The next thing, or a failure where the process is gone without a word."""
+    """Return the next thing; raise `RunFailed` if the process died without an error."""
     while True:
         try:
             return queue.get(timeout=1.0)
@@ -49,7 +49,7 @@ def _next(queue: Queue[tuple[str, Any]], process: Any) -> tuple[str, Any]:
 
 
 RARELY = 200_000
-"""Objects made between two searches for cycles in a process that reads: it makes millions, and hardly any cycle."""
+"""Objects made between two garbage collections in the reading process: it makes millions, and hardly any cycle."""
 
 
 def _run(queue: Queue[tuple[str, Any]], function: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]) -> None:
@@ -58,5 +58,5 @@ def _run(queue: Queue[tuple[str, Any]], function: Callable[..., Iterator[Any]], 
         for thing in function(*arguments):
             queue.put(("thing", thing))
         queue.put(("end", None))
-    except BaseException as error:  # whatever it is, it is the caller's
+    except BaseException as error:  # whatever it is, the caller gets it
         queue.put(("error", error))

@@ -1,4 +1,4 @@
-"""Which prompts of a file are asked: none twice, and with personal data or near-repeats as the caller wishes.
+"""Filters for the prompts of a file: none is asked twice; personal data and near-duplicates go as the caller wishes.
 
 Each function takes rows with the counts that a reader made of them, and keeps `read == used + dropped + neutral`.
 """
@@ -25,7 +25,7 @@ DONE: dict[Personal, str] = {"keep": "kept", "mask": "masked", "drop": "dropped"
 def choose(
     rows: Iterable[PromptRow], counts: RowCounts, personal_data: Personal = "keep", drop_near: bool = False
 ) -> list[PromptRow]:
-    """The rows to ask, in their order. Masked ones are compared as they are asked. Raises `InputError` for none."""
+    """Return the rows to ask, in order; masked ones are compared as they are asked. Raises `InputError` for none."""
     found = mind_personal(rows, counts, personal_data)
     found = distinct(found, counts)
     found = mind_near(found, counts, drop_near)
@@ -35,7 +35,7 @@ def choose(
 
 
 def mind_personal(rows: Iterable[PromptRow], counts: RowCounts, how: Personal) -> list[PromptRow]:
-    """Rows with personal data kept, masked in all turns and their fields, or dropped; notes count each kind."""
+    """Return rows with personal data kept, masked in all turns and their fields, or dropped; notes count each kind."""
     kept = []
     for row in rows:
         masked, kinds = _masked(row.prompt)
@@ -62,7 +62,7 @@ def _masked(prompt: Prompt) -> tuple[Prompt, Counter[str]]:
 
 
 def distinct(rows: Iterable[PromptRow], counts: RowCounts) -> list[PromptRow]:
-    """Each prompt once, in the bytes of its first row. Layout counts, and a chat is not the text that it asks."""
+    """Return each prompt once, in the bytes of its first row. Layout counts; a chat is not the text that it asks."""
     first: dict[str, PromptRow] = {}
     for row in rows:
         if first.setdefault(fold_layout(row.prompt), row) is not row:
@@ -71,10 +71,10 @@ def distinct(rows: Iterable[PromptRow], counts: RowCounts) -> list[PromptRow]:
 
 
 def mind_near(rows: Sequence[PromptRow], counts: RowCounts, drop: bool) -> list[PromptRow]:
-    """Of each group of near-duplicates the first alone, or all with a note.
+    """Return the first of each group of near-duplicates, or all with a note.
 
-    System turns are not compared, or all chats of one service would be near each other; chats are near only where
-    these are equal.
+    System turns are not compared, or all chats of one service would be near each other. Chats are near-duplicates only
+    if these turns are equal.
     """
     later: set[int] = set()
     for group in near_duplicates([_text(row.prompt, system=False) for row in rows]):
@@ -91,7 +91,7 @@ def mind_near(rows: Sequence[PromptRow], counts: RowCounts, drop: bool) -> list[
 
 
 def _text(prompt: Prompt, system: bool) -> str:
-    """The system turns of a prompt, or all others."""
+    """Return the system turns of a prompt, or all others."""
     if isinstance(prompt, str):
         return "" if system else prompt
     return "\n".join(turn["content"] for turn in prompt if (turn["role"] == "system") is system)

@@ -1,13 +1,12 @@
-"""What bad input gets: rows that teach nothing, or the wrong thing, are dropped, counted and numbered (law
-6).
+"""Checks of content: rows that teach nothing, or the wrong thing, are dropped, counted and numbered (law 6).
 
-The readers in `sources` judge a row's *form*; the checks here judge its *content*, for records from any
-source. Above a stated share of bad rows, both kinds together, a command refuses: then something else is wrong
-with the file. Rows that are right but make no pair, such as ties, are no part of that share. Each `check_*` takes
-the records with the counts that a reader made of them, and keeps `read == used + dropped + neutral`.
+The readers in `source` judge a row's *form*; the checks here judge its *content*, for records from any source. A
+command refuses a file if more than a stated share of its rows is bad in form or content: then something else is wrong
+with it. Rows that are right but make no pair, such as ties, do not count towards that share. Each `check_*` takes the
+records with the counts that a reader made of them, and keeps `read == used + dropped + neutral`.
 
-Duplicates stay, since two people who vote alike are two votes; they are noted with their row numbers, as is what
-`doubts` finds. Texts that differ in bytes only are the same text everywhere here (`same`).
+Duplicates stay, since two people who vote alike are two votes. They are noted with their row numbers, as are the
+findings of `doubts`. Texts that differ in bytes only count as the same text everywhere here (`same`).
 """
 
 from __future__ import annotations
@@ -45,18 +44,18 @@ _Record = TypeVar("_Record", Pair, Demonstration, PromptRow)
 AnyRow = Pair | Demonstration | PromptRow
 
 CONTRADICTORY = "contradictory pair"
-IN_BYTES = "white space, Unicode form or invisible signs"
+IN_BYTES = "white space, Unicode form or invisible characters"
 
 
 # --- the three checks
 
 
 def check_pairs(pairs: Sequence[Pair], counts: RowCounts, max_bad_share: float, source: str = "") -> list[Pair]:
-    """The pairs worth training on; `counts` learns of the others.
+    """Return the pairs worth training on; `counts` records the others.
 
-    Of a contradiction (the same prompt and texts, chosen and rejected swapped) every pair goes, on both
-    sides: which side is right is not ours to say. `source` names the file in a refusal; by default the first
-    record's origin does.
+    If pairs contradict each other (the same prompt and texts, chosen and rejected swapped), all of them are dropped:
+    which side is right is not ours to say. `source` names the file in a refusal; by default the first record's origin
+    does.
     """
     sound = _keep(pairs, counts, pair_fault)
     records = _records(sound)
@@ -71,7 +70,7 @@ def check_pairs(pairs: Sequence[Pair], counts: RowCounts, max_bad_share: float, 
 def check_demonstrations(
     rows: Sequence[Demonstration], counts: RowCounts, max_bad_share: float, source: str = ""
 ) -> list[Demonstration]:
-    """The demonstrations worth imitating. An empty text prompt is right here: it stands for plain text."""
+    """Return the demonstrations worth imitating. An empty text prompt is right here: it stands for plain text."""
     kept = _keep(rows, counts, demonstration_fault)
     return _settle(kept, _records(kept), rows, counts, max_bad_share, source)
 
@@ -79,7 +78,7 @@ def check_demonstrations(
 def check_prompts(
     rows: Sequence[PromptRow], counts: RowCounts, max_bad_share: float, source: str = ""
 ) -> list[PromptRow]:
-    """The prompts that ask something."""
+    """Return the prompts that ask something."""
     kept = _keep(rows, counts, prompt_fault)
     return _settle(kept, _records(kept), rows, counts, max_bad_share, source)
 
@@ -87,11 +86,11 @@ def check_prompts(
 # --- what is wrong with one record
 
 EQUAL = {"none": "chosen equals rejected", "bytes": f"chosen equals rejected but for {IN_BYTES}"}
-"""By `same.difference`."""
+"""Faults of pairs with equal answers, by the result of `same.difference`."""
 
 
 def pair_fault(pair: Pair) -> str | None:
-    """Why a pair cannot be used, or None. Texts that look the same to a reader count as equal."""
+    """Return why a pair cannot be used, or None. Texts that look the same to a reader count as equal."""
     if fault := _prompt_fault(pair.prompt) or _answer_fault("chosen", pair.chosen, pair.fields[0]):
         return fault
     if fault := _answer_fault("rejected", pair.rejected, pair.fields[1]):
@@ -105,18 +104,18 @@ def pair_fault(pair: Pair) -> str | None:
 
 
 def demonstration_fault(row: Demonstration) -> str | None:
-    """Why a demonstration cannot be used, or None."""
+    """Return why a demonstration cannot be used, or None."""
     plain = isinstance(row.prompt, str) and not row.prompt.strip()
     return (None if plain else _prompt_fault(row.prompt)) or _answer_fault("completion", row.completion, row.fields)
 
 
 def prompt_fault(row: PromptRow) -> str | None:
-    """Why a prompt cannot be used, or None."""
+    """Return why a prompt cannot be used, or None."""
     return _prompt_fault(row.prompt)
 
 
 def _answer_fault(side: str, text: object, fields: Fields | None) -> str | None:
-    """An answer says something, or calls a tool."""
+    """Return why an answer cannot be used, or None. It must have text or call a tool."""
     if not isinstance(text, str):
         return f"{side} is not text"
     calls = fields is not None and fields.get("tool_calls")
@@ -134,9 +133,9 @@ def _prompt_fault(prompt: Prompt | None) -> str | None:
 
 
 Told = tuple[str, Fields | None]
-"""An answer's text, with what it holds beside it."""
+"""An answer's text and its other fields."""
 Compared = tuple[Hashable, ...]
-"""A row's prompt and answers, as they are compared; empty where no other row has the prompt."""
+"""A row's prompt and answers, as they are compared; empty if no other row has the prompt."""
 
 
 def _records(rows: Sequence[AnyRow]) -> list[Compared]:
@@ -156,9 +155,9 @@ def _records(rows: Sequence[AnyRow]) -> list[Compared]:
 
 
 def _contradictions(pairs: Sequence[Pair], records: Sequence[Compared]) -> list[bool]:
-    """Of each pair whether another says the opposite of the same two answers to the same prompt.
+    """Say of each pair whether another one prefers the other of the same two answers to the same prompt.
 
-    Prompts of another layout may rightly have another verdict: few pairs get as far as this comparison.
+    Prompts with another layout may rightly have another verdict. Few pairs get as far as this comparison.
     """
     seen = set(records)
     likely = [bool(record) and (record[0], record[2], record[1]) in seen for record in records]
@@ -202,7 +201,7 @@ def _settle(
     max_bad_share: float,
     source: str,
 ) -> list[_Record]:
-    """Close the books: count what is used and refuse where too little is."""
+    """Count the rows that are used, refuse the source if they are too few, and note repeats and doubts."""
     counts.used = len(kept)
     accounted = counts.used + counts.dropped_total + counts.neutral_total
     counts.read = max(counts.read, accounted)  # records that no reader counted
@@ -220,7 +219,7 @@ def _settle(
 
 
 def refuse_bad(counts: RowCounts, max_bad_share: float, name: str) -> None:
-    """Refuse where more than this share of the rows was dropped."""
+    """Refuse a source if more than this share of its rows was dropped."""
     if counts.dropped_total > max_bad_share * counts.read:
         raise InputError(
             f"{name}: {counts.dropped_total} of {counts.read} rows are bad ({reasons(counts)}), above the limit of "
@@ -229,21 +228,21 @@ def refuse_bad(counts: RowCounts, max_bad_share: float, name: str) -> None:
 
 
 def or_raise(counts: RowCounts) -> str:
-    """Half a sentence on the option that lets more bad rows pass; empty where it cannot help, since no row is left."""
+    """Return half a sentence on the option that allows more bad rows; empty if no row is left, as it cannot help."""
     return "" if counts.dropped_total + counts.neutral_total >= counts.read else " or raise --max-bad-share"
 
 
 def one_dimension(counts: RowCounts, source: str) -> str:
-    """Half a sentence on what else helps against contradictions in a store; empty where there are none."""
+    """Return half a sentence on another remedy for contradictions in a store; empty if there are none."""
     if CONTRADICTORY not in counts.dropped or not counts.stored or "dimension=" in source:
         return ""
     return f", or take one dimension: {source}{'&' if '?' in source else '?'}dimension=NAME"
 
 
 def reasons(counts: RowCounts, first: int = 5, neutral: bool = False) -> str:
-    """`8 'chosen equals rejected': rows 3, 9, …; 2 'broken JSON': rows 1, 2`, the most frequent first.
+    """Return `8 'chosen equals rejected': rows 3, 9, …; 2 'broken JSON': rows 1, 2`, the most frequent first.
 
-    Of dropped rows, and with `neutral` of those too.
+    These are the dropped rows and, with `neutral`, the neutral ones.
     """
     tables = (counts.dropped, counts.neutral) if neutral else (counts.dropped,)
     ordered = [item for table in tables for item in sorted(table.items(), key=lambda item: -item[1][0])]
@@ -251,7 +250,7 @@ def reasons(counts: RowCounts, first: int = 5, neutral: bool = False) -> str:
 
 
 def which(count: int, rows: Sequence[int]) -> str:
-    """`row 3`, `rows 3, 9, …`: the first of so many, by number."""
+    """Return `row 3` or `rows 3, 9, …`: the first numbers of `count` rows."""
     listed = ", ".join(str(row) for row in rows) + (", …" if count > len(rows) else "")
     return f"row {listed}" if count == 1 else f"rows {listed}"
 
@@ -274,7 +273,7 @@ def _note_repeats(rows: Sequence[AnyRow], records: Sequence[Compared], counts: R
 
 
 def summarise(counts: RowCounts, source: str, format: str) -> str:
-    """What a run prints at its start: the format, where it is known, and every row's fate, one reason a line."""
+    """Return what a run prints at its start: the format, if it is known, and every row's fate, one reason per line."""
     fate = f"{counted(counts.read, 'row')} read, {counts.used:,} used, {counts.dropped_total:,} dropped"
     fate += f", {counts.neutral_total:,} neutral" if counts.neutral else ""
     lines = [f"{source}: format {format}; {fate}" if format else f"{source}: {fate}"]
@@ -285,7 +284,7 @@ def summarise(counts: RowCounts, source: str, format: str) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 row`, `2,000 rows`."""
+    """Return `1 row`, `2,000 rows`."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
@@ -294,17 +293,18 @@ def counted(count: int, noun: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """Held-out rows whose prompts stand in the data, too, and half a sentence on those that do so in other bytes."""
+    """Held-out rows whose prompts also stand in the data."""
 
     places: list[int]
-    """Of them in the held-out rows."""
+    """Their indices in the held-out rows."""
     rows: list[int]
-    """Their numbers."""
+    """Their row numbers."""
     otherwise: str
+    """Half a sentence on those that the data write in other bytes."""
 
 
 def leak(rows: Sequence[AnyRow], held: Sequence[AnyRow]) -> Leak:
-    """What is held out and stands in `rows`, too. Plain text has no prompt to compare."""
+    """Find the held-out prompts that also stand in `rows`. Plain text has no prompt to compare."""
     keys = same.prompt_keys([row.prompt for row in (*rows, *held)])
     here = {key for row, key in zip(rows, keys, strict=False) if row.prompt}
     places = [at for at, key in enumerate(keys[len(rows) :]) if key in here]
@@ -315,11 +315,11 @@ def leak(rows: Sequence[AnyRow], held: Sequence[AnyRow]) -> Leak:
 
 
 def split_by_prompt(rows: Sequence[_Record], holdout: float, seed: int) -> tuple[list[_Record], list[_Record]]:
-    """(training rows, held-out rows), each in the order of the file and no prompt on both sides.
+    """Return (training rows, held-out rows), each in file order, with no prompt on both sides.
 
-    Prompts are taken in the order of a hash of seed and prompt, as they fit into `holdout` of the rows, so
-    that the share is as exact as whole prompts allow and does not depend on the order of the file. Plain
-    text, which has no prompt, is split by its text. Prompts that differ in bytes only are one, drawn by the least.
+    Prompts are held out in the order of a hash of seed and prompt, as long as they fit into `holdout` of the rows. So
+    the share is as exact as whole prompts allow, and does not depend on the order of the file. Plain text has no
+    prompt and is split by its text. Prompts that differ in bytes only are one; the spelling that sorts first is hashed.
     """
     keys = _split_keys(rows)
     groups = Counter(keys)
@@ -351,7 +351,7 @@ def split_by_prompt(rows: Sequence[_Record], holdout: float, seed: int) -> tuple
 
 
 def _split_keys(rows: Sequence[AnyRow]) -> list[Hashable]:
-    """What rows are grouped by: the prompt or, of plain text, the text."""
+    """Return the keys that group rows: the prompt or, for plain text, the text."""
     return same.prompt_keys([_asked(row) for row in rows])
 
 

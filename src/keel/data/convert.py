@@ -1,12 +1,11 @@
-"""One format into another, one row at a time: what the target cannot hold is refused, never dropped in silence.
+"""Conversion between formats, one row at a time: what the target cannot hold is refused, never dropped in silence.
 
-Every row that is written is read back before it counts. Prompt, answers, verdict and dimension must come back as they
-went, up to the target's stated rule (`becomes`), or else the whole conversion is refused and no file is left. What
-else was known of a judgment and does not come back, such as a rater's name in a format without raters, is noted with
-the row's number.
+Every written row is read back before it counts. Prompt, answers, verdict and dimension must come back unchanged, up to
+the target's stated rule (`becomes`); otherwise the whole conversion is refused and no file is left. Other details of a
+judgment that do not come back, such as a rater's name in a format without raters, are noted with the row's number.
 
-With `pairs` what is written are not the judgments but the pairs that training would derive from them: as pairs, as two
-labelled answers each (`kto`), or, in a format of demonstrations, their chosen answers.
+With `pairs`, the pairs that training would derive are written instead of the judgments: as pairs, as two labelled
+answers each (`kto`), or, in a format of demonstrations, as their chosen answers.
 """
 
 from __future__ import annotations
@@ -62,11 +61,11 @@ def convert(
     pairs: bool = False,
     columns: str | None = None,
 ) -> RowCounts:
-    """Read `source` (in `format`, or the one recognised) and write `target` in the format `to`; every row's fate.
+    """Read `source` (in `format`, or the one recognised), write `target` in the format `to`, return every row's fate.
 
-    With `pairs` the contests are counted, and those that make none by reason. The container follows from the target's
-    ending. The file is there, whole, or not at all. Raises `InputError` where the target exists, where a row cannot be
-    held, or where more than `max_bad_share` of the source's rows are bad.
+    With `pairs` the counts are of comparisons, and those that make no pair are counted by reason. The target's ending
+    decides the container. The file is written whole or not at all. Raises `InputError` if the target exists, if a row
+    cannot be held, or if more than `max_bad_share` of the source's rows are bad.
     """
     with open_source(source, format=format, limit=limit, columns=columns) as given:
         if any(it.name == to and (not pairs or _holds_pairs(it)) for it in JUDGED):
@@ -80,7 +79,7 @@ def convert(
 def _write_demonstrations(
     given: Source, target: Path, to: str, max_bad_share: float, pairs: bool, recognised: bool
 ) -> None:
-    """Write demonstrations, with `pairs` the chosen answers of pairs."""
+    """Write demonstrations or, with `pairs`, the chosen answers of pairs."""
     it = next((it for it in DEMONSTRATED if it.name == to), None)
     if it is None:
         known = [f.name for f in JUDGED if not pairs or _holds_pairs(f)] + [f.name for f in DEMONSTRATED]
@@ -101,7 +100,7 @@ def _write_demonstrations(
 
 
 def _chosen(pairs: Iterable[Pair], counts: RowCounts) -> Iterator[Demonstration]:
-    """The chosen answers, each once for its prompt; `counts` learns what is left out."""
+    """Yield the chosen answers, each once per prompt; `counts` records what is left out."""
     seen: set[tuple[str, str]] = set()
     for pair in pairs:
         row = pair.origin.row
@@ -119,7 +118,7 @@ def _chosen(pairs: Iterable[Pair], counts: RowCounts) -> Iterator[Demonstration]
 
 
 def _groups(given: Source, bad_pairs: float | None) -> Iterable[Sequence[Judgment]]:
-    """Return judgments that stand together or, if a share of bad pairs is given, each pair of them by itself."""
+    """Return groups of judgments that stand together or, if a share of bad pairs is given, each pair by itself."""
     if bad_pairs is not None:
         return map(of_pair, check_pairs(given.pairs(), given.counts, bad_pairs, given.name))
     groups = given.judgments()
@@ -128,7 +127,7 @@ def _groups(given: Source, bad_pairs: float | None) -> Iterable[Sequence[Judgmen
 
 
 def of_pair(pair: Pair) -> list[Judgment]:
-    """A pair as a group of one judgment."""
+    """Return a pair as a group of one judgment."""
     better, worse = (
         Answer(text, truncated=cut, fields=fields, drawn=drawn)
         for text, cut, fields, drawn in zip(
@@ -140,7 +139,7 @@ def of_pair(pair: Pair) -> list[Judgment]:
 
 
 def trl_row(pair: Pair) -> Row:
-    """A pair in TRL's columns; `RowError` where it would not come back as it is."""
+    """Return a pair in TRL's columns; raises `RowError` if it would not come back unchanged."""
     (row,), _ = _pair_rows(of_pair(pair), next(it for it in JUDGED if it.name == "trl"))
     return row
 
@@ -155,9 +154,9 @@ def write_judgments(
     *,
     pairs: bool = False,
 ) -> None:
-    """Write judgments, in groups that stood together (of one row, of one prompt), whatever they come from.
+    """Write judgments from any source, in groups that stood together (of one row or one prompt).
 
-    `counts` learns what was left out; `source` names where they come from in a refusal. `pairs`: each is one already.
+    `counts` records what was left out; `source` names the source in a refusal. `pairs`: each one is a pair already.
     """
     it = next(it for it in JUDGED if it.name == to)
     in_store = counts.stored
@@ -171,12 +170,12 @@ def write_judgments(
 
 
 def _holds_pairs(it: Judged) -> bool:
-    """Whether a format can hold which of two answers is better, or that one is good and the other bad."""
+    """Say whether a format can hold which of two answers is better, or that one is good and the other bad."""
     return not isinstance(_attempt(_judgment_rows, _SAMPLE, it), RowError) or _holds_scores(it)
 
 
 def _holds_scores(it: Judged) -> bool:
-    """Whether what it can hold of a pair is a good and a bad answer."""
+    """Say whether a format can hold a pair only as a good and a bad answer."""
     if not isinstance(_attempt(_judgment_rows, _SAMPLE, it), RowError):
         return False
     return not isinstance(_attempt(_labelled_rows, _SAMPLE, it), RowError)
@@ -188,13 +187,13 @@ _SAMPLE = [Judgment([Message(role="user", content="p")], (Answer("a"), Answer("b
 # --- writing and refusing
 
 MEND = ["choose another format", "remove them"]
-"""What to do where the rows of a file are refused."""
+"""Remedies if the rows of a file are refused."""
 
 Made = tuple[list[Row], list[str]]
-"""Rows to write, and what is worth a note."""
+"""Rows to write, and notes on them."""
 
 _Place = Callable[[str], str]
-"""Where in a store something is that is refused for this reason, in a user's words."""
+"""Function from a reason for refusal to the place in a store of what is refused, in a user's words."""
 
 F = TypeVar("F")
 
@@ -208,7 +207,7 @@ def _attempt(make: Callable[[R, F], Made], record: R, it: F) -> Made | RowError:
 
 @dataclass(slots=True)
 class _Refusals:
-    """What the target cannot hold, by reason: the rows of a file, or the places of a store in a user's words."""
+    """Records that the target cannot hold, by reason: rows of a file, or places in a store in a user's words."""
 
     source: str
     to: str
@@ -218,13 +217,13 @@ class _Refusals:
     places: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, reason: str, number: int, place: _Place | None) -> None:
-        """Count one; where there is a place, the first are named instead of the number."""
+        """Count one; if a place is given, the first few places are named instead of the number."""
         self.counts.drop(reason, number)
         if place is not None and len(self.places[reason]) < _NAMED:
             self.places[reason].append(place(reason))
 
     def error(self, read: int) -> InputError:
-        """What to say of them, of so many that were read."""
+        """Return the error that names the refusals among `read` records."""
         told = self._in_words() if self.places else reasons(self.counts)
         count, mend = self.counts.dropped_total, ", or ".join(filter(None, [", ".join(self.mend[:-1]), self.mend[-1]]))
         return InputError(f"{self.source}: {self.to} cannot hold {count} of {read} {self.what} ({told}); {mend}")
@@ -238,7 +237,7 @@ class _Refusals:
 
 
 def _place(group: Sequence[Judgment], it: Judged, reason: str) -> str:
-    """Of a store's judgments the first that is refused: the prompt's beginning, rater and dimension."""
+    """Return the place of a store's first judgment refused for this reason: prompt's beginning, rater, dimension."""
     name = f"“{one_line(' '.join(prompt_text(group[0].prompt).split()))}”"
     for judgment in group:
         if str(_attempt(_judgment_rows, [judgment], it)) == reason:
@@ -301,7 +300,7 @@ def _judgment_rows(group: Sequence[Judgment], it: Judged) -> Made:
 
 
 def _pair_rows(group: Sequence[Judgment], it: Judged) -> Made:
-    """The same of a pair, which says of a label's kind only whether a model gave it: that must come back, too."""
+    """Return the rows of a pair, and notes. A pair knows only whether a model gave its label; that must come back."""
     rows, notes = _judgment_rows(group, it)
     if any(judgment.ai and not group[0].ai for row in rows for judgment in it.read(row, BACK)):
         raise RowError("labels that are no model's would be read as a model's")
@@ -309,7 +308,7 @@ def _pair_rows(group: Sequence[Judgment], it: Judged) -> Made:
 
 
 def _labelled_rows(group: Sequence[Judgment], it: Judged) -> Made:
-    """The answers of a pair each by itself: the chosen one is good, 1, the rejected one bad, 0."""
+    """Return rows for each answer of a pair by itself: the chosen one is good (1), the rejected one bad (0)."""
     labelled = [
         replace(judgment, answers=(answer,), verdict=Score(value))
         for judgment in group
@@ -331,7 +330,7 @@ def _read_back(read: Callable[[Row, Origin], R], row: Row) -> R:
 
 
 def _what_it_says(judgment: Judgment) -> Hashable:
-    """The same for two judgments that say the same of the same texts, in whatever order these were shown."""
+    """Return a key that is equal for judgments that say the same of the same texts, shown in any order."""
     texts = [answer_key(answer) for answer in judgment.answers]
     said: Hashable
     match judgment.verdict:
@@ -349,7 +348,7 @@ def _what_it_says(judgment: Judgment) -> Hashable:
 
 
 def _refuse_lost_fields(before: Prompt, after: Prompt) -> None:
-    """Refuse a rule of a format's that makes turns of others and forgets what they hold beside their text."""
+    """Refuse a prompt if the format's rule rewrote its turns and lost a field that they held beside their text."""
     held, kept = (
         [fields for turn in prompt if (fields := further(turn))] if not isinstance(prompt, str) else []
         for prompt in (before, after)
@@ -359,7 +358,7 @@ def _refuse_lost_fields(before: Prompt, after: Prompt) -> None:
 
 
 def _left_out(before: Judgment, after: Judgment) -> Iterator[str]:
-    """What was known of a judgment and does not come back."""
+    """Yield what was known of a judgment and does not come back; raises `RowError` for a label of another kind."""
     if "unknown" not in (before.kind, after.kind) and before.kind != after.kind:
         raise RowError(f"labels of the kind {before.kind!r} would be read as of the kind {after.kind!r}")
     for name in ("rater", "kind", "rubric", "seconds", "comment", "raw"):

@@ -1,24 +1,25 @@
-"""How judgments become training pairs and ranked bundles. Nothing of this is stored: it is derived each time.
+"""Derivation of training pairs and ranked bundles from judgments. Nothing derived is stored: it is computed each time.
 
 The rules, for all judgments of one prompt:
 
 1. A `Preference` is a vote between two answers, with its strength as margin. A `Ranking` is a vote between every two
-   answers of different rank, with margin 0: a rank is an order, not a distance. `Score`s of one rater are a vote
-   between every two answers that he scored, with the difference as margin.
-2. Dimensions: where any judgment is "overall", only those count. Otherwise what a rater said of the same two answers
-   in several dimensions is one vote: the mean of the signed strengths, whose sign names the better answer and whose
-   size is the margin. A tie and two bad answers count 0, a preference without a grade 1; where any has none, neither
-   has the vote. Where all are both bad, so is the vote; another mean of 0 is a tie. A rater's scores of an answer are
-   averaged over the dimensions in which he scored both answers. Who was asked twice in a dimension has two votes: his
-   first word in each dimension, and his second. So have judgments without a name: a row of a file says one thing in
-   each dimension, and the next row the next.
-3. Where several named raters voted on the same two answers, what most of them say makes one pair, with the mean margin
-   of those who say it. Where as many prefer one as the other, or most prefer neither, there is none. Without names
-   every vote is a pair of its own.
-4. Where an adjudicator has judged two answers in a dimension, only his word counts there, and of several the last.
-   Where he has judged them in every dimension, his words are the only vote; in the others raters' words stand beside.
-5. An answer that was drawn up to a length limit stays marked as cut: training gives it no EOS.
-6. A tie and two bad answers make no pair. They are no faults either: they are told apart from rows that are wrong.
+   answers of different rank, with margin 0: a rank is an order, not a distance. One rater's `Score`s are a vote
+   between every two answers that they scored, with the difference as margin.
+2. Dimensions: if any judgment is "overall", only those count. Otherwise a rater's verdicts on the same two answers in
+   several dimensions make one vote: the mean of the signed strengths. Its sign names the better answer, and its size
+   is the margin. A tie and two bad answers count 0, a preference without a grade 1; if any preference has no grade,
+   the vote has none. If all verdicts are "both bad", so is the vote; any other mean of 0 is a tie. A rater's scores of
+   an answer are averaged over the dimensions in which they scored both answers. A rater asked twice in a dimension
+   casts two votes: the first answers in each dimension together, then the second. Unnamed judgments are paired up the
+   same way: a row of a file says one thing in each dimension, and the next row the next.
+3. If several named raters voted on the same two answers, the majority makes one pair, with the mean margin of those
+   who agree with it. If as many prefer one as the other, or most prefer neither, there is no pair. Without names every
+   vote makes a pair of its own.
+4. If an adjudicator has judged two answers in a dimension, only their verdict counts there; of several, the last. If
+   every dimension is decided so, these verdicts are the only vote. Otherwise they join each rater's verdicts in the
+   other dimensions.
+5. An answer drawn up to a length limit stays marked as cut: training gives it no EOS.
+6. A tie and two bad answers make no pair. They are not faults, and are counted apart from rows that are wrong.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _APART = "answers scored in different dimensions"
 
 @dataclass(slots=True)
 class Derived:
-    """Pairs, and how many contests made none, by reason."""
+    """Pairs, and the number of comparisons that made none, by reason."""
 
     pairs: list[Pair] = field(default_factory=list)
     neutral: dict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -47,7 +48,7 @@ class Derived:
 
 @dataclass(frozen=True, slots=True)
 class _Vote:
-    """`sign` is 1 where the first is better, -1 where the second is, 0 where neither: then `why` says why."""
+    """A vote on two answers. `sign` is 1 if the first is better, -1 if the second is, 0 if neither: `why` says why."""
 
     first: Answer
     second: Answer
@@ -56,11 +57,11 @@ class _Vote:
     why: str
     judgment: Judgment
     dimension: str
-    """Empty: several, of scores."""
+    """Empty for scores in several dimensions."""
 
 
 def derive(judgments: Sequence[Judgment]) -> Derived:
-    """Pairs of one prompt's judgments, by the rules above."""
+    """Derive pairs from one prompt's judgments, by the rules above."""
     if any(j.dimension == OVERALL for j in judgments):
         judgments = [j for j in judgments if j.dimension == OVERALL]
     contests: dict[frozenset[str], list[_Vote]] = defaultdict(list)
@@ -75,7 +76,7 @@ def derive(judgments: Sequence[Judgment]) -> Derived:
 
 
 def derive_all(judgments: Iterable[Judgment]) -> Derived:
-    """The same for judgments of many prompts, in whatever order; pairs in the order in which prompts come up."""
+    """Derive pairs from judgments of many prompts, in any order; pairs follow the first appearance of each prompt."""
     groups: dict[str, list[Judgment]] = defaultdict(list)
     for judgment in judgments:
         groups[prompt_key(judgment.prompt)].append(judgment)
@@ -89,7 +90,7 @@ def derive_all(judgments: Iterable[Judgment]) -> Derived:
 
 
 def _whole(votes: list[_Vote]) -> list[_Vote]:
-    """Votes on one contest with an adjudicator's word for others' (rule 4), and all dimensions as one (rule 2)."""
+    """Merge the votes of one comparison: adjudicators overrule raters (rule 4), dimensions are averaged (rule 2)."""
     decided = {v.dimension: v for v in votes if v.judgment.kind == "adjudicator"}
     if decided:
         votes = [v for v in votes if v.dimension not in decided]
@@ -107,7 +108,7 @@ def _whole(votes: list[_Vote]) -> list[_Vote]:
 
 
 def _mean(votes: list[_Vote]) -> _Vote:
-    """One vote of those in several dimensions, in the order of the first."""
+    """Average votes in several dimensions into one, with the answers in the order of the first."""
     if len(votes) == 1:
         return votes[0]
     lead = votes[0]
@@ -129,7 +130,7 @@ def _each(votes: list[_Vote], derived: Derived) -> None:
 
 
 def _majority(votes: list[_Vote], derived: Derived) -> None:
-    """One pair of what most say, each vote read in the order of the first."""
+    """Add one pair for the majority, or count why there is none; each vote is read in the answer order of the first."""
     signs = [v.sign if answer_key(v.first) == answer_key(votes[0].first) else -v.sign for v in votes]
     lead = sum(signs)
     neither = [v.why for v, sign in zip(votes, signs, strict=True) if not sign]
@@ -177,7 +178,7 @@ def _votes(judgments: Sequence[Judgment], derived: Derived) -> Iterator[_Vote]:
 
 
 def _votes_of_scores(group: list[Judgment], derived: Derived) -> Iterator[_Vote]:
-    """One rater's scores of one prompt's answers; the last word counts where he scored one twice."""
+    """Yield votes from one rater's scores of one prompt's answers; of two scores of one answer the last counts."""
     table: dict[str, dict[str, float]] = defaultdict(dict)
     last: dict[str, Judgment] = {}
     for judgment in group:
@@ -211,7 +212,7 @@ class Ranked:
 
 
 def rank(judgments: Sequence[Judgment]) -> list[Ranked]:
-    """Ranked bundles of one prompt's judgments: one of each ranking, and one of each rater's scores."""
+    """Return ranked bundles from one prompt's judgments: one per ranking, and one from each rater's scores."""
     if any(j.dimension == OVERALL for j in judgments):
         judgments = [j for j in judgments if j.dimension == OVERALL]
     found = [
@@ -235,7 +236,7 @@ def rank(judgments: Sequence[Judgment]) -> list[Ranked]:
 
 
 def _ranked(prompt: Prompt, placed: list[tuple[float, str]]) -> Ranked:
-    """From anything that is smaller for better answers."""
+    """Rank answers by numbers that are smaller for better answers."""
     placed = sorted(placed, key=lambda item: item[0])
     levels = sorted({place for place, _ in placed})
     return Ranked(prompt, [text for _, text in placed], [1 + levels.index(place) for place, _ in placed])

@@ -1,7 +1,7 @@
-"""What is right in form and yet may not be meant: noted with row numbers, never dropped.
+"""Doubts about rows that are right in form but may not be intended: noted with row numbers, never dropped.
 
-A training command prints these notes at its start; `keel data check` tells what each means. Every check here is a few
-searches for a fixed string in most texts, since it runs over all rows of every command.
+A training command prints these notes at its start; `keel data check` explains each. Every check here is a few searches
+for a fixed string in most texts, since it runs over all rows of every command.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _Row = Pair | Demonstration | PromptRow
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """One kind of doubt: how it is counted, and what it means."""
+    """One kind of doubt: the note under which it is counted, and its meaning."""
 
     note: str
     level: Literal["warning", "note"]
@@ -31,46 +31,46 @@ class Doubt:
 MISSING = Doubt(
     "a missing value written as a word, such as nan or None",
     "warning",
-    "The whole prompt or answer is such a word. If a table's empty cell became it, take these rows away.",
+    "The whole prompt or answer is such a word. If it was an empty cell of a table, remove these rows.",
 )
 SPACE = Doubt(
     "the prompt ends in a space",
     "warning",
-    "Most tokenizers write a space together with the word behind it. At a prompt's end it is a token of its own, after "
-    "which a model has hardly ever seen a word. Take the space away there, and begin the answers with it.",
+    "Most tokenizers join a space to the word after it. At a prompt's end the space is a token of its own, and a model "
+    "has hardly ever seen a word follow that token. Move the space from the prompt to the start of the answers.",
 )
 LINE_BREAK = Doubt(
     "the prompt ends in a line break",
     "note",
-    "The answer begins a new line. Tokenizers that write several line breaks as one token may spell the answer's start "
-    "otherwise than a model would.",
+    "The answer begins a new line. Tokenizers that write several line breaks as one token may split the answer's start "
+    "into other tokens than a model would write.",
 )
 CONTROL = Doubt(
     "a text spells a control token, such as <|im_end|> or </s>",
     "warning",
-    "Templates write such tokens themselves. If one was applied to the data already, take its marks away; with --model "
-    "it is told which of them are tokens of the model.",
+    "Templates write such tokens themselves. If one was already applied to the data, remove its tokens. With --model "
+    "this check says which of them are tokens of the model.",
 )
 MOJIBAKE = Doubt(
     "characters that were decoded wrongly, such as â€™ or Ã©",
     "note",
-    "UTF-8 was read as another encoding, or signs were lost. A model learns to write them; read the source again.",
+    "UTF-8 was read as another encoding, or characters were lost. A model learns to write them: read the source again.",
 )
 ENTITY = Doubt(
     "an HTML entity, such as &amp;",
     "note",
-    "A model learns to write it so. Where the text is not meant as HTML, unescape it.",
+    "A model learns to write it so. If the text is not meant as HTML, unescape it.",
 )
 CHAT = Doubt("a chat among plain prompts", "warning", "")
 PLAIN = Doubt("a plain prompt among chats", "warning", "")
 LAYOUT = Doubt(
     "the answers differ in line breaks, indentation or joined letters alone",
     "note",
-    "Training prefers one layout of the same words. Where that is not meant, take these rows away.",
+    "Training prefers one layout of the same words. If that is not intended, remove these rows.",
 )
 MIXED = (
-    "Chats are rendered by the model's template, plain prompts are continued as they stand: who asks a model "
-    "does either. Write all prompts in one way."
+    "Chats are rendered by the model's template; plain prompts are continued as they stand. Write all prompts in the "
+    "way in which the model will be asked."
 )
 DOUBTS = {doubt.note: doubt for doubt in (MISSING, SPACE, LINE_BREAK, CONTROL, MOJIBAKE, ENTITY, LAYOUT)} | {
     doubt.note: Doubt(doubt.note, doubt.level, MIXED) for doubt in (CHAT, PLAIN)
@@ -78,7 +78,7 @@ DOUBTS = {doubt.note: doubt for doubt in (MISSING, SPACE, LINE_BREAK, CONTROL, M
 
 
 def of_note(what: str) -> Doubt | None:
-    """The doubt that a note of `RowCounts` is about, if it is about one."""
+    """Return the doubt that a note of `RowCounts` is about, or None."""
     if what.endswith(AGAINST):
         return Doubt(what, "warning", AGAINST_MEANS)
     return DOUBTS.get(what)
@@ -107,7 +107,7 @@ _NAMED = re.compile(
 
 
 def of_row(row: _Row) -> list[Doubt]:
-    """The doubts about one row's texts, each once."""
+    """Return the doubts about one row's texts, each once."""
     turns = (row.prompt,) if isinstance(row.prompt, str) else tuple([turn["content"] for turn in row.prompt])
     found = _ending(row.prompt) if isinstance(row.prompt, str) and row.prompt[-1:].isspace() else []
     answers: tuple[str, ...] = ()
@@ -125,7 +125,7 @@ def of_row(row: _Row) -> list[Doubt]:
 
 
 def _within(text: str) -> list[Doubt]:
-    """What a text holds, wherever it stands."""
+    """Return doubts about a text's content, at any place in it."""
     found = []
     if ("<" in text or "[" in text) and spells_control(text):
         found.append(CONTROL)
@@ -137,14 +137,14 @@ def _within(text: str) -> list[Doubt]:
 
 
 def _ending(prompt: str) -> list[Doubt]:
-    """White space at a prompt's end; a line break behind a colon, as Alpaca's text has it, opens the answer."""
+    """Return the doubt about white space at a prompt's end; a line break after a colon, as in Alpaca, raises none."""
     if prompt[-1] not in "\r\n":
         return [SPACE]
     return [] if prompt.rstrip("\r\n").endswith(":") else [LINE_BREAK]
 
 
 def spells_control(text: str) -> bool:
-    """Whether a text spells what is a control token to one of the usual models."""
+    """Say whether a text spells a control token of one of the usual models."""
     barred = ("<|" in text or "<｜" in text) and _BARRED.search(text)
     return bool(barred) or any(spelt in text for spelt in _SPELT)
 
@@ -169,8 +169,8 @@ def note_doubts(rows: Sequence[_Row], counts: RowCounts) -> None:
 
 AGAINST = ", against the order"
 AGAINST_MEANS = (
-    "The answer that is marked as better has no better score. One of the two is wrong, or the pair is a tie: take such "
-    "rows away, or turn them."
+    "The answer marked as better has no better score. The label or the score is wrong, or the pair is a tie. "
+    "Remove such rows, or swap their answers."
 )
 _SIDES = (
     ("chosen", "rejected"), ("accepted", "rejected"), ("preferred", "rejected"), ("preferred", "dispreferred"),
@@ -179,7 +179,7 @@ _SIDES = (
 )  # fmt: skip
 """Words for the better and the worse answer."""
 PLACES = (("a", "b"), ("1", "2"), ("0", "1"), ("first", "second"), ("left", "right"))
-"""Words for the answer that stands first, and the other."""
+"""Words for the first answer and for the second."""
 _PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _HIGHER = re.compile(
     r"scor|rat(?:e$|ed|ing)|reward|grad|quality|overall|utility|points?$|elo$|helpful|likert|stars?$|votes?$|value"
@@ -189,15 +189,15 @@ _LOWER = re.compile(
     r"rank|loss|cost|error|perplex|ppl|penalt|toxic|harmful|time|latency|token|length|len$|count|id$|index"
 )
 FOLLOWS, FEWEST = 0.75, 20
-"""A column that says nothing of itself is a score if this share of at least so many rows follows it."""
+"""A column of unclear name is a score if it has at least `FEWEST` rows and this share of them follows the verdict."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreColumns:
-    """Two columns, one for each answer, or one that holds their difference (then `other` is empty).
+    """Two columns, one for each answer, or one column that holds their difference (then `other` is empty).
 
-    `named`: they are called after the better and the worse answer, otherwise after the first and the second. `sure`:
-    the name says that it is a score.
+    `named`: they are named after the better and the worse answer, otherwise after the first and the second. `sure`: the
+    name says that it is a score.
     """
 
     one: str
@@ -207,7 +207,7 @@ class ScoreColumns:
 
     @property
     def name(self) -> str:
-        """What is counted where the verdict is not followed."""
+        """Note on rows whose scores do not follow the verdict."""
         if not self.named:
             return f"{self.one} and {self.other}{AGAINST}"
         return f"{self.one} <= {self.other or 0}{AGAINST}"
@@ -215,7 +215,7 @@ class ScoreColumns:
 
 @lru_cache(maxsize=1024)
 def score_columns(columns: tuple[str, ...]) -> tuple[ScoreColumns, ...]:
-    """The columns that may hold scores of the two answers, by their names."""
+    """Find the columns that may hold scores of the two answers, by their names."""
     parts = {tuple(part.lower() for part in _PART.findall(column)): column for column in columns}
     found: dict[str, ScoreColumns] = {}
     for named, pairs in ((True, _SIDES), (False, PLACES)):
@@ -234,17 +234,17 @@ def score_columns(columns: tuple[str, ...]) -> tuple[ScoreColumns, ...]:
 
 
 def _numbered(words: tuple[str, ...], place: str, columns: Container[tuple[str, ...]]) -> int:
-    """How many columns differ from this one in their number alone."""
+    """Count the columns that differ from this one in their number alone."""
     return sum(tuple(number if word == place else word for word in words) in columns for number in "0123")
 
 
 def _means_less(words: Iterable[str]) -> bool:
-    """Whether a column's name says that less of it is better, or that it measures no worth."""
+    """Say whether a column's name says that less of it is better, or that it measures no quality."""
     return any(map(_LOWER.search, words))
 
 
 class ScoreWatch:
-    """Columns of scores beside the answers of judgments, and the rows in which they say the opposite of the verdict."""
+    """Score columns beside the answers of judgments, and the rows in which they contradict the verdict."""
 
     def __init__(self) -> None:
         self._with: Counter[ScoreColumns] = Counter()
@@ -252,7 +252,7 @@ class ScoreWatch:
         self._outcomes: set[str] = set()
 
     def see(self, judgments: Iterable[Judgment]) -> None:
-        """Look at the further columns of some judgments."""
+        """Read the score columns of some judgments."""
         for judgment in judgments:
             if judgment.extra and isinstance(judgment.verdict, Preference):
                 self._see(judgment, judgment.extra, judgment.verdict.outcome)
@@ -273,10 +273,10 @@ class ScoreWatch:
                 self._against.setdefault(found, []).append(judgment.origin.row)
 
     def tell(self, counts: RowCounts) -> None:
-        """Note what contradicts the order.
+        """Note the rows whose scores contradict the verdict.
 
-        Names of places say which answer is meant only where verdicts name either: better answers that always stand
-        first were sorted. A column whose name says nothing counts if it follows the verdict elsewhere.
+        Columns named by position say which answer is meant only if verdicts name both: if the better answer always
+        stands first, the answers were sorted. A column of unclear name counts if most rows follow the verdict.
         """
         for found, rows in self._against.items():
             total = self._with[found] + len(rows)
@@ -287,7 +287,7 @@ class ScoreWatch:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, which a CSV cell holds as text."""
+    """Return a finite number, which a CSV cell holds as text; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:

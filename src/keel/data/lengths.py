@@ -1,4 +1,4 @@
-"""How long answers may get: what is asked for, or else as much as the model and the prompts leave room for."""
+"""Length limit of answers: the requested one, or else as much as the model and the prompts leave room for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ bad rows, so that no single one shortens the answers to all others."""
 
 
 def prompt_limit(config: Sampling, positions: int | None) -> int | None:
-    """`max_length` for `Text.encode`: longer prompts leave no room for an answer. None if all fit."""
+    """Return `max_length` for `Text.encode`: longer prompts leave no room for an answer. None if all fit."""
     if positions is None:
         return None
     wanted = config.max_new_tokens
@@ -25,9 +25,9 @@ def prompt_limit(config: Sampling, positions: int | None) -> int | None:
 
 
 def fitted(config: S, positions: int | None, prompts: Iterable[int]) -> S:
-    """The config with answers that fit behind prompts of these lengths, in tokens; a change is said in one line.
+    """Return the config with a limit that fits after prompts of these lengths, in tokens; print a change in one line.
 
-    A length that was asked for stays as it is.
+    A requested limit stays as it is.
     """
     longest = max(prompts, default=0)
     if positions is None or _asked_for(config) or longest + config.max_new_tokens <= positions:
@@ -40,7 +40,7 @@ def fitted(config: S, positions: int | None, prompts: Iterable[int]) -> S:
 
 
 def remedy(config: Sampling) -> str:
-    """The option that makes room for longer prompts; nothing if no length was asked for."""
+    """Return the option that makes room for longer prompts; empty if no length was requested."""
     return "lower --max-new-tokens" if _asked_for(config) else ""
 
 

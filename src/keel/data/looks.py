@@ -1,6 +1,6 @@
-"""What the columns of an unknown file look like, and the `--columns` to try: told from their names and contents.
+"""Guesses at the columns of an unknown file, from their names and contents, and the `--columns` to try.
 
-Modest on purpose: where a prompt or the answers cannot be told, nothing is proposed.
+Cautious on purpose: if the prompt or the answers cannot be identified, nothing is proposed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from keel.formats.judgments.generic import spelt
 __all__ = ["suggestion"]
 
 CLEAR = "prompt", "question", "query", "instruction", "user_prompt"
-"""Names of prompts that mean nothing else; the others must also read like one."""
+"""Names that mean a prompt and nothing else; columns of other names must also read like one."""
 _PROMPTS = (
     *CLEAR,
     *("input", "context", "request", "problem", "task", "user", "human", "post", "inputs", "user_input", "source"),
@@ -57,13 +57,13 @@ _SCORES = (
 _RANKS = "rank", "ranks", "ranking", "rankings", "order"
 _CHATS = "messages", "conversation", "conversations", "chat", "dialogue", "dialog", "turns"
 ENDS = {"a": "b", "1": "2", "0": "1", "left": "right", "first": "second", "one": "two"}
-"""The endings of names that tell a first thing from a second."""
+"""Endings of names for the first of two things, and for the second."""
 SPLIT = re.compile(r"(?<=[a-z])(?=[A-Z0-9])|[-_. ]+")
-FEW = 6  # distinct values of a verdict
+FEW = 6  # distinct values of a verdict, at most
 
 
 def suggestion(noun: str, head: Sequence[Row]) -> str:
-    """`question looks like a prompt, …: try --columns …`, or nothing where nothing is likely."""
+    """Return `question looks like a prompt, …: try --columns …`; empty if nothing is likely."""
     seen = _Columns(head)
     finders = {
         "preference pairs": (_pair, _contest, _listed, _scored),
@@ -85,7 +85,7 @@ _Found = tuple[str, dict[str, str]] | None
 
 
 class _Columns:
-    """Columns by their names and what stands in them."""
+    """Columns, by name, with their values."""
 
     def __init__(self, head: Sequence[Row]) -> None:
         names = {
@@ -94,7 +94,7 @@ class _Columns:
         self.values = {name: [row[name] for row in head if row.get(name) not in (None, "")] for name in names}
 
     def named(self, words: Iterable[str], fits: Callable[[list[Any]], bool], without: Iterable[str] = ()) -> str:
-        """The first column with one of these names that holds what it should; empty where there is none."""
+        """Return the first column with one of these names whose values fit; empty if there is none."""
         lower = {name.lower(): name for name in reversed(self.values)}
         found = (lower[word] for word in words if word in lower)
         return next((name for name in found if name not in without and fits(self.values[name])), "")
@@ -103,7 +103,7 @@ class _Columns:
         return [name for name, values in self.values.items() if name not in without and fits(values)]
 
     def prompt(self, without: Iterable[str] = ()) -> str:
-        """The column that asks: by its name, the only one that holds messages, or text in an object of such a name."""
+        """Find the prompt's column: by name, the only one with messages, or text in an object of such a name."""
         if found := self.named(CLEAR, _says, without) or self.named(_PROMPTS, _asks_something, without):
             return found
         chats = self.of(_is_chat, without)
@@ -118,7 +118,7 @@ class _Columns:
                     yield f"{name}.{inner}"
 
     def twos(self, fits: Callable[[list[Any]], bool], without: Iterable[str] = ()) -> list[tuple[str, str]]:
-        """Columns whose names differ in an ending that counts, such as answer_a and answer_b; the longest first."""
+        """Find pairs of columns whose names differ in one of `ENDS`, as answer_a and answer_b; longest texts first."""
         pairs = [pair for pair in combinations(self.of(fits, without), 2) if _is_second(*pair)]
         return sorted(pairs, key=lambda pair: -sum(len(str(value)) for value in self.values[pair[0]]))
 
@@ -130,12 +130,12 @@ def _is_second(one: str, other: str) -> bool:
 
 
 def _says(values: list[Any]) -> bool:
-    """Text of some words, or messages."""
+    """Say whether the values are texts or messages."""
     return bool(values) and (all(isinstance(v, str) for v in values) or _is_chat(values))
 
 
 def _asks_something(values: list[Any]) -> bool:
-    """Messages, or texts of more than a word that differ from row to row."""
+    """Say whether the values are messages, or texts of more than one word that differ from row to row."""
     if not values or not all(isinstance(value, str) for value in values):
         return _is_chat(values)
     return any(" " in value.strip() for value in values) and 2 * len(set(values)) > len(values)
@@ -166,7 +166,7 @@ def _number_lists(values: list[Any]) -> bool:
 
 
 def _decides(values: list[Any]) -> bool:
-    """Few distinct words, and numbers only where they can be codes."""
+    """Say whether the values are a few distinct words; numbers must be possible codes."""
     if not values or any(isinstance(value, (list, dict)) for value in values):
         return False
     words = {spelt(value) for value in values}
@@ -186,7 +186,7 @@ def _with(prompt: str, mapping: dict[str, str]) -> dict[str, str]:
 
 
 def _pair(seen: _Columns) -> _Found:
-    """A better and a worse answer, by their names."""
+    """Find a better and a worse answer, by their names."""
     better, worse = seen.named(BETTER, _says), seen.named(WORSE, _says)
     prompt = seen.prompt((better, worse))
     if not better or not worse or not (prompt or _is_chat(seen.values[better])):
@@ -195,7 +195,7 @@ def _pair(seen: _Columns) -> _Found:
 
 
 def _contest(seen: _Columns) -> _Found:
-    """Two answers and what says which is better."""
+    """Find two answers, with a verdict or scores that say which is better."""
     verdict = seen.named(VERDICTS, _decides)
     answers = next(iter(seen.twos(_says, (verdict,))), None)
     if answers is None:
@@ -218,7 +218,7 @@ def _contest(seen: _Columns) -> _Found:
 
 
 def _several(seen: _Columns) -> _Found:
-    """Answers that nobody has judged."""
+    """Find answers that nobody has judged."""
     answers = next(iter(seen.twos(_says)), None)
     if answers is not None and (prompt := seen.prompt(answers)):
         a, b = answers
@@ -231,7 +231,7 @@ def _several(seen: _Columns) -> _Found:
 
 
 def _listed(seen: _Columns) -> _Found:
-    """A list of answers with as many scores or ranks, or of objects that hold both."""
+    """Find a list of answers with a list of scores or ranks, or a list of objects that hold both."""
     answers = seen.named(_LISTS, _is_text_list)
     column, name = seen.named(_RANKS, _number_lists), "ranks"
     if not column:
@@ -246,7 +246,7 @@ def _listed(seen: _Columns) -> _Found:
 
 
 def _inside(seen: _Columns) -> tuple[str, str, str]:
-    """A list of objects, each an answer with its rank or score."""
+    """Find a list of objects, each an answer with its rank or score."""
     for name, values in seen.values.items():
         if not all(isinstance(v, list) and len(v) > 1 and all(isinstance(o, dict) for o in v) for v in values):
             continue
@@ -260,7 +260,7 @@ def _inside(seen: _Columns) -> tuple[str, str, str]:
 
 
 def _scored(seen: _Columns) -> _Found:
-    """An answer and a number."""
+    """Find an answer and its score."""
     answer, score = seen.named(_ANSWERS, _says), seen.named(_SCORES, _counts)
     prompt = seen.prompt((answer,))
     if not (prompt and answer and score):

@@ -1,4 +1,4 @@
-"""From a data file to bundles: read, check, split by prompt, tokenise, with every row accounted for."""
+"""Preparation of a data file: read, check, split by prompt, tokenise into bundles, with every row accounted for."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ _Record = TypeVar("_Record", bound=PromptRow | Demonstration | Pair)
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Bundles to train on, bundles held out, what happened to every row, and the facts for the manifest."""
+    """Bundles to train on, held-out bundles, every row's fate, and the facts for the manifest."""
 
     train: list[Bundle]
     held_out: list[Bundle]
     counts: RowCounts
     eval_counts: RowCounts | None
-    """Of the rows of --eval-data, where it is given."""
+    """Counts of the rows of --eval-data, if it is given."""
     facts: dict[str, object]
     report: str
-    """What is printed at the start of a run."""
+    """Text printed at the start of a run."""
 
 
 def pairs(config: Training, source: str, text: Text, positions: int | None) -> Prepared:
-    """Preference pairs: completion 0 of each bundle is the chosen one."""
+    """Prepare preference pairs: completion 0 of each bundle is the chosen one."""
     return _prepare(lambda given: given.pairs(), checks.check_pairs, config, source, text, positions)
 
 
 def demonstration_bundles(config: Training, source: str, text: Text, positions: int | None) -> Prepared:
-    """Demonstrations and plain text: one completion per bundle."""
+    """Prepare demonstrations and plain text: one completion per bundle."""
     return _prepare(
         lambda given: list(given.demonstrations()), checks.check_demonstrations, config, source, text, positions
     )
 
 
 def prompt_bundles(config: Training, source: str, text: Text, positions: int | None) -> Prepared:
-    """Prompts alone: bundles without completions."""
+    """Prepare prompts alone: bundles without completions."""
     return _prepare(lambda given: given.prompts(), checks.check_prompts, config, source, text, positions)
 
 
 def read_prompt_rows(config: Reading, source: str) -> tuple[list[PromptRow], RowCounts, str]:
-    """Checked prompts of a file, for commands that train nothing, and the name of its format."""
+    """Return a file's checked prompts, counts and format's name, for commands that train nothing."""
     with open_source(source, format=config.format, limit=config.limit, columns=config.columns) as given:
         rows = given.prompts()
     return checks.check_prompts(rows, given.counts, config.max_bad_share, source), given.counts, given.format
@@ -106,20 +106,20 @@ def _prepare(
 
 
 def _remedy(config: Training, limit: int) -> str:
-    """The option that makes room for longer prompts; nothing where the model sets the limit."""
+    """Return the option that makes room for longer prompts; empty if the model sets the limit."""
     if config.max_length == limit:
         return "raise --max-length"
     return lengths.remedy(config) if isinstance(config, Sampling) else ""
 
 
 def _ai(rows: Sequence[_Row]) -> dict[str, object]:
-    """How many labels a model gave, where any."""
+    """Return the number of labels that a model gave, if any."""
     count = sum(isinstance(row, Pair) and row.ai for row in rows)
     return {"ai_feedback": count} if count else {}
 
 
 def _refuse_leak(rows: Sequence[_Row], held: Sequence[_Row], source: str, other: str) -> None:
-    """Held-out prompts that are trained on measure memory. Plain text has no prompt to compare."""
+    """Refuse held-out prompts that are trained on: they measure memory. Plain text has no prompt to compare."""
     found = checks.leak(rows, held)
     if found.rows:
         raise InputError(
@@ -137,7 +137,7 @@ def encode(
     source: str,
     longer: str = "",
 ) -> list[Bundle]:
-    """Tokenise rows; those that cannot be are dropped with a count, and refused past the share.
+    """Tokenise rows. Those that cannot be tokenised are dropped and counted, and refused past `max_bad_share`.
 
     `longer` is the option, if any, that makes room for longer prompts, such as `raise --max-length`.
     """
@@ -153,7 +153,7 @@ def encode_parts(
     source: str,
     longer: str = "",
 ) -> list[list[Bundle]]:
-    """The same of the parts of one source, none of which may be empty: all are tried before any is refused."""
+    """Tokenise the parts of one source as `encode` does; none may end up empty. All are tried before any is refused."""
     tried = [tokenise(rows, counts, text, max_length) for rows in parts]
     bundles = [[bundle for _, bundle in done] for done, _ in tried]
     first_error = next((error for _, error in tried if error), "") or "mend them"
@@ -176,33 +176,33 @@ def encode_parts(
 
 
 def require_known(bundles: Sequence[Bundle], counts: RowCounts, text: Text, share: float, source: str) -> None:
-    """Refuse data of whose tokens more than a share stand for signs that the tokenizer does not know."""
+    """Refuse data if more than a share of the tokens stand for characters that the tokenizer does not know."""
     if what := too_much_unknown(bundles, counts, text, share):
         raise InputError(f"{source}: {what}; take a model whose tokenizer knows them, or raise --max-bad-share")
 
 
 def too_much_unknown(bundles: Sequence[Bundle], counts: RowCounts, text: Text, share: float) -> str:
-    """That more than a share of the tokens stand for signs that the tokenizer does not know, or nothing."""
+    """Return a complaint if more than a share of the tokens stand for unknown characters; else an empty text."""
     found = text.gaps.unknown_share(bundles)
     if found <= share:
         return ""
     rows = checks.which(*counts.notes[unknown(text)])
     return (
-        f"{found:.0%} of the tokens ({rows}) are {text.gaps.unknown_token}, which stands for signs that the tokenizer "
-        f"does not know, above the limit of {share:.0%}"
+        f"{found:.0%} of the tokens ({rows}) are {text.gaps.unknown_token}, which stands for characters that the "
+        f"tokenizer does not know, above the limit of {share:.0%}"
     )
 
 
 def unknown(text: Text) -> str:
-    """The note on rows that hold signs which the tokenizer does not know."""
-    return f"signs that the tokenizer does not know became {text.gaps.unknown_token}"
+    """Return the note on rows with characters that the tokenizer does not know."""
+    return f"characters that the tokenizer does not know became {text.gaps.unknown_token}"
 
 
 def tokenise(
     rows: Sequence[_Record], counts: RowCounts, text: Text, max_length: int
 ) -> tuple[list[tuple[_Record, Bundle]], str]:
-    """The rows that are tokens, with their bundles, and what was wrong with the first of the others; all counted."""
-    counts.notes.pop(doubts.CONTROL.note, None)  # the tokenizer tells exactly
+    """Return the tokenised rows with their bundles, and the fault of the first of the others; all are counted."""
+    counts.notes.pop(doubts.CONTROL.note, None)  # the tokenizer knows exactly
     done: list[tuple[_Record, Bundle]] = []
     first_error = ""
     for row in rows:
@@ -213,7 +213,7 @@ def tokenise(
             first_error = first_error or str(fault)
             _drop(counts, fault.reason, row.origin.row)
             continue
-        except InputError as error:  # of the model, not of the row
+        except InputError as error:  # a fault of the model, not of the row
             raise InputError(f"{row.origin}: {error}") from error
         for what in dict.fromkeys(notes):
             counts.note(what, row.origin.row)

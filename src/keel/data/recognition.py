@@ -1,7 +1,7 @@
-"""Which format a file is in: its first rows are looked at, under the names of `--columns` where these are given.
+"""Recognition of a file's format from its first rows, under the names of `--columns` if these are given.
 
-The first format whose columns are all there, and whose look fits, is recognised. Where none is, the refusal says what
-was found, what is asked for, and what to try.
+The first format whose columns are all there, and whose look fits, is recognised. If there is none, the refusal says
+what was found, what is needed, and what to try.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ __all__ = [
 
 F = TypeVar("F", bound="Format")
 MOST_LOOKED_AT = 100
-"""Readable rows from which columns and format are recognised."""
+"""Maximum number of readable rows from which columns and format are recognised."""
 
 
 class Format(Protocol):
-    """What recognition asks of a format: its name, its columns, and what tells it from another with these columns."""
+    """A format as recognition sees it: its name, its columns, and a test that tells it from others with the same."""
 
     @property
     def name(self) -> str: ...
@@ -56,7 +56,7 @@ class Format(Protocol):
 
 @dataclass(frozen=True)
 class SourceKind(Generic[F]):
-    """What a command reads: its formats in the order in which they are tried, and the words of a refusal."""
+    """A kind of data that a command reads: its formats in the order of trial, and the words of a refusal."""
 
     noun: str
     asks: str
@@ -84,14 +84,14 @@ PROMPTS = SourceKind("prompts", "prompt, messages, conversations, instruction or
 
 
 class OpenedRows:
-    """The rows of a file, folder or hub data set, of which the first have been read; they can be gone through once.
+    """The rows of a file, folder or hub data set. The first have been read; all can be iterated over once.
 
-    `rows` are all of them, under the names of --columns; `readable` the first readable ones, up to `MOST_LOOKED_AT`;
-    `renamed` the names of --columns.
+    `rows` are all of them, under the names of --columns; `readable` are the first readable ones, up to
+    `MOST_LOOKED_AT`; `renamed` are the names of --columns.
     """
 
     def __init__(self, name: str, limit: int | None, columns: str | None, counts: RowCounts) -> None:
-        """Read the first rows; `counts` learns what is unusual about the file."""
+        """Read the first rows; `counts` records what is unusual about the file."""
         mapping = parse_columns(columns)
         remarks: list[str] = []
         self._reading = RowReader(name, remarks)
@@ -110,15 +110,15 @@ class OpenedRows:
         self.renamed = set(mapping.paths if mapping else ())
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._reading.close()
 
     def content(self, ahead: bool = False) -> str:
-        """Return the hash of the content that the rows come from; `ahead`: before they are all read."""
+        """Return the hash of the content that the rows come from; `ahead`: before all are read."""
         return self._reading.content(ahead)
 
     def bears(self, columns: str) -> bool:
-        """Say whether the names of --columns are those of this file, which may have Keel's own."""
+        """Say whether this file has the columns that --columns names; it may have Keel's own names instead."""
         mapping = parse_columns(columns)
         return mapping is None or not self.readable or mapping.meant_for(self.readable)
 
@@ -134,7 +134,7 @@ def _up_to_readable(rows: Iterator[Numbered]) -> Iterator[Numbered]:
 
 
 def recognise(head: OpenedRows, kind: SourceKind[F], source: str, wanted: str | None) -> F:
-    """Return the format of what a command reads; refuse rows that are unreadable, or in no format of this kind."""
+    """Return the format of the rows; refuse them if none is readable, or if no format of this kind fits."""
     if not head.readable:
         counts = RowCounts()
         for number, row in head.rows:
@@ -151,12 +151,12 @@ def recognise(head: OpenedRows, kind: SourceKind[F], source: str, wanted: str | 
 
 
 def hint_of(head: OpenedRows, kind: SourceKind[F], wanted: str | None) -> str:
-    """Return what to try if no row can be read in the format of this kind."""
+    """Return what to try if no row can be read in a format of this kind."""
     return "" if head.renamed or wanted else suggestion(kind.noun, head.readable)
 
 
 def _recognise(kind: SourceKind[F], head: list[Row], source: str, wanted: str | None, renamed: set[str]) -> F:
-    """The format asked for, or the first that fits; refuses where a column is missing from every row."""
+    """Return the requested format, or the first that fits; refuse rows that all lack a column."""
     columns = {column: None for row in head for column in row}  # in the file's order
     formats = [f for f in kind.formats if wanted in (None, f.name)]
     if not formats:
@@ -175,7 +175,7 @@ def _recognise(kind: SourceKind[F], head: list[Row], source: str, wanted: str | 
     )
     hint = next((f" (these are {noun}, format {found.name})" for noun, found in also if found), "")
     clear = missing and (len(absent[nearest.name]) == 1 or not begun or wanted)
-    what = f"no column {missing}" if clear else "no format that is known"
+    what = f"no column {missing}" if clear else "no known format"
     guess = "" if renamed or hint or wanted else suggestion(kind.noun, head)
     rest = guess or f"{kind.noun} need {kind.asks}"
     raise InputError(f"{source}: {what}; found: {listed_columns(columns)}{hint}; {rest}")
@@ -188,7 +188,7 @@ def _match(
     looks: bool = True,
     renamed: Collection[str] = (),
 ) -> F | None:
-    """The first that fits; of formats for which columns were renamed the one that has use for most of these."""
+    """Return the first format that fits; after a renaming, formats that use most of the new names are tried first."""
     for candidate in sorted(formats, key=lambda it: -len({*renamed} & {*it.needs})) if renamed else formats:
         there = all(column in columns for column in candidate.needs)
         if there and (not looks or any(candidate.fits(row) for row in head)):
@@ -206,7 +206,7 @@ def refuse_nothing(counts: RowCounts, source: str, hint: str = "") -> None:
 
 
 def holding_of(head: OpenedRows, source: str, wanted: str | None) -> str:
-    """Return whether rows hold judgments ("pairs"), "demonstrations" or "prompts" alone; refuse as `recognise` does."""
+    """Return what rows hold: judgments ("pairs"), "demonstrations" or "prompts" alone; refuse as `recognise` does."""
     found = {column: None for row in head.readable for column in row}
     for name, known in (("pairs", JUDGED), ("demonstrations", DEMONSTRATED), ("prompts", PROMPTED)):
         if _match([f for f in known if wanted in (None, f.name)], found, head.readable, wanted is None, head.renamed):

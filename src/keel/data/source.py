@@ -1,6 +1,6 @@
 """A source of data, opened once: a file, a folder, a hub data set, or a store.
 
-`open_source` says which it is; what it gives is the same for all: judgments, pairs, demonstrations, prompts or answers,
+`open_source` decides which it is. All sources give the same: judgments, pairs, demonstrations, prompts or answers,
 every row's fate (`counts`), the format's name, and the identity of the rows that were given.
 
 A *container* (`files.containers`) yields numbered rows as dicts; a *format* turns such a dict into a record, or into
@@ -59,14 +59,14 @@ F = TypeVar("F", bound=Format)
 Answered = tuple[Prompt, list[Answer], Origin]
 """A prompt and its answers."""
 Holding = Literal["pairs", "demonstrations", "prompts"]
-"""What a source holds: judgments that make pairs, demonstrations, or prompts alone."""
-_BLOCK = 256  # consecutive rows of one prompt that are compared with each other at most
+"""Content of a source: judgments that make pairs, demonstrations, or prompts alone."""
+_BLOCK = 256  # at most so many consecutive rows of one prompt are compared with each other
 
 
 def open_source(
     name: str, *, format: str | None = None, limit: int | None = None, columns: str | None = None
 ) -> Source:
-    """Open a file, folder, hub data set or store; use what comes back as a context, and read from it once.
+    """Open a file, folder, hub data set or store; use the result as a context, and read from it once.
 
     `format` is a format's name, or None to recognise it; `limit` is how many rows are read at most (of a store:
     prompts); `columns` names a file's columns (`--columns`).
@@ -83,9 +83,10 @@ AS_IT_IS = "--columns is not used: the file has none of the columns it names"
 
 
 def columns_of_two(name: str, other: str | None, columns: str | None) -> tuple[str | None, str | None, str]:
-    """Return --columns for the data and for a second source, and what is worth a note on the latter.
+    """Return --columns for the data and for a second source, and a note on the latter (empty if none is due).
 
-    The second source may have Keel's own names. Beside a store, which has no such names, --columns is for it alone.
+    The second source may have Keel's own names. If the data are a store, which takes no --columns, they are for the
+    second source alone.
     """
     if columns is None or other is None or is_store(other):
         return columns, None, ""
@@ -96,7 +97,7 @@ def columns_of_two(name: str, other: str | None, columns: str | None) -> tuple[s
 
 
 class Source(ABC):
-    """What `open_source` gives. One of the methods that read may be called, once."""
+    """Result of `open_source`. Only one of the methods that read may be called, and only once."""
 
     counts: RowCounts
     """Every row's fate, as far as it is read."""
@@ -115,11 +116,11 @@ class Source(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the file or the database."""
+        """Close the file or the database."""
 
     @abstractmethod
     def holds(self) -> Holding:
-        """Say what the source holds; raises `InputError` if it is nothing that is known."""
+        """Say what the source holds; raises `InputError` if that is nothing known."""
 
     @abstractmethod
     def identity(self) -> dict[str, object]:
@@ -127,13 +128,13 @@ class Source(ABC):
 
     @abstractmethod
     def keyed(self) -> Iterator[tuple[bytes, Judgment]]:
-        """Yield judgments, each under the key by which a store knows it: read again, they are the same ones."""
+        """Yield judgments, each with the key by which a store knows it; reading again gives the same keys."""
 
     @abstractmethod
     def answers(self) -> Iterator[Answered]:
-        """Yield prompts with their answers, whatever is said of them.
+        """Yield prompts with their answers, judged or not.
 
-        An answer that was judged several times, or was drawn twice, stands there as often.
+        An answer that was judged or drawn several times appears as often.
         """
 
     @abstractmethod
@@ -142,11 +143,11 @@ class Source(ABC):
 
     @abstractmethod
     def prompts(self) -> list[PromptRow]:
-        """Return prompts alone, those of judgments and logs included (of a tree its root)."""
+        """Return prompts alone, including those of judgments and logs (of a tree, the root)."""
 
     @abstractmethod
     def survey(self) -> Survey:
-        """Count what judgments there are."""
+        """Count the judgments."""
 
     @abstractmethod
     def agreement(self) -> list[Agreement]:
@@ -154,11 +155,11 @@ class Source(ABC):
 
     @abstractmethod
     def judged_pairs(self) -> tuple[list[Pair], Survey, list[Agreement]]:
-        """Return what `pairs`, `survey` and `agreement` return, of the same judgments, read once."""
+        """Return the results of `pairs`, `survey` and `agreement` for the same judgments, read once."""
 
     @abstractmethod
     def _groups(self, kind: SourceKind[Judged], words: str) -> Iterator[list[Judgment]]:
-        """Yield the judgments of a row, or of a store's prompt; whoever takes them counts them."""
+        """Yield the judgments of a row, or of a store's prompt; the caller counts them."""
 
     def judgments(self) -> Iterator[list[Judgment]]:
         """Yield the judgments of each row as they are read (of a store: of each prompt, in the order of their keys).
@@ -169,11 +170,11 @@ class Source(ABC):
         return self._counted(self._groups(JUDGMENTS, CARRIED))
 
     def pairs(self, heard: Callable[[Judgment], object] | None = None) -> list[Pair]:
-        """Return preference pairs; `counts` are of contests, and one that rightly makes no pair is neutral.
+        """Return preference pairs; `counts` are of comparisons, and one that rightly makes no pair is neutral.
 
-        Pairs are derived from the judgments of a row by the rules of `derive`, or of the consecutive rows of one
-        prompt in formats that spread judgments over them. Columns of scores that contradict a verdict are noted.
-        `heard` is told every judgment as it is read.
+        Pairs are derived by the rules of `derive` from the judgments of a row or, in formats that spread judgments
+        over rows, of consecutive rows with one prompt. Score columns that contradict a verdict are noted. `heard` is
+        called with every judgment as it is read.
         """
         counts, pairs, scores = self.counts, list[Pair](), ScoreWatch()
         for group in self._contests(heard):
@@ -191,7 +192,7 @@ class Source(ABC):
         return pairs
 
     def _contests(self, heard: Callable[[Judgment], object] | None) -> Iterator[list[Judgment]]:
-        """Yield judgments with those put together that a format spreads over consecutive rows."""
+        """Yield groups of judgments; those that a format spreads over consecutive rows are joined."""
         groups = self._groups(PAIRS, NOT_USED)
         if heard is not None:
             groups = (_tell_each(group, heard) for group in groups)
@@ -241,7 +242,7 @@ def _answered(judgments: list[Judgment]) -> list[Answered]:
 
 
 class _StoreSource(Source):
-    """A store, read in one transaction: what others write meanwhile is neither given nor told in the identity."""
+    """A store, read in one transaction: what others write meanwhile is neither given nor part of the identity."""
 
     format = "store"
 
@@ -286,11 +287,11 @@ class _StoreSource(Source):
         return [row for _, row in found]
 
     def survey(self) -> Survey:
-        """As `Source.survey`; by query, in seconds for a million judgments, unless a limit is set."""
+        """Count by query, in seconds for a million judgments, unless a limit is set."""
         return count_store(self._store) if self._limit is None else self._listen().survey()
 
     def agreement(self) -> list[Agreement]:
-        """As `Source.agreement`; by query unless a limit is set."""
+        """Measure by query unless a limit is set."""
         if self._limit is None:
             return agreement(said_in_store(self._store))
         return self._listen().agreement()
@@ -306,7 +307,7 @@ class _StoreSource(Source):
         return listener
 
     def _groups(self, kind: SourceKind[Judged], words: str) -> Iterator[list[Judgment]]:
-        """As `Source._groups`; the number of a row is that of the judgment in the store."""
+        """Yield groups as `Source._groups` does; a row's number is the judgment's number in the store."""
         return ([judgment for _, judgment in group] for group in self._read(numbered=True))
 
     def _read(self, numbered: bool) -> Iterator[list[tuple[bytes, Judgment]]]:
@@ -342,7 +343,7 @@ class _FileSource(Source):
         return {"data_hash": self._head.content()}
 
     def keyed(self) -> Iterator[tuple[bytes, Judgment]]:
-        """As `Source.keyed`; a judgment is named by the file's content and its row."""
+        """Yield judgments as `Source.keyed` does; the key is made from the file's content and the row."""
         groups, content = self.judgments(), self._head.content(ahead=True)
         return ((row_key(content, j, index), j) for group in groups for index, j in enumerate(group))
 
@@ -399,7 +400,7 @@ class _FileSource(Source):
         return chosen
 
     def _records(self, convert: Callable[[Row, Origin], R], unused: Unused) -> Iterator[R]:
-        """Yield what each row gives, for the caller to count; rows that give nothing are counted here."""
+        """Yield each row's result for the caller to count; rows without one are counted here."""
         given, lacking, counts = False, True, self.counts
         for number, row in self._head.rows:
             try:
@@ -424,7 +425,7 @@ class _FileSource(Source):
 def _noting(
     read: Callable[[Row, Origin], R], remarks: Callable[[Row], Iterable[str]], counts: RowCounts
 ) -> Callable[[Row, Origin], R]:
-    """Return `read`, which then also counts what is worth a note."""
+    """Return `read` with `remarks` on each row counted as notes."""
     if remarks is no_remarks:
         return read
 
@@ -438,7 +439,7 @@ def _noting(
 
 
 def _using(read: Callable[[Row, Origin], R], unused: Unused) -> Callable[[Row, Origin], R]:
-    """Return `read`, which then also tells apart the columns that were not asked for."""
+    """Return `read` with the columns that it does not use recorded in `unused`."""
 
     def convert(row: Row, origin: Origin) -> R:
         if unused.knows(row):

@@ -1,4 +1,4 @@
-"""Formats of answers that nobody has judged yet: a row into a prompt and its answers."""
+"""Formats of answers that nobody has judged yet: each turns a row into a prompt and its answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["UNJUDGED", "Unjudged"]
 
 @dataclass(frozen=True)
 class Unjudged:
-    """A way to write answers: `needs` are its columns, `fits` tells it from another with these columns."""
+    """A format of answers: `needs` are its columns; `fits` tells it from other formats with these columns."""
 
     name: str
     needs: tuple[str, ...]
@@ -24,7 +24,7 @@ class Unjudged:
 
 
 def _listed(column: str) -> Callable[[Row], tuple[Prompt, list[Answer]]]:
-    """Answers in a list: texts, messages, or `{"text": …}`, which is how `keel generate` writes them."""
+    """Return a reader of answers in a list: texts, messages, or `{"text": …}`, as `keel generate` writes them."""
 
     def convert(row: Row) -> tuple[Prompt, list[Answer]]:
         given = enumerate(items(row, column), 1)
@@ -46,7 +46,7 @@ def _answer(value: object, name: str, tokenizer: object) -> Answer:
 
 
 def _two(first: str, second: str) -> Unjudged:
-    """Two answers in columns of their own."""
+    """Return the format of two answers in columns of their own."""
     return Unjudged(
         f"{first}, {second}",
         ("prompt", first, second),
@@ -70,4 +70,4 @@ UNJUDGED: tuple[Unjudged, ...] = (
         for a, b in (("a", "b"), ("1", "2"))
     ),
 )
-"""In the order in which they are tried, after formats that hold judgments."""
+"""Formats in the order of trial, after those that hold judgments."""

@@ -1,9 +1,9 @@
-"""`--columns`: a file's own names of columns, and of what a verdict column says, into those that formats read.
+"""`--columns`: renames a file's own columns, and the values of its verdict column, to those that formats read.
 
 `prompt=input,response_a=output_1,response_b=output_2,preference=label:0=a:1=b` puts the columns on the right under the
 names on the left. A dot reads inside objects and lists: `prompt=meta.question`, `responses=answers.text` (of each),
-`response_a=turns.1.content` (of the second). Behind a verdict's column stands what its values mean, where that is not
-plain. A renamed row is recognised as any other; the columns that are not named stay as they are.
+`response_a=turns.1.content` (of the second). The meanings of a verdict's values follow its column, if they are not
+plain. A renamed row is recognised like any other; columns that are not named stay as they are.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ NAMES = (
     *("response", "score", "responses", "scores", "ranks", "models", "completion", "completions", "label"),
     *("rater", "feedback", "dimension", "comment"),
 )
-"""What may stand on the left."""
+"""Names allowed on the left."""
 _VERDICT = "preference"
 _SIDES = "response_a", "response_b"
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The file's column of each name, and what the values of its verdict column mean."""
+    """The file's column for each name, and the meanings of the values of its verdict column."""
 
     paths: dict[str, str]
     means: dict[str, str] = field(default_factory=dict)
 
     def renamed(self, rows: Iterable[Numbered]) -> Iterator[Numbered]:
-        """The same rows under the names on the left; those that cannot be read stand as they are."""
+        """Yield the rows under the names on the left; rows that cannot be read stay as they are."""
         for number, row in rows:
             yield number, self._renamed(row) if isinstance(row, dict) else row
 
@@ -66,7 +66,7 @@ class Columns:
         return (unfold(new) if inside else None) or new
 
     def _verdict(self, value: Any) -> Any:
-        """A value that was given a meaning, or that names an answer's column, as a word that every reader knows."""
+        """Return a verdict as a word that every reader knows, if it was given a meaning or names an answer's column."""
         word = spelt(value)
         if word in self.means:
             return self.means[word]
@@ -83,21 +83,21 @@ class Columns:
             raise InputError(f"{source}: {what} {names}, which --columns names; found: {listed_columns(found)}")
 
     def meant_for(self, head: Sequence[Row]) -> bool:
-        """Whether these rows bear the names on the right, and not those on the left instead."""
+        """Say whether these rows have the names on the right, and not those on the left instead."""
         others = [path for name, path in self.paths.items() if name != path]
         there = [any(_has(row, path) for row in head) for path in others]
         ours = all(any(name in row for row in head) for name in self.paths)
         return all(there) or (any(there) and not ours)
 
     def hidden(self, head: Sequence[Row]) -> list[str]:
-        """The file's own columns that give way to others of the same name."""
+        """Return the file's own columns that give way to others of the same name."""
         taken = set(self.paths.values())
         found = {column: None for row in head for column in row if column in self.paths and column not in taken}
         return list(found)
 
 
 def parse_columns(spec: str | None) -> Columns | None:
-    """Read `NAME=COLUMN,…`; None where nothing is asked for. Raises `InputError` with the names there are."""
+    """Read `NAME=COLUMN,…`; None if nothing is given. Raises `InputError`, which lists the known names."""
     if spec is None:
         return None
     parts: list[str] = []
@@ -127,7 +127,7 @@ def parse_columns(spec: str | None) -> Columns | None:
 
 
 def _meant(path: str) -> tuple[str, dict[str, str]]:
-    """`label:0=a:1=b` as the column and what its values mean."""
+    """Split `label:0=a:1=b` into the column and the meanings of its values."""
     column, *pairs = path.split(":")
     if not any("=" in pair for pair in pairs):
         return path, {}
@@ -144,7 +144,7 @@ def _meant(path: str) -> tuple[str, dict[str, str]]:
 
 
 def listed_columns(columns: Iterable[str], most: int = 12) -> str:
-    """Names of columns in a message."""
+    """Return the first names of columns for a message."""
     names = list(columns)
     return (", ".join(map(one_line, names[:most])) + (", …" if len(names) > most else "")) or "none"
 
@@ -158,7 +158,7 @@ def _has(row: Row, path: str) -> bool:
 
 
 def _dig(value: Any, path: list[str]) -> Any:
-    """What stands in `value` behind these names and places; of a list without a place, that of each element."""
+    """Return the part of `value` at these names and places; for a list without a place, the part of each element."""
     for at, part in enumerate(path):
         value = _opened(value)
         if isinstance(value, dict):
@@ -174,7 +174,7 @@ def _dig(value: Any, path: list[str]) -> Any:
 
 
 def _without(value: Any, paths: list[list[str]]) -> Any:
-    """`value` less what was read inside it; what is read of one place in a list leaves the list as it is."""
+    """Return `value` without what was read inside it; a list that was read at one place stays as it is."""
     value = _opened(value)
     if isinstance(value, list):
         if any(path[0].lstrip("-").isdigit() for path in paths):
@@ -193,7 +193,7 @@ def _without(value: Any, paths: list[list[str]]) -> Any:
 
 
 def _opened(value: Any) -> Any:
-    """An object or list that a cell holds as JSON."""
+    """Return the object or list that a cell holds as JSON; any other value as it is."""
     if isinstance(value, str) and value[:1] in ("[", "{"):
         try:
             return json.loads(value)

@@ -1,4 +1,4 @@
-"""Formats of demonstrations: a row into a prompt with the answer to imitate, and back."""
+"""Formats of demonstrations: each turns a row into a prompt with the answer to imitate, and back."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _LABELS = "label", "kto_tag", "is_good", "preferred"
 """Columns that may say whether the answer is good."""
 RATINGS = "score", "rating", "reward"
 BESIDE = (*sorted(AROUND), *_LABELS, *RATINGS)
-"""What every format of demonstrations reads besides its own columns."""
+"""Columns that every format of demonstrations reads besides its own."""
 
 
 @dataclass(frozen=True)
 class Demonstrated:
-    """A way to write demonstrations.
+    """A format of demonstrations.
 
-    `needs` are its columns and `may` those it reads besides; `fits` tells it from another with these columns.
-    `convert` reads a row, `write` writes one; both raise `RowError` with the reason where they cannot. `becomes` is
-    what the format's own rule makes of a demonstration's texts.
+    `needs` are its columns and `may` those it reads besides; `fits` tells it from other formats with these columns.
+    `convert` reads a row, `write` writes one; both raise `RowError` with the reason if they cannot. `becomes` applies
+    the format's own rule to a demonstration's texts.
     """
 
     name: str
@@ -52,9 +52,9 @@ class Demonstrated:
 
 
 def _shown(row: Row, before: Prompt, answer: Answer, origin: Origin, classes: bool = False) -> Demonstration:
-    """An answer to imitate; one that a column calls bad is dropped, and a rating beside it noted.
+    """Return an answer to imitate. One that a column calls bad is dropped; a rating beside it is noted.
 
-    `classes`: a number in the column label names a class, no verdict.
+    `classes`: a number in the column label names a class and is no verdict.
     """
     for column in _LABELS:
         good = good_or_bad(row.get(column))
@@ -65,13 +65,13 @@ def _shown(row: Row, before: Prompt, answer: Answer, origin: Origin, classes: bo
         if good is None:
             _not_minded(row, column)
     for column in RATINGS:
-        if not (column == "score" and _candidate(row.get("candidates"), row.get("best"))):  # by which it is the best
+        if not (column == "score" and _candidate(row.get("candidates"), row.get("best"))):  # that made it the best
             _not_minded(row, column)
     return Demonstration(around(row, before), answer.text, origin, answer.fields)
 
 
 def _not_minded(row: Row, column: str) -> None:
-    """Note what may say that an answer is not to be imitated, and cannot be told."""
+    """Note a column that may say that an answer is not to be imitated, but not clearly."""
     if row.get(column) not in (None, ""):
         note(f"{column} is not used: the answer is imitated all the same, which may change what is learnt")
 
@@ -89,7 +89,7 @@ def _read_completion(row: Row, origin: Origin) -> Demonstration:
 
 
 def _as_drawn(row: Row, found: Demonstration) -> Demonstration:
-    """The best of the candidates that `keel best-of-n` wrote beside it: whether it was cut, and its tokens."""
+    """Add what `keel best-of-n` wrote of the best candidate: whether it was cut, and its tokens."""
     kept = _candidate(row.get("candidates"), row.get("best"))
     if kept is None:
         note("the columns best and candidates are not those of best-of-n, and are left out")
@@ -105,7 +105,7 @@ def _as_drawn(row: Row, found: Demonstration) -> Demonstration:
 
 
 def _candidate(candidates: object, best: object) -> dict[str, Any] | None:
-    """The candidate at `best`, if these are what best-of-n writes."""
+    """Return the candidate at `best` if these are what best-of-n writes, else None."""
     if not isinstance(candidates, list) or type(best) is not int or not 0 <= best < len(candidates):
         return None
     found = candidates[best]
@@ -120,12 +120,12 @@ def _write_completion(it: Demonstration) -> Row:
 
 
 def _unlabelled(row: Row) -> bool:
-    """Without a verdict: answers judged bad are not to be imitated."""
+    """Say whether a row has no verdict: answers judged bad are not to be imitated."""
     return good_or_bad(row.get("label")) is None
 
 
 def _read_chat(row: Row, origin: Origin) -> Demonstration:
-    """A chat whose last turn is the answer to imitate; earlier assistant turns are context."""
+    """Read a chat whose last turn is the answer to imitate; earlier assistant turns are context."""
     return _read_turns(row, "messages", origin)
 
 
@@ -168,14 +168,14 @@ HISTORY = "history has no place in Alpaca's text; write the turns as messages"
 
 
 def alpaca_question(row: Row) -> Prompt:
-    """What Alpaca's row asks, with the system turn and tools that stand beside it."""
+    """Return the prompt of an Alpaca row, with the system turn and tools that stand beside it."""
     if row.get("history"):
         raise RowError(HISTORY)
     return around(row, _alpaca_text(row))
 
 
 def _alpaca_text(row: Row) -> str:
-    """The text that Alpaca's authors wrote around an instruction and its optional input."""
+    """Return the text that Alpaca's authors wrote around an instruction and its optional input."""
     instruction, context = text(row, "instruction"), text_or(row, "input")
     if not instruction.strip():
         raise RowError("empty instruction")
@@ -185,13 +185,13 @@ def _alpaca_text(row: Row) -> str:
 
 
 def _alpaca_row(it: Demonstration) -> Row:
-    """Instruction and input: those inside Alpaca's text, or a prompt that is one text."""
+    """Return instruction and input: those inside Alpaca's text, or a prompt that is one text."""
     if isinstance(it.prompt, str):
         whole = it.prompt
     elif len(it.prompt) == 1 and it.prompt[0]["role"] == "user":
         whole = texts_alone(it.prompt)[0]["content"]
     else:
-        raise RowError("the prompt has several turns or a system message, and there is place for one instruction")
+        raise RowError("the prompt has several turns or a system message, but the format holds one instruction")
     for head in (_ALPACA + INSTRUCTION, ALPACA_INPUT + INSTRUCTION):
         if whole.startswith(head) and whole.endswith(RESPONSE):
             middle = whole.removeprefix(head).removesuffix(RESPONSE)

@@ -1,7 +1,7 @@
 """Chats in a row: turns as tools and people write them, read as the messages that chat templates know.
 
-A turn is `{"role", "content"}` or, as ShareGPT has it, `{"from", "value"}`. Everything else that a turn, or a column
-beside the chat, says is used, or drops the row, or is noted by its name: what is read is never lost in silence.
+A turn is `{"role", "content"}` or, in ShareGPT, `{"from", "value"}`. Everything else in a turn, or in a column beside
+the chat, is used, or is noted by its name, or drops the row: nothing is lost in silence.
 """
 
 from __future__ import annotations
@@ -48,26 +48,26 @@ ROLES = {
     "developer": "developer",
     **dict.fromkeys(("tool", "function", "observation", "ipython", "environment", "tool_response"), "tool"),
 }
-"""Who speaks, as people and tools spell it, and as which role."""
+"""Roles, by the names that people and tools give to speakers."""
 KNOWN = frozenset(ROLES.values())
 CALLS = "function_call", "tool_call"
-"""Speakers whose text is JSON: the calls of tools."""
+"""Speakers whose text is tool calls as JSON."""
 _SHAREGPT = frozenset(("human", "gpt", *CALLS, "observation"))
-"""Names that are ShareGPT's own, so that reading them is no remark."""
+"""ShareGPT's own names, which are read without a note."""
 PROMPTER = frozenset(("prompter",))
-"""OpenAssistant's own."""
+"""OpenAssistant's own name."""
 
 
 def role_of(word: object, own: Collection[str] = ()) -> str | None:
-    """The role that a speaker's name means, whatever its case; None if it is no name.
+    """Return the role that a speaker's name means, in any case; None if it is no name.
 
-    A name that means no role stays as it is. Either is noted, except the format's `own` names.
+    An unknown name stays as it is. Both a renaming and an unknown name are noted, except the format's `own` names.
     """
     if not isinstance(word, str) or not word.strip() or not is_unicode(word):
         return None
     role = ROLES.get(word.strip().lower())
     if role is None:
-        note(f"role {one_line(word)!r} is none that is known, and stays as it is")
+        note(f"role {one_line(word)!r} is unknown, and stays as it is")
         return word
     if role != word and word not in own:
         note(f"role {one_line(word)!r} read as {role}")
@@ -75,7 +75,7 @@ def role_of(word: object, own: Collection[str] = ()) -> str | None:
 
 
 def read_message(role: str, content: str) -> Message:
-    """One message."""
+    """Return one message."""
     return {"role": role, "content": content}
 
 
@@ -83,7 +83,7 @@ def read_message(role: str, content: str) -> Message:
 
 
 def messages(row: Row, column: str, *, imitated: bool = False) -> list[Message]:
-    """The chat in `column`: at least one message. `imitated`: its last turn is what is to be learnt."""
+    """Return the chat in `column`: at least one message. `imitated`: its last turn is to be learnt."""
     value = row.get(column)
     if value is None:
         raise RowError(f"no {column}")
@@ -106,12 +106,12 @@ def messages(row: Row, column: str, *, imitated: bool = False) -> list[Message]:
 
 
 def prompt(row: Row, column: str) -> Prompt:
-    """Text or messages, whichever the column holds."""
+    """Return text or messages, whichever the column holds."""
     return messages(row, column) if isinstance(row.get(column), list) else text(row, column)
 
 
 def read_side(row: Row, column: str) -> Prompt:
-    """Text or messages; one message, or an object around the messages, is a list of them."""
+    """Return text or messages; a single message, or an object around messages, is read as a list of messages."""
     value = row.get(column)
     if isinstance(value, str):
         return text(row, column)
@@ -125,14 +125,14 @@ def read_side(row: Row, column: str) -> Prompt:
 
 
 def one_side(row: Row, column: str) -> Prompt:
-    """The same of a column that holds one message, which a CSV cell holds as JSON."""
+    """Read a column as `read_side` does; one message may be JSON text, as in a CSV cell."""
     value = row.get(column)
     cell = isinstance(value, str) and value.startswith(('{"from"', '{"role"'))
     return read_side({column: mapping(row, column)} if cell else row, column)
 
 
 def last_turn(turns: list[Message], column: str, goes_on: bool = False) -> tuple[list[Message], Answer]:
-    """A transcript as (prompt, its last assistant turn). `goes_on`: it continues a prompt that stands elsewhere."""
+    """Split a transcript into (prompt, last assistant turn). `goes_on`: it continues a prompt that stands elsewhere."""
     if turns[-1]["role"] != "assistant":
         raise RowError(f"{column} does not end with an assistant turn")
     if len(turns) == 1 and not goes_on:
@@ -141,7 +141,7 @@ def last_turn(turns: list[Message], column: str, goes_on: bool = False) -> tuple
 
 
 def reply(before: Prompt, turns: list[Message], column: str) -> Answer:
-    """An answer written as one assistant message, which only a prompt of messages can precede."""
+    """Return an answer written as one assistant message; only a prompt of messages can precede it."""
     if isinstance(before, str):
         raise RowError(f"prompt is text but {column} is messages")
     if len(turns) != 1 or turns[0]["role"] != "assistant":
@@ -165,13 +165,13 @@ _WEIGHTS = (
     "mask",
     "masked",
 )
-"""Names of the field that says whether, or how much, a turn is to be learnt."""
+"""Names of the field that says whether, or how much, a turn is learnt."""
 _READ = frozenset(("role", "from", "content", "value", "tool_calls", "tool_call_id", "name", "tools", "function_call"))
 TEXTS = "text", "input_text", "output_text"
 
 
 def _turn(turn: object, column: str, imitated: bool) -> Message:
-    """A turn that holds more than role and text, or in other words."""
+    """Read a turn that holds more than role and text, or holds them under other names."""
     if not isinstance(turn, dict):
         raise RowError(f"{column} has a message without role or text content")
     word = turn.get("role")
@@ -202,7 +202,7 @@ def _turn(turn: object, column: str, imitated: bool) -> Message:
 
 
 def _content(value: object, column: str) -> str:
-    """Text, or the text of parts that are text alone."""
+    """Return text, or the joined text of parts that are text alone."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
@@ -225,7 +225,7 @@ def _content(value: object, column: str) -> str:
 
 
 def _thinking(turn: Row, content: object) -> tuple[str, object]:
-    """An assistant's thinking that stands apart, in a field or in parts of the content, and the rest of the content."""
+    """Return thinking that stands apart, in a field or in parts of the content, and the rest of the content."""
     found: dict[str, str] = {}
     for name in THOUGHTS:
         value = turn.get(name)
@@ -247,7 +247,7 @@ def _thinking(turn: Row, content: object) -> tuple[str, object]:
 
 
 def _rest(turn: Row, imitated: bool) -> None:
-    """Note the keys that are left out; drop the row if they say that the turn to be imitated is not to be learnt."""
+    """Note the keys that are left out; drop the row if they say that the turn to imitate is not to be learnt."""
     for key, value in turn.items():
         if key in _READ or (key in THOUGHTS and not isinstance(value, bool)) or _says_nothing(value):
             continue
@@ -259,7 +259,7 @@ def _rest(turn: Row, imitated: bool) -> None:
 
 
 def _refuse_weight(key: str, value: object) -> None:
-    """Drop a row whose answer is not to be learnt; what cannot be told is dropped, too."""
+    """Drop a row whose answer is not to be learnt; an unclear weight drops it, too."""
     if key == "loss_mask" and value in (True, 1):
         return
     if key in ("mask", "masked") or not isinstance(value, (int, float)) or value <= 0:
@@ -271,23 +271,23 @@ def _says_nothing(value: object) -> bool:
     return value is None or (not isinstance(value, (bool, int, float)) and value in ("", [], {}))
 
 
-# --- calls of tools
+# --- tool calls
 
 
 def _calls(turn: Row) -> list[dict[str, Any]]:
-    """The calls in a turn, those in OpenAI's older form included."""
+    """Return the tool calls in a turn, including those in OpenAI's older form."""
     found = _called(json_column(turn, "tool_calls"))
     older = json_column(turn, "function_call")
     if older is None:
         return found
     if found:
         raise RowError("a turn has both tool_calls and function_call")
-    note("function_call read as a call of a tool")
+    note("function_call read as a tool call")
     return _called(older)
 
 
 def _called(value: object) -> list[dict[str, Any]]:
-    """Calls, of which each names its tool; one that is bare gets the form that templates know."""
+    """Return calls, each of which must name its tool; a bare call gets the form that templates know."""
     calls = value if isinstance(value, list) else [] if value is None else [value]
     found = []
     for call in calls:
@@ -300,21 +300,21 @@ def _called(value: object) -> list[dict[str, Any]]:
 
 
 def _filled(value: Row) -> Row:
-    """Without what is null: a table has a cell for each key of any row."""
+    """Return `value` without nulls: a table has a cell for each key of any row."""
     return {key: inner for key, inner in value.items() if inner is not None}
 
 
 def _spoken_calls(words: str) -> tuple[list[dict[str, Any]], str]:
-    """The calls in the text of a turn that is nothing else, and the rest of the text; other text stays what it is."""
+    """Return the calls in a text that is nothing else, and the remaining text; other text stays as it is."""
     try:
-        return _called(checked(json.loads(words), "a call of a tool")), ""
+        return _called(checked(json.loads(words), "a tool call")), ""
     except (ValueError, RecursionError, RowError):
-        note("a call of a tool that is no JSON stays as text")
+        note("a tool call that is not JSON stays as text")
         return [], words
 
 
 def json_column(row: Row, column: str) -> Any:
-    """What `column` holds, as JSON can: itself, or as text; None where that is nothing."""
+    """Return the JSON value in `column`, which may hold it as text; None if it is empty."""
     value = row.get(column)
     if _says_nothing(value):
         return None
@@ -327,7 +327,7 @@ def json_column(row: Row, column: str) -> Any:
 
 
 def checked(value: Any, name: str) -> Any:
-    """`value`, if JSON can hold it as it is."""
+    """Return `value` if JSON can hold it as it is; raises `RowError` otherwise."""
     try:
         words = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
@@ -342,11 +342,11 @@ def checked(value: Any, name: str) -> Any:
 SYSTEM = "system", "system_prompt", "system_message"
 TOOLS = "tools", "functions"
 AROUND = frozenset((*SYSTEM, *TOOLS))
-"""Columns that stand for a part of the prompt: a system turn in front, and what may be called."""
+"""Columns that hold a part of the prompt: the system turn in front, and the tools."""
 
 
 def around(row: Row, before: Prompt) -> Prompt:
-    """A prompt with the system turn and the tools that stand in columns of their own; text becomes a user's turn."""
+    """Return a prompt with the system turn and tools from columns of their own; text becomes a user's turn."""
     if AROUND.isdisjoint(row):
         return before
     system, tools = _system(row), tools_of(row)
@@ -375,7 +375,7 @@ def _system(row: Row) -> str:
 
 
 def tools_of(row: Row) -> list[dict[str, Any]]:
-    """The tools in a column or field: a list, or JSON text of one; OpenAI's older `functions` as tools."""
+    """Return the tools in a column or field: a list, or its JSON text; OpenAI's older `functions` become tools."""
     value = json_column(row, "tools")
     if value is None and (value := json_column(row, "functions")) is not None:
         note("functions read as tools")
@@ -409,24 +409,24 @@ def _without_tools(turns: list[Message]) -> list[Message]:
     return [first, *turns[1:]]
 
 
-# --- as ShareGPT writes them
+# --- ShareGPT
 
 SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
 
 
 def spoken(turns: list[Message]) -> Row:
-    """A chat in the columns of ShareGPT."""
+    """Return a chat in the columns of ShareGPT."""
     turns, tools = without_tools(turns)
     return {"conversations": [turn_spoken(turn) for turn in turns], **tools}
 
 
 def turn_spoken(turn: Message) -> Row:
-    """A turn from a speaker; calls of tools are a turn of their own, whose text is JSON."""
+    """Return a turn in ShareGPT's form; tool calls are a turn of their own, whose text is JSON."""
     more = further(turn)
     if calls := more.pop("tool_calls", None):
         bare_calls = [call["function"] for call in calls if call.keys() == {"type", "function"}]
         if more or turn["content"] or len(bare_calls) != len(calls):
-            raise RowError("a turn of calls of tools that also holds text, thinking or ids has no place")
+            raise RowError("a turn of tool calls that also holds text, thinking or ids has no place")
         value = bare_calls[0] if len(calls) == 1 else bare_calls
         return {"from": "function_call", "value": json.dumps(value, ensure_ascii=False)}
     if turn["role"] not in SPEAKERS:
@@ -438,7 +438,7 @@ def turn_spoken(turn: Message) -> Row:
 
 
 def answer_of(turn: Message) -> Answer:
-    """An assistant's turn as an answer: its text, and what it holds besides."""
+    """Return an assistant's turn as an answer: its text and its other fields."""
     if len(turn) == 2:
         return Answer(turn["content"])
     fields = {name: turn[name] for name in ANSWER_FIELDS if name in turn}  # type: ignore[literal-required]
@@ -449,12 +449,12 @@ def answer_of(turn: Message) -> Answer:
 
 
 def says(answer: Answer) -> Message:
-    """An answer as an assistant's turn."""
+    """Return an answer as an assistant's turn."""
     return {"role": "assistant", "content": answer.text, **(answer.fields or {})}  # type: ignore[typeddict-item]
 
 
 def without_tools(before: list[Message]) -> tuple[list[Message], Row]:
-    """A chat without its tools, and the column that holds them: as JSON text, which every container keeps."""
+    """Return a chat without its tools, and the column of the tools: as JSON text, which every container keeps."""
     tools = before[0].get("tools") if before else None
     if not tools:
         return before, {}
@@ -462,20 +462,20 @@ def without_tools(before: list[Message]) -> tuple[list[Message], Row]:
 
 
 def texts_alone(turns: list[Message]) -> list[Message]:
-    """The turns of a chat that holds text alone; `RowError` where a turn holds more."""
+    """Return the turns of a chat that holds text alone; raises `RowError` if a turn holds more."""
     for turn in turns:
         if more := further(turn):
-            raise RowError(f"the prompt holds {' and '.join(more)}, and there is place for text alone")
+            raise RowError(f"the prompt holds {' and '.join(more)}, but the format holds text alone")
     return turns
 
 
 def without_fields(answer: Answer) -> str:
-    """The text of an answer that is text alone; `RowError` if it calls tools or thinks apart."""
+    """Return the text of an answer that is text alone; raises `RowError` if it has tool calls or separate thinking."""
     if answer.fields:
-        raise RowError(f"the answer holds {' and '.join(answer.fields)}, and there is place for text alone")
+        raise RowError(f"the answer holds {' and '.join(answer.fields)}, but the format holds text alone")
     return answer.text
 
 
 def answer_key(answer: Answer) -> str:
-    """One string per distinct answer to a prompt: its text, and what its turn holds besides."""
+    """Return one string per distinct answer to a prompt: its text, and the other fields of its turn."""
     return f"{answer.text}\1{fields_key(answer.fields)}" if answer.fields else answer.text

@@ -1,7 +1,7 @@
 """Formats of prompts: what a row asks. Logs of chats are read up to their last question.
 
 A chat that ends with an answer asks what its last user turn asks: the turns after that one are left out, with a note.
-So the log of a service is a file of prompts. Chats that end otherwise stand as they are.
+So the log of a service is a file of prompts. Other chats are read whole.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ LEFT_OUT = "turns after the last user turn left out"
 
 @dataclass(frozen=True)
 class Prompted:
-    """A way to write prompts.
+    """A format of prompts.
 
-    `needs` are its columns, and `fits` tells it from another with these columns. `convert` reads a row, or raises
-    `RowError` with the reason; `remarks` are worth a note beside the row's number.
+    `needs` are its columns; `fits` tells it from other formats with these columns. `convert` reads a row, or raises
+    `RowError` with the reason; `remarks` become notes with the row's number.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Prompted:
 
 
 def _is_log(turns: object) -> bool:
-    """Whether a chat ends with an answer."""
+    """Say whether a chat ends with an answer."""
     return isinstance(turns, list) and bool(turns) and _role(turns[-1]) == "assistant"
 
 
@@ -53,9 +53,9 @@ def _role(turn: object) -> str | None:
 
 
 def _question(row: Row, column: str) -> Prompt:
-    """The chat in `column` up to what is to be answered.
+    """Return the chat in `column` up to the turn to answer.
 
-    It is cut before it is checked: calls of tools, which have no text, may stand in what is left out.
+    It is cut before it is checked: tool calls, which have no text, may stand in what is left out.
     """
     turns: Any = row.get(column)
     if _is_log(turns):
@@ -85,7 +85,7 @@ def _of_prompt(row: Row, origin: Origin) -> PromptRow:
 
 
 def _prompts_of(judged: Judged) -> Prompted:
-    """The prompts of a format of judgments; those of pairs under a name that says so."""
+    """Return the prompt format of a format of judgments; that of pairs gets a name that says so."""
     name = f"{judged.name}-pairs" if judged.name in ("hh", "trl") else judged.name
     return Prompted(name, judged.needs, lambda row, origin: PromptRow(judged.prompt(row), origin), judged.fits)
 

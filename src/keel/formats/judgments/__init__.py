@@ -1,7 +1,7 @@
 """Formats that carry judgments: one entry each in `JUDGED`, in the order in which they are tried.
 
-Formats of the same columns stand with the more particular one first; `trl`, which any `chosen` and `rejected` fit,
-comes after those; those of no tool in particular come last.
+Of formats with the same columns, the more specific one comes first. `trl`, which fits any `chosen` and `rejected`,
+comes after those; formats of no tool in particular come last.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The prompt is the first of the columns `prompt`, `instruction`, `question`, `query`. The answers are the other text
 columns whose names differ in a last number or letter only (`response-1`, `response-2`; `answer_a`, `answer_b`), or else
-one column `response`, `completion`, `answer` or `output`. What a question asks shows in its values:
+one column `response`, `completion`, `answer` or `output`. The values of a question show what it asks:
 
 - texts that name an answer's column, or a tie or two bad answers: a preference
 - lists of {rank, value}, each value an answer's column: a ranking
@@ -10,7 +10,7 @@ one column `response`, `completion`, `answer` or `output`. What a question asks 
 - other texts: a comment of the same person
 
 Only submitted responses count. A question with a usual name (`preference`, `rating`, …) asks for the overall verdict;
-the name of any other is the dimension.
+any other name is the dimension.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ STATUSES = "submitted", "draft", "discarded", "pending"
 
 @dataclass(frozen=True, slots=True)
 class _Response:
-    """What one person answered to one question."""
+    """One person's response to one question."""
 
     question: str
     user: str
@@ -53,13 +53,13 @@ def _questions(row: Row) -> list[str]:
 
 
 def _responses(row: Row, question: str) -> Iterator[tuple[_Response, str]]:
-    """(response, status) of each person."""
+    """Yield (response, status) for each person."""
     if row.get(question + RESPONSES) in (None, ""):
         return
     column = question + RESPONSES
     values, users, statuses = (items(row, c) for c in (column, f"{column}.users", f"{column}.status"))
     if not len(values) == len(users) == len(statuses):
-        raise RowError(f"{one_line(column)}, its users and its status are not equally many")
+        raise RowError(f"{one_line(column)}, its users and its status differ in number")
     for value, user, status in zip(values, users, statuses, strict=True):
         known = isinstance(status, str) and status in STATUSES
         yield _Response(question, name_in({"a user": user}, "a user"), value), status if known else "of unknown status"
@@ -73,13 +73,13 @@ def _prompt_column(row: Row) -> str:
 
 
 def prompt_in(row: Row) -> Prompt:
-    """The prompt, in the first column that is named as one."""
+    """Return the prompt, from the first column that is named as one."""
     column = _prompt_column(row)
     return messages(row, column) if isinstance(row[column], list) else as_chat(text(row, column))
 
 
 def answers_in(row: Row) -> dict[str, str]:
-    """Answers by column; an empty cell is none."""
+    """Return answers by column; an empty cell is no answer."""
     fields = {
         column: value
         for column, value in row.items()
@@ -143,7 +143,7 @@ def _judgment(before: Prompt, response: _Response, answers: dict[str, str], orig
 
 
 def _ranks(response: _Response, names: list[str]) -> tuple[int, ...]:
-    """The rank of each answer, in the order of their columns."""
+    """Return the rank of each answer, in the order of their columns."""
     places: dict[str, int] = {}
     for item in response.value:
         value, rank = (item.get("value"), item.get("rank")) if isinstance(item, dict) else (None, None)
@@ -156,7 +156,7 @@ def _ranks(response: _Response, names: list[str]) -> tuple[int, ...]:
 
 
 def _rated(question: str, names: list[str]) -> tuple[str, str]:
-    """(the answer's column, the dimension) of a question that asks for a number."""
+    """Return (the answer's column, the dimension) of a question that asks for a number."""
     if len(names) == 1:
         return names[0], question
     for name in names:
@@ -185,7 +185,7 @@ def _remarks(row: Row) -> Iterator[str]:
 
 
 def _write(group: Sequence[Judgment]) -> list[Row]:
-    """A row for answers that were judged together; a new one begins where these or the further columns change."""
+    """Return a row for answers that were judged together; a new one begins when these or the further columns change."""
     rows: list[Row] = []
     last: Judgment | None = None
     for judgment in group:

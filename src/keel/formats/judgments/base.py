@@ -1,4 +1,4 @@
-"""What a format of judgments is, and what several of them share."""
+"""The interface of a format of judgments, and helpers that several formats share."""
 
 from __future__ import annotations
 
@@ -27,20 +27,21 @@ TIE = Preference("tie")
 
 
 def no_remarks(row: Row) -> Iterable[str]:
-    """Nothing worth a note."""
+    """Return no remarks."""
     return ()
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A way to write judgments.
+    """A format of judgments.
 
-    `needs` are its columns, `fits` tells it from another with these columns. `read` gives a row's judgments, `write`
-    rows of judgments that stood together; both raise `RowError` with the reason where they cannot. `prompt` reads the
-    prompt alone, so that a row without a verdict still asks something. `becomes` is what the format's own rule makes
-    of a judgment's texts, such as a chat that becomes a transcript. `remarks` are worth a note beside the row's
-    number. `spread`: what belongs together stands on consecutive rows with the same prompt. `over` is the format with
-    what only the values of the first rows tell, such as the meaning of bare numbers, or `RowError` where they do not.
+    `needs` are its columns; `fits` tells it from other formats with these columns. `read` returns a row's judgments,
+    `write` the rows of judgments that stood together; both raise `RowError` with the reason if they cannot. `prompt`
+    reads the prompt alone, so that a row without a verdict still asks something. `becomes` applies the format's own
+    rule to a judgment's texts; for example, a chat becomes a transcript. `remarks` become notes with the row's number.
+    `spread`: judgments that belong together stand on consecutive rows with the same prompt. `over` returns the format
+    completed by the values of the first rows, such as the meaning of bare numbers, or raises `RowError` if they do not
+    tell.
     """
 
     name: str
@@ -59,44 +60,44 @@ class Judged:
 
 
 def as_chat(instruction: str) -> list[Message]:
-    """An instruction to a chat model: one user message."""
+    """Return an instruction to a chat model as one user message."""
     if not instruction.strip():
         raise RowError("empty instruction")
     return [read_message("user", instruction)]
 
 
 def read_instruction(column: str) -> Callable[[Row], list[Message]]:
-    """Reads the instruction in `column`."""
+    """Return a reader of the instruction in `column`."""
     return lambda row: as_chat(text(row, column))
 
 
 def ask_with_input(row: Row) -> list[Message]:
-    """`instruction`, and below it `input` where there is one."""
+    """Return `instruction`, with `input` below it if there is any."""
     turns, context = as_chat(text(row, "instruction")), text_or(row, "input")
     return [read_message("user", f"{turns[0]['content']}\n{context}")] if context.strip() else turns
 
 
 def one_text(prompt: Prompt) -> str:
-    """The text of a prompt that is plain or a single user message; other chats are refused."""
+    """Return the text of a prompt that is plain or a single user message; refuse other chats."""
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1 and prompt[0]["role"] == "user":
         return texts_alone(prompt)[0]["content"]
-    raise RowError("the prompt has several turns or a system message, and there is place for one text")
+    raise RowError("the prompt has several turns or a system message, but the format holds one text")
 
 
 def as_turns(prompt: Prompt) -> list[Message]:
-    """A prompt as a chat; plain text is one user message."""
+    """Return a prompt as a chat; plain text is one user message."""
     return [read_message("user", prompt)] if isinstance(prompt, str) else prompt
 
 
 def becomes_chat(judgment: Judgment) -> Judgment:
-    """The rule of formats of questions to a chat model: plain text comes back as one user message."""
+    """Apply the rule of formats that ask a chat model: plain text comes back as one user message."""
     return replace(judgment, prompt=as_turns(judgment.prompt))
 
 
 def becomes_text(judgment: Judgment) -> Judgment:
-    """The rule of formats of plain text: one user message comes back as its text."""
+    """Apply the rule of formats of plain text: one user message comes back as its text."""
     prompt = judgment.prompt
     alone = not isinstance(prompt, str) and len(prompt) == 1 and prompt[0]["role"] == "user"
     return replace(judgment, prompt=one_text(prompt)) if alone else judgment
@@ -106,7 +107,7 @@ def becomes_text(judgment: Judgment) -> Judgment:
 
 
 def as_preference(judgment: Judgment) -> Preference:
-    """The verdict of a judgment of two answers, where it is one; `RowError` for a score or a ranking."""
+    """Return the verdict of a judgment of two answers; raises `RowError` for a score or a ranking."""
     verdict = judgment.verdict
     if isinstance(verdict, Score):
         raise RowError("a score of one answer is no preference between two")
@@ -116,7 +117,7 @@ def as_preference(judgment: Judgment) -> Preference:
 
 
 def sides(judgment: Judgment) -> tuple[Answer, Answer]:
-    """(the better, the worse) answer; `RowError` where neither is better."""
+    """Return (the better, the worse) answer; raises `RowError` if neither is better."""
     outcome = as_preference(judgment).outcome
     first, second = judgment.answers
     if outcome == "tie":
@@ -127,7 +128,7 @@ def sides(judgment: Judgment) -> tuple[Answer, Answer]:
 
 
 def outcome_in(judgment: Judgment, places: dict[Outcome, int]) -> int:
-    """The format's code for a preference's outcome, or `RowError`."""
+    """Return the format's code for a preference's outcome; raises `RowError` if it has none."""
     outcome = as_preference(judgment).outcome
     if outcome not in places:
         raise RowError({"tie": "a tie has no place", "both_bad": "'both bad' has no place"}[outcome])
@@ -135,21 +136,21 @@ def outcome_in(judgment: Judgment, places: dict[Outcome, int]) -> int:
 
 
 def score(judgment: Judgment) -> float:
-    """The value of a score; `RowError` for another verdict."""
+    """Return the value of a score; raises `RowError` for another verdict."""
     if not isinstance(judgment.verdict, Score):
         raise RowError(f"a {type(judgment.verdict).__name__.lower()} of several answers is no score")
     return judgment.verdict.value
 
 
 def ranks(judgment: Judgment) -> tuple[int, ...]:
-    """The ranks of a ranking; `RowError` for another verdict."""
+    """Return the ranks of a ranking; raises `RowError` for another verdict."""
     if not isinstance(judgment.verdict, Ranking):
         raise RowError(f"a {type(judgment.verdict).__name__.lower()} is no ranking")
     return judgment.verdict.ranks
 
 
 def shape(value: float) -> int | float:
-    """A whole number without its decimal point, as the data sets write it."""
+    """Return a whole number without its decimal point, as the data sets write it; other numbers as they are."""
     return int(value) if float(value).is_integer() and abs(value) < 2**53 else value
 
 
@@ -157,7 +158,7 @@ def shape(value: float) -> int | float:
 
 
 def overall(group: Iterable[Judgment]) -> Iterator[Judgment]:
-    """The judgments of a format without dimensions, each of which must be overall."""
+    """Yield judgments for a format without dimensions; raises `RowError` unless each is overall."""
     for judgment in group:
         if judgment.dimension != OVERALL:
             raise RowError(f"the dimension {judgment.dimension[:40]!r} has no place, only an overall verdict")
@@ -165,7 +166,7 @@ def overall(group: Iterable[Judgment]) -> Iterator[Judgment]:
 
 
 def with_extra(judgment: Judgment, row: Row, without: Sequence[str] = ()) -> Row:
-    """A row with the columns that came with the judgment, those of the format's own last in precedence."""
+    """Return a row with the columns that came with the judgment; raises `RowError` if one is also the format's own."""
     extra = {c: v for c, v in (judgment.extra or {}).items() if c not in without}
     if taken := next((column for column in extra if column in row), None):
         raise RowError(f"the further column {str(taken)[:40]!r} has the name of one of the format's own")
@@ -173,7 +174,7 @@ def with_extra(judgment: Judgment, row: Row, without: Sequence[str] = ()) -> Row
 
 
 def same_text(value: object) -> str:
-    """A rater's or a model's name: text as it is, a whole number as text; else `RowError`."""
+    """Return a rater's or a model's name: text as it is, a whole number as text; raises `RowError` otherwise."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, str) and is_unicode(value):
@@ -182,7 +183,7 @@ def same_text(value: object) -> str:
 
 
 def name_in(row: Row, column: str) -> str:
-    """The optional name in `column`."""
+    """Return the optional name in `column`; empty if there is none."""
     value = row.get(column)
     try:
         return "" if value is None else same_text(value)
@@ -191,10 +192,10 @@ def name_in(row: Row, column: str) -> str:
 
 
 def verdict_of(sign: int, strength: float = 0.0) -> Verdict:
-    """A preference from -1 (first), 0 (tie) or 1 (second)."""
+    """Return a preference from -1 (first), 0 (tie) or 1 (second)."""
     return Preference(("tie", "second", "first")[sign], strength)
 
 
 def json_line(value: object) -> str:
-    """One line of JSON."""
+    """Return one line of JSON."""
     return json.dumps(value, ensure_ascii=False)

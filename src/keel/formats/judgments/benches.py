@@ -1,4 +1,4 @@
-"""Benchmarks of judges and reward models, LLMBar, JudgeBench and RM-Bench; and lists of chosen and rejected answers."""
+"""Benchmarks of judges and reward models: LLMBar, JudgeBench and RM-Bench; and lists of chosen and rejected answers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SIGNS = {"A>B": -1, "A=B": 0, "B>A": 1}
 
 
 def _read_judgebench(row: Row, origin: Origin) -> list[Judgment]:
-    """The label says which response is right; both are of the same model."""
+    """Read a pair whose label says which response is right; both are by the same model."""
     label = text(row, "label").replace(" ", "")
     if label not in SIGNS:
         raise RowError("label is neither A>B nor B>A")
@@ -83,7 +83,7 @@ def _question(row: Row) -> Prompt:
 
 
 def _read_lists(ask_row: Callable[[Row], Prompt]) -> Callable[[Row, Origin], list[Judgment]]:
-    """The chosen answers at rank 1, the rejected ones at rank 2."""
+    """Return a reader that ranks the chosen answers 1 and the rejected ones 2."""
 
     def read(row: Row, origin: Origin) -> list[Judgment]:
         before = ask_row(row)
@@ -97,7 +97,7 @@ def _read_lists(ask_row: Callable[[Row], Prompt]) -> Callable[[Row, Origin], lis
 
 
 def _several(row: Row, column: str, before: Prompt) -> list[Answer]:
-    """Answers in a list, or a single one: each a text, or a message or a list of one."""
+    """Return the answers in a list, or a single one: each is a text, a message, or a list of one message."""
     value = row.get(column)
     if isinstance(value, str) and not value.startswith("["):
         return [Answer(text(row, column))]
@@ -140,7 +140,7 @@ def _write_rm_bench(group: Sequence[Judgment]) -> list[Row]:
 
 
 def _placed(judgment: Judgment) -> tuple[list[Answer], list[Answer]]:
-    """(the chosen, the rejected) answers of a ranking of two ranks."""
+    """Return (the chosen, the rejected) answers of a ranking with two ranks."""
     places = ranks(judgment)
     if set(places) != {1, 2}:
         raise RowError("the ranks are not 1 for the chosen and 2 for the rejected answers")
@@ -149,7 +149,7 @@ def _placed(judgment: Judgment) -> tuple[list[Answer], list[Answer]]:
 
 
 def _looks_like_lists(row: Row) -> bool:
-    """Whether one of the sides holds several answers."""
+    """Say whether one of the sides holds several answers."""
     return row.get("prompt") is not None and any(_holds_several(row.get(name)) for name in ("chosen", "rejected"))
 
 

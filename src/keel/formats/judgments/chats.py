@@ -1,4 +1,4 @@
-"""Pairs around a question or a chat in a column of its own: Orca's, ms-swift's, axolotl's."""
+"""Pairs beside a question or a chat in a column of its own: Orca's, ms-swift's, axolotl's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from keel.formats.messages import (
 from keel.records import Answer, Judgment, Message, Origin, Preference, Prompt
 
 Sides = tuple[Prompt, Answer, Answer]
-"""What is asked, the better and the worse answer."""
+"""The prompt, the better answer and the worse one."""
 
 
 def _reader(split: Callable[[Row], Sides], *own: str) -> Callable[[Row, Origin], list[Judgment]]:
@@ -63,7 +63,7 @@ def _put_orca(before: Prompt, better: Answer, worse: Answer) -> Row:
     turns, tools = without_tools(as_turns(before))
     roles = [turn["role"] for turn in texts_alone(turns)]
     if roles not in (["user"], ["system", "user"]):
-        raise RowError("the prompt has several turns, and there is place for one question")
+        raise RowError("the prompt has several turns, but the format holds one question")
     row: Row = {"system": turns[0]["content"]} if len(turns) > 1 else {}
     row |= {"question": turns[-1]["content"], **tools}
     return row | {"chosen": without_fields(better), "rejected": without_fields(worse)}
@@ -117,7 +117,7 @@ def _put_axolotl(before: Prompt, better: Answer, worse: Answer) -> Row:
 
 
 def _alone(row: Row) -> bool:
-    """Whether each side is one answer, and no transcript that holds the prompt."""
+    """Say whether each side is one answer, and not a transcript that holds the prompt."""
     found = [row.get(name) for name in ("chosen", "rejected")]
     one = all(isinstance(value, (str, dict)) or (isinstance(value, list) and len(value) == 1) for value in found)
     return one and row.get("prompt") is None and isinstance(row.get("messages"), list)

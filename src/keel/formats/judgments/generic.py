@@ -1,7 +1,7 @@
-"""Formats of no tool in particular: two answers and a verdict, scores, rankings. What `--columns` leads to, too.
+"""Formats of no tool in particular: two answers and a verdict, scores, rankings. `--columns` leads to these, too.
 
 Answers are text or messages as in TRL's pairs (`response_a` and `response_b` for `chosen` and `rejected`), and the
-further columns are those that `keel_columns` knows: a row is read and written as TRL's, under other names.
+further columns are those of `keel_columns`: a row is read and written as TRL's, under other names.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["GENERIC", "MEANINGS", "spelt"]
 TRL, KTO = PAIR_FORMATS[0], PAIR_FORMATS[1]
 _VERDICT = "preference"
 MEANINGS: dict[str, Outcome] = {"a": "first", "b": "second", "tie": "tie", "both_bad": "both_bad"}
-"""What a value of a verdict column can be said to mean."""
+"""Meanings that a value of a verdict column can be given."""
 _ANSWERS = "response_", "answer_", "model_", "output_", "assistant_", "completion_"
 _WORDS: dict[str, Outcome] = {
     **dict.fromkeys(("a", "a>b", "a>>b", "b<a", "b<<a", "left", "first", "[[a]]"), "first"),
@@ -31,17 +31,17 @@ _WORDS: dict[str, Outcome] = {
     **dict.fromkeys(("tie (bothgood)", "tie (both good)", "[[c]]"), "tie"),
     **dict.fromkeys(("both_bad", "both bad", "bothbad", "tie (bothbad)", "tie (both bad)", "neither"), "both_bad"),
 }
-"""What verdicts are called, in lower case and without spaces around signs."""
+"""Names of verdicts, in lower case and without spaces around <, = and >."""
 CODES: dict[str, dict[str, Outcome]] = {
     "0 = the first answer, 1 = the second": {"0": "first", "1": "second"},
     "1 = the first answer, 2 = the second": {"1": "first", "2": "second"},
 }
-ODD = 5  # values without a meaning that are named
+ODD = 5  # at most so many values without a meaning are named
 REMEDY = "say what the values mean, as in --columns preference=COLUMN:1=a:2=b:0=tie"
 
 
 def spelt(value: object) -> str:
-    """A value of a verdict column as it is looked up."""
+    """Return a value of a verdict column in the spelling under which it is looked up."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     word = " ".join(str(value).lower().split())
@@ -54,7 +54,7 @@ def spelt(value: object) -> str:
 
 
 def _as_trl(row: Row, without: Iterable[str]) -> Row:
-    """The row under TRL's names."""
+    """Return the row under TRL's names."""
     new: Row = {}
     for column, value in row.items():
         if column in TRL_NAMES:
@@ -72,7 +72,7 @@ TRL_NAMES = {
 
 
 def _of_trl(row: Row) -> Row:
-    """TRL's names as those of this format."""
+    """Return a row under this format's names instead of TRL's."""
     new: Row = {}
     for column, value in row.items():
         side, mark, rest = column.partition("_")
@@ -81,7 +81,7 @@ def _of_trl(row: Row) -> Row:
 
 
 def _renaming(call: Callable[[], Any]) -> Any:
-    """What `call` gives; its reasons name the columns that the file has."""
+    """Return the result of `call`; if it raises, the reason names the columns that the file has."""
     try:
         return call()
     except RowError as error:
@@ -90,7 +90,7 @@ def _renaming(call: Callable[[], Any]) -> Any:
 
 
 def _two(row: Row, origin: Origin, without: Iterable[str]) -> Judgment:
-    """Two answers to a prompt, the first called the better one."""
+    """Read two answers to a prompt, with the first marked as the better one."""
     found: list[Judgment] = _renaming(lambda: TRL.read(_as_trl(row, without), origin))
     return found[0]
 
@@ -100,7 +100,7 @@ def _two_prompt(without: Iterable[str]) -> Callable[[Row], Prompt]:
 
 
 def _read_vote(codes: dict[str, Outcome]) -> Callable[[Row, Origin], list[Judgment]]:
-    """Reads a verdict, bare numbers by their codes; of values without a meaning the first few are named."""
+    """Return a reader of verdicts, bare numbers by `codes`; the first few values without a meaning are named."""
     odd: set[str] = set()
 
     def read(row: Row, origin: Origin) -> list[Judgment]:
@@ -119,7 +119,7 @@ def _read_vote(codes: dict[str, Outcome]) -> Callable[[Row, Origin], list[Judgme
 
 
 def _outcome(row: Row, codes: dict[str, Outcome]) -> Outcome | None:
-    """What the verdict says: a word, a code, or the name or text of one answer; None where it is none of them."""
+    """Return the outcome that a word, a code, or the name or text of one answer means; None for anything else."""
     value = row.get(_VERDICT)
     if value is None or value == "":
         raise RowError(f"no {_VERDICT}")
@@ -146,7 +146,7 @@ def _write_vote(group: Sequence[Judgment]) -> list[Row]:
 
 
 def _over(head: Sequence[Row]) -> Judged:
-    """The format with the meaning of bare numbers, as those of the first rows show it; `RowError` where they do not."""
+    """Return the format with the meaning of bare numbers from the first rows; raises `RowError` if it is unclear."""
     bare = {spelt(row[_VERDICT]) for row in head if row.get(_VERDICT) not in (None, "")}
     bare = {word for word in bare if word.lstrip("-").replace(".", "", 1).isdigit()}
     if not bare:
@@ -173,7 +173,7 @@ VOTE = Judged(
 
 
 def _read_two_scores(row: Row, origin: Origin) -> list[Judgment]:
-    """A score of each of two answers by one rater."""
+    """Read one rater's scores of two answers."""
     found = _two(row, origin, ("score_a", "score_b"))
     values = number_in(row, "score_a"), number_in(row, "score_b")
     return [
@@ -194,7 +194,7 @@ def _write_two_scores(group: Sequence[Judgment]) -> list[Row]:
 
 
 def _in_twos(group: Sequence[Judgment]) -> Iterator[tuple[Judgment, Judgment]]:
-    """Scores by the same rater in the same dimension, two by two."""
+    """Yield scores by the same rater in the same dimension, two by two; raises `RowError` if one is left."""
     waiting: list[Judgment] = []
     for judgment in group:
         score(judgment)
@@ -205,11 +205,11 @@ def _in_twos(group: Sequence[Judgment]) -> Iterator[tuple[Judgment, Judgment]]:
             waiting.remove(partner)
             yield partner, judgment
     if waiting:
-        raise RowError("a score of one answer alone, and there is place for two")
+        raise RowError("a score of one answer alone, but the format holds two")
 
 
 def _said_by(judgment: Judgment) -> Judgment:
-    """All of a judgment but what was judged, and how."""
+    """Return a judgment without its answers, verdict and origin."""
     return replace(judgment, answers=(), verdict=Score(0), origin=Origin())
 
 
@@ -219,7 +219,7 @@ def _read_score(row: Row, origin: Origin) -> list[Judgment]:
 
 
 def _one(row: Row, answer: Any, without: Iterable[str], column: str, origin: Origin) -> Judgment:
-    """One answer to a prompt, as TRL's KTO has it; reasons name the column."""
+    """Read one answer to a prompt as TRL's KTO has it; reasons name `column`."""
     rest = {name: value for name, value in row.items() if name not in without and name not in ("completion", "label")}
     if column == "response":
         rest = {
@@ -233,7 +233,7 @@ def _one(row: Row, answer: Any, without: Iterable[str], column: str, origin: Ori
 
 
 def _under(row: Row, old: str, new: str) -> Row:
-    """The row with another name for an answer, in the columns that say more of it, too."""
+    """Return the row with another name for an answer, also in the columns that say more about it."""
     return {
         (new + name[len(old) :] if name == old or name.startswith(f"{old}_") else name): value
         for name, value in row.items()
@@ -258,13 +258,13 @@ def _write_score(group: Sequence[Judgment]) -> list[Row]:
 
 
 def _several(row: Row, other: str, origin: Origin) -> list[Judgment]:
-    """Each of the `responses` by itself, with its writer where `models` names them; `other` holds as many."""
+    """Read each of the `responses` by itself, with its model if `models` names them; `other` holds as many values."""
     responses, more = items(row, "responses"), items(row, other)
     models = items(row, "models") if row.get("models") not in (None, "") else [None] * len(responses)
     if not len(responses) == len(more) == len(models):
-        raise RowError(f"responses, {other} and models are not equally many")
+        raise RowError(f"responses, {other} and models differ in number")
     if len(responses) < 2:
-        raise RowError("responses are not two or more")
+        raise RowError("responses are fewer than two")
     without = "responses", "models", other
     found = [_one(row, answer, without, "a response", origin) for answer in responses]
     return [
@@ -274,7 +274,7 @@ def _several(row: Row, other: str, origin: Origin) -> list[Judgment]:
 
 
 def _read_ranks(row: Row, origin: Origin) -> list[Judgment]:
-    """Ranks from 1, or from 0, of which the lowest is the best."""
+    """Read ranks from 1 or from 0; the lowest is the best."""
     found = _several(row, "ranks", origin)
     places = [number_in({"a rank": place}, "a rank") for place in items(row, "ranks")]
     if any(place < 0 or not place.is_integer() for place in places):
@@ -285,7 +285,7 @@ def _read_ranks(row: Row, origin: Origin) -> list[Judgment]:
 
 
 def _read_scores(row: Row, origin: Origin) -> list[Judgment]:
-    """One rater's score of each answer; an answer without one is left out."""
+    """Read one rater's score of each answer; an answer without one is left out."""
     scored = zip(_several(row, "scores", origin), items(row, "scores"), strict=True)
     found = [replace(j, verdict=Score(number_in({"a score": v}, "a score"))) for j, v in scored if v not in (None, "")]
     if not found:
@@ -298,7 +298,7 @@ def _unscored(row: Row) -> Iterable[str]:
 
 
 def _listing(judgment: Judgment, answers: Sequence[Answer]) -> Row:
-    """The row of several answers, less what was said of them."""
+    """Return the row of several answers, without the verdict on them."""
     rows = [KTO.write([replace(judgment, answers=(answer,), verdict=Score(1))])[0] for answer in answers]
     own = {name: value for name, value in rows[0].items() if not name.startswith("completion") and name != "label"}
     if taken := own.keys() & {"responses", "models", "ranks", "scores"}:
@@ -314,7 +314,7 @@ def _write_ranks(group: Sequence[Judgment]) -> list[Row]:
 
 
 def _write_scores(group: Sequence[Judgment]) -> list[Row]:
-    """A row for each rater and dimension."""
+    """Return a row for each rater and dimension."""
     rows: list[tuple[Judgment, list[Judgment]]] = []
     for judgment in group:
         score(judgment)
@@ -325,7 +325,7 @@ def _write_scores(group: Sequence[Judgment]) -> list[Row]:
         else:
             held.append(judgment)
     if any(len(some) < 2 for _, some in rows):
-        raise RowError("a score of one answer alone, and there is place for two or more")
+        raise RowError("a score of one answer alone, but the format holds two or more")
     return [
         _listing(some[0], [j.answers[0] for j in some]) | {"scores": [shape(score(j)) for j in some]}
         for _, some in rows

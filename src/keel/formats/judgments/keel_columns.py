@@ -1,10 +1,10 @@
-"""Columns of Keel's own beside TRL's: who judged, what, and who wrote the answers. A trainer passes them by.
+"""Keel's own columns beside TRL's: who judged, what, and who wrote the answers. Trainers ignore them.
 
 `rater`, `feedback` (whose: "ai", "human", "rule", "simulated"), `dimension`, `rubric`, `seconds`, `comment`, `raw`,
-`chosen_shown` ("second" where the rater saw the chosen answer on the right), and for each side what `Answer` knows:
-`chosen_model`, `rejected_logp`, …; `chosen_ids`, the tokens as they were drawn, beside the fingerprint of what spells
-them in `tokenizer`, or `chosen_tokenizer` where the answers' differ. Only what is known is written. A column with one
-of these names that holds something else is not ours: it is kept as a column that means nothing to Keel.
+`chosen_shown` ("second" if the rater saw the chosen answer on the right), and for each side the fields of `Answer`:
+`chosen_model`, `rejected_logp`, …; `chosen_ids`, the tokens as they were drawn. The fingerprint of their tokenizer is
+in `tokenizer`, or in `chosen_tokenizer` if the answers' differ. Only what is known is written. A column with one of
+these names that holds something else is not ours: it is kept as a column that means nothing to Keel.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _numbers(value: Any) -> dict[str, float]:
 
 
 def drawn_in(tokenizer: object, ids: object) -> Drawn | None:
-    """The tokens of an answer, where both are there and well formed; a cell holds the list as JSON."""
+    """Return the tokens of an answer if both are there and well formed, else None; a cell holds the list as JSON."""
     if isinstance(ids, str):
         try:
             ids = json.loads(ids)
@@ -112,7 +112,7 @@ ANSWER: dict[str, Callable[[Any], Any]] = {
 
 @dataclass(slots=True)
 class Details:
-    """What further columns say: of the judgment, of each answer by side, the order shown, and all that is not ours."""
+    """Contents of further columns: on the judgment, on each answer by side, the order shown, and columns not ours."""
 
     judgment: dict[str, Any]
     answers: dict[str, dict[str, Any]]
@@ -121,7 +121,7 @@ class Details:
 
 
 def read_details(row: Row, known: Iterable[str], sides: Sequence[str]) -> Details | None:
-    """The further columns of a row beside the `known`; None where there are none."""
+    """Read the further columns of a row beside the `known`; None if there are none."""
     further = row.keys() - known
     if not further:
         return None
@@ -140,7 +140,7 @@ def read_details(row: Row, known: Iterable[str], sides: Sequence[str]) -> Detail
 
 
 def _take_drawn(row: Row, found: Details) -> set[str]:
-    """The columns that hold tokens as drawn, and what spells them."""
+    """Read tokens as drawn into `found`; return the columns of the tokens and their tokenizer."""
     taken: set[str] = set()
     for side, known in found.answers.items():
         if (column := f"{side}_ids") not in row:
@@ -153,7 +153,7 @@ def _take_drawn(row: Row, found: Details) -> set[str]:
 
 
 def _take(column: str, value: Any, found: Details) -> bool:
-    """Whether the column is one of ours; an empty cell of one of ours says nothing."""
+    """Read a column into `found`, and say whether it is one of ours; an empty cell of one of ours says nothing."""
     if column in JUDGMENT:
         field, read = JUDGMENT[column]
         found.judgment |= {} if value == "" else {field: read(value)}
@@ -171,7 +171,7 @@ def _take(column: str, value: Any, found: Details) -> bool:
 
 
 def write_details(judgment: Judgment, row: Row, sides: dict[str, Answer]) -> Row:
-    """The row with what is known of the judgment and its answers, and the columns that came with it."""
+    """Return the row with what is known of the judgment and its answers, and the columns that came with it."""
     for column, (field, _) in JUDGMENT.items():
         value = getattr(judgment, field)
         if value not in ("", "unknown", None) and (column, value) != ("dimension", "overall"):

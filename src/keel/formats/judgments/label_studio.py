@@ -1,8 +1,8 @@
 """Label Studio's exports of pairwise comparisons: whole tasks, and the short form of one row for each annotation.
 
-A task's `data` holds the prompt and two answers, as columns of an Argilla export are named; each of its `annotations`
-holds results, of which those of the type `pairwise` (or a choice of one) select `left`, `right`, or neither. In the
-short form these columns stand side by side, and the selection in a column that has the name of the question.
+A task's `data` holds the prompt and two answers, in columns named as in an Argilla export. Each of its `annotations`
+holds results; those of the type `pairwise` (or a choice of one) select `left`, `right`, or neither. In the short form
+these columns stand side by side, and the selection stands in a column named after the question.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _prompt(data: Row) -> Prompt:
 
 
 def _selected(value: object) -> str | None:
-    """The word in a selection: itself, or in an object or a list of one, which a CSV cell holds as JSON."""
+    """Return the word in a selection: itself, or in an object or a list of one, which a CSV cell holds as JSON."""
     if isinstance(value, str) and value[:1] in ("[", "{"):
         try:
             value = json.loads(value)
@@ -51,7 +51,7 @@ def _dimension(name: str) -> str:
 
 
 def _two(data: Row, order: object = None) -> tuple[dict[str, str], Answer, Answer]:
-    """The answers by column, and left and right: in the order that the result names, else in that of the columns."""
+    """Return the answers by column, then left and right: in the order that the result names, else in column order."""
     found = answers_in(data)
     if len(found) != 2:
         raise RowError(f"a comparison is between two answers, and there are {len(found)}")
@@ -64,7 +64,7 @@ def _two(data: Row, order: object = None) -> tuple[dict[str, str], Answer, Answe
 
 
 def _read_tasks(row: Row, origin: Origin) -> list[Judgment]:
-    """A judgment of each comparison in each annotation that was not cancelled."""
+    """Read a judgment from each comparison in each annotation that was not cancelled."""
     data, found = mapping(row, "data"), list[Judgment]()
     rest = others(data, {_prompt_column(data), *_two(data)[0]})
     extra = (others(row, TASK) or {}) | ({"data": rest} if rest else {})
@@ -103,7 +103,7 @@ def _annotated(data: Row, annotation: Row, extra: Row, origin: Origin) -> Iterat
 
 
 def _choice(result: Row) -> str | None:
-    """The word of a comparison, None of another question, which is noted unless it is a comment."""
+    """Return the word of a comparison; None for another question, which is noted unless it is a comment."""
     kind, value = result.get("type"), result.get("value")
     value = value if isinstance(value, dict) else {}
     if kind == "pairwise":
@@ -127,12 +127,12 @@ def _comments(result: Row) -> Iterator[str]:
 
 
 def _text_of(value: object) -> str:
-    """A text, empty where there is none."""
+    """Return a text, empty if there is none."""
     return "" if value is None else text({"a name": value}, "a name")
 
 
 def _rater(value: object) -> str:
-    """Who annotated: a number, a name, or an object that holds one."""
+    """Return the annotator, given as a number, a name, or an object that holds one."""
     if isinstance(value, dict):
         value = next((value[name] for name in ("email", "username", "id") if value.get(name)), None)
     return name_in({"an annotator": value}, "an annotator")
@@ -143,7 +143,7 @@ def _prompt_column(data: Row) -> str:
 
 
 def _write_tasks(group: Sequence[Judgment]) -> list[Row]:
-    """A task for answers that were judged together; a new one begins where these or the further columns change."""
+    """Return a task for answers that were judged together; a new one begins when these or further columns change."""
     rows: list[Row] = []
     last: Any = None
     for judgment in group:
@@ -196,7 +196,7 @@ def _result(judgment: Judgment) -> Row:
 
 
 def _questions(row: Row) -> dict[str, str]:
-    """What was selected, by question; a column whose name ends in a number or letter is an answer's."""
+    """Return the selections by question; a column whose name ends in a number or letter is an answer's."""
     known = {*STAMPS, _prompt_column(row)}
     names = [name for name in row if isinstance(name, str) and name not in known and not NUMBER.search(name)]
     found = {name: _selected(row[name]) for name in names}
@@ -242,7 +242,7 @@ def _write_short(group: Sequence[Judgment]) -> list[Row]:
 
 
 def _looks_like_tasks(row: Row) -> bool:
-    """Of a task that is annotated already, that it compares."""
+    """Say whether a task has annotations that compare."""
     annotations = row.get("annotations")
     if isinstance(annotations, str):  # a CSV cell
         return '"pairwise"' in annotations or '"choices"' in annotations

@@ -1,4 +1,4 @@
-"""LLaMA-Factory's pairs: around an instruction with its history, or a conversation as ShareGPT writes it."""
+"""LLaMA-Factory's pairs: beside an instruction with its history, or beside a conversation as ShareGPT writes it."""
 
 from __future__ import annotations
 

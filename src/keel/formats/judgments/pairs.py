@@ -1,4 +1,4 @@
-"""Chosen and rejected: TRL's pairs, HH transcripts, OpenAI's preference fine-tuning; and TRL's KTO."""
+"""Chosen and rejected answers: TRL's pairs, HH transcripts, OpenAI's preference fine-tuning; and TRL's KTO."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ APART = "transcripts differ before the last assistant turn"
 
 
 def trl_sides(row: Row) -> tuple[Prompt, Answer, Answer]:
-    """TRL: `chosen` and `rejected` as text, as one assistant message each, or as whole lists of messages.
+    """Read TRL's `chosen` and `rejected`: text, one assistant message each, or whole lists of messages.
 
-    In the last case the prompt is what both share before the last assistant turn; a `prompt` column beside
-    them is the beginning of that, or what comes before it, or, as text, one of its user turns.
+    In the last case the prompt is what both share before the last assistant turn. A `prompt` column beside them is
+    the beginning of that, or what comes before it, or, as text, one of its user turns.
     """
     before = None if row.get("prompt") is None else prompt(row, "prompt")
     before, chosen, rejected = two_sides(before, read_side(row, "chosen"), read_side(row, "rejected"))
@@ -55,7 +55,7 @@ def trl_sides(row: Row) -> tuple[Prompt, Answer, Answer]:
 
 
 def two_sides(before: Prompt | None, chosen: Prompt, rejected: Prompt) -> tuple[Prompt, Answer, Answer]:
-    """A prompt, which the sides may hold, and what stands on either side of it."""
+    """Return a prompt, which the sides may hold, and the answer of each side."""
     if isinstance(chosen, str) and isinstance(rejected, str):
         if before is None:
             raise RowError("no prompt, and the answers are plain text")
@@ -73,7 +73,7 @@ def two_sides(before: Prompt | None, chosen: Prompt, rejected: Prompt) -> tuple[
 
 
 def _whole(before: Prompt | None, shared: list[Message]) -> list[Message]:
-    """The prompt of two sides that share these turns."""
+    """Return the prompt of two sides that share these turns."""
     if before is None:
         return shared
     if isinstance(before, str):
@@ -120,7 +120,7 @@ def _write_trl(group: Sequence[Judgment]) -> list[Row]:
 
 
 def asked_in_columns(before: Prompt) -> Row:
-    """The column of a prompt, and that of its tools where there are any."""
+    """Return the column of a prompt, and that of its tools if there are any."""
     if isinstance(before, str):
         return {"prompt": before}
     turns, tools = without_tools(before)
@@ -128,7 +128,7 @@ def asked_in_columns(before: Prompt) -> Row:
 
 
 def _answered(before: Prompt, answer: Answer) -> Prompt:
-    """An answer as TRL has it behind such a prompt: text, or one message."""
+    """Return an answer as TRL has it after such a prompt: text, or one message."""
     return without_fields(answer) if isinstance(before, str) else [says(answer)]
 
 
@@ -139,7 +139,7 @@ KTO_CHAT = frozenset(("messages", "label", *AROUND))
 
 
 def _label(row: Row) -> float:
-    """1 for a good answer; CSV cells and some tools hold it as text or as a number."""
+    """Return 1 for a good answer, else 0; CSV cells and some tools hold the label as text or as a number."""
     value = row.get("label")
     if value is None or value == "":
         raise RowError("no label")
@@ -164,7 +164,7 @@ def _chat_prompt(row: Row) -> Prompt:
 
 
 def _read_kto_chat(row: Row, origin: Origin) -> list[Judgment]:
-    """A chat whose last turn is what the label is about."""
+    """Read a chat whose label is about its last turn."""
     before, answer = last_turn(messages(row, "messages"), "messages")
     return [_labelled(row, around(row, before), answer, KTO_CHAT, origin)]
 
@@ -206,7 +206,7 @@ def _verdict(judgment: Judgment) -> bool:
 
 
 def _is_verdict(row: Row) -> bool:
-    """Whether a chat's label says that its last turn is good or bad."""
+    """Say whether a chat's label calls its last turn good or bad."""
     return good_or_bad(row.get("label")) is not None and isinstance(row.get("messages"), list)
 
 
@@ -216,7 +216,7 @@ ASSISTANT, HUMAN = "\n\nAssistant:", "\n\nHuman:"
 
 
 def hh_sides(row: Row) -> tuple[str, str, str]:
-    """Anthropic HH: two whole transcripts, split at the last assistant turn and nowhere else.
+    """Split Anthropic HH's two whole transcripts at the last assistant turn and nowhere else.
 
     The prompt ends with "\n\nAssistant:" and the completion keeps its leading space.
     """
@@ -245,7 +245,7 @@ def _read_hh(row: Row, origin: Origin) -> list[Judgment]:
 
 
 def _transcript(turns: list[Message]) -> str:
-    """Alternating user and assistant turns, the last a user's, up to where the assistant starts to speak."""
+    """Return a transcript of alternating user and assistant turns, from a user's to the start of the next answer."""
     names = {"user": HUMAN, "assistant": ASSISTANT}
     for i, turn in enumerate(texts_alone(turns)):
         if turn["role"] != ("user", "assistant")[i % 2]:
@@ -258,7 +258,7 @@ def _transcript(turns: list[Message]) -> str:
 
 
 def _becomes_hh(judgment: Judgment) -> Judgment:
-    """A chat as a transcript, in which an answer begins with a space."""
+    """Turn a chat into a transcript, in which an answer begins with a space."""
     if isinstance(judgment.prompt, str):
         return judgment
     answers = tuple(replace(answer, text=" " + without_fields(answer)) for answer in judgment.answers)

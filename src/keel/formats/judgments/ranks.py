@@ -1,4 +1,4 @@
-"""Several answers at once: OpenAssistant's trees and RewardBench 2; and RewardBench 1, its pairs."""
+"""Several answers at once: OpenAssistant's trees and RewardBench 2; and RewardBench 1's pairs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NAMES = {"user": "prompter", "assistant": "assistant"}
 
 
 def _nodes(root: Row) -> Iterator[tuple[list[Message], list[Row]]]:
-    """(the messages down to here, what was replied) of every message with replies, parents first."""
+    """Yield (the messages down to here, the replies) for every message with replies, parents first."""
     waiting = [(root, [_message(root)])]
     while waiting:
         node, path = waiting.pop()
@@ -49,11 +49,11 @@ def _message(node: Row) -> Message:
 
 
 def _rank(reply: Row) -> int | None:
-    """The rank of an assistant's reply, 0 the best; None where people gave none."""
+    """Return the rank of an assistant's reply, 0 the best; None if people gave none."""
     rank = reply.get("rank")
     if rank is None or reply.get("role") != "assistant":
         return None
-    if isinstance(rank, float) and rank.is_integer():  # a table with gaps holds its whole numbers as fractions
+    if isinstance(rank, float) and rank.is_integer():  # a table with gaps holds its whole numbers as floats
         rank = int(rank)
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
         raise RowError("a rank is not a whole number from 0")
@@ -61,7 +61,7 @@ def _rank(reply: Row) -> int | None:
 
 
 def _read_tree(row: Row, origin: Origin) -> list[Judgment]:
-    """A ranking wherever people ranked two or more replies of the assistant, with the whole path as prompt."""
+    """Read a ranking of the replies to each message with two or more ranked ones; the prompt is the whole path."""
     found, extra = [], others(row, ("prompt",))
     for path, replies in _nodes(mapping(row, "prompt")):
         ranked = [(rank, reply) for reply in replies if (rank := _rank(reply)) is not None]
@@ -89,12 +89,12 @@ def _unranked(row: Row) -> Iterator[str]:
 
 
 def _tree_prompt(row: Row) -> list[Message]:
-    """The question at the root."""
+    """Return the question at the root."""
     return [_message(mapping(row, "prompt"))]
 
 
 def _write_tree(group: Sequence[Judgment]) -> list[Row]:
-    """A tree for each first message, grown along the prompts; what is unranked on the way has no rank."""
+    """Return a tree for each first message, grown along the prompts; unranked messages on the way have no rank."""
     trees: dict[str, Row] = {}
     for judgment in sorted(overall(group), key=lambda j: len(as_turns(j.prompt))):
         places, turns = ranks(judgment), texts_alone(as_turns(judgment.prompt))
@@ -115,7 +115,7 @@ def _write_tree(group: Sequence[Judgment]) -> list[Row]:
 
 
 def _reply(node: Row, turn: Message) -> Row:
-    """The reply that says this, made where there is none."""
+    """Return the reply with this text; add it if there is none."""
     replies: list[Row] = node["replies"]
     for reply in replies:
         if reply["text"] == turn["content"]:
@@ -169,7 +169,7 @@ BENCH2 = frozenset(("prompt", "chosen", "rejected", "models", *COUNTED))
 
 
 def _read_bench2(row: Row, origin: Origin) -> list[Judgment]:
-    """The correct answers at rank 1, the wrong ones at rank 2; `models` names the writers in this order."""
+    """Read the correct answers at rank 1 and the wrong ones at rank 2; `models` names the writers in this order."""
     right, wrong = _texts(row, "chosen"), _texts(row, "rejected")
     models = _texts(row, "models") if row.get("models") else []
     if models and len(models) != len(right) + len(wrong):
@@ -207,7 +207,7 @@ def _write_bench2(group: Sequence[Judgment]) -> list[Row]:
 
 
 def _looks_like_bench2(row: Row) -> bool:
-    """Lists of texts, which a CSV cell holds as JSON."""
+    """Say whether `chosen` is a list of texts, which a CSV cell holds as JSON."""
     chosen = row.get("chosen")
     return isinstance(chosen, list) or (isinstance(chosen, str) and chosen.startswith("["))
 

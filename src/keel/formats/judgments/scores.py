@@ -23,11 +23,11 @@ from keel.records import OVERALL, Answer, Judgment, Origin, Score
 # --- UltraFeedback
 
 ULTRA = frozenset(("instruction", "completions"))
-_MISSING = (None, "", "N/A")  # of a rating: the annotator gave none
+_MISSING = (None, "", "N/A")  # instead of a rating: the annotator gave none
 
 
 def _read_ultra(row: Row, origin: Origin) -> list[Judgment]:
-    """A score per completion and aspect, by a judge. What else a completion or annotation holds stays in `extra`."""
+    """Read a judge's score per completion and aspect. Other fields of a completion or annotation stay in `extra`."""
     before, extra = as_chat(text(row, "instruction")), others(row, ULTRA) or {}
     found = []
     for completion in objects(row, "completions"):
@@ -54,7 +54,7 @@ def _read_ultra(row: Row, origin: Origin) -> list[Judgment]:
 
 
 def _annotations(completion: Row) -> Iterator[tuple[str, Row]]:
-    """(aspect, annotation) where there is a rating."""
+    """Yield (aspect, annotation) for each rating."""
     annotations = completion.get("annotations")
     if not isinstance(annotations, dict):
         raise RowError("annotations is not an object")
@@ -75,7 +75,7 @@ def _unrated(row: Row) -> Iterator[str]:
 
 
 def _write_ultra(group: Sequence[Judgment]) -> list[Row]:
-    """One row; a new completion begins where the answer changes or an aspect comes again."""
+    """Return one row; a new completion begins when the answer changes or an aspect comes again."""
     completions: list[Row] = []
     last: tuple[Answer, Any] | None = None
     shared = {k: v for k, v in (group[0].extra or {}).items() if k not in ("completion", "annotation")}
@@ -101,7 +101,7 @@ _STEER = frozenset(("prompt", "response", *DIMENSIONS))
 
 
 def _read_steer(row: Row, origin: Origin) -> list[Judgment]:
-    """People's scores in five dimensions."""
+    """Read people's scores in five dimensions."""
     before, answers = as_chat(text(row, "prompt")), (Answer(text(row, "response")),)
     extra = others(row, _STEER)
     return [
@@ -113,7 +113,7 @@ def _read_steer(row: Row, origin: Origin) -> list[Judgment]:
 
 
 def _write_steer(group: Sequence[Judgment]) -> list[Row]:
-    """A row per answer; a new one begins where the answer or its further columns change or a dimension comes again."""
+    """Return a row per answer; a new one begins when answer or further columns change or a dimension comes again."""
     rows: list[Row] = []
     last: Judgment | None = None
     for judgment in group:

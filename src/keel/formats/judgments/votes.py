@@ -35,7 +35,7 @@ _STEER = frozenset(("prompt", "response_1", "response_2", STRENGTH))
 
 
 def _read_steer(row: Row, origin: Origin) -> list[Judgment]:
-    """A whole number from -3 (the first is much better) over 0 (a tie) to 3."""
+    """Read a whole number from -3 (the first is much better) over 0 (a tie) to 3."""
     verdict = _steered(row, STRENGTH)
     answers = Answer(text(row, "response_1")), Answer(text(row, "response_2"))
     before, extra = as_chat(text(row, "prompt")), others(row, _STEER)
@@ -76,7 +76,7 @@ def _context(row: Row) -> Prompt:
 
 
 def _read_steer3(row: Row, origin: Origin) -> list[Judgment]:
-    """The same whole number for a chat; what each annotator said of it stays in `extra`."""
+    """Read a whole number from -3 to 3 for a chat; what each annotator said of it stays in `extra`."""
     verdict = _steered(row, OVERALL_PREFERENCE)
     answers = Answer(text(row, "response1")), Answer(text(row, "response2"))
     return [Judgment(_context(row), answers, verdict, kind="person", extra=others(row, STEER3), origin=origin)]
@@ -130,7 +130,7 @@ HEADS = {"subreddit": "SUBREDDIT: r/", "title": "TITLE: ", "post": "POST: ", "ar
 
 
 def _rendered(info: Row) -> str:
-    """A post as its authors gave it to their models, to be continued by a summary."""
+    """Return a post as the data set's authors gave it to their models, to be continued by a summary."""
     parts = []
     for name, head in HEADS.items():
         if info.get(name) is not None and info[name] != "":
@@ -141,7 +141,7 @@ def _rendered(info: Row) -> str:
 
 
 def _read_summaries(row: Row, origin: Origin) -> list[Judgment]:
-    """`info` and what else a summary holds stay in `extra`, so that they come back."""
+    """Read a choice of two; `info` and other fields of a summary stay in `extra`, so that they come back."""
     info, summaries = mapping(row, "info"), objects(row, "summaries")
     if len(summaries) != 2:
         raise RowError("summaries are not two")
@@ -182,7 +182,7 @@ def _write_summaries(group: Sequence[Judgment]) -> list[Row]:
 
 
 def _info(judgment: Judgment) -> Row:
-    """The post behind a prompt: the one that came with it, or what its text says."""
+    """Return the post of a prompt: the one that came with it, or the one in its text."""
     prompt, info = one_text(judgment.prompt), (judgment.extra or {}).get("info")
     if isinstance(info, dict) and _rendered(info) == prompt:
         return info
@@ -199,7 +199,7 @@ PANDA = frozenset(("instruction", "input", "response1", "response2", *ANNOTATORS
 
 
 def _read_panda(row: Row, origin: Origin) -> list[Judgment]:
-    """Three people's votes: 0 a tie, 1 the first, 2 the second."""
+    """Read three people's votes: 0 a tie, 1 the first, 2 the second."""
     before, extra = ask_with_input(row), others(row, PANDA)
     answers = Answer(text(row, "response1")), Answer(text(row, "response2"))
     found = []
@@ -221,7 +221,7 @@ def _silent_annotators(row: Row) -> Iterable[str]:
 
 
 def _write_panda(group: Sequence[Judgment]) -> list[Row]:
-    """Up to three votes a row; a new one begins where the answers or further columns change or a place is taken."""
+    """Return rows of up to three votes; a new one begins when answers or further columns change or a place is taken."""
     rows: list[Row] = []
     last: Judgment | None = None
     for judgment in overall(group):
@@ -248,7 +248,7 @@ _ALPACA = frozenset(("instruction", "output_1", "output_2", "generator_1", "gene
 
 
 def _read_alpaca(row: Row, origin: Origin) -> list[Judgment]:
-    """A judge's preference from 1 (the first) to 2; 1.5 is a tie, as is 0, the older code. `raw` keeps the number."""
+    """Read a judge's preference from 1 (the first) to 2; 1.5 and the older code 0 are ties. `raw` keeps the number."""
     value = number_in(row, "preference")
     if value != 0 and not 1 <= value <= 2:
         raise RowError("preference is neither 0 nor from 1 to 2")
@@ -285,7 +285,7 @@ def _write_alpaca(group: Sequence[Judgment]) -> list[Row]:
 
 
 def _alpaca_code(judgment: Judgment) -> float:
-    """The number that the judge gave, where it is kept and says the same; else that of the outcome."""
+    """Return the number that the judge gave, if it is kept and says the same; else that of the outcome."""
     code = outcome_in(judgment, {"first": 1, "tie": 0, "second": 2})
     try:
         kept = json.loads(judgment.raw)
