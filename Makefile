@@ -14,6 +14,8 @@ TOKENIZERS_VERSION := 3.7.2
 LLAMA_VERSION := 0.3.36
 WHEELS ?= $(HOME)/.cache/keel/wheels
 ONLY ?=
+# Processes that run the tests, a core each; the longest files come first.
+WORKERS ?= 2
 BIN := $(VENV)/bin
 
 .PHONY: demo test lint bench clean
@@ -23,7 +25,7 @@ demo: $(VENV)/.installed     ## the whole story, from nothing to a report, in OU
 
 test: $(VENV)/.installed-dev $(VENV)/.postgres $(VENV)/.browser $(AXE)/.installed $(TOKENIZERS)/.installed \
       $(LLAMA)/.installed    ## all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/zoo tests
 
 lint: $(VENV)/.installed-dev ## style, types, formatting
 	$(BIN)/ruff check .

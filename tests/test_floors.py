@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import textwrap
@@ -256,6 +257,36 @@ def test_public_classes_and_modules_have_docstrings():
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and not ast.get_docstring(node)
         ]
     assert silent == []
+
+
+CLAUSE = re.compile(
+    r"(What|Whether|Of|How|The same|Where|As|That|Which|By|In what|With|For|Who|Whose|When|From|To|Behind|On)\b"
+)
+"""A docstring that begins so has its verb last."""
+
+
+def docstrings() -> Iterator[tuple[str, str]]:
+    """(place, text) of docstrings, and of the strings that stand beneath fields and constants."""
+    for file in MODULES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Expr)
+                and isinstance(node.value, ast.Constant)
+                and isinstance(node.value.value, str)
+            ):
+                yield f"{file.relative_to(SOURCE)}:{node.lineno}", node.value.value.strip()
+
+
+def test_prose_is_read_once():
+    """Subject, verb, object; "if" for conditions: "where" at most 1.5 times in 1,000 words; "they", not "he"."""
+    found = list(docstrings())
+    assert len(found) > 1_000
+    assert [place for place, text in found if CLAUSE.match(text)] == []
+    words = sum(len(text.split()) for _, text in found)
+    where = sum(len(re.findall(r"\bwhere\b", text, re.IGNORECASE)) for _, text in found)
+    assert where <= 1.5 * words / 1_000
+    people = [place for place, text in found if re.search(r"\b(he|him|his)\b", text, re.IGNORECASE)]
+    assert people == ["world/__init__.py:1"]  # the bear
 
 
 def test_every_function_is_annotated():

@@ -1,1 +1,1 @@
-"""Whether data are fit to train on: `keel data check` and its page."""
+"""Checks of data before training: `keel data check` and its page."""

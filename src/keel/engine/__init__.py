@@ -1,1 +1,1 @@
-"""What a training loop calls: one forward pass over bundles, one optimiser step, one run folder."""
+"""Parts of a training loop: one forward pass over bundles, one optimiser step, one run folder."""

@@ -1,4 +1,4 @@
-"""What gives a completion its score: a frozen reward model, or a rule. Both are a `Scorer`; methods know no other."""
+"""Scores of completions, by a frozen reward model or by a rule. Both are a `Scorer`; methods know no other."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Scorer(Protocol):
     identity: str
     """Manifest entry: a hash of the weights, or the rule's name and a hash of its file."""
     reads: Literal["ids", "text"]
-    """Whether it scores the policy's token ids, so that it must read prompts as the policy does, or decoded text."""
+    """The policy's token ids, so that it must read prompts as the policy does, or decoded text."""
 
     def score(self, bundles: Sequence[Bundle]) -> Tensor:
         """Scores, fp32 on the CPU, [C] in bundle order."""

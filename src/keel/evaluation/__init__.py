@@ -1,1 +1,1 @@
-"""How good a policy is: rates against another, with intervals."""
+"""The quality of a policy: rates against another, with intervals."""

@@ -1,1 +1,1 @@
-"""What a row means: every format of judgments, demonstrations, prompts and answers."""
+"""The meaning of a row: every format of judgments, demonstrations, prompts and answers."""

@@ -77,7 +77,7 @@ def best_of_n(config: BestOfNConfig) -> Result:
 
 
 def conclude(config: BestOfNConfig, bundles: Sequence[Bundle], scores: Tensor, measured: dict[str, Any]) -> RunVerdict:
-    """What choosing by these scores [prompts, n] reached, beside one answer drawn at random."""
+    """Return what choosing by these scores [prompts, n] reached, beside one answer drawn at random."""
     before, after, spread = (measured[name] for name in ("score_mean", "score_best", "score_sd_within"))
     words, figures = verdict.chosen(before, after)
     completions = [c for b in bundles for c in b.completions]
@@ -102,7 +102,7 @@ def conclude(config: BestOfNConfig, bundles: Sequence[Bundle], scores: Tensor, m
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What is asked, and of whom."""
+    """Prompts, and the model that answers them."""
 
     policy: nn.Module
     text: Text
@@ -130,7 +130,7 @@ def _ask(config: GenerateConfig) -> _Asked:
 
 
 def _draw(config: GenerateConfig, asked: _Asked) -> tuple[list[Bundle], float]:
-    """The bundles, and the seconds of drawing alone."""
+    """Return the bundles, and the seconds of drawing alone."""
     began = time.perf_counter()
     sampler = LocalSampler(asked.policy, asked.text, asked.options, config.seed)
     with Bar("completions", len(asked.prompts) * config.n) as bar:
@@ -139,12 +139,12 @@ def _draw(config: GenerateConfig, asked: _Asked) -> tuple[list[Bundle], float]:
 
 
 def _head(bundle: Bundle, text: Text) -> dict[str, Any]:
-    """The prompt, and what the ids of its answers belong to."""
+    """Return the prompt, and the tokenizer to which the ids of its answers belong."""
     return {"prompt": bundle.prompt, "tokenizer": text.fingerprint()}
 
 
 def _refuse_output(file: Path) -> None:
-    """Before any work: the file must not be there, and be writable."""
+    """Refuse an output file that exists or cannot be written, before any work."""
     refuse_existing(file)
     if file.is_dir():
         raise InputError(f"{file} is a folder: give the name of a file to write as --out")

@@ -100,7 +100,7 @@ def train(config: DPOConfig) -> Result:
 
 
 def pair_loss(config: DPOConfig, logps: Tensor, reference: Tensor, bundles: Sequence[Bundle]) -> tuple[Tensor, Metrics]:
-    """`objectives.dpo_loss` of pairs whose summed log-probabilities stand as chosen, rejected, chosen, … [2N]."""
+    """Return `objectives.dpo_loss` of pairs, given summed log-probabilities as chosen, rejected, chosen, … [2N]."""
     lengths = lengths_of(list(bundles)).to(logps.device)
     chosen, rejected = lengths[0::2], lengths[1::2]
     return objectives.dpo_loss(
@@ -131,16 +131,16 @@ class Reference:
             return in_batches(sequence_logps, model, bundles, self._budget)
 
     def logps(self, indices: Sequence[int]) -> Tensor:
-        """Of the pairs at `indices`, chosen and rejected in turn: [2N]."""
+        """Return those of the pairs at `indices`, chosen and rejected in turn: [2N]."""
         if self._cache is not None:
             return torch.cat([self._cache[i] for i in indices])
         return torch.cat(self._compute([self._bundles[i] for i in indices]))
 
 
 class Kept:
-    """A file of log-probabilities, each set under a hash of what it depends on: reference, precision, all token ids.
+    """A file of log-probabilities, each set under a hash of all that it depends on: reference, precision, token ids.
 
-    What is not under the right hash is computed anew, and takes the place of what the file held.
+    A set that is not under the right hash is computed again, and replaces what the file held.
     """
 
     def __init__(self, file: Path, identity: str) -> None:
@@ -156,7 +156,7 @@ class Kept:
     def get(
         self, model: nn.Module, bundles: list[Bundle], compute: Callable[[list[Bundle]], list[Tensor]]
     ) -> list[Tensor]:
-        """One tensor per bundle, from the file or by `compute`."""
+        """Return one tensor per bundle, from the file or by `compute`."""
         if not bundles:
             return []
         weight = next(model.parameters())
@@ -170,7 +170,7 @@ class Kept:
         return list(flat.split([len(b.completions) for b in bundles]))
 
     def write(self) -> None:
-        """Keep what was asked for, unless it all stands in the file."""
+        """Write what was asked for, unless all of it is in the file."""
         if not self._used.keys() <= self._found.keys():
             self._file.parent.mkdir(parents=True, exist_ok=True)
             partial = self._file.with_name(self._file.name + ".partial")
@@ -179,13 +179,13 @@ class Kept:
 
 
 def _fingerprint(identity: str, dtype: torch.dtype, bundles: Sequence[Bundle]) -> str:
-    """Hash of the reference, its precision and every token, in order."""
+    """Return the hash of the reference, its precision and every token, in order."""
     ids = [[b.prompt_ids, [c.ids for c in b.completions]] for b in bundles]
     return hashlib.sha256(json.dumps([identity, str(dtype), ids]).encode()).hexdigest()[:32]
 
 
 def evaluate(config: DPOConfig, policy: Role, reference: Reference, bundles: list[Bundle]) -> dict[str, Any]:
-    """Held-out loss, implicit accuracy (ties count 1/2), margin, and the chosen answers' log-probability.
+    """Return held-out loss, implicit accuracy (ties count 1/2), margin, and the chosen answers' log-probability.
 
     `logps/chosen_fall` is how far that has fallen below the reference's. Intervals treat the prompts as independent.
     """
@@ -207,19 +207,19 @@ def evaluate(config: DPOConfig, policy: Role, reference: Reference, bundles: lis
 
 
 def _rank(config: DPOConfig, step: int, figures: dict[str, Any], held_out: Sequence[Bundle]) -> tuple[float, ...]:
-    """The place of a checkpoint among those of the run: the lowest is kept."""
+    """Return the place of a checkpoint among those of the run: the lowest is kept."""
     if config.best_by == "last":
         return (-float(step),)
     return verdict.dpo_rank(figures, config.best_by, chosen_tokens(held_out))
 
 
 def chosen_tokens(pairs: Sequence[Bundle]) -> float:
-    """Mean length of the chosen answers."""
+    """Return the mean length of the chosen answers, in tokens."""
     return sum(len(b.completions[0]) for b in pairs) / len(pairs)
 
 
 def conclude(run: Run, config: DPOConfig, data: prepare.Prepared, seen: Beside, zero: float | None) -> RunVerdict:
-    """What the run reached; `zero` is the loss at step 0 if it is known."""
+    """Return what the run reached; `zero` is the loss at step 0 if it is known."""
     history, rate = run.history(), config.learning_rate
     held = data.held_out
     names = ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen")

@@ -61,14 +61,14 @@ class Roles:
 
 @dataclass(slots=True)
 class Rollout:
-    """Sampled bundles and what was found out about them: one tensor per bundle, flat over its completions' tokens."""
+    """Sampled bundles and the roles' view of them: one tensor per bundle, flat over its completions' tokens."""
 
     bundles: list[Bundle]
     old_logps: list[Tensor]
     reference_logps: list[Tensor]
     values: list[Tensor]
     ends: Tensor
-    """With a bootstrap, the critic's value after each completion's last token [C]; else empty."""
+    """The critic's value after each completion's last token [C] with a bootstrap, else empty."""
     scores: Tensor
     """Centred scores [C], those of truncated completions as `truncation` says."""
     advantages: list[Tensor]
@@ -127,7 +127,7 @@ def load_roles(config: PPOConfig) -> Roles:
 
 
 def start(config: PPOConfig, roles: Roles, text: Text, data: prepare.Prepared) -> Run:
-    """The run: two trained roles with a learning rate each, Adam's epsilon as PPO wants it, beta as state."""
+    """Open the run: two trained roles with a learning rate each, Adam's epsilon as PPO wants it, beta as state."""
     policy_hash = roles.policy.identity()
     _require_memory(config, roles, data.train)
     run = open_run(
@@ -153,7 +153,7 @@ def start(config: PPOConfig, roles: Roles, text: Text, data: prepare.Prepared) -
 
 
 def _require_memory(config: PPOConfig, roles: Roles, prompts: Sequence[Bundle]) -> None:
-    """For answers of full length, and for the keys and values while they are written."""
+    """Require memory for answers of full length, and for keys and values while they are written."""
     answers = [Completion([at] * config.max_new_tokens) for at in range(config.samples_per_prompt)]
     full = [replace(b, completions=answers) for b in prompts]
     memory.require(
@@ -205,8 +205,8 @@ def _sampler(config: PPOConfig, policy: Role, text: Text) -> Sampler:
 def _compare_with_sampler(run: Run, policy: nn.Module, bundles: Sequence[Bundle], old: Sequence[Tensor]) -> None:
     """Measure how far the sampler's own log-probabilities are from the recomputed ones, and warn beyond rounding.
 
-    They are of another kind where an answer crosses a length at which positions are read otherwise: its first tokens
-    were drawn as those of a short text, and are scored as those of a long one.
+    The two differ in kind if an answer crosses a length beyond which the model reads positions differently: its first
+    tokens were drawn as those of a short text, and are scored as those of a long one.
     """
     sampled = torch.cat([c.logps for b in bundles for c in b.completions if c.logps is not None])
     gap = (sampled.cpu() - torch.cat(list(old)).cpu()).abs()
@@ -221,7 +221,7 @@ def _compare_with_sampler(run: Run, policy: nn.Module, bundles: Sequence[Bundle]
 
 
 def _crossing(policy: nn.Module, bundles: Sequence[Bundle]) -> str:
-    """The length that answers grow beyond, where the policy reads positions by the length of the text; else ''."""
+    """Return a warning about the length that answers cross, if the policy reads positions by a text's length; or ''."""
     switches = trials.ways_of(policy).switches
     crossed = {
         n
@@ -239,7 +239,7 @@ def _crossing(policy: nn.Module, bundles: Sequence[Bundle]) -> str:
 
 
 def judge(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout) -> None:
-    """Scores, shaped rewards, advantages and returns; fills the rollout and logs what it saw."""
+    """Fill the rollout with scores, values, advantages and returns, from shaped rewards, and log them."""
     device = rollout.old_logps[0].device
     completions = [c for b in rollout.bundles for c in b.completions]
     lengths = lengths_of(rollout.bundles).to(device)
@@ -287,7 +287,7 @@ def _centre(run: Run, roles: Roles, scores: Tensor, truncated: Tensor) -> None:
 
 
 def _trained_scores(run: Run, config: PPOConfig, raw: Tensor, truncated: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-    """The scores that training maximises [C], centred, and the part of them that is not given but expected [C].
+    """Return the scores that training maximises [C], centred, and the part of them that is expected, not given [C].
 
     A truncated completion gets its penalty, or its own score, or, with a bootstrap, what the critic expects after its
     last token: the score of an unfinished text beside that would count the end twice.
@@ -350,10 +350,10 @@ def _log_rollout(
 
 
 def certificate(shaped: Tensor, samples: int, beta: float) -> dict[str, float]:
-    """Distance to the optimum for the reward supplied, from samples alone (FACTS: R is constant where pi = pi*).
+    """Return the distance to the optimum for the reward supplied, from samples alone: R is constant if pi = pi*.
 
     `shaped` is R(y) = score - beta log(pi / ref)(y), [prompts * samples]. `sd` is its mean within-prompt standard
-    deviation, `kl_to_optimum` = Var(R) / (2 beta^2) approximates KL(pi || pi*) in nats where that is small, `mean` is
+    deviation, `kl_to_optimum` = Var(R) / (2 beta^2) approximates KL(pi || pi*) in nats if that is small, `mean` is
     its level. A policy collapsed onto one answer reads 0 too: read it beside the entropy.
     """
     result = {"mean": float(shaped.mean())}
@@ -367,7 +367,7 @@ def certificate(shaped: Tensor, samples: int, beta: float) -> dict[str, float]:
 
 
 def improve(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout) -> None:
-    """Several epochs of minibatches over one rollout; each minibatch is one optimiser step for policy and value."""
+    """Train for several epochs over one rollout; each minibatch is one optimiser step for policy and value."""
     trained = ("value",) if run.step < config.critic_warmup else ("policy", "value")
     for epoch in range(config.epochs):
         order: list[int] = torch.randperm(
@@ -421,7 +421,7 @@ def _take(parts: list[Tensor], index: list[int]) -> Tensor:
 
 @torch.no_grad()
 def evaluate(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Sequence[Bundle]) -> dict[str, Any]:
-    """Score, KL, objective and length of one sample per held-out prompt, the same draws each time.
+    """Return score, KL, objective and length of one sample per held-out prompt, the same draws each time.
 
     The objective is the one in training: centred score, missing-EOS penalty, beta as it stands.
     """
@@ -450,7 +450,7 @@ def evaluate(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Seq
 
 
 def conclude(run: Run, config: PPOConfig, seen: Beside) -> RunVerdict:
-    """What the run reached."""
+    """Return what the run reached."""
     history, rate = run.history(), config.learning_rate
     words, figures = verdict.reached(
         history,

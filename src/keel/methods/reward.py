@@ -84,7 +84,7 @@ def train(config: RewardConfig) -> Result:
 
 
 def evaluate(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int) -> dict[str, Any]:
-    """Held-out accuracy (ties count 1/2), loss and margin; intervals treat the prompts as the independent examples."""
+    """Return held-out accuracy (ties count 1/2), loss and margin; intervals treat prompts as independent."""
     scores = torch.stack(in_batches(scalars_at_end, model, bundles, micro_tokens)).cpu()
     margin = torch.tensor([b.margin for b in bundles])
     loss, metrics = objectives.bradley_terry_loss(scores[:, 0], scores[:, 1], margin)
@@ -99,7 +99,7 @@ def evaluate(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int) -> 
 def conclude(
     run: Run, config: RewardConfig, text: Text, data: prepare.Prepared, scores: Tensor, fresh: bool
 ) -> RunVerdict:
-    """What the run reached; `scores` [N, 2] are those of held-out pairs, else of some that it was trained on."""
+    """Return what the run reached; `scores` [N, 2] are those of held-out pairs, else of some that it was trained on."""
     history, rate = run.history(), config.learning_rate
     words, figures = verdict.reached(history, ("loss", "accuracy", "margin"), ("loss", "accuracy", "margin"))
     zero = float(objectives.bradley_terry_zero_loss(torch.tensor([b.margin for b in data.train])).mean())

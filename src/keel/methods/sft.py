@@ -71,7 +71,7 @@ def train(config: SFTConfig) -> Result:
 
 @torch.no_grad()
 def evaluate(policy: nn.Module, bundles: Sequence[Bundle], micro_tokens: int) -> dict[str, Any]:
-    """Held-out loss and top-1 accuracy per token; the intervals treat the texts as the independent examples."""
+    """Return held-out loss and top-1 accuracy per token; the intervals treat the texts as the independent examples."""
     losses: list[Tensor] = []
     hits: list[Tensor] = []
     owners: list[int] = []
@@ -98,7 +98,7 @@ def _look(config: SFTConfig, policy: nn.Module, text: Text, data: prepare.Prepar
 
 
 def conclude(run: Run, config: SFTConfig, data: prepare.Prepared, seen: Beside) -> RunVerdict:
-    """What the run reached."""
+    """Return what the run reached."""
     history, rate = run.history(), config.learning_rate
     names = ("loss", "mean_token_accuracy")
     words, figures = verdict.reached(history, names, names)

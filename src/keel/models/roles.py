@@ -1,4 +1,4 @@
-"""A model's role in a method: whether it is trained, which head it has, and the block in which it computes.
+"""A model's role in a method: trained or frozen, its head, and the block in which it computes.
 
 A role is a whole model. The block is the one place at which a method's forward and backward passes begin and end, so
 that a role may later be an adapter on a base that several roles share.
@@ -27,8 +27,8 @@ class Role:
     trained: bool = True
     head: Literal["tokens", "scalar"] = "tokens"
     origin: float = 0.0
-    """What `centred` takes off the model's scalars. PPO's critic, if it starts as a reward model, speaks in raw scores
-    while PPO learns from centred ones."""
+    """The number that `centred` takes off the model's scalars. A critic that starts as a reward model speaks in raw
+    scores, while PPO learns from centred ones."""
 
     def __post_init__(self) -> None:
         if not self.trained:

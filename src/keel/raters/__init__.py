@@ -1,4 +1,4 @@
-"""Who judges: people, rules, LLM judges, simulated people. All give the same `Judgment`, by one Protocol."""
+"""Raters: people, rules, LLM judges, simulated people. All give the same `Judgment`, by one Protocol."""
 
 from __future__ import annotations
 
