@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
+from tests.bradley_terry import bradley_terry_fit
 
 from keel import stats
 from keel.stats import (
@@ -21,7 +22,6 @@ from keel.stats import (
     best_of_n_curve,
     best_of_n_kl,
     best_of_n_law,
-    bradley_terry_fit,
     calibration,
     cohen_kappa,
     distinct_n,

@@ -142,16 +142,6 @@ def dpo_zero_margin_loss(kind: DpoLoss, *, beta: float, length_alpha: float = 0.
 # --- KL -------------------------------------------------------------------------------------------
 
 
-def kl_estimates(logps: Tensor, reference_logps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return Schulman's three estimators of KL(policy || reference) at sampled tokens, elementwise.
-
-    With d = log policy - log reference: k1 = d (unbiased, may be negative), k2 = d^2 / 2, k3 = exp(-d) - 1 + d
-    (unbiased and never negative). For *measuring* only; the penalty belongs in the reward, see `shaped_rewards`.
-    """
-    d = logps - reference_logps
-    return d, 0.5 * d**2, torch.expm1(-d) + d
-
-
 def shaped_rewards(scores: Tensor, logps: Tensor, reference_logps: Tensor, lengths: Tensor, beta: float) -> Tensor:
     """Return PPO's reward per token [T]: -beta * k1 at every token, plus the completion's score [C] at its last token.
 

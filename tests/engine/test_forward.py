@@ -495,3 +495,68 @@ def test_in_batches_of_single_tokens(base):
     got = forward.in_batches(forward.token_logps, policy, bundles, 10)
     assert [len(t) for t in got] == [2, 1, 3]
     torch.testing.assert_close(torch.cat(got), plain_logps(plain_causal(base), bundles).detach(), rtol=0, atol=1e-4)
+
+
+# --- one packed row, drawn
+
+
+def test_a_packed_row_drawn(make_model):
+    """Two prompts with three answers stand in one row, each prompt once.
+
+    `ids` is the row; `positions` go on behind the prompt in every answer; in the mask a row is a token and a column
+    what it may see (`#`) or not (`.`).
+    """
+    bundles = [Bundle([5, 6, 7], [Completion([8, 9, 1]), Completion([9, 1])]), Bundle([4, 5], [Completion([3, 1])])]
+    drawing = """
+        ids        5 6 7  8 9 1  9 1  4 5  3 1
+        positions  0 1 2  3 4 5  3 4  0 1  2 3
+
+                5  # . .  . . .  . .  . .  . .
+                6  # # .  . . .  . .  . .  . .
+                7  # # #  . . .  . .  . .  . .
+
+                8  # # #  # . .  . .  . .  . .
+                9  # # #  # # .  . .  . .  . .
+                1  # # #  # # #  . .  . .  . .
+
+                9  # # #  . . .  # .  . .  . .
+                1  # # #  . . .  # #  . .  . .
+
+                4  . . .  . . .  . .  # .  . .
+                5  . . .  . . .  . .  # #  . .
+
+                3  . . .  . . .  . .  # #  # .
+                1  . . .  . . .  . .  # #  # #
+    """
+    lines = [line.split() for line in drawing.splitlines() if line.strip()]
+    ids, positions = ([int(x) for x in line[1:]] for line in lines[:2])
+    visible = torch.tensor([[x == "#" for x in line[1:]] for line in lines[2:]])
+    states = [[2, 3, 4, 5], [2, 6, 7], [9, 10, 11]]  # before each answer's first token, …, after its last
+
+    model = checkpoints.load_policy(str(make_model("llama")), CPU)
+    given = {}
+    trunk = model.model
+    trunk.register_forward_pre_hook(lambda module, args, kwargs: given.update(kwargs), with_kwargs=True)
+    hidden, found = passes.packed(model, bundles)
+    assert given["input_ids"].tolist() == [ids]
+    assert given["position_ids"].tolist() == [positions]
+    assert found == states
+
+    bundle, part = given["packing"].places(torch.device("cpu"))
+    same = (bundle[:, None] == bundle) & ((part == 0) | (part[:, None] == part))
+    assert torch.equal(same.tril(), visible)
+    # The spans that are computed together see the same, put together again.
+    seen = torch.zeros_like(visible)
+    for span in given["packing"].spans():
+        tokens = range(span.start, span.stop)
+        keys = [*range(span.begin, span.begin + span.seen), *tokens]
+        for query, row in zip(tokens, given["packing"].mask(span, torch.float32) == 0, strict=True):
+            seen[query, torch.tensor(keys)[row]] = True
+    assert torch.equal(seen, visible)
+    # And it is what the model computes: the library's own pass over this row with this mask.
+    plain = plain_causal(make_model("llama"))
+    mask = torch.zeros(1, 1, len(ids), len(ids)).masked_fill(~visible, float("-inf"))
+    out = plain.model(
+        input_ids=torch.tensor([ids]), position_ids=torch.tensor([positions]), attention_mask=mask, use_cache=False
+    )
+    torch.testing.assert_close(hidden, out.last_hidden_state[0], rtol=0, atol=1e-5)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from tests.sampling.completions import completions_of
 
 from keel import stats
 from keel.config import BestOfNConfig
 from keel.methods.best_of_n import best_of_n
-from keel.sampling.local import LocalSampler, completions_of
+from keel.sampling.local import LocalSampler
 from keel.sampling.protocol import SamplingOptions, as_bundles, sample
 
 from .tree import DEPTH, EOS, Folders, Tree, kl, policy_of, text

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.bradley_terry import bradley_terry_fit
 from torch import Tensor
 from torch.autograd.functional import hessian, jacobian
 
-from keel import objectives, stats
+from keel import objectives
 from keel.config import DPOConfig
 from keel.engine.forward import sequence_logps
 from keel.engine.optimizer import Optimizer
@@ -193,7 +194,7 @@ def test_dpo_equals_reward_model_and_tilt_on_finite_data() -> None:
         return (wins * loss).sum()
 
     rewards = newton(reward_model_loss)
-    same(rewards, torch.from_numpy(stats.bradley_terry_fit(wins.numpy())))
+    same(rewards, torch.from_numpy(bradley_terry_fit(wins.numpy())))
     same(optimum(wins, beta=0.3), tilted(rewards, 0.3))
 
 
@@ -201,7 +202,7 @@ def test_dpo_on_a_disconnected_win_graph_has_no_optimum() -> None:
     """An arm that always won: the fit refuses, rather than stopping somewhere."""
     wins = torch.triu(torch.ones(3, 3), 1).numpy()
     with pytest.raises(ValueError, match="strongly connected"):
-        stats.bradley_terry_fit(wins)
+        bradley_terry_fit(wins)
 
 
 def test_ipo_tilts_by_the_win_rate_against_the_sampler() -> None:

@@ -12,6 +12,7 @@ from itertools import product
 import pytest
 import torch
 from scipy import stats
+from tests.sampling.completions import completions_of
 
 from keel.config import Machine
 from keel.config.sampling import Sampling
@@ -20,7 +21,7 @@ from keel.errors import InputError, RowFault, RunFailed
 from keel.models import checkpoints
 from keel.records import Bundle, Completion, Origin, PromptRow
 from keel.sampling import local
-from keel.sampling.local import LocalSampler, completions_of
+from keel.sampling.local import LocalSampler
 from keel.sampling.protocol import SamplingOptions, as_bundles, sample
 
 CPU = Machine(device="cpu", precision="fp32")

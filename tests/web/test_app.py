@@ -8,6 +8,8 @@ from contextlib import ExitStack
 
 import httpx
 import pytest
+import sqlalchemy as sa
+from fastapi.testclient import TestClient
 from tests.web.served import Client, fill
 
 from keel.annotation import accounts
@@ -71,6 +73,26 @@ def test_a_session_of_judging(served):
     for _ in range(4):
         ana.post(f"/api/task/{ana.task()['task']['key']}", json={"verdicts": {"overall": {"outcome": "tie"}}})
     assert ana.task()["task"] is None
+
+
+def test_a_click_is_three_transactions_at_most(tmp_path, filled):
+    """The session, the verdict, and the next task with the progress of all; so are the other buttons."""
+    source, tokens = filled
+    with Store(source) as store, TestClient(make_app(store, Queue(store), DEFAULT_RUBRIC)) as client:
+        word = client.post("/api/sign-in", json={"token": tokens["ana"]})
+        assert word.status_code == 200
+        csrf = re.search(r'name="csrf" content="([^"]+)"', client.get("/").text)[1]
+        begun = []
+        sa.event.listen(store._engine, "begin", lambda connection: begun.append(1))
+        key = client.get("/api/task").json()["task"]["key"]
+        assert len(begun) <= 3
+        for path, body in ((key, BETTER), (None, {}), ("skip", {}), ("flag", {"note": "odd"})):
+            where = "/api/undo" if path is None else f"/api/task/{key}" + (f"/{path}" if path != key else "")
+            begun.clear()
+            answer = client.post(where, json=body, headers={"x-keel-csrf": csrf})
+            assert answer.status_code == 200, answer.text
+            assert len(begun) <= 3, path
+            key = answer.json()["task"]["key"]
 
 
 def test_what_a_rater_gets_names_no_model_and_no_other(run_server, tmp_path):

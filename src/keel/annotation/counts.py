@@ -9,7 +9,6 @@ import sqlalchemy as sa
 
 from keel.annotation.turns import FLAGGED, JUDGED, SKIPPED
 from keel.store.schema import ADJUDICATOR, tasks, turns
-from keel.store.store import Store
 
 PLAIN_TASKS = tasks.c.gold == ""
 """Condition of a query: tasks without a known verdict (not gold)."""
@@ -37,7 +36,7 @@ def judged_and_wanted() -> tuple[sa.ScalarSelect[Any], sa.ScalarSelect[Any]]:
     return judged.scalar_subquery(), wanted.scalar_subquery()
 
 
-def own_counts(store: Store, rater: str, now: float) -> tuple[int, int, bool]:
+def own_counts(connection: sa.Connection, rater: str, now: float) -> tuple[int, int, bool]:
     """Return how many turns a rater has judged, how many of them today, and whether there is one to undo."""
     midnight = now - now % 86_400
     count = sa.func.count()
@@ -48,5 +47,5 @@ def own_counts(store: Store, rater: str, now: float) -> tuple[int, int, bool]:
         sa.select(count).where(*judged_by, turns.c.done >= midnight).scalar_subquery(),
         sa.exists(ended),
     ]
-    mine, today, undoable = tuple(store.read(sa.select(*columns))[0])
+    mine, today, undoable = tuple(connection.execute(sa.select(*columns)).one())
     return mine, today, bool(undoable)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -40,7 +40,7 @@ from keel.annotation.turns import (
     turn_of,
 )
 from keel.annotation.verdicts import compared, in_own_order, share_right, verdicts_json
-from keel.records import Judgment, PromptRow, RaterKind, Verdict
+from keel.records import Answer, Judgment, PromptRow, RaterKind, Verdict
 from keel.store.keys import said_key
 from keel.store.rows import rows_of, stored_prompt
 from keel.store.schema import ADJUDICATOR, shown, tasks, turns
@@ -80,25 +80,28 @@ class Queue:
 
     def next(self, rater: str) -> Turn | None:
         """Return the turn that a rater holds already, else one at the next task; None if there is no task for them."""
+        return self.serve(rater)[0]
+
+    def serve(self, rater: str) -> tuple[Turn | None, CampaignProgress]:
+        """Return what `next` and `progress` return, in one transaction."""
         now = time.time()
         with self.store.writing() as connection:
-            sweep(connection, now)
-            held = connection.execute(
-                sa.select(turns.c.task).where(turns.c.rater == rater, turns.c.state == LEASED).order_by(turns.c.made)
-            ).first()
-            task = held.task if held else pick_task(connection, rater, self.gold_every)
-            if task is None:
-                return None
-            if held:
-                change(connection, task, rater, expires=now + self.lease)
-            else:
-                hand_out(connection, task, rater, now, now + self.lease, self.seed)
-            return turn_of(connection, task, rater, now)
+            turn = self._next(connection, rater, now)
+            return turn, self._progress(connection, rater, now)
 
-    def held(self, rater: str, key: str) -> Turn:
-        """Return a rater's turn by its key, whatever its state; `GoneError` if there is none."""
-        with self.store.reading() as connection:
-            return shown_turn(connection, row_of(connection, rater, key), time.time())
+    def _next(self, connection: sa.Connection, rater: str, now: float) -> Turn | None:
+        sweep(connection, now)
+        held = connection.execute(
+            sa.select(turns.c.task).where(turns.c.rater == rater, turns.c.state == LEASED).order_by(turns.c.made)
+        ).first()
+        task = held.task if held else pick_task(connection, rater, self.gold_every)
+        if task is None:
+            return None
+        if held:
+            change(connection, task, rater, expires=now + self.lease)
+        else:
+            hand_out(connection, task, rater, now, now + self.lease, self.seed)
+        return turn_of(connection, task, rater, now)
 
     def kind_of(self, task: int) -> tuple[TaskKind, int]:
         """Return a task's kind and its number of answers; `GoneError` if there is no such task."""
@@ -114,7 +117,7 @@ class Queue:
         self,
         rater: str,
         key: str,
-        verdicts: Mapping[str, Verdict],
+        verdicts: Mapping[str, Verdict] | Callable[[Turn], Mapping[str, Verdict]],
         *,
         rubric: str = "",
         comment: str = "",
@@ -122,11 +125,13 @@ class Queue:
     ) -> None:
         """Store a rater's verdicts on the answers as they were shown; repeating a call changes nothing.
 
-        Raises `GoneError` if the turn is over: judged differently in another window, skipped, or expired and taken by
-        others.
+        `verdicts` may be a function that reads them from the turn, and raises if they do not fit it. Raises `GoneError`
+        if the turn is over: judged differently in another window, skipped, or expired and taken by others.
         """
         with self.store.writing() as connection:
             row = row_of(connection, rater, key)
+            turn = shown_turn(connection, row, time.time())
+            verdicts = verdicts(turn) if callable(verdicts) else verdicts
             if row.state == JUDGED:
                 if json.loads(row.said) != verdicts_json(verdicts):
                     raise GoneError("you have already judged this task differently; undo that to change it")
@@ -135,7 +140,7 @@ class Queue:
                 raise GoneError("you have skipped this task; undo that first")
             if row.state == EXPIRED and not take(connection, row.task):
                 raise GoneError("your time for this task was up and others have taken it; go on with the next one")
-            self._store(connection, row, rater, "person", verdicts, rubric, comment, seconds)
+            self._store(connection, row, turn.answers, rater, "person", verdicts, rubric, comment, seconds)
         self._noted(row.gold, 1)
 
     def _noted(self, gold: str, count: int) -> None:
@@ -148,6 +153,7 @@ class Queue:
         self,
         connection: sa.Connection,
         row: sa.Row[Any],
+        seen: tuple[Answer, ...],
         rater: str,
         kind: RaterKind,
         verdicts: Mapping[str, Verdict],
@@ -156,7 +162,6 @@ class Queue:
         seconds: float | None,
     ) -> None:
         """Append the judgments and close the turn, in one transaction."""
-        seen = as_shown(connection, row)
         made = []
         for dimension, verdict in verdicts.items():
             judgment = Judgment(
@@ -257,15 +262,19 @@ class Queue:
                     self.store.retract_in(connection, bytes.fromhex(key), "decided again")
             key = connection.scalar(sa.select(turns.c.key).where(turns.c.task == task, turns.c.rater == rater))
             row = row_of(connection, rater, str(key))
-            self._store(connection, row, rater, "adjudicator", verdicts, rubric, comment, None)
+            seen = as_shown(connection, row)
+            self._store(connection, row, seen, rater, "adjudicator", verdicts, rubric, comment, None)
             connection.execute(sa.update(tasks).where(tasks.c.id == task).values(adjudicated=True))
 
     # --- progress ---------------------------------------------------------------------------------
 
     def progress(self, rater: str) -> CampaignProgress:
         """Return the progress of a rater and of the team; the team's count is up to two seconds old."""
-        now = time.time()
+        with self.store.reading() as connection:
+            return self._progress(connection, rater, time.time())
+
+    def _progress(self, connection: sa.Connection, rater: str, now: float) -> CampaignProgress:
         if now - self._team[0] > 2.0:
-            self._team = (now, *tuple(self.store.read(sa.select(*judged_and_wanted()))[0]))
-        mine, today, undoable = own_counts(self.store, rater, now)
+            self._team = (now, *tuple(connection.execute(sa.select(*judged_and_wanted())).one()))
+        mine, today, undoable = own_counts(connection, rater, now)
         return CampaignProgress(mine, today, self._team[1], self._team[2], undoable)

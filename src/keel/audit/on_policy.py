@@ -28,7 +28,7 @@ from keel import stats
 from keel.config import DataCheckConfig
 from keel.engine.batches import Batches, prompt_of
 from keel.engine.forward import in_batches, micro_batches, sequence_logps, token_logps
-from keel.engine.optimizer import Optimizer
+from keel.engine.optimisation import NotFinite, Optimisation, Schedule
 from keel.models.limits import positions
 from keel.progress import Bar
 from keel.records import Bundle, Pair
@@ -278,7 +278,11 @@ def _learned(
             for fold in range(_FOLDS):
                 seen = [pairs[i] for i in np.flatnonzero(folds != fold).tolist()]
                 there = np.flatnonzero(folds == fold).tolist()
-                fitted = _fit(model, seen, rate, temperature, seed, micro_tokens, bar)
+                try:
+                    fitted = _fit(model, seen, rate, temperature, seed, micro_tokens, bar)
+                except NotFinite:  # the rate is too high for this model
+                    theirs[there] = np.nan
+                    continue
                 theirs[there] = judge(fitted, [pairs[i] for i in there])
                 ours[there] = judge(fitted, [own[i] for i in there])
             if np.isfinite(theirs).all() and (best is None or theirs.sum() > best[0]):
@@ -306,15 +310,14 @@ def _fit(
 ) -> nn.Module:
     """Return a copy trained to imitate the answers; its learning rate falls to 0."""
     fitted = copy.deepcopy(model).requires_grad_(True)
-    optimizer = Optimizer(fitted, weight_decay=0.0, eps=1e-8)
+    optimisation = Optimisation({"copy": fitted}, {"copy": rate}, weight_decay=0.0, max_grad_norm=1.0, adam_eps=1e-8)
     batches = Batches(bundles, BATCH, seed, together=prompt_of)
-    total = batches.steps(EPOCHS, None)
-    for step in range(total):
+    schedule = Schedule("linear", batches.steps(EPOCHS, None), warmup=0.0)
+    for step in range(schedule.total):
         batch = batches.of(step)
         tokens = sum(len(c) for b in batch for c in b.completions)
         for micro in micro_batches(fitted, batch, micro_tokens):
             (-token_logps(fitted, micro.bundles, temperature).sum() / tokens).backward()
-        torch.nn.utils.clip_grad_norm_(fitted.parameters(), 1.0)
-        optimizer.step(rate * (1 - step / total))
+        optimisation.update(["copy"], schedule.factor(step))
         bar.advance()
     return fitted.requires_grad_(False)

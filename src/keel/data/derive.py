@@ -25,14 +25,13 @@ The rules, for all judgments of one prompt:
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from statistics import fmean
 
 from keel.formats.messages import answer_key
-from keel.records import OVERALL, Answer, Judgment, Pair, Preference, Prompt, Ranking, Score
-from keel.text.tokenisation import prompt_key
+from keel.records import OVERALL, Answer, Judgment, Pair, Preference, Ranking, Score
 
 TIE, BOTH_BAD, SPLIT, ALONE = "tie", "both bad", "raters split evenly", "one answer alone"
 _APART = "answers scored in different dimensions"
@@ -73,20 +72,6 @@ def derive(judgments: Sequence[Judgment]) -> Derived:
         named = {v.judgment.rater for v in votes if v.judgment.rater}
         _majority(votes, derived) if len(named) > 1 else _each(votes, derived)
     return derived
-
-
-def derive_all(judgments: Iterable[Judgment]) -> Derived:
-    """Derive pairs from judgments of many prompts, in any order; pairs follow the first appearance of each prompt."""
-    groups: dict[str, list[Judgment]] = defaultdict(list)
-    for judgment in judgments:
-        groups[prompt_key(judgment.prompt)].append(judgment)
-    whole = Derived()
-    for group in groups.values():
-        part = derive(group)
-        whole.pairs += part.pairs
-        for why, count in part.neutral.items():
-            whole.neutral[why] += count
-    return whole
 
 
 def _whole(votes: list[_Vote]) -> list[_Vote]:
@@ -197,46 +182,3 @@ def _votes_of_scores(group: list[Judgment], derived: Derived) -> Iterator[_Vote]
         first, second = last[a].answers[0], last[b].answers[0]
         dimension = next(iter(shared)) if len(shared) == 1 else ""
         yield _Vote(first, second, (lead > 0) - (lead < 0), abs(lead), TIE, last[a], dimension)
-
-
-# --- listwise -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Ranked:
-    """A prompt's answers, best first, with the rank of each (1 is best, ties share one)."""
-
-    prompt: Prompt
-    answers: list[str]
-    ranks: list[int]
-
-
-def rank(judgments: Sequence[Judgment]) -> list[Ranked]:
-    """Return ranked bundles from one prompt's judgments: one per ranking, and one from each rater's scores."""
-    if any(j.dimension == OVERALL for j in judgments):
-        judgments = [j for j in judgments if j.dimension == OVERALL]
-    found = [
-        _ranked(j.prompt, [(r, a.text) for r, a in zip(j.verdict.ranks, j.answers, strict=True)])
-        for j in judgments
-        if isinstance(j.verdict, Ranking)
-    ]
-    scored: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-    for j in judgments:
-        if isinstance(j.verdict, Score):
-            scored[j.rater][j.answers[0].text][j.dimension] = j.verdict.value
-    for table in scored.values():
-        shared = set.intersection(*(set(values) for values in table.values()))
-        if len(table) > 1 and shared:
-            found.append(
-                _ranked(
-                    judgments[0].prompt, [(-fmean(v for d, v in s.items() if d in shared), t) for t, s in table.items()]
-                )
-            )
-    return found
-
-
-def _ranked(prompt: Prompt, placed: list[tuple[float, str]]) -> Ranked:
-    """Rank answers by numbers that are smaller for better answers."""
-    placed = sorted(placed, key=lambda item: item[0])
-    levels = sorted({place for place, _ in placed})
-    return Ranked(prompt, [text for _, text in placed], [1 + levels.index(place) for place, _ in placed])

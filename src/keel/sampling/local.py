@@ -413,8 +413,3 @@ def among_likeliest(logits: Tensor, top_p: float) -> Tensor:
     ordered, words = torch.softmax(logits, -1).sort(-1, descending=True)
     enough = ordered.cumsum(-1) - ordered >= top_p
     return logits.masked_fill(enough.scatter(-1, words, enough), float("-inf"))
-
-
-def completions_of(bundles: Sequence[Bundle]) -> list[Completion]:
-    """Return all completions of a batch, bundle by bundle."""
-    return [c for b in bundles for c in b.completions]

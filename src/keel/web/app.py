@@ -142,31 +142,28 @@ def _signing(app: FastAPI) -> None:
 
 
 def _turns(app: FastAPI) -> None:
-    def next_of(at: Desk, session: Session) -> dict[str, Any]:
-        return at.show(session, at.queue.next(session.name))
-
     @app.get("/api/task")
     def task(session: Member, at: AtDesk) -> dict[str, Any]:
-        return next_of(at, session)
+        return at.serve(session)
 
     @app.post("/api/task/{key}")
     def judge(key: str, body: JudgmentBody, session: Member, at: AtDesk) -> dict[str, Any]:
         at.judge(session, key, body)
-        return next_of(at, session)
+        return at.serve(session)
 
     @app.post("/api/task/{key}/skip")
     def skip(key: str, session: Member, at: AtDesk) -> dict[str, Any]:
         at.queue.skip(session.name, key)
-        return next_of(at, session)
+        return at.serve(session)
 
     @app.post("/api/task/{key}/flag")
     def flag(key: str, body: FlagBody, session: Member, at: AtDesk) -> dict[str, Any]:
         at.queue.flag(session.name, key, body.note.strip())
-        return next_of(at, session)
+        return at.serve(session)
 
     @app.post("/api/undo")
     def undo(session: Member, at: AtDesk) -> dict[str, Any]:
-        return at.show(session, at.queue.undo(session.name))
+        return at.show(session, at.queue.undo(session.name), at.queue.progress(session.name))
 
 
 def _admin(app: FastAPI) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 from keel.annotation import team
 from keel.annotation.accounts import Session
+from keel.annotation.counts import CampaignProgress
 from keel.annotation.queue import Queue
 from keel.annotation.turns import Turn
 from keel.files.jsonl import finite_only
 from keel.guidelines import Rubric
-from keel.records import Answer, Prompt
+from keel.records import Answer, Prompt, Verdict
 from keel.store import survey
 from keel.store.store import Store
 from keel.text.shown import text_of, turns_of
@@ -42,9 +43,12 @@ class Desk:
         """Return the dimensions that a turn asks about."""
         return (turn.dimension,) if turn.dimension else self.rubric.names
 
-    def show(self, session: Session, turn: Turn | None) -> dict[str, Any]:
+    def serve(self, session: Session) -> dict[str, Any]:
+        """Return the rater's next turn as the page gets it."""
+        return self.show(session, *self.queue.serve(session.name))
+
+    def show(self, session: Session, turn: Turn | None, progress: CampaignProgress) -> dict[str, Any]:
         """Return a turn as the page gets it, without models' names or other raters' verdicts."""
-        progress = self.queue.progress(session.name)
         return {
             "task": None if turn is None else self._task(turn),
             "progress": {name: getattr(progress, name) for name in progress.__slots__},
@@ -78,10 +82,12 @@ class Desk:
 
     def judge(self, session: Session, key: str, body: JudgmentBody) -> None:
         """Store a rater's verdicts on their turn; `RefusedError` unless each dimension asked about has one."""
-        turn = self.queue.held(session.name, key)
-        if set(body.verdicts) != set(self.asked(turn)):
-            raise RefusedError(f"give a verdict in each of: {', '.join(self.asked(turn))}")
-        verdicts = {name: checked_verdict(turn.kind, said, len(turn.answers)) for name, said in body.verdicts.items()}
+
+        def verdicts(turn: Turn) -> dict[str, Verdict]:
+            if set(body.verdicts) != set(self.asked(turn)):
+                raise RefusedError(f"give a verdict in each of: {', '.join(self.asked(turn))}")
+            return {name: checked_verdict(turn.kind, said, len(turn.answers)) for name, said in body.verdicts.items()}
+
         options = {"rubric": self.rubric.version, "comment": body.comment.strip(), "seconds": body.seconds}
         self.queue.judge(session.name, key, verdicts, **options)  # type: ignore[arg-type]
 
