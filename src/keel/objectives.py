@@ -51,7 +51,7 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | None =
 
 
 def bradley_terry_zero_loss(margin: Tensor) -> Tensor:
-    """Return the loss of a head that scores 0 everywhere, log(1 + e^margin) [N]: ln 2 without a margin (law 4)."""
+    """Return the loss of a head that scores 0 everywhere, log(1 + e^margin) [N]: ln 2 without a margin."""
     return F.softplus(margin)
 
 
@@ -129,7 +129,7 @@ def _dpo_of_logits(logits: Tensor, kind: DpoLoss, smoothing: float, beta: float)
 
 
 def dpo_zero_margin_loss(kind: DpoLoss, *, beta: float, length_alpha: float = 0.0) -> float | None:
-    """Return the loss of a policy that still equals its reference; step 0 must show it (law 4).
+    """Return the loss of a policy that still equals its reference; step 0 must show it.
 
     ln 2 for the sigmoid, conservative and robust forms, 1 for hinge, 1 / (4 tau^2) for IPO, both of sums and of
     averages. None with `length_alpha`: pairs with different length gaps then start from different logits.

@@ -124,7 +124,7 @@ def test_an_adjudicators_word_makes_the_pair_and_no_agreement(store):
     assert derive(judged).pairs == []
     assert dict(derive(judged).neutral) == {"tie": 1}
     assert survey.agreement(survey.said_in_store(store)) == [agreed]
-    assert survey.agreement(said for j in judged for said in survey.contests_of(j)) == [agreed]
+    assert survey.agreement(said for j in judged for said in survey.comparisons_of(j)) == [agreed]
 
 
 def test_agreement_of_people_alone_is_scikit_learns(store):

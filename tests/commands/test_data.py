@@ -145,7 +145,7 @@ def test_three_annotators_agree_as_other_libraries_say(keel, shared, tmp_path, t
 def test_agreement_of_one_rater_alone_says_so(keel, file):
     code, out, _ = keel("data", "agreement", data=file)
     assert code == 0
-    assert "39 contests, 0 by two raters or more: agreement cannot be told" in out
+    assert "39 comparisons, 0 by two raters or more: agreement cannot be told" in out
 
 
 # --- a file's own names ---------------------------------------------------------------------------
@@ -276,7 +276,7 @@ def test_one_is_told_in_the_singular_and_an_adjudicator_once(keel, store_source)
     assert "1 judgment retracted" in out
     assert re.search(r"^lead \(adjudicator\) +1 *$", out, re.M)
     assert re.search(r"^ana \(person\) +1 *$", out, re.M)
-    assert "overall: 1 contest, 0 by" in keel("data", "agreement", data=store_source)[1]
+    assert "overall: 1 comparison, 0 by" in keel("data", "agreement", data=store_source)[1]
 
 
 def test_split_leaves_no_prompt_on_both_sides(keel, file, tmp_path):

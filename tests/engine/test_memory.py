@@ -26,7 +26,7 @@ import ctypes, gc, json, resource, sys, torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from keel.engine import memory
 from keel.engine.forward import token_logps
-from keel.engine.optimizer import Optimizer
+from keel.engine.adamw import Optimizer
 from keel.models import machine
 from keel.records import Bundle, Completion
 machine.prepare()

@@ -17,8 +17,8 @@ import torch
 
 from keel import cli
 from keel.engine import run as run_module
+from keel.engine.adamw import Optimizer
 from keel.engine.optimisation import schedule
-from keel.engine.optimizer import Optimizer
 from keel.engine.run import Run, open_run
 from keel.engine.run_folder import RunFolder
 from keel.errors import InputError, RunFailed
@@ -511,7 +511,7 @@ def test_separators_inside_a_sample_are_no_line_ends(tmp_path):
 
 
 def test_no_role_moves_when_another_s_gradient_is_not_finite(train, configure, monkeypatch):
-    """PPO's policy must not step before the value model's gradient has been looked at (law 8)."""
+    """PPO's policy must not step before the value model's gradient has been looked at."""
     calls = count_optimizer_steps(monkeypatch)
     real = checkpoints.load_reward
     loaded = []
@@ -645,7 +645,7 @@ def test_other_settings_are_refused(train, killed_run):
 
 
 def test_other_data_are_refused(train, killed_run, tmp_path, write_rows):
-    """Settings may be the same while the file behind them is not: the manifest knows its hash (law 4)."""
+    """Settings may be the same while the file behind them is not: the manifest knows its hash."""
     data = Path(killed_run.data)
     copy = tmp_path / "copy.jsonl"
     copy.write_text(data.read_text())

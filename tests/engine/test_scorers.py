@@ -111,7 +111,7 @@ def test_a_rule_that_fails_is_named(tmp_path, monkeypatch, body, request):
 
 
 def test_a_rule_s_identity_follows_its_file(tmp_path, monkeypatch):
-    """The manifest tells a rule from another of the same name (law 4)."""
+    """The manifest tells a rule from another of the same name."""
     identities = {yaml_rule(tmp_path, f"rules:\n  - {{contains: {word}}}\n").identity for word in "abb"}
     assert len(identities) == 2
     monkeypatch.chdir(tmp_path)

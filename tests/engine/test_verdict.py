@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from keel.engine import verdict
-from keel.engine.verdict import Beside, History, RunVerdict, Sample
+from keel.engine.verdict import History, ReferenceComparison, RunVerdict, Sample
 
 
 def pairs(step, loss, chosen, fall, accuracy=1.0):
@@ -52,7 +52,7 @@ def test_among_likely_checkpoints_the_loss_decides():
 
 def test_the_fall_is_told_in_numbers():
     history = History(18, [], pairs(0, 0.69, -1.5, 0.0, 0.5), RUN, {"step": 6})
-    beside = Beside(own=-0.1, new=-1.2)
+    beside = ReferenceComparison(own=-0.1, new=-1.2)
     found = verdict.fell(history, 20.0, beside, learning_rate=3e-4, beta=0.1, held_out=True)
     for part in ("from -1.5 to -12.5 nats, by 11.0", "step 18", "kept step 6 to -3.5", "no longer reads", "-1.20"):
         assert part in found.message
@@ -67,7 +67,7 @@ def test_the_fall_in_training_is_the_reward_over_beta(reward, expected):
         {"rewards/chosen": 0.0, "logps/chosen": -1.5},
         {"rewards/chosen": reward, "logps/chosen": -1.5 + reward * 10},
     ]
-    found = verdict.fell(History(2, rows), 20.0, Beside(), learning_rate=3e-4, beta=0.1, held_out=False)
+    found = verdict.fell(History(2, rows), 20.0, ReferenceComparison(), learning_rate=3e-4, beta=0.1, held_out=False)
     assert (found is not None) is expected
     assert found is None or "from -1.5 to -6.5 nats, by 5.0" in found.message
 
@@ -113,21 +113,21 @@ def test_what_gives_no_signal():
     assert verdict.cut_rollouts(History(1, rows[1:2]), "--max-new-tokens 80", "") is None
     assert verdict.flat_scores(0.3, "…") is None
     assert "0.0003" in verdict.flat_scores(0.0003, "raise --learning-rate").message
-    assert verdict.policy_still(Beside(kl=0.5, kl_se=0.1), 1e-6) is None
-    assert verdict.policy_still(Beside(kl=0.001, kl_se=0.5), 1e-6) is None  # nobody knows
-    assert "--learning-rate" in verdict.policy_still(Beside(kl=0.001, kl_se=0.001), 1e-6).message
+    assert verdict.policy_still(ReferenceComparison(kl=0.5, kl_se=0.1), 1e-6) is None
+    assert verdict.policy_still(ReferenceComparison(kl=0.001, kl_se=0.5), 1e-6) is None  # nobody knows
+    assert "--learning-rate" in verdict.policy_still(ReferenceComparison(kl=0.001, kl_se=0.001), 1e-6).message
 
 
 @pytest.mark.parametrize(("new", "reads"), [(-0.2, True), (-0.7, False)])
 def test_a_text_reads_if_the_reference_could_have_written_it(new, reads):
-    beside = Beside(own=-0.1, new=new)
-    assert beside.reads() is reads
+    beside = ReferenceComparison(own=-0.1, new=new)
+    assert beside.fluent() is reads
     assert (verdict.unread(beside, "…") is None) is reads
-    assert Beside().reads() is None
+    assert ReferenceComparison().fluent() is None
 
 
 def test_five_lines():
-    beside = Beside([Sample("once\nupon", {"reference": " a", "kept": " b" * 60})], 1.204, 0.113, 32, 64)
+    beside = ReferenceComparison([Sample("once\nupon", {"reference": " a", "kept": " b" * 60})], 1.204, 0.113, 32, 64)
     end = RunVerdict("loss 2 -> 1", "step 4 of 6", beside.kl_line(), beside.samples)
     reached, kept, kl, heading, sample, warnings = end.lines()
     assert (reached, kept, heading, warnings) == (

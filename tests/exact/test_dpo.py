@@ -17,8 +17,8 @@ from torch.autograd.functional import hessian, jacobian
 
 from keel import objectives
 from keel.config import DPOConfig
+from keel.engine.adamw import Optimizer
 from keel.engine.forward import sequence_logps
-from keel.engine.optimizer import Optimizer
 from keel.methods import dpo
 from keel.records import Bundle, Completion
 

@@ -85,7 +85,7 @@ def judged(tree: Tree, config: PPOConfig, table: torch.Tensor | None = None) -> 
         with torch.no_grad():
             roles.policy.model.lm_head.weight.copy_(table.T)
     rollout = ppo.roll_out(run, config, roles, text, Batches(data.train, config.rollout_size, config.seed).of(run.step))
-    ppo.judge(run, config, roles, rollout)
+    ppo.score_rollout(run, config, roles, rollout)
     drawn = torch.tensor([tree.index[tuple(c.ids)] for b in rollout.bundles for c in b.completions])
     return run, rollout, drawn
 

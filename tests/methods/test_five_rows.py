@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from keel.engine import forward
-from keel.engine.optimizer import Optimizer
+from keel.engine.adamw import Optimizer
 from keel.errors import RunFailed
 from keel.methods import ppo
 from keel.models import checkpoints

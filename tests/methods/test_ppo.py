@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from keel.engine.optimizer import Optimizer
+from keel.engine.adamw import Optimizer
 from keel.errors import InputError, RunFailed
 from keel.methods import ppo
 

@@ -14,7 +14,7 @@ from keel.commands.collect import collect
 from keel.config import BestOfNConfig
 from keel.methods import ppo
 from keel.methods.best_of_n import best_of_n
-from keel.sampling import beside
+from keel.sampling import comparison
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +119,8 @@ def test_nothing_held_out_is_said(train, method):
 def test_the_kl_is_that_of_the_answers_drawn(train, base, monkeypatch, method):
     """Log-probabilities by Hugging Face alone, mean and standard error over prompts by hand."""
     drawn = []
-    real = beside.sample
-    monkeypatch.setattr(beside, "sample", lambda *a, **k: drawn.append(real(*a, **k)) or drawn[-1])
+    real = comparison.sample
+    monkeypatch.setattr(comparison, "sample", lambda *a, **k: drawn.append(real(*a, **k)) or drawn[-1])
     result = train(method, holdout=0.25, learning_rate=1e-2)
     kept, start = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (result.final, base))
     ratios = []

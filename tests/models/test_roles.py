@@ -41,9 +41,9 @@ def test_a_block_that_fails_leaves_gradients_as_they_were(model):
 
 
 def test_scalars_are_relative_to_the_origin(model):
-    role, scalars = Role("value", model, head="scalar"), torch.tensor([1.0, -2.0])
+    role, scalars = Role("value", model), torch.tensor([1.0, -2.0])
     assert role.centred(scalars).tolist() == [1, -2]
-    role.origin = 0.5
+    role.offset = 0.5
     assert role.centred(scalars).tolist() == [0.5, -2.5]
 
 

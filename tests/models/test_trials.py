@@ -303,7 +303,7 @@ def test_texts_on_both_sides_of_a_switch_never_share_a_pass():
         torch.testing.assert_close(torch.cat(found), theirs, rtol=0, atol=1e-4)
     backwards = forward.in_batches(forward.token_logps, model, bundles[::-1], 64)
     torch.testing.assert_close(torch.cat(backwards[::-1]), theirs, rtol=0, atol=1e-4)
-    apart = forward.Load(passes.packed, (16,)), forward.Load(passes.packed)
+    apart = forward.TokenCounter(passes.packed, (16,)), forward.TokenCounter(passes.packed)
     assert [max(load.add(b) for b in bundles) for load in apart] == [10 + 12 + 14 + 10 + 5 + 14 + 15 + 26, 82]
 
 

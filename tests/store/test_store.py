@@ -603,7 +603,7 @@ def test_agreement_in_a_store_is_that_of_its_stream(store):
     rows += [(said_key(swapped), swapped)]
     store.append(rows)
     by_query = survey.agreement(survey.said_in_store(store))
-    by_stream = survey.agreement(s for _, j in rows for s in survey.contests_of(j))
+    by_stream = survey.agreement(s for _, j in rows for s in survey.comparisons_of(j))
     assert [repr(a) for a in by_query] == [repr(a) for a in by_stream]
     (overall,) = [a for a in by_query if a.dimension == "overall" and not a.scored]
     assert overall.shared == 1

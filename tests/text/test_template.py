@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerFast
 from keel.data.prepare import tokenise
 from keel.errors import InputError, RowFault
 from keel.records import Demonstration, Origin, Pair, RowCounts
-from keel.text.identity import facts_of, remarks_on
 from keel.text.named_templates import NAMED, chat_template
 from keel.text.template import DAY, Lost, Template, TemplateFault
 from keel.text.tokenisation import Text
+from keel.text.tokenizer_facts import facts_of, remarks_on
 
 SPECIAL = ["<s>", "</s>", "<unk>", "<pad>", *sorted({token for _, needs in NAMED.values() for token in needs})]
 

@@ -41,13 +41,13 @@ def sweep(connection: sa.Connection, now: float) -> None:
 
 
 def give_back(connection: sa.Connection, task: int) -> None:
-    """Want one more person for a task again; gold tasks count nobody."""
+    """Open a place at a task again: it wants one more person. Gold tasks count nobody."""
     back = tasks.c.wants + 1
     connection.execute(sa.update(tasks).where(tasks.c.id == task, tasks.c.gold == "").values(wants=back))
 
 
 def take(connection: sa.Connection, task: int) -> bool:
-    """Want one person fewer for a task; False if none is wanted. Gold tasks want everybody."""
+    """Fill a place at a task: it wants one person fewer. False if no place is open; gold tasks always have one."""
     one = sa.update(tasks).where(tasks.c.id == task, sa.or_(tasks.c.wants > 0, tasks.c.gold != ""))
     wants = sa.case((tasks.c.gold == "", tasks.c.wants - 1), else_=tasks.c.wants)
     return connection.execute(one.values(wants=wants, begun=True)).rowcount == 1

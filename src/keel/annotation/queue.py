@@ -1,8 +1,8 @@
 """The queue of tasks that people judge: handed out one turn at a time, each task to as many people as it wants.
 
 A task is one, two or more answers to one prompt. A *turn* is one rater at one task: leased until a time, then judged,
-skipped, flagged or expired. `wants` of a task counts the people that it still needs. Handing the task out takes one,
-letting it go gives one back, both in the transaction that changes the turn. So a task never goes to more people than
+skipped, flagged or expired. `wants` of a task counts its open places. Handing the task out fills one,
+letting it go opens it again, both in the transaction that changes the turn. So a task never goes to more people than
 its overlap, a killed server loses no turn, and judging twice with one key stores one judgment.
 
 Tasks that somebody has begun come before fresh ones, so that overlap is soon complete. Tasks with a known verdict
@@ -255,6 +255,7 @@ class Queue:
             if found is None:
                 blank = {"said": "", "settled": "", "judgments": "", "note": "", "made": now, "expires": now}
                 order = ",".join(map(str, range(places)))
+                # expired from the start: a decision fills no place of the task and is never handed out
                 fresh = {"key": secrets.token_hex(16), "state": EXPIRED, "order": order}
                 connection.execute(sa.insert(turns).values(task=task, rater=rater, **fresh, **blank))
             else:

@@ -36,7 +36,7 @@ STYLES: dict[Level, str] = {"refused": "bold red", "warning": "yellow", "note": 
 """Style of each level on the screen, the worst level first."""
 
 LONGER_AT_LARGE = 0.62
-"""Share of people's votes at large that the longer answer wins (FACTS 6). Length that predicts more is a bias."""
+"""Share of people's votes at large that the longer answer wins. Length that predicts more is a bias."""
 TELLS = 0.6
 """A surface cue that predicts the better answer more often than this, beyond its interval, is worth a warning."""
 LEANS = 0.05

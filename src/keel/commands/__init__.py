@@ -1,1 +1,1 @@
-"""The verbs beside training, a file each."""
+"""The commands beside training, and what only they use."""

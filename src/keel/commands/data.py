@@ -127,7 +127,7 @@ def show_agreement(config: DataAgreementConfig) -> Result | None:
 
 
 def _agreement(one: survey.Agreement) -> str:
-    what = f"{checks.counted(one.things, 'answer')} scored" if one.scored else checks.counted(one.things, "contest")
+    what = f"{checks.counted(one.things, 'answer')} scored" if one.scored else checks.counted(one.things, "comparison")
     head = f"{one.dimension}: {what}, {one.shared:,} by two raters or more"
     if not one.shared:
         return f"{head}: agreement cannot be told; let raters overlap"

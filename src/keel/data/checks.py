@@ -1,4 +1,4 @@
-"""Checks of content: rows that teach nothing, or the wrong thing, are dropped, counted and numbered (law 6).
+"""Checks of content: rows that teach nothing, or the wrong thing, are dropped, counted and numbered.
 
 The readers in `source` judge a row's *form*; the checks here judge its *content*, for records from any source. A
 command refuses a file if more than a stated share of its rows is bad in form or content: then something else is wrong

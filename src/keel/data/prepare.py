@@ -11,8 +11,8 @@ from keel.data import checks, doubts, lengths
 from keel.data.source import Source, columns_of_two, open_source
 from keel.errors import InputError, RowFault
 from keel.records import Bundle, Demonstration, Pair, PromptRow, RowCounts
-from keel.text.identity import facts_of, remarks_on
 from keel.text.tokenisation import NO_ROOM, Text
+from keel.text.tokenizer_facts import facts_of, remarks_on
 
 _Row = TypeVar("_Row", PromptRow, Demonstration, Pair)
 _Record = TypeVar("_Record", bound=PromptRow | Demonstration | Pair)

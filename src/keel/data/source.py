@@ -6,7 +6,7 @@ every row's fate (`counts`), the format's name, and the identity of the rows tha
 A *container* (`files.containers`) yields numbered rows as dicts; a *format* turns such a dict into a record, or into
 the judgments that it holds. A format is one small entry in a table: `JUDGED`, `DEMONSTRATED`, `PROMPTED`;
 `recognition` tells which one a file is in. A row that cannot be read is an outcome, not an exception: it is counted
-with its number and reason (law 6). A fault of the whole file, such as a wrong encoding or a missing column, is an
+with its number and reason. A fault of the whole file, such as a wrong encoding or a missing column, is an
 `InputError`.
 
 Left out on purpose: guessing where a prompt ends inside a plain string, and anything that `checks` judges by content.
@@ -48,7 +48,7 @@ from keel.records import Answer, Demonstration, Judgment, Origin, Pair, Prompt, 
 from keel.store.keys import Given, prompts_identity, row_key
 from keel.store.opening import is_store
 from keel.store.store import Store
-from keel.store.survey import Agreement, Listener, Survey, agreement, contests_of, count, count_store, said_in_store
+from keel.store.survey import Agreement, Listener, Survey, agreement, comparisons_of, count, count_store, said_in_store
 from keel.text.tokenisation import prompt_key
 
 __all__ = ["Answered", "Holding", "Source", "columns_of_two", "open_source", "together"]
@@ -177,7 +177,7 @@ class Source(ABC):
         called with every judgment as it is read.
         """
         counts, pairs, scores = self.counts, list[Pair](), ScoreWatch()
-        for group in self._contests(heard):
+        for group in self._comparisons(heard):
             scores.see(group)
             derived = derive(group)
             pairs += derived.pairs
@@ -191,7 +191,7 @@ class Source(ABC):
         scores.tell(counts)
         return pairs
 
-    def _contests(self, heard: Callable[[Judgment], object] | None) -> Iterator[list[Judgment]]:
+    def _comparisons(self, heard: Callable[[Judgment], object] | None) -> Iterator[list[Judgment]]:
         """Yield groups of judgments; those that a format spreads over consecutive rows are joined."""
         groups = self._groups(PAIRS, NOT_USED)
         if heard is not None:
@@ -327,24 +327,24 @@ class _FileSource(Source):
         super().__init__(name)
         self._wanted = format
         self._hint: Callable[[], str] = str
-        self._head = OpenedRows(name, limit, columns, self.counts)
+        self._opened = OpenedRows(name, limit, columns, self.counts)
 
     def close(self) -> None:
-        self._head.close()
+        self._opened.close()
 
     def bears(self, columns: str) -> bool:
         """Say whether the file has the columns that --columns names; one with Keel's own need not."""
-        return self._head.bears(columns)
+        return self._opened.bears(columns)
 
     def holds(self) -> Holding:
-        return cast(Holding, holding_of(self._head, self.name, self._wanted))
+        return cast(Holding, holding_of(self._opened, self.name, self._wanted))
 
     def identity(self) -> dict[str, object]:
-        return {"data_hash": self._head.content()}
+        return {"data_hash": self._opened.content()}
 
     def keyed(self) -> Iterator[tuple[bytes, Judgment]]:
         """Yield judgments as `Source.keyed` does; the key is made from the file's content and the row."""
-        groups, content = self.judgments(), self._head.content(ahead=True)
+        groups, content = self.judgments(), self._opened.content(ahead=True)
         return ((row_key(content, j, index), j) for group in groups for index, j in enumerate(group))
 
     def answers(self) -> Iterator[Answered]:
@@ -374,7 +374,7 @@ class _FileSource(Source):
         return count(judgment for group in self.judgments() for judgment in group)
 
     def agreement(self) -> list[Agreement]:
-        return agreement(said for group in self.judgments() for j in group for said in contests_of(j))
+        return agreement(said for group in self.judgments() for j in group for said in comparisons_of(j))
 
     def judged_pairs(self) -> tuple[list[Pair], Survey, list[Agreement]]:
         listener = Listener()
@@ -394,15 +394,17 @@ class _FileSource(Source):
         return self._records(convert, unused)
 
     def _recognise(self, kind: SourceKind[F]) -> F:
-        chosen = recognise(self._head, kind, self.name, self._wanted)
+        chosen = recognise(self._opened, kind, self.name, self._wanted)
+        if self.format:
+            raise RuntimeError(f"{self.name}: a source is read once; open it again")
         self.format = chosen.name
-        self._hint = partial(hint_of, self._head, kind, self._wanted)
+        self._hint = partial(hint_of, self._opened, kind, self._wanted)
         return chosen
 
     def _records(self, convert: Callable[[Row, Origin], R], unused: Unused) -> Iterator[R]:
         """Yield each row's result for the caller to count; rows without one are counted here."""
         given, lacking, counts = False, True, self.counts
-        for number, row in self._head.rows:
+        for number, row in self._opened.rows:
             try:
                 if isinstance(row, RowError):
                     raise row

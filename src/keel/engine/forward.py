@@ -1,8 +1,8 @@
-"""One forward pass over bundles: token log-probabilities and scalars, flat, with nothing padded outside this file.
+"""One forward pass over bundles: token log-probabilities and scalars, flat, without padding.
 
-Methods know three functions: `token_logps`, `scalars_at_states` and `scalars_at_end`. Each is one differentiable pass
-over the bundles it is given; `micro_batches` and `in_batches` choose how many bundles that is. How rows are packed,
-whether a prompt is shared between its completions, and how the head is chunked, stays in this file.
+`token_logps`, `token_scores`, `scalars_at_states`, `scalars_at_end` and `scalars_throughout` are each one
+differentiable pass over the bundles given; `micro_batches` and `in_batches` choose how many bundles that is. Methods
+see neither rows nor padding: `models/passes.py` lays rows out, and `engine/head.py` walks the vocabulary in blocks.
 
 What bundles have in common is computed once. Pairs of one prompt are that prompt with its different completions, so
 three pairs of three answers cost three answers, not six.
@@ -47,7 +47,7 @@ def token_scores(
 ) -> TokenScores:
     """Return the scores of `token_logps` with entropy and top-1 hits beside them (empty without `details`)."""
     own, places = _each_once(bundles)
-    hidden, states = _by_side(model, own)
+    hidden, states = _by_length_band(model, own)
     hidden = hidden[_rows([i for at in states for i in at[:-1]], hidden)]
     ids = [i for b in own for c in b.completions for i in c.ids]
     targets = torch.tensor(ids, dtype=torch.long, device=hidden.device)
@@ -104,31 +104,32 @@ def _rows(indices: list[int], hidden: Tensor) -> Tensor:
 def _hidden(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
     """Return all hidden states that the bundles need, [rows, D], and the rows of each completion."""
     own, places = _each_once(bundles)
-    hidden, states = _by_side(model, own)
+    hidden, states = _by_length_band(model, own)
     return hidden, states if places is None else [states[at] for at in places]
 
 
-def _by_side(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
+def _by_length_band(model: nn.Module, bundles: Sequence[Bundle]) -> tuple[Tensor, States]:
     """Run the pass; if a model reads positions by the length of the text, one pass for each kind of length."""
     bundles = [b for b in bundles if b.completions]
     ways = trials.ways_of(model)
     _require_room(ways, bundles)
-    sides = [side_of(ways.switches, b, c) for b in bundles for c in b.completions]
-    if len(set(sides)) <= 1:
-        return _way(model, bundles)(model, bundles)
+    bands = [length_band(ways.switches, b, c) for b in bundles for c in b.completions]
+    if len(set(bands)) <= 1:
+        return _pass_of(model, bundles)(model, bundles)
     found: dict[int, list[int]] = {}
     parts, rows = [], 0
-    for one in sorted(set(sides)):
+    for one in sorted(set(bands)):
         some = [
-            replace(b, completions=[c for c in b.completions if side_of(ways.switches, b, c) == one]) for b in bundles
+            replace(b, completions=[c for c in b.completions if length_band(ways.switches, b, c) == one])
+            for b in bundles
         ]
         some = [b for b in some if b.completions]
-        hidden, states = _way(model, some)(model, some)
-        owners = (i for i, of in enumerate(sides) if of == one)
+        hidden, states = _pass_of(model, some)(model, some)
+        owners = (i for i, of in enumerate(bands) if of == one)
         found |= {i: [row + rows for row in at] for i, at in zip(owners, states, strict=True)}
         parts.append(hidden)
         rows += len(hidden)
-    return torch.cat(parts), [found[i] for i in range(len(sides))]
+    return torch.cat(parts), [found[i] for i in range(len(bands))]
 
 
 def _require_room(ways: trials.Ways, bundles: Sequence[Bundle]) -> None:
@@ -141,16 +142,16 @@ def _require_room(ways: trials.Ways, bundles: Sequence[Bundle]) -> None:
         )
 
 
-def side_of(switches: tuple[int, ...], bundle: Bundle, completion: Completion) -> int:
+def length_band(switches: tuple[int, ...], bundle: Bundle, completion: Completion) -> int:
     """Return how many of a model's length switches a completion exceeds, its prompt included."""
     return switches_passed(switches, len(bundle.prompt_ids) + len(completion)) if switches else 0
 
 
-def _way(model: nn.Module, bundles: Sequence[Bundle]) -> passes.Pass:
-    return way_to(model, max(map(width_of, bundles), default=0))
+def _pass_of(model: nn.Module, bundles: Sequence[Bundle]) -> passes.Pass:
+    return pass_for(model, max(map(width_of, bundles), default=0))
 
 
-def way_to(model: nn.Module, longest: int) -> passes.Pass:
+def pass_for(model: nn.Module, longest: int) -> passes.Pass:
     """Return how bundles of up to `longest` tokens a completion go through the backbone."""
     ways = trials.ways_of(model)
     return ways.way(longest) if PACK else ways.apart
@@ -158,7 +159,7 @@ def way_to(model: nn.Module, longest: int) -> passes.Pass:
 
 def packing_to(model: nn.Module, longest: int) -> bool:
     """Say whether bundles of up to `longest` tokens a completion share one row."""
-    return way_to(model, longest) is passes.packed
+    return pass_for(model, longest) is passes.packed
 
 
 def _each_once(bundles: Sequence[Bundle]) -> tuple[Sequence[Bundle], list[int] | None]:
@@ -206,12 +207,12 @@ def micro_batches(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int
     longest: dict[tuple[int, ...], int] = {}
     for bundle, prompt in zip(bundles, prompts, strict=True):
         longest[prompt] = max(longest.get(prompt, 0), width_of(bundle))
-    way, switches = way_to(model, max(longest.values(), default=0)), trials.ways_of(model).switches
+    way, switches = pass_for(model, max(longest.values(), default=0)), trials.ways_of(model).switches
     rank = {prompt: at for at, prompt in enumerate(sorted(longest, key=lambda p: -longest[p]))}
     order = sorted(range(len(bundles)), key=lambda i: rank[prompts[i]])
     start = 0
     while start < len(order):
-        load, stop = Load(way, switches), start
+        load, stop = TokenCounter(way, switches), start
         while stop < len(order):
             tokens = load.add(bundles[order[stop]], prompts[order[stop]])
             if tokens > micro_tokens and stop > start:
@@ -222,7 +223,7 @@ def micro_batches(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int
         start = stop
 
 
-class Load:
+class TokenCounter:
     """Count of the tokens that a pass computes: in one row, in rows as wide as the widest, or one by one."""
 
     def __init__(self, way: passes.Pass, switches: tuple[int, ...] = ()) -> None:
@@ -234,7 +235,7 @@ class Load:
         """Add a bundle (`prompt`: its prompt's ids as a tuple, if there is one already); return what all take now."""
         prompt = tuple(bundle.prompt_ids) if prompt is None else prompt
         for completion in bundle.completions:
-            key = side_of(self._switches, bundle, completion), prompt
+            key = length_band(self._switches, bundle, completion), prompt
             if not PACK or key not in self._seen:
                 self._once += len(prompt)
             seen = self._seen.setdefault(key, set())
@@ -252,7 +253,7 @@ class Load:
 
 def computed_tokens(model: nn.Module, bundles: Sequence[Bundle]) -> int:
     """Return the tokens that one pass over the bundles computes, padding included."""
-    load = Load(way_to(model, max(map(width_of, bundles))), trials.ways_of(model).switches)
+    load = TokenCounter(pass_for(model, max(map(width_of, bundles))), trials.ways_of(model).switches)
     return max(load.add(bundle) for bundle in bundles)
 
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from keel.engine.forward import computed_tokens, way_to, width_of
-from keel.engine.optimizer import AT_ONCE
+from keel.engine.adamw import AT_ONCE
+from keel.engine.forward import computed_tokens, pass_for, width_of
 from keel.errors import InputError
 from keel.models import passes
 from keel.models.heads import trunk
@@ -147,7 +147,7 @@ def largest_pass(model: nn.Module, bundles: Sequence[Bundle], batch_size: int, m
     The bundles are taken to have nothing in common. A pass is one bundle, or keeps to `micro_tokens`.
     """
     alone = sorted(computed_tokens(model, [b]) for b in bundles)[-batch_size:]
-    padded = way_to(model, max(map(width_of, bundles))) is passes.rows
+    padded = pass_for(model, max(map(width_of, bundles))) is passes.rows
     return max(alone[-1], min(micro_tokens, len(alone) * alone[-1] if padded else sum(alone)))
 
 
@@ -157,7 +157,7 @@ def largest_pass(model: nn.Module, bundles: Sequence[Bundle], batch_size: int, m
 def checkpoint_layers(model: Any) -> None:
     """Keep only each layer's input for the backward pass, and compute the layer again there.
 
-    Transformers' own switch works only in training mode, which Keel's models are never in (law 5).
+    Transformers' own switch works only in training mode, which Keel's models are never in.
     """
     for layer in _layers(model):
         if not isinstance(layer.forward, partial):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from keel.engine.optimizer import Optimizer
+from keel.engine.adamw import Optimizer
 from keel.errors import KeelError
 
 

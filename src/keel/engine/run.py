@@ -14,7 +14,7 @@ A loop *calls* a run; a run never calls back:
     return run.finish(…, verdict=…)
 
 Every random draw takes a generator named by (seed, purpose, step), so no generator state has to be saved. A step's
-draws depend on its number alone, and a run killed and resumed equals one that was not (law 10).
+draws depend on its number alone, and a run killed and resumed equals one that was not.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class Run:
         self._updated = True
 
     def require_finite(self, what: str, values: Sequence[Tensor], bundles: Sequence[Bundle]) -> None:
-        """Stop the run if a number of a bundle is not finite (law 8); `values` has a tensor per bundle."""
+        """Stop the run if a number of a bundle is not finite; `values` has a tensor per bundle."""
         bad = [b for b, v in zip(bundles, values, strict=True) if not bool(torch.isfinite(v).all())]
         if bad:
             self._collect(bundles)

@@ -50,8 +50,8 @@ class RuleScorer:
 
     reads: Literal["ids", "text"] = "text"
 
-    def __init__(self, rubric: RuleSet) -> None:
-        self.rubric, self.identity = rubric, rubric.identity
+    def __init__(self, rules: RuleSet) -> None:
+        self.rules, self.identity = rules, rules.identity
 
     def score(self, bundles: Sequence[Bundle]) -> Tensor:
         scores = [self._apply(b, c.text) for b in bundles for c in b.completions]
@@ -59,10 +59,10 @@ class RuleScorer:
 
     def _apply(self, bundle: Bundle, completion: str) -> float:
         try:
-            return self.rubric.score(prompt_text(bundle.prompt), completion)
+            return self.rules.score(prompt_text(bundle.prompt), completion)
         except RuleFault as fault:
             where = named(bundle)
-            raise InputError(f"{self.rubric.name}: {fault} ({where}); mend it to return a finite number") from fault
+            raise InputError(f"{self.rules.name}: {fault} ({where}); mend it to return a finite number") from fault
 
 
 RULE = "rule:"

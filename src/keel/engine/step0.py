@@ -1,4 +1,4 @@
-"""Checks at step 0 of every run (law 4). A run that fails one is stopped: something is wrong."""
+"""Checks at step 0 of every run. A run that fails one is stopped: something is wrong."""
 
 from __future__ import annotations
 

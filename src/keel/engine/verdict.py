@@ -22,7 +22,8 @@ FALL_SHARE = 0.5
 FALL_PER_TOKEN = 0.25
 """… or by this many nats a token, whatever the reference's is."""
 UNREAD = 0.25
-"""The policy's text no longer reads well if the reference gives it this many nats a token less than its own answers."""
+"""The policy's text no longer reads well if it is this many nats a token less likely, under the reference, than the
+reference's own answers."""
 MOVED = 0.01
 """A loss that changed by a smaller share has hardly moved."""
 FLAT = 0.01
@@ -57,7 +58,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class ReferenceComparison:
     """Answers of the kept policy to held-out prompts, beside those of its reference.
 
     `kl` estimates KL(policy || reference) in nats an answer of at most `longest` tokens. `own` is the reference's mean
@@ -73,16 +74,16 @@ class Beside:
     new: float | None = None
     why: str = ""
 
-    def reads(self) -> bool | None:
-        """Say whether the policy's text is about as likely to the reference as its own; None if nothing was drawn."""
+    def fluent(self) -> bool | None:
+        """Say whether the reference finds the policy's text about as likely as its own text; None without texts."""
         return None if self.own is None or self.new is None else self.own - self.new < UNREAD
 
-    def reading(self) -> str:
-        """Return the answer of `reads` in words; empty if nothing was drawn."""
-        if (reads := self.reads()) is None:
+    def fluency(self) -> str:
+        """Return the answer of `fluent` in words; empty if nothing was drawn."""
+        if (fluent := self.fluent()) is None:
             return ""
         return (
-            f"the kept model's text {'still reads' if reads else 'no longer reads'} well: the reference's mean "
+            f"the kept model's text {'still reads' if fluent else 'no longer reads'} well: the reference's mean "
             f"log-probability per token is {self.new:.2f} nats on it, {self.own:.2f} on its own answers"
         )
 
@@ -253,7 +254,7 @@ def dpo_why(history: History, by: BestBy, tokens: float) -> str:
 
 
 def fell(
-    history: History, tokens: float, beside: Beside, *, learning_rate: float, beta: float, held_out: bool
+    history: History, tokens: float, beside: ReferenceComparison, *, learning_rate: float, beta: float, held_out: bool
 ) -> Advice | None:
     """Return a warning if the chosen answers' log-probability fell: by how much, and whether the text still reads."""
     remedy = f"lower --learning-rate (now {learning_rate:g}) or raise --beta (now {beta:g})"
@@ -272,7 +273,7 @@ def fell(
     told = f"{_likelier(after + mean_of(worst, 'logps/chosen_fall'), after)} (held out, step {worst['step']})"
     now, fall = mean_of(history.kept(), "logps/chosen"), mean_of(history.kept(), "logps/chosen_fall")
     told += f"; at the kept step {history.best['step']} to {now:.1f}" if history.kept() is not worst else ""
-    reading = f"; {beside.reading()}" if beside.reading() else ""
+    reading = f"; {beside.fluency()}" if beside.fluency() else ""
     every = ", and evaluate more often (--eval-every) to keep an earlier one" if fall > FALL else ""
     return Advice("chosen answers fell", f"{told}{reading}; {remedy}{every}")
 
@@ -284,9 +285,9 @@ def _likelier(before: float, after: float) -> str:
     )
 
 
-def unread(beside: Beside, remedy: str) -> Advice | None:
+def unread(beside: ReferenceComparison, remedy: str) -> Advice | None:
     """Return a warning if the reference finds the kept policy's text much less likely than its own answers."""
-    return Advice("text", f"{beside.reading()}; {remedy}") if beside.reads() is False else None
+    return Advice("text", f"{beside.fluency()}; {remedy}") if beside.fluent() is False else None
 
 
 # --- other warnings -------------------------------------------------------------------------------
@@ -330,7 +331,7 @@ def got_worse(history: History, name: str, learning_rate: float, higher: bool = 
     )
 
 
-def policy_still(beside: Beside, learning_rate: float) -> Advice | None:
+def policy_still(beside: ReferenceComparison, learning_rate: float) -> Advice | None:
     """Return a warning if the policy has hardly left its reference."""
     if beside.kl is None or abs(beside.kl) >= STILL or (beside.kl_se or 0.0) >= STILL:
         return None

@@ -1,7 +1,7 @@
 """The fields of one row of a data file, checked, and the errors of a row that cannot become a record.
 
 An unreadable row does not end a command: readers of rows raise `RowError`, and the reader of the file counts it with
-the row's number (law 6). A null column counts as missing.
+the row's number. A null column counts as missing.
 """
 
 from __future__ import annotations

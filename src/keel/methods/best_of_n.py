@@ -32,8 +32,8 @@ from keel.records import Bundle, Result, RowCounts
 from keel.sampling.local import LocalSampler
 from keel.sampling.protocol import SamplingOptions, options_of, sample
 from keel.says import say
-from keel.text.identity import remarks_on
 from keel.text.tokenisation import Text, prompt_text
+from keel.text.tokenizer_facts import remarks_on
 
 _SAMPLES = 3
 """Prompts whose best answer the end shows beside the first one drawn."""

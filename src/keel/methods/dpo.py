@@ -25,7 +25,7 @@ from keel.engine.batches import Batches, prompt_of
 from keel.engine.forward import in_batches, micro_batches, sequence_logps
 from keel.engine.run import Run, open_run
 from keel.engine.step0 import require_zero_margin_loss
-from keel.engine.verdict import Beside, RunVerdict
+from keel.engine.verdict import ReferenceComparison, RunVerdict
 from keel.errors import InputError
 from keel.files.target import refuse_existing
 from keel.models import checkpoints
@@ -33,7 +33,7 @@ from keel.models.limits import positions
 from keel.models.roles import Role
 from keel.objectives import Metrics
 from keel.records import Bundle, Result, lengths_of
-from keel.sampling import beside
+from keel.sampling import comparison
 from keel.says import say
 
 
@@ -94,7 +94,7 @@ def train(config: DPOConfig) -> Result:
             figures = evaluate(config, policy, held, data.held_out)
             run.record_evaluation(figures, best="loss", rank=_rank(config, step, figures, data.held_out))
     run.keep()
-    seen = beside.look_beside(policy.model, reference.model, text, data.held_out, config)
+    seen = comparison.compare_with_reference(policy.model, reference.model, text, data.held_out, config)
     zero = expected if policy_hash == reference_hash else None
     return run.finish(examples=batches.seen(run.step), verdict=conclude(run, config, data, seen, zero))
 
@@ -218,7 +218,9 @@ def chosen_tokens(pairs: Sequence[Bundle]) -> float:
     return sum(len(b.completions[0]) for b in pairs) / len(pairs)
 
 
-def conclude(run: Run, config: DPOConfig, data: prepare.Prepared, seen: Beside, zero: float | None) -> RunVerdict:
+def conclude(
+    run: Run, config: DPOConfig, data: prepare.Prepared, seen: ReferenceComparison, zero: float | None
+) -> RunVerdict:
     """Return what the run reached; `zero` is the loss at step 0 if it is known."""
     history, rate = run.history(), config.learning_rate
     held = data.held_out

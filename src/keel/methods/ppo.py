@@ -33,13 +33,13 @@ from keel.engine.forward import (
 from keel.engine.run import Run, open_run
 from keel.engine.scorers import Scorer, load_scorer, require_same_reading
 from keel.engine.step0 import require_unit_ratio, require_zero_kl
-from keel.engine.verdict import Beside, RunVerdict
+from keel.engine.verdict import ReferenceComparison, RunVerdict
 from keel.files.target import refuse_existing
 from keel.models import checkpoints, trials
 from keel.models.limits import positions
 from keel.models.roles import Role
 from keel.records import Bundle, Completion, Result, lengths_of
-from keel.sampling import beside
+from keel.sampling import comparison
 from keel.sampling.local import LocalSampler, cache_bytes
 from keel.sampling.protocol import Sampler, options_of, sample
 from keel.says import say
@@ -90,14 +90,14 @@ def train(config: PPOConfig) -> Result:
     batches = Batches(data.train, min(config.rollout_size, len(data.train)), config.seed)
     for step in run.steps():
         rollout = roll_out(run, config, roles, text, batches.of(step))
-        judge(run, config, roles, rollout)
+        score_rollout(run, config, roles, rollout)
         if data.held_out and step == 0:
             run.record_start(evaluate(run, config, roles, text, data.held_out))
         improve(run, config, roles, rollout)
         if data.held_out and run.evaluation_due():
             run.record_evaluation(evaluate(run, config, roles, text, data.held_out), best="objective", higher=True)
     run.keep()
-    seen = beside.look_beside(
+    seen = comparison.compare_with_reference(
         roles.policy.model,
         roles.reference.model,
         text,
@@ -123,7 +123,7 @@ def load_roles(config: PPOConfig) -> Roles:
     else:
         pad = checkpoints.ensure_pad(checkpoints.load_text(config.model, config))
         critic = checkpoints.new_scalar_model(config.model, config, pad)
-    return Roles(policy, reference, Role("value", critic, head="scalar"), scorer)
+    return Roles(policy, reference, Role("value", critic), scorer)
 
 
 def start(config: PPOConfig, roles: Roles, text: Text, data: prepare.Prepared) -> Run:
@@ -238,7 +238,7 @@ def _crossing(policy: nn.Module, bundles: Sequence[Bundle]) -> str:
 # --- judge ----------------------------------------------------------------------------------------
 
 
-def judge(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout) -> None:
+def score_rollout(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout) -> None:
     """Fill the rollout with scores, values, advantages and returns, from shaped rewards, and log them."""
     device = rollout.old_logps[0].device
     completions = [c for b in rollout.bundles for c in b.completions]
@@ -248,7 +248,7 @@ def judge(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout) -> None:
         raw = roles.scorer.score(rollout.bundles).to(device)
     _centre(run, roles, raw, truncated)
     rollout.values, rollout.ends = _values(config, roles.value, rollout.bundles)
-    scores, bootstrap = _trained_scores(run, config, raw, truncated, rollout.ends)
+    scores, bootstrap = _final_scores(run, config, raw, truncated, rollout.ends)
     rollout.scores = scores
     _note_signal(run, config, scores, truncated)
 
@@ -264,9 +264,9 @@ def judge(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout) -> None:
 
     kl = objectives.sequence_sums(old - reference, lengths)
     _log_rollout(run, config, completions, raw, scores, kl, old, lengths, beta)
-    spread = float(returns.var()) if len(returns) > 1 else 0.0
-    if spread > 0:
-        run.observe({"val/explained_variance": 1 - float((returns - values).var()) / spread})
+    variance = float(returns.var()) if len(returns) > 1 else 0.0
+    if variance > 0:
+        run.observe({"val/explained_variance": 1 - float((returns - values).var()) / variance})
     run.record_samples(rollout.bundles[: config.keep_samples], score=raw, kl=kl)
     if config.target_kl is not None:
         run.extra["beta"] = objectives.adapt_kl_coefficient(
@@ -275,22 +275,22 @@ def judge(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout) -> None:
 
 
 def _centre(run: Run, roles: Roles, scores: Tensor, truncated: Tensor) -> None:
-    """Set the origin of all scores: the mean of the reference's own finished answers, which the first rollout holds.
+    """Set the offset of all scores: the mean of the reference's own finished answers, which the first rollout holds.
 
-    It is kept for the run. A critic that starts as the reward model has the same origin.
+    It is kept for the run. A critic that starts as the reward model has the same offset.
     """
     if "centre" not in run.extra:
         finished = scores[~truncated]
         run.extra["centre"] = float((finished if len(finished) else scores).mean())
     if roles.scorer.reads == "ids":
-        roles.value.origin = float(run.extra["centre"])
+        roles.value.offset = float(run.extra["centre"])
 
 
-def _trained_scores(run: Run, config: PPOConfig, raw: Tensor, truncated: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the scores that training maximises [C], centred, and the part of them that is expected, not given [C].
+def _final_scores(run: Run, config: PPOConfig, raw: Tensor, truncated: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the centred scores that training maximises [C], and the critic's value inside each of them [C].
 
-    A truncated completion gets its penalty, or its own score, or, with a bootstrap, what the critic expects after its
-    last token: the score of an unfinished text beside that would count the end twice.
+    A truncated completion gets its penalty, or its own score, or, with a bootstrap, the critic's value after its last
+    token and nothing else. That value is taken off the reward, since the advantages add it; it is 0 for all others.
     """
     centre = float(run.extra["centre"])
     nothing = torch.zeros_like(raw)
@@ -423,7 +423,7 @@ def _take(parts: list[Tensor], index: list[int]) -> Tensor:
 def evaluate(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Sequence[Bundle]) -> dict[str, Any]:
     """Return score, KL, objective and length of one sample per held-out prompt, the same draws each time.
 
-    The objective is the one in training: centred score, missing-EOS penalty, beta as it stands.
+    The objective is the one in training: the centred score with `truncation` applied, less beta as it is now times KL.
     """
     with run.evidence(prompts):
         bundles = sample(_sampler(config, roles.policy, text), prompts, 1, "evaluation")
@@ -437,7 +437,7 @@ def evaluate(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Seq
         with roles.value.active() as critic:
             ends = torch.cat(in_batches(scalars_at_end, critic, bundles, config.micro_tokens))
         ends = roles.value.centred(ends)
-    trained, _ = _trained_scores(run, config, scores, truncated, ends)
+    trained, _ = _final_scores(run, config, scores, truncated, ends)
     return {
         "scores": stats.mean(scores.numpy()).as_dict(),
         "kl": stats.mean(kl.numpy()).as_dict(),
@@ -449,7 +449,7 @@ def evaluate(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Seq
 # --- the end --------------------------------------------------------------------------------------
 
 
-def conclude(run: Run, config: PPOConfig, seen: Beside) -> RunVerdict:
+def conclude(run: Run, config: PPOConfig, seen: ReferenceComparison) -> RunVerdict:
     """Return what the run reached."""
     history, rate = run.history(), config.learning_rate
     words, figures = verdict.reached(

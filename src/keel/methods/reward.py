@@ -45,7 +45,7 @@ def train(config: RewardConfig) -> Result:
         model = checkpoints.new_scalar_model(config.model, config, pad)
     else:
         model = checkpoints.load_reward(config.model, config)
-    reward = Role("reward", model, head="scalar")
+    reward = Role("reward", model)
     data = prepare.pairs(config, config.data, text, positions(model))
     say(data.report)
     largest = memory.largest_pass(model, data.train, config.batch_size, config.micro_tokens)

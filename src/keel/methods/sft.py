@@ -18,13 +18,13 @@ from keel.engine import memory, verdict
 from keel.engine.batches import Batches
 from keel.engine.forward import micro_batches, token_logps, token_scores
 from keel.engine.run import Run, open_run
-from keel.engine.verdict import Beside, RunVerdict
+from keel.engine.verdict import ReferenceComparison, RunVerdict
 from keel.files.target import refuse_existing
 from keel.models import checkpoints
 from keel.models.limits import positions
 from keel.models.roles import Role
 from keel.records import Bundle, Result
-from keel.sampling import beside
+from keel.sampling import comparison
 from keel.says import say
 from keel.text.tokenisation import Text
 
@@ -86,18 +86,20 @@ def evaluate(policy: nn.Module, bundles: Sequence[Bundle], micro_tokens: int) ->
     }
 
 
-def _look(config: SFTConfig, policy: nn.Module, text: Text, data: prepare.Prepared) -> Beside:
+def _look(config: SFTConfig, policy: nn.Module, text: Text, data: prepare.Prepared) -> ReferenceComparison:
     """Compare the policy with the model that it started from, which is loaded once more for that."""
     if not data.held_out:
-        return beside.look_beside(policy, policy, text, [], config)
+        return comparison.compare_with_reference(policy, policy, text, [], config)
     try:
         start = checkpoints.load_policy(config.model, config).requires_grad_(False)
     except torch.OutOfMemoryError:
-        return Beside(why="not measured: no memory for the model that training started from beside the trained one")
-    return beside.look_beside(policy, start, text, data.held_out, config, name="start")
+        return ReferenceComparison(
+            why="not measured: no memory for the model that training started from beside the trained one"
+        )
+    return comparison.compare_with_reference(policy, start, text, data.held_out, config, name="start")
 
 
-def conclude(run: Run, config: SFTConfig, data: prepare.Prepared, seen: Beside) -> RunVerdict:
+def conclude(run: Run, config: SFTConfig, data: prepare.Prepared, seen: ReferenceComparison) -> RunVerdict:
     """Return what the run reached."""
     history, rate = run.history(), config.learning_rate
     names = ("loss", "mean_token_accuracy")

@@ -1,8 +1,8 @@
-"""Loading and saving of models: plain Hugging Face checkpoints, nothing of Keel's own inside (law 12).
+"""Loading and saving of models: plain Hugging Face checkpoints, which other tools read, too.
 
 A *policy* or *reference* is an `AutoModelForCausalLM`; a *reward* or *value* model an
 `AutoModelForSequenceClassification` with one label. Every model stays in eval mode, even in training, so that
-dropout is off in every pass (law 5).
+dropout is off in every pass.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from keel.models.heads import scalar_head
 from keel.models.machine import choose_product, device_of, dtype_of, prepare
 from keel.records import Bundle
 from keel.says import say
-from keel.text.identity import difference_between
 from keel.text.named_templates import chat_template
 from keel.text.tokenisation import PAD_TOKEN, Text
+from keel.text.tokenizer_facts import difference_between
 
 # --- folders and hub names ------------------------------------------------------------------------
 

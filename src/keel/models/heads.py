@@ -55,7 +55,7 @@ class Head:
 
 
 def scaled_logits(model: nn.Module, hidden: Tensor, temperature: float) -> Tensor:
-    """Return logits in fp32, divided by the temperature: [R, D] -> [R, V]. Nothing else divides them (law 3).
+    """Return logits in fp32, divided by the temperature: [R, D] -> [R, V]. Nothing else divides them.
 
     Rollout, old, current and reference log-probabilities all come through here.
     """

@@ -1,7 +1,7 @@
-"""A model's role in a method: trained or frozen, its head, and the block in which it computes.
+"""A model's role in a method: trained or frozen, and the block in which it computes.
 
-A role is a whole model. The block is the one place at which a method's forward and backward passes begin and end, so
-that a role may later be an adapter on a base that several roles share.
+A role is a whole model. Training passes, and passes that a method compares with them, run in `active`, where a role
+that is an adapter on a shared base would be switched on. Sampling, saving and final scores take `model` as it is.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +24,7 @@ class Role:
     """`policy`, `reference`, `value` or `reward`: its name in manifests, checkpoints and metrics."""
     model: nn.Module
     trained: bool = True
-    head: Literal["tokens", "scalar"] = "tokens"
-    origin: float = 0.0
+    offset: float = 0.0
     """The number that `centred` takes off the model's scalars. A critic that starts as a reward model speaks in raw
     scores, while PPO learns from centred ones."""
 
@@ -41,8 +39,8 @@ class Role:
             yield self.model
 
     def centred(self, scalars: Tensor) -> Tensor:
-        """Return the model's scalars relative to `origin`."""
-        return scalars - self.origin if self.origin else scalars
+        """Return the model's scalars relative to `offset`."""
+        return scalars - self.offset if self.offset else scalars
 
     @property
     def dtype(self) -> torch.dtype:

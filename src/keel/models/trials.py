@@ -1,4 +1,4 @@
-"""Trials of each model on its own weights: it is computed in the fastest way that it gets right (law 14).
+"""Trials of each model on its own weights: it is computed in the fastest way that it gets right.
 
 The measure is a plain forward pass of each sequence alone. If a way gives other numbers, the next slower one is used,
 and one line says so once, with the reason. A model that reads ahead, or whose logits nothing reproduces, is refused.
@@ -214,7 +214,7 @@ def _mixes(model: Any, bundles: list[Bundle], expected: Tensor, ways: Ways) -> s
 
 
 def _learns(model: Any, name: str, ways: Ways, bundles: list[Bundle]) -> None:
-    """Refuse a model without gradients in evaluation mode, the only mode that is ever used (law 5)."""
+    """Refuse a model without gradients in evaluation mode, the only mode that is ever used."""
     backbone = [p for p in trunk(model).parameters() if p.requires_grad and p.is_floating_point()]
     if not backbone:
         return

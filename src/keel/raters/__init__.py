@@ -20,7 +20,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """No judgment, and the reason. It is counted and asked again next time, never stored (law 7).
+    """No judgment, and the reason. It is counted and asked again next time, never stored.
 
     `waiting` says that nothing failed: people have been asked, and will answer in their own time.
     """

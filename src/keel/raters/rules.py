@@ -16,8 +16,8 @@ from keel.text.tokenisation import prompt_text
 class RuleRater:
     """A `Rater` that compares by rules. `missing` counts the tasks on which a rule failed: it has no opinion there."""
 
-    def __init__(self, rubric: RuleSet) -> None:
-        self.rubric, self.identity = rubric, rubric.identity
+    def __init__(self, rules: RuleSet) -> None:
+        self.rules, self.identity = rules, rules.identity
         self.missing = 0
 
     def rate(self, tasks: Sequence[Task]) -> Iterator[tuple[int, list[Judgment] | Missing]]:
@@ -27,7 +27,7 @@ class RuleRater:
                 yield index, self._judge(task)
             except RuleFault as fault:
                 self.missing += 1
-                yield index, Missing(f"{self.rubric.name}: {fault}")
+                yield index, Missing(f"{self.rules.name}: {fault}")
 
     def note(self) -> str:
         """Return `3 missing`, or nothing."""
@@ -35,13 +35,13 @@ class RuleRater:
 
     def _judge(self, task: Task) -> list[Judgment]:
         prompt = prompt_text(task.prompt)
-        first, second = (self.rubric.measure(prompt, answer.text) for answer in (task.first, task.second))
-        return [self._in(dimension, task, first, second) for dimension in self.rubric.dimensions]
+        first, second = (self.rules.measure(prompt, answer.text) for answer in (task.first, task.second))
+        return [self._in(dimension, task, first, second) for dimension in self.rules.dimensions]
 
     def _in(self, dimension: str, task: Task, first: list[Measured], second: list[Measured]) -> Judgment:
         """Return the judgment in one dimension; its comment gives what each rule found, if that made a gap."""
         gaps, reasons, size = [], [], 0.0
-        for rule, one, other in zip(self.rubric.rules, first, second, strict=True):
+        for rule, one, other in zip(self.rules.rules, first, second, strict=True):
             if rule.dimension != dimension:
                 continue
             here, there = rule.weight * one.value, rule.weight * other.value
@@ -57,7 +57,7 @@ class RuleRater:
             rater=self.identity,
             kind="rule",
             dimension=dimension,
-            rubric=self.rubric.version,
+            rubric=self.rules.version,
             comment="; ".join(reasons) or "no rule tells them apart",
         )
 
@@ -66,6 +66,6 @@ class RuleRater:
 
         `lead` is right to some 1e-15 of `size`, the sum of the absolute values of all its parts.
         """
-        if abs(lead) <= self.rubric.ties + 1e-15 * (size + self.rubric.ties):
+        if abs(lead) <= self.rules.ties + 1e-15 * (size + self.rules.ties):
             return "tie"
         return "first" if lead > 0 else "second"

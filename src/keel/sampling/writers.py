@@ -15,8 +15,8 @@ from keel.sampling.client import public_address
 from keel.sampling.protocol import Sampler, options_of
 from keel.sampling.remote import ServerSampler
 from keel.says import say
-from keel.text.identity import remarks_on
 from keel.text.tokenisation import Text
+from keel.text.tokenizer_facts import remarks_on
 
 ROUNDS_OF_ROWS = 4
 """A round fills the sampler this many times, so that its tail, in which rows run out, is a small part."""

@@ -123,7 +123,7 @@ class Listener:
     def hear(self, judgment: Judgment) -> None:
         """Count a judgment, and remember its verdict on each comparison for `agreement`."""
         self.count(judgment)
-        self._said.extend(contests_of(judgment, None if judgment.origin.file else {}))
+        self._said.extend(comparisons_of(judgment, None if judgment.origin.file else {}))
 
     def count(self, judgment: Judgment) -> None:
         """Count a judgment for the survey alone."""
@@ -239,7 +239,7 @@ Orders = Mapping[bytes, bool]
 """Comparisons (two answers' keys, the lesser first): True if their stored order is the reverse."""
 
 
-def contests_of(judgment: Judgment, orders: Orders | None = None) -> Iterator[Said]:
+def comparisons_of(judgment: Judgment, orders: Orders | None = None) -> Iterator[Said]:
     """Yield a judgment's verdict on each comparison, or on its one answer; nothing for an adjudicator's.
 
     An adjudicator has seen the others' verdicts. `orders`: stored orders of comparisons, for a judgment made here; None
@@ -251,13 +251,13 @@ def contests_of(judgment: Judgment, orders: Orders | None = None) -> Iterator[Sa
     keys = [answer_id(prompt, answer) for answer in judgment.answers]
     match judgment.verdict:
         case Preference(outcome, _):
-            yield contest(judgment.dimension, judgment.rater, keys[0], keys[1], outcome, orders)
+            yield comparison_of(judgment.dimension, judgment.rater, keys[0], keys[1], outcome, orders)
         case Score(value):
             yield Said(judgment.dimension, judgment.rater, keys[0], value, True)
         case Ranking(ranks):
             for (a, rank), (b, other) in combinations(zip(keys, ranks, strict=True), 2):
                 outcome = "first" if rank < other else "second" if rank > other else "tie"
-                yield contest(judgment.dimension, judgment.rater, a, b, outcome, orders)
+                yield comparison_of(judgment.dimension, judgment.rater, a, b, outcome, orders)
 
 
 def said_in_store(store: Store, kind: RaterKind | None = None) -> Iterator[Said]:
@@ -278,10 +278,10 @@ def said_in_store(store: Store, kind: RaterKind | None = None) -> Iterator[Said]
             yield Said(row.dimension, row.rater, row.first, row.value, True)
         else:
             known = None if row.file else orders
-            yield contest(row.dimension, row.rater, row.first, row.second, row.outcome, known)
+            yield comparison_of(row.dimension, row.rater, row.first, row.second, row.outcome, known)
     for group in store.groups(j.c.kind == "ranking", j.c.rater.in_(names)):
         for _, judgment in group:
-            yield from contests_of(judgment, None if judgment.origin.file else orders)
+            yield from comparisons_of(judgment, None if judgment.origin.file else orders)
 
 
 def task_orders(store: Store) -> Orders:
@@ -296,7 +296,7 @@ def task_orders(store: Store) -> Orders:
     return orders
 
 
-def contest(
+def comparison_of(
     dimension: str, rater: str, first: bytes, second: bytes, outcome: str, orders: Orders | None = None
 ) -> Said:
     """Return the verdict on a comparison; its `thing` is the same whichever answer was shown first."""

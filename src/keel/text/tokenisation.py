@@ -1,4 +1,4 @@
-"""The one tokenisation path (law 2): text in, ids out, the same for training, scoring and serving.
+"""The one tokenisation path: text in, ids out, the same for training, scoring and serving.
 
 A prompt's ids are those that a server would send. A completion's ids are those of its text after that prompt: both
 together are the tokenised rendering, if that begins with the prompt's ids. A completion that ended carries exactly one

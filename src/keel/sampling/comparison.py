@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from keel.config import Machine
 from keel.engine.forward import in_batches, token_logps
-from keel.engine.verdict import Beside, Sample
+from keel.engine.verdict import ReferenceComparison, Sample
 from keel.errors import KeelError, on_one_line
 from keel.models.limits import positions
 from keel.records import Bundle
@@ -32,7 +32,7 @@ _SAMPLES = 3
 """Number of answers shown."""
 
 
-def look_beside(
+def compare_with_reference(
     policy: nn.Module,
     reference: nn.Module,
     text: Text,
@@ -42,18 +42,18 @@ def look_beside(
     temperature: float = 1.0,
     max_new_tokens: int = _LONGEST,
     name: str = "reference",
-) -> Beside:
+) -> ReferenceComparison:
     """Draw the policy's and the reference's answers to held-out prompts, and measure both by the reference.
 
     Both draw from the same generator. If the draw fails, the run does not: the result says why. `name` labels the
     reference's text in a sample.
     """
     if not held_out:
-        return Beside(why="not measured: nothing is held out (--holdout 0.1)")
+        return ReferenceComparison(why="not measured: nothing is held out (--holdout 0.1)")
     longest = min(max_new_tokens, _LONGEST)
     prompts = _few(held_out, policy, longest)
     if not prompts:
-        return Beside(why=f"not measured: no held-out prompt leaves room for {longest} tokens")
+        return ReferenceComparison(why=f"not measured: no held-out prompt leaves room for {longest} tokens")
     n = max(1, _ANSWERS // len(prompts))
     options = SamplingOptions(longest, temperature)
     try:
@@ -66,13 +66,13 @@ def look_beside(
         of_reference = _split(in_batches(logps, reference, new, machine.micro_tokens), new)
         itself = _split(in_batches(logps, reference, own, machine.micro_tokens), own)
     except (KeelError, torch.OutOfMemoryError) as error:
-        return Beside(why=f"not measured: {on_one_line(error)}")
+        return ReferenceComparison(why=f"not measured: {on_one_line(error)}")
     ratios = np.array([float((p - r).sum()) for p, r in zip(of_policy, of_reference, strict=True)])
     samples = [
         Sample(prompt_text(b.prompt), {name: a.completions[0].text, "kept": b.completions[0].text})
         for b, a in zip(new[:_SAMPLES], own[:_SAMPLES], strict=True)
     ]
-    return Beside(
+    return ReferenceComparison(
         samples,
         *_mean_and_error(ratios.reshape(len(prompts), n)),
         answers=len(ratios),

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from keel.engine import optimizer as module
-from keel.engine.optimizer import Optimizer
+from keel.engine import adamw as module
+from keel.engine.adamw import Optimizer
 
 
 def mixed() -> nn.Sequential:
