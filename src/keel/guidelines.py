@@ -60,6 +60,11 @@ DEFAULT_RUBRIC = Rubric(
 )
 
 
+def rubric_of(file: str | Path | None) -> Rubric:
+    """Return the rubric of a YAML file, or the default one if there is no file."""
+    return DEFAULT_RUBRIC if file is None else load_rubric(file)
+
+
 def load_rubric(file: str | Path) -> Rubric:
     """Return the rubric of a YAML file. Raises `InputError`, one line, if something is wrong with it."""
     path = Path(file)

@@ -7,6 +7,8 @@ been drawn. It asks no server and no judge again for what they have said.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import math
 import time
 from collections import Counter
@@ -252,39 +254,19 @@ def _biases(store: Store, judges: Sequence[str], rows: Sequence[PromptRow]) -> d
     return {judge: verbosity_biases(store.judgments_by(judge, asked)) for judge in judges}
 
 
+BARE = "people", "simulated"
+"""Raters that are named without a colon."""
+
+
 def load_rater(name: str, config: CollectConfig) -> Rater:
-    """Return the rater that `--rater` names."""
+    """Return the rater that `--rater` names: `KIND:NAME`, made by the `make` of `keel.raters.KIND`."""
     kind, _, rest = name.partition(":")
-    if kind == "simulated" and not rest:
-        return Simulated(config.seed)
-    if kind == "people" and not rest:
-        from keel.raters.human import People
-
-        return People(config.store)
-    if not rest or kind not in ("rule", "judge", "local"):
+    known = kind.isidentifier() and importlib.util.find_spec(f"keel.raters.{kind}") is not None
+    make = getattr(importlib.import_module(f"keel.raters.{kind}"), "make", None) if known else None
+    if make is None or bool(rest) == (kind in BARE):
         raise InputError(f"--rater {name}: give rule:FILE.yaml, judge:NAME, local:MODEL, people or simulated")
-    if kind == "rule":
-        from keel.raters.rules import RuleRater
-        from keel.text.rules import load_rules
-
-        return RuleRater(load_rules(rest))
-    from keel.guidelines import DEFAULT_RUBRIC, load_rubric
-
-    rubric = DEFAULT_RUBRIC if config.rubric is None else load_rubric(config.rubric)
-    if kind == "local":
-        from keel.raters.local_judge import load_local_judge
-
-        return load_local_judge(rest, config, rubric)
-    from keel.raters.judge import Judge, JudgeConfig
-
-    shared = ("key_variable", "concurrency", "deadline", "price_in", "price_out", "budget", "token_budget")
-    own = ("temperature", "reply_tokens", "timeout", "retries", "first_wait")
-    options = {name: getattr(config, name) for name in shared} | {
-        name: getattr(config, f"judge_{name}") for name in own
-    }
-    judge = Judge(JudgeConfig(model=rest, base_url=config.judge_server, **options), rubric)
-    judge.require_server()
-    return judge
+    rater: Rater = make(rest, config)
+    return rater
 
 
 # --- telling --------------------------------------------------------------------------------------

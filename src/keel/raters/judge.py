@@ -27,10 +27,11 @@ from urllib.request import getproxies, proxy_bypass
 
 from pydantic import ConfigDict, Field, model_validator
 
+from keel.config import CollectConfig
 from keel.config.base import Config, Count, NonNegative, Positive
 from keel.errors import InputError
-from keel.guidelines import DEFAULT_RUBRIC, Rubric
-from keel.raters import Missing, Task
+from keel.guidelines import DEFAULT_RUBRIC, Rubric, rubric_of
+from keel.raters import Missing, Rater, Task
 from keel.raters.replies import (
     TEMPLATE,
     NoVerdict,
@@ -376,3 +377,17 @@ def _client(config: JudgeConfig, key: str) -> AsyncOpenAI:
     if not sound:
         raise InputError(f"{config.base_url}: not a server's address; give one such as http://127.0.0.1:8000/v1")
     return client
+
+
+# --- from the command line ------------------------------------------------------------------------
+
+
+def make(name: str, config: CollectConfig) -> Rater:
+    """Return the rater of `--rater judge:NAME`; raises `RunFailed` if there is no server."""
+    shared = ("key_variable", "concurrency", "deadline", "price_in", "price_out", "budget", "token_budget")
+    own = ("temperature", "reply_tokens", "timeout", "retries", "first_wait")
+    options = {option: getattr(config, option) for option in shared}
+    options |= {option: getattr(config, f"judge_{option}") for option in own}
+    judge = Judge(JudgeConfig(model=name, base_url=config.judge_server, **options), rubric_of(config.rubric))
+    judge.require_server()
+    return judge

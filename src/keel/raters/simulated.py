@@ -6,10 +6,16 @@ import random
 from collections.abc import Iterator, Sequence
 
 from keel import world
+from keel.config import CollectConfig
 from keel.errors import InputError
-from keel.raters import Missing, Task
+from keel.raters import Missing, Rater, Task
 from keel.records import Judgment, Preference, PromptRow
 from keel.text.tokenisation import prompt_text
+
+
+def make(name: str, config: CollectConfig) -> Rater:
+    """Return the rater of `--rater simulated`."""
+    return Simulated(config.seed)
 
 
 class Simulated:

@@ -21,7 +21,7 @@ An entry may also have a `weight` (default 1; a negative one penalises), a `name
 first block fenced by ```. Scripts follow from Unicode. Languages are guessed by py3langid, a model of 4 MB that reads
 letter sequences in 20 microseconds per 100 characters and is unsure below about five words.
 
-The reward (`--reward rule:…`) and the rater (`keel.raters.rules`) read the same language.
+The reward (`--reward rule:…`) and the rater (`keel.raters.rule`) read the same language.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from keel.config import Machine
 from keel.errors import InputError
 from keel.guidelines import DEFAULT_RUBRIC, Rubric
-from keel.raters import Missing, Task, local_judge
-from keel.raters.local_judge import load_local_judge, read_scores
+from keel.raters import Missing, Task
+from keel.raters.local import load_local_judge, read_scores
 from keel.raters.two_orders import swap
 from keel.records import Answer, Preference
 
@@ -59,7 +59,7 @@ def tasks():
 def by_hand(folder, task, guideline):
     """Log-probability of each letter behind the question, by a plain forward pass over each."""
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
-    question = local_judge._QUESTION.format(guideline=guideline, pair=local_judge.show(task))
+    question = local._QUESTION.format(guideline=guideline, pair=local.show(task))
     if tokenizer.chat_template:
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
@@ -111,7 +111,7 @@ def taught(lettered, tasks, tmp_path_factory):
     tokenizer, model = AutoTokenizer.from_pretrained(source), AutoModelForCausalLM.from_pretrained(source).eval()
     states, targets = [], []
     for task in [*tasks, *map(swap, tasks)]:
-        question = local_judge._QUESTION.format(guideline=DEFAULT_RUBRIC.dimensions[0][1], pair=local_judge.show(task))
+        question = local._QUESTION.format(guideline=DEFAULT_RUBRIC.dimensions[0][1], pair=local.show(task))
         chat = [{"role": "user", "content": question}]
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         ids = torch.tensor([tokenizer(text, add_special_tokens=False).input_ids])
@@ -165,7 +165,7 @@ def test_a_tokenizer_without_the_letters_is_refused(make_model):
 
 def test_rounds_give_what_one_round_gives(folder, tasks, monkeypatch):
     whole = dict(load_local_judge(str(folder), MACHINE).rate(tasks))
-    monkeypatch.setattr(local_judge, "_AT_ONCE", 5)
+    monkeypatch.setattr(local, "_AT_ONCE", 5)
     rounds = dict(load_local_judge(str(folder), MACHINE).rate(tasks))
     assert [whole[i][0].verdict for i in whole] == [rounds[i][0].verdict for i in whole]
 
@@ -187,7 +187,7 @@ def test_identity_names_weights_rubric_and_words(lettered, monkeypatch):
     folders = [lettered(seed=s) for s in (3, 4)]
     names = [load_local_judge(str(f), MACHINE).identity for f in (*folders, folders[0])]
     names.append(load_local_judge(str(folders[0]), MACHINE, TWO).identity)
-    monkeypatch.setattr(local_judge, "_TEMPLATE", "ffff")
+    monkeypatch.setattr(local, "_TEMPLATE", "ffff")
     names.append(load_local_judge(str(folders[0]), MACHINE).identity)
     assert names[0] == names[2]
     assert len(set(names)) == 4

@@ -6,9 +6,15 @@ from collections.abc import Iterator, Sequence
 
 from keel.annotation.queue import Queue
 from keel.annotation.tasks import NewTask
-from keel.raters import Missing, Task
+from keel.config import CollectConfig
+from keel.raters import Missing, Rater, Task
 from keel.records import Judgment
 from keel.store.store import Store
+
+
+def make(name: str, config: CollectConfig) -> Rater:
+    """Return the rater of `--rater people`."""
+    return People(config.store)
 
 
 class People:

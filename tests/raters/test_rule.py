@@ -8,7 +8,7 @@ import time
 import pytest
 
 from keel.raters import Missing, Rater, Task
-from keel.raters.rules import RuleRater
+from keel.raters.rule import RuleRater
 from keel.records import Answer, Preference
 from keel.text.rules import load_rules
 

@@ -7,10 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from keel.raters import Missing, Task
+from keel.config import CollectConfig
+from keel.raters import Missing, Rater, Task
 from keel.records import Judgment, Outcome, Preference
-from keel.text.rules import Measured, RuleFault, RuleSet, total
+from keel.text.rules import Measured, RuleFault, RuleSet, load_rules, total
 from keel.text.tokenisation import prompt_text
+
+
+def make(name: str, config: CollectConfig) -> Rater:
+    """Return the rater of `--rater rule:FILE.yaml` or `rule:package.module:function`."""
+    return RuleRater(load_rules(name))
 
 
 class RuleRater:

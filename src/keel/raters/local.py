@@ -18,13 +18,13 @@ from typing import Any
 
 from torch import nn
 
-from keel.config import Machine, Spelling
+from keel.config import CollectConfig, Machine, Spelling
 from keel.engine.forward import in_batches, sequence_logps
 from keel.errors import InputError, RowFault
-from keel.guidelines import DEFAULT_RUBRIC, Rubric
+from keel.guidelines import DEFAULT_RUBRIC, Rubric, rubric_of
 from keel.models import checkpoints
 from keel.models.limits import positions
-from keel.raters import Missing, Task
+from keel.raters import Missing, Rater, Task
 from keel.raters.two_orders import (
     IDENTICAL,
     Heard,
@@ -140,6 +140,11 @@ class LocalJudge:
         self.compared += len(settled)
         self.position_flips += sum(verdict.flipped for verdict in settled.values())
         return as_judgments(task, settled, self.identity, self.rubric, json.dumps(orders))
+
+
+def make(name: str, config: CollectConfig) -> Rater:
+    """Return the rater of `--rater local:MODEL`."""
+    return load_local_judge(name, config, rubric_of(config.rubric))
 
 
 def load_local_judge(name: str, machine: Machine, rubric: Rubric = DEFAULT_RUBRIC) -> LocalJudge:
