@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from keel.config import Machine
 from keel.errors import InputError
 from keel.guidelines import DEFAULT_RUBRIC, Rubric
-from keel.raters import Missing, Task
+from keel.raters import Missing, Task, local
 from keel.raters.local import load_local_judge, read_scores
 from keel.raters.two_orders import swap
 from keel.records import Answer, Preference
