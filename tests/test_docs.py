@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,3 +76,46 @@ def test_the_lines_that_score_a_text_with_a_reward_folder_agree_with_keel(make_m
     bundle = Bundle(text.prompt_ids(prompt), [Completion(text.completion_ids(prompt, given["completion"]))])
     with torch.no_grad():
         assert given["score"] == pytest.approx(scalars_at_end(model, [bundle]).item(), abs=1e-5)
+
+
+DAYS = {  # the tests that a change of CONTRIBUTING touches
+    "objectives.py": ["tests/test_objectives.py"],
+    "pairs.py": ["tests/formats/test_judgments.py", "-k", "duel and (becomes or says or derived or prompts)"],
+    "coin.py": ["tests/test_floors.py", "-k", "coin or one_thing or read_once"],
+}
+
+
+@pytest.mark.parametrize("name", DAYS)
+def test_a_day_s_work_is_as_contributing_shows_it(tmp_path, name, prompts_file, base):
+    """The diff applies to the tree as it is, and its own tests pass; the rater judges."""
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (diff,) = (d for d in re.findall(r"```diff\n(.*?)```", page, re.DOTALL) if f"/{name}" in d)
+    for folder in ("src", "tests"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for file in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / file, tmp_path)
+    done = subprocess.run(["git", "apply", "-"], input=diff, cwd=tmp_path, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    own = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
+    line = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *DAYS[name]]
+    done = subprocess.run(line, cwd=tmp_path, env=own, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout or "[100%]" in done.stdout
+    if name == "coin.py":
+        store = f"store:{tmp_path}/s.db"
+        flags = [
+            "--model",
+            base,
+            "--prompts",
+            prompts_file,
+            "--store",
+            store,
+            "--rater",
+            "coin:1",
+            "--max-new-tokens",
+            4,
+        ]
+        line = [sys.executable, "-m", "keel.cli", "collect", *map(str, flags), "--n", "2", "--device", "cpu"]
+        done = subprocess.run(line, cwd=tmp_path, env=own, text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        assert re.search(r"coin:1: [1-9]\d* new judgments", done.stderr), done.stderr
