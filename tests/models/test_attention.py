@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from keel.models import attention
+from keel.models import attention, decoding
 from keel.models.attention import Packing
 
 BUNDLES = [(5, [4, 1, 3]), (1, [2]), (9, [7, 12])]
@@ -108,10 +108,10 @@ def test_flex_attention_is_taken_only_where_it_says_the_same(monkeypatch):
 def test_attention_with_its_normaliser_by_kernel_and_by_softmax(dtype):
     draw = torch.Generator().manual_seed(2)
     q, k, v = (torch.randn(3, HEADS, n, WIDTH, generator=draw).to(dtype) for n in (4, 9, 9))
-    mask = attention._hide(torch.tensor([9, 1, 5]), 9, dtype)
+    mask = decoding._hide(torch.tensor([9, 1, 5]), 9, dtype)
     scores = SCALE * q.double() @ k.double().transpose(-1, -2) + mask.double()
     expected = torch.softmax(scores, -1) @ v.double(), torch.logsumexp(scores, -1)
-    for way in (attention._attention, attention._by_softmax):
+    for way in (decoding._attention, decoding._by_softmax):
         for ours, theirs in zip(way(q, k, v, mask, SCALE), expected, strict=True):
             torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.03)
 
