@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from keel.config.base import Config, Count, NonNegative, Positive, Share, StoreName
 from keel.config.parts import Loading, Spelling, StoreConfig
 from keel.config.sampling import Sampling
+from keel.handed import DataName, ModelName
 
 
 class CollectConfig(Sampling):
@@ -20,9 +21,9 @@ class CollectConfig(Sampling):
     `simulated`, the embedded world's people.
     """
 
-    model: str
+    model: ModelName
     """Model that answers: checkpoint folder, run folder or hub name; with `server` the model's name there."""
-    prompts: str
+    prompts: DataName
     """File of prompts or chats, a log of chats (up to the last question), or a store that holds prompts."""
     store: StoreName
     """Store for all of it: FILE.db (also written store:FILE.db) or a database URL; created if it does not exist."""
@@ -88,10 +89,10 @@ class AnnotateConfig(Config):
     store: StoreName
     """Store of tasks and judgments: FILE.db (also written store:FILE.db) or a database URL; created if it does not
     exist."""
-    tasks: str | None = None
+    tasks: DataName | None = None
     """File of answers to judge: prompt and completions as `keel generate` writes them, prompt, response_a and
     response_b, or any format of preferences, whose verdicts are ignored. By default the answers in the store."""
-    gold: str | None = None
+    gold: DataName | None = None
     """File of pairs with known verdicts: shown among the others, to measure each rater's reliability."""
     kind: Literal["pair", "score", "ranking"] | None = None
     """Kind of task: every two answers side by side, each answer by itself, or all answers to a prompt in order; pairs

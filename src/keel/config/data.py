@@ -9,12 +9,13 @@ from pydantic import Field
 
 from keel.config.base import Count, Positive, StoreName
 from keel.config.parts import Machine, Reading, Spelling, StoreConfig
+from keel.handed import DataName, ModelName
 
 
 class DataConfig(Reading):
     """Options that the commands on preference data share."""
 
-    data: str
+    data: DataName
     """Judgments or preference pairs: a file in any format that Keel knows, `store:FILE.db` or a database URL."""
     out: Path | None = None
     """JSON file to write as well."""
@@ -34,11 +35,11 @@ class DataCheckConfig(DataConfig, Machine, Spelling):
     The exit code is 2 if a training command would refuse them.
     """
 
-    data: str
+    data: DataName
     """Pairs, judgments, demonstrations or prompts: a file, `store:FILE.db`, a database URL, a hub data set."""
-    model: str | None = None
+    model: ModelName | None = None
     """Model to train on them: its tokenizer and template are tried, and pairs are compared with its own answers."""
-    eval_data: str | None = None
+    eval_data: DataName | None = None
     """Held-out data; a prompt in both is a leak."""
     page: Path | None = None
     """HTML page to write."""
@@ -53,7 +54,7 @@ class DataCheckConfig(DataConfig, Machine, Spelling):
 class DataConvertConfig(Reading):
     """Write data in another format, or into a store. What the target cannot hold is refused, not dropped."""
 
-    data: str
+    data: DataName
     """A file in any format that Keel knows, `store:FILE.db`, a database URL, a hub data set, or a folder. Of the last
     two the split train is read; NAME:SPLIT or NAME:SUBSET:SPLIT reads another."""
     out: StoreName

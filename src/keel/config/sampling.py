@@ -9,6 +9,7 @@ from pydantic import Field
 
 from keel.config.base import Count, NonNegative
 from keel.config.parts import Machine, Reading, Spelling
+from keel.handed import DataName, ModelName, RewardName
 
 
 class Sampling(Machine, Reading, Spelling):
@@ -26,9 +27,9 @@ class Sampling(Machine, Reading, Spelling):
 class GenerateConfig(Sampling):
     """Sample completions from any causal language model."""
 
-    model: str
+    model: ModelName
     """Checkpoint folder, run folder or hub name."""
-    prompts: str
+    prompts: DataName
     """File of prompts: rows with a `prompt`, text or chat messages (.jsonl, .csv, .parquet), or lines (.txt)."""
     out: Path
     """JSONL file to write: one line per prompt with its completions."""
@@ -42,6 +43,6 @@ class GenerateConfig(Sampling):
 class BestOfNConfig(GenerateConfig):
     """Best-of-N: sample N completions per prompt, score them, keep the best. N times the serving cost, no training."""
 
-    reward: str
+    reward: RewardName
     """Reward model folder, `rule:package.module:function` or `rule:FILE.yaml`."""
     n: Count = 16

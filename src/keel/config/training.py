@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from keel.config.base import Count, NonNegative, Positive, Share
 from keel.config.parts import Machine, Reading, Spelling
 from keel.config.sampling import Sampling
+from keel.handed import DataName, ModelName, RewardName
 
 
 class Training(Machine, Reading, Spelling):
@@ -28,7 +29,7 @@ class Training(Machine, Reading, Spelling):
     """Stop after this many steps instead of after `epochs`."""
     max_length: Count = 1024
     """Tokens of prompt and completion together; longer completions are cut, counted and marked as truncated."""
-    eval_data: Path | None = None
+    eval_data: DataName | None = None
     """Held-out data in the same format."""
     holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Hold this share of the data out, split by prompt, if there is no --eval-data."""
@@ -53,9 +54,9 @@ class Training(Machine, Reading, Spelling):
 class SFTConfig(Training):
     """Supervised fine-tuning: imitate the completions, token by token. Plain text rows pre-train."""
 
-    model: str
+    model: ModelName
     """Checkpoint folder, run folder or hub name of a causal language model."""
-    data: str
+    data: DataName
     """Demonstrations: prompt and completion, chat messages, or plain text."""
     out: Path
     """Run folder to write."""
@@ -65,9 +66,9 @@ class SFTConfig(Training):
 class RewardConfig(Training):
     """Reward model: a decoder with a scalar head, trained by Bradley-Terry on preference pairs."""
 
-    model: str
+    model: ModelName
     """Causal language model to start from (its backbone; the head starts at zero), or a reward folder to continue."""
-    data: str
+    data: DataName
     """Preference pairs."""
     out: Path
     """Run folder to write."""
@@ -77,9 +78,9 @@ class RewardConfig(Training):
 class DPOConfig(Training):
     """Direct preference optimisation: raise the chosen answer over the rejected one, relative to a frozen reference."""
 
-    model: str
+    model: ModelName
     """Policy to start from: checkpoint folder, run folder or hub name."""
-    data: str
+    data: DataName
     """Preference pairs."""
     out: Path
     """Run folder to write."""
@@ -94,7 +95,7 @@ class DPOConfig(Training):
     """Assumed share of flipped labels: conservative DPO with `sigmoid`, unbiased with `robust`."""
     length_alpha: float = 0.0
     """Penalty per token of extra length inside the sigmoid; it removes the gain of merely longer answers."""
-    reference: str | None = None
+    reference: ModelName | None = None
     """Frozen reference; the starting policy by default."""
     reference_logps: Literal["cached", "live"] = "cached"
     """Compute the reference's log-probabilities once before training, or with every batch."""
@@ -127,11 +128,11 @@ class PPOConfig(Training, Sampling):
     The value function is a model of its own with its own optimiser, so no value coefficient is needed.
     """
 
-    model: str
+    model: ModelName
     """Policy to start from; its frozen copy is the reference."""
-    reward: str
+    reward: RewardName
     """Reward model folder, `rule:package.module:function` or `rule:FILE.yaml`."""
-    prompts: str
+    prompts: DataName
     """Prompts to sample from: rows with a `prompt`, text or chat messages (.jsonl, .csv, …), or lines (.txt)."""
     out: Path
     """Run folder to write."""

@@ -98,19 +98,20 @@ def demo(config: DemoConfig, sizes: Sizes | None = None) -> Result:
 
 
 def tell(story: Story, unfinished: list[str]) -> None:
-    """Run the unfinished steps: the lanes of a stage side by side, each in a process with its share of the cores."""
-    lanes = max(map(len, STAGES))
-    threads = max(1, torch.get_num_threads() // lanes)
-    with ProcessPoolExecutor(lanes, get_context("spawn"), initializer=get_ready, initargs=(threads,)) as pool:
-        pool.submit(time.time)  # starts the processes now, so that they are ready when needed
+    """Run the unfinished steps: the lanes of a stage side by side, each in a process with its share of the cores.
+
+    This process only waits: what it had once held would be held until the end.
+    """
+    lanes, cores = max(map(len, STAGES)), torch.get_num_threads()
+    with ProcessPoolExecutor(lanes, get_context("spawn")) as pool:
+        for _ in range(lanes):
+            pool.submit(time.time)  # starts the processes now, so that they are ready when needed
         for stage in STAGES:
             waiting = [names for lane in stage if (names := [name for name, *_ in lane if name in unfinished])]
-            if len(stage) == 1:
-                run_steps(story, *waiting)
-            else:
-                running = [pool.submit(run_steps, story, names) for names in waiting]
-                for lane in running:
-                    lane.result()
+            threads = cores if len(stage) == 1 else max(1, cores // lanes)
+            running = [pool.submit(run_lane, story, names, threads, len(stage) > 1) for names in waiting]
+            for lane in running:
+                lane.result()
 
 
 def records_of(story: Story) -> dict[str, dict[str, Any]]:
@@ -119,14 +120,10 @@ def records_of(story: Story) -> dict[str, dict[str, Any]]:
     return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
 
 
-def get_ready(threads: int) -> None:
-    """Prepare a process: its number of threads, and plain lines of progress."""
+def run_lane(story: Story, names: Sequence[str], threads: int, plain: bool) -> None:
+    """Run steps one after the other, on so many threads; `plain` shows progress as lines, since others run beside."""
     torch.set_num_threads(threads)
-    progress.plain_screen = True  # two live bars would overwrite each other
-
-
-def run_steps(story: Story, names: Sequence[str] = ()) -> None:
-    """Run the named steps one after the other."""
+    progress.plain_screen = plain  # two live bars would overwrite each other
     for name, title, step in STEPS:
         if name in names:
             story.run(name, title, step)
@@ -177,13 +174,10 @@ def _summarise(story: Story) -> dict[str, Any]:
 
 
 def cost(records: dict[str, dict[str, Any]]) -> tuple[float, float]:
-    """Return the story's seconds and peak memory in GB; lanes side by side add their memory to the parent's."""
-    seconds, peak, parent = 0.0, 0.0, 0.0
+    """Return the story's seconds and peak memory in GB; lanes side by side add their memory to this process's."""
+    seconds, peak = 0.0, 0.0
     for stage in STAGES:
         lanes = [[records[name] for name, *_ in lane] for lane in stage]
         seconds += max(sum(r["seconds"] for r in lane) for lane in lanes)
-        highest = [max(r["peak_rss_gb"] for r in lane) for lane in lanes]
-        if len(lanes) == 1:
-            parent = max(parent, *highest)
-        peak = max(peak, parent if len(lanes) == 1 else parent + sum(highest))
-    return round(seconds, 2), round(peak, 3)
+        peak = max(peak, sum(max(r["peak_rss_gb"] for r in lane) for lane in lanes))
+    return round(seconds, 2), round(peak + progress.peak_rss_gb(), 3)

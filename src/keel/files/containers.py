@@ -23,6 +23,7 @@ from keel.files.cells import unfold
 from keel.files.delimited import csv_rows
 from keel.files.fields import Numbered, Row, RowError, one_line
 from keel.files.hub import INSTALL, is_pointer, place_of
+from keel.handed import ROWS, rows_named
 
 __all__ = ["INSTALL", "RowReader", "file_hash", "read_rows"]
 
@@ -73,6 +74,9 @@ def _unfolded(rows: Iterator[Numbered]) -> Generator[Numbered]:
 
 
 def _raw_rows(source: str, remarks: list[str], passing: Passing | None) -> Iterator[Numbered]:
+    if (handed := rows_named(source)) is not None:
+        yield from ((number, _object(row)) for number, row in enumerate(handed, 1))
+        return
     path = Path(source)
     name = path.name.lower().removesuffix(".gz")
     container = next((read for ending, read in CONTAINERS.items() if name.endswith(ending)), None)
@@ -100,6 +104,8 @@ def file_hash(source: str) -> str:
 
     For a hub data set: `hub:`, its commit and its part; `hub:unknown` if the hub cannot be reached.
     """
+    if rows_named(source) is not None:
+        return source.removeprefix(ROWS)
     path = Path(source)
     if path.is_file():
         with path.open("rb") as file:

@@ -45,6 +45,7 @@ import yaml
 
 from keel.errors import InputError
 from keel.files.containers import INSTALL, file_hash
+from keel.handed import HANDED, function_named
 from keel.records import OVERALL
 
 YAML = (".yaml", ".yml")
@@ -376,6 +377,8 @@ def _python(value: Any) -> Measure:
 
 
 def _function(spec: Any) -> Callable[[str, str], Any]:
+    if isinstance(spec, str) and spec.startswith(HANDED):
+        return function_named(spec)
     module, _, name = spec.partition(":") if isinstance(spec, str) else ("", "", "")
     if not module or not name:
         raise ValueError
