@@ -74,3 +74,26 @@ def test_freed_memory_is_used_again():
         for mode in ("kept", "given back")
     }
     assert counts["kept"] < 0.05 * counts["given back"]
+
+
+GIVEN = """
+import sys, torch
+from keel.models import machine
+machine.keep_freed_memory()
+held = [torch.ones(1 << 20) for _ in range(100)]
+last = torch.ones(8)
+del held
+if sys.argv[1] == "given back":
+    machine.give_back_memory()
+print(int(open("/proc/self/statm").read().split()[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="only glibc can be told")
+def test_freed_memory_is_given_back_when_asked():
+    """400 MB that were kept for the next step, in pages."""
+    pages = {
+        mode: int(subprocess.run([sys.executable, "-c", GIVEN, mode], capture_output=True, check=True).stdout)
+        for mode in ("kept", "given back")
+    }
+    assert pages["given back"] < pages["kept"] - 80_000

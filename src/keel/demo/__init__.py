@@ -21,6 +21,7 @@ from keel.demo import model, tuning, verdicts, votes
 from keel.demo.story import Sizes, Story
 from keel.errors import InputError
 from keel.files.jsonl import write_json
+from keel.models import machine
 from keel.records import Result
 from keel.says import say
 
@@ -127,6 +128,7 @@ def run_lane(story: Story, names: Sequence[str], threads: int, plain: bool) -> N
     for name, title, step in STEPS:
         if name in names:
             story.run(name, title, step)
+            machine.give_back_memory()
 
 
 def _summarise(story: Story) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import time
 from functools import cache
 from typing import Any
@@ -107,6 +108,14 @@ def keep_freed_memory() -> None:
         return
     for option, value in ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, (1 << 31) - 1), (M_TOP_PAD, 1 << 26)):
         mallopt(ctypes.c_int(option), ctypes.c_int(value))
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system: for a process that goes on to other work, or waits."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
 
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
