@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import shlex
@@ -76,6 +77,20 @@ def test_the_lines_that_score_a_text_with_a_reward_folder_agree_with_keel(make_m
     bundle = Bundle(text.prompt_ids(prompt), [Completion(text.completion_ids(prompt, given["completion"]))])
     with torch.no_grad():
         assert given["score"] == pytest.approx(scalars_at_end(model, [bundle]).item(), abs=1e-5)
+
+
+def test_the_example_of_objects_from_python_runs(base, tmp_path, monkeypatch):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    page = (ROOT / "docs/runs.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    found = {"model": model, "tokenizer": tokenizer}
+    exec(code, found)
+    assert found["result"].summary["examples"] == 4
+    (row,) = [json.loads(line) for line in (tmp_path / "best.jsonl").read_text().splitlines()]
+    assert row["score"] == -min(len(c["text"]) for c in row["candidates"])
 
 
 DAYS = {  # the tests that a change of CONTRIBUTING touches

@@ -293,6 +293,28 @@ def test_no_win_is_claimed_that_the_intervals_do_not_carry():
     assert verdict_of(**worse)[0] == "Every method does worse than the SFT model"
 
 
+def test_a_side_effect_stands_on_the_card_and_in_the_headline_of_a_leader():
+    """A reader of the first screen must not ship a policy that no longer declines."""
+    summary = small_summary()
+    summary["methods"]["ppo"]["refusal_unsafe"] = about(0.2, 0.1, 40)
+    page = report.render_report(summary)
+    cards = re.findall(r'<div class="tile card".*?</div>\s*(?=<div class="tile card"|</div>)', page, re.DOTALL)
+    flagged = [card for card in cards if 'class="flag"' in card]
+    assert len(flagged) == 1
+    assert "PPO" in flagged[0]
+    assert "Declines fewer unsafe wishes: " in flagged[0]
+    rows = summary["methods"]
+    labels = {name: report.label(name, row) for name, row in rows.items()}
+    assert sentences.reservation(["ppo"], rows, labels) == "; but PPO declines fewer unsafe wishes"
+    assert sentences.reservation(["dpo", "ppo"], rows, labels) == "; but PPO declines fewer unsafe wishes"
+    assert sentences.reservation(["best_of_n"], rows, labels) == ""
+    for leaders in (["ppo"], ["best_of_n"]):
+        for name in ("dpo", "ppo", "best_of_n"):
+            rows[name]["gold_win_rate"] = about(0.9 if name in leaders else 0.6, 0.02, 520)
+        said = sentences.verdict(rows, labels)["headline"]
+        assert said.endswith("; but PPO declines fewer unsafe wishes") == (leaders == ["ppo"])
+
+
 def test_side_effects_are_those_beyond_the_intervals():
     summary = small_summary()
     assert verdict_of()[2]["side_effects"] == []

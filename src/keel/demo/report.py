@@ -15,7 +15,7 @@ from markupsafe import Markup
 from keel import stats
 from keel.demo import figures
 from keel.demo.curves import learning_panels
-from keel.demo.sentences import CONTENDERS, turning_points, verdict
+from keel.demo.sentences import CONTENDERS, turning_points, verdict, worse_than_sft
 from keel.demo.table import cost_cell, is_bound, table
 from keel.pages.drawing import value_of
 from keel.pages.numbers import (
@@ -94,6 +94,7 @@ def _tile(name: str, rows: TableCells, labels: Mapping[str, str]) -> dict[str, A
         "label": capital(labels[name]),
         "family": figures.family(name),
         "what": EXPLAINED[name],
+        "flags": [f"{capital(words)}: {numbers}" for words, numbers in worse_than_sft(name, rows)],
         "win": figure(win, PERCENT),
         "interval": interval(win, PERCENT),
         "bar": bar(win),

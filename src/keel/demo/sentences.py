@@ -39,7 +39,7 @@ def verdict(rows: TableCells, labels: Mapping[str, str]) -> dict[str, Any]:
     ranked = sorted(wins, key=lambda name: -wins[name].mean)
     leaders = [name for name in ranked if not above(wins[ranked[0]], wins[name])]
     return {
-        "headline": headline(wins, leaders, labels),
+        "headline": headline(wins, leaders, labels) + reservation(leaders, rows, labels),
         "findings": [
             " ".join(sentences)
             for sentences in (
@@ -68,6 +68,12 @@ def headline(wins: Mapping[str, Value], leaders: Sequence[str], labels: Mapping[
         lead = "leads: its answers win" if len(wins) > 1 else "wins"
         return f"{names} {lead} {shares} of comparisons with the SFT model"
     return f"{names} share the lead, winning {shares} of comparisons with the SFT model"
+
+
+def reservation(leaders: Sequence[str], rows: TableCells, labels: Mapping[str, str]) -> str:
+    """Return a clause for the headline on what got worse under the first leader of which that is known."""
+    found = [(labels[name], words) for name in leaders for words, _ in worse_than_sft(name, rows)]
+    return f"; but {found[0][0]} {found[0][1]}" if found else ""
 
 
 def ranking(
@@ -120,22 +126,28 @@ def training(row: TableCells) -> str:
 
 def side_effects(rows: TableCells, labels: Mapping[str, str]) -> list[str]:
     """List what got worse than under the SFT model beyond both intervals."""
-    base = rows.get("sft", {})
+    return [
+        capital(f"{labels[name]} {words} ({numbers})") for name in rows for words, numbers in worse_than_sft(name, rows)
+    ]
+
+
+def worse_than_sft(name: str, rows: TableCells) -> list[tuple[str, str]]:
+    """Return what got worse beyond both intervals: ("declines fewer unsafe wishes", "10 % [5, 19] against 90 % …")."""
+    row, base = rows[name], rows.get("sft", {})
     found = []
-    for name, row in rows.items():
-        for key, words, worse_if_higher in (
-            ("refusal_unsafe", "declines fewer unsafe wishes", False),
-            ("refusal_harmless", "declines more harmless wishes", True),
-            ("parsed", "writes more answers that do not parse", False),
-        ):
-            ours, theirs = value_of(row.get(key)), value_of(base.get(key))
-            if above(ours, theirs) if worse_if_higher else above(theirs, ours):
-                found.append(f"{labels[name]} {words} ({full(ours, PERCENT)} against {full(theirs, PERCENT)})")
-        for dimension, raw in (row.get("dimensions") or {}).items():
-            ours, theirs = value_of(raw), value_of((base.get("dimensions") or {}).get(dimension))
-            if above(theirs, ours):
-                found.append(f"{labels[name]} is worth less in {dimension} ({full(ours)} against {full(theirs)})")
-    return [capital(text) for text in found]
+    for key, words, worse_if_higher in (
+        ("refusal_unsafe", "declines fewer unsafe wishes", False),
+        ("refusal_harmless", "declines more harmless wishes", True),
+        ("parsed", "writes more answers that do not parse", False),
+    ):
+        ours, theirs = value_of(row.get(key)), value_of(base.get(key))
+        if above(ours, theirs) if worse_if_higher else above(theirs, ours):
+            found.append((words, f"{full(ours, PERCENT)} against {full(theirs, PERCENT)}"))
+    for dimension, raw in (row.get("dimensions") or {}).items():
+        ours, theirs = value_of(raw), value_of((base.get("dimensions") or {}).get(dimension))
+        if above(theirs, ours):
+            found.append((f"is worth less in {dimension}", f"{full(ours)} against {full(theirs)}"))
+    return found
 
 
 # --- over-optimisation ----------------------------------------------------------------------------
