@@ -13,7 +13,8 @@ import inspect
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,7 @@ from keel.errors import InputError
 Function = Callable[[str, str], float]
 """A reward: (prompt, completion) -> score."""
 ROWS, HANDED = "rows:", "handed:"
-"""How the names of rows and of functions begin."""
+"""Prefixes of the names of rows and of functions."""
 
 _rows: dict[str, list[Any]] = {}
 _functions: dict[str, Function] = {}
@@ -86,14 +87,28 @@ def _saved(model: Any, tokenizer: Any) -> str:
         tokenizer = _tokenizer_beside(model)
     home = Path(tempfile.mkdtemp(prefix="keel-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
-    model.save_pretrained(home / "new")
-    tokenizer.save_pretrained(home / "new")
+    with _without_bars():
+        model.save_pretrained(home / "new")
+        tokenizer.save_pretrained(home / "new")
     digest = hashlib.sha256()
     for file in sorted((home / "new").rglob("*")):
         digest.update(file.name.encode() + file.read_bytes())
     folder = home / digest.hexdigest()[:16]
     (home / "new").rename(folder)
     return str(folder)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _tokenizer_beside(model: Any) -> Any:
