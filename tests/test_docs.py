@@ -79,13 +79,14 @@ def test_the_lines_that_score_a_text_with_a_reward_folder_agree_with_keel(make_m
         assert given["score"] == pytest.approx(scalars_at_end(model, [bundle]).item(), abs=1e-5)
 
 
-def test_the_example_of_objects_from_python_runs(base, tmp_path, monkeypatch):
+def test_the_example_of_objects_from_python_runs(make_model, tmp_path, monkeypatch):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     page = (ROOT / "docs/runs.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    folder = make_model("llama", tokenizer="bytes")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     found = {"model": model, "tokenizer": tokenizer}
     exec(code, found)
     assert found["result"].summary["examples"] == 4
