@@ -401,7 +401,7 @@ def test_what_is_common_is_computed_once(base, monkeypatch):
     with computed(policy) as shapes:
         forward.token_logps(policy, bundles)
         assert shapes.pop() == (1, once)
-        monkeypatch.setattr(forward, "way_to", lambda model, longest: passes.rows)
+        monkeypatch.setattr(forward, "pass_for", lambda model, longest: passes.rows)
         forward.token_logps(policy, bundles)
         assert shapes.pop() == (8, 11)
         monkeypatch.setattr(forward, "PACK", False)
@@ -448,7 +448,7 @@ def patched(packs):
     """As if the model could pack, or could not."""
     with pytest.MonkeyPatch.context() as patch:
         way = passes.packed if packs else passes.rows
-        patch.setattr(forward, "way_to", lambda model, longest: way)
+        patch.setattr(forward, "pass_for", lambda model, longest: way)
         patch.setattr(trials, "ways_of", lambda model: trials.Ways("", way, passes.rows, 10, (), 0.0, None))
         yield
 
