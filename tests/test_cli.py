@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -691,3 +692,43 @@ def test_a_wrong_value_is_said_by_its_option(words, said, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"keel annotate: {said}")
     assert not any(word in line for word in ("Config", "error", "None", "http", "--help", "type="))
+
+
+WRITE = {
+    "sft": ["--model", "{base}", "--data", "{demonstrations}", "--out", "{out}"],
+    "generate": ["--model", "{base}", "--prompts", "{prompts}", "--out", "{out}.jsonl"],
+    "best-of-n": [
+        "--model",
+        "{base}",
+        "--reward",
+        "rule:builtins:max",
+        "--prompts",
+        "{prompts}",
+        "--out",
+        "{out}.jsonl",
+    ],
+    "data check": ["--data", "{pairs}", "--page", "{out}.html"],
+    "data split": ["--data", "{pairs}", "--out", "{out}"],
+}
+
+
+@pytest.mark.parametrize("command", WRITE)
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(
+    command, base, demonstrations_file, prompts_file, pairs_file, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "ro").mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "ro" and access(path, mode))
+    names = {"base": base, "demonstrations": demonstrations_file, "prompts": prompts_file, "pairs": pairs_file}
+    flags = [flag.format(out=tmp_path / "ro" / "x", **names) for flag in WRITE[command]]
+    assert cli.main([*command.split(), *flags]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"cannot be written: no right to write in {tmp_path / 'ro'}; choose another place" in said
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl.gz", "parquet"])
+def test_answers_are_written_as_json_lines_and_nothing_else(base, prompts_file, tmp_path, ending, capsys):
+    flags = ["--model", str(base), "--prompts", str(prompts_file), "--out", str(tmp_path / f"x.{ending}")]
+    assert cli.main(["generate", *flags]) == 2
+    assert "end the name in .jsonl" in capsys.readouterr().err

@@ -113,8 +113,60 @@ def test_objects_that_cannot_be_used_say_so(base, tmp_path, capsys):
         keel.config.DPOConfig(model=model, data="d", out="o")
     with pytest.raises(ValidationError):
         keel.config.DPOConfig(model="m", data=7, out="o")
-    config = keel.config.DPOConfig(model=str(base), data=[1, "two"], out=tmp_path / "o", device="cpu")
-    with pytest.raises(InputError, match=r"rows:[0-9a-f]{16}: none of 2 rows can be read .2 'not a JSON object'"):
+    for data, what in (([1, "two"], "list of int"), ({"prompt": ["p"]}, "dict"), ([], "list")):
+        with pytest.raises(InputError, match=f"a list of dicts, a datasets.Dataset or a DataFrame, not a {what}$"):
+            keel.config.DPOConfig(model=str(base), data=data, out="o")
+    config = keel.config.DPOConfig(model=str(base), data=[1, {"prompt": "p"}], out=tmp_path / "o", device="cpu")
+    with pytest.raises(InputError, match=r"rows:[0-9a-f]{16}: "):
         keel.methods.dpo.train(config)
     assert cli.main(["data", "stats", "--data", "rows:0123456789abcdef"]) == 2  # nobody handed these over
     assert "rows:0123456789abcdef" in capsys.readouterr().err
+
+
+def test_functions_are_told_apart_by_what_they_hold():
+    """Two rewards of one source; the same one again has the same name, so that a run can go on."""
+
+    class Scale:
+        def __init__(self, factor):
+            self.factor = factor
+
+    def made(held):
+        return lambda prompt, completion: held if isinstance(held, int) else held.factor
+
+    def name_of(reward):
+        return keel.config.BestOfNConfig(model="m", reward=reward, prompts="p", out="o").reward
+
+    assert name_of(made(1)) == name_of(made(1)) != name_of(made(7))
+    one, seven = made(Scale(1)), made(Scale(7))  # their reprs hold addresses
+    names = [name_of(one), name_of(seven), name_of(one)]
+    assert names[0] == names[2] != names[1]
+    from keel.text.rules import load_rules
+
+    assert [load_rules(n.removeprefix("rule:")).score("p", "c") for n in names] == [1, 7, 1]
+
+
+def test_a_model_that_changed_is_another(base):
+    import torch
+
+    model, tokenizer = loaded(base)
+    before = keel.config.SFTConfig(model=(model, tokenizer), data="d", out="o").model
+    assert keel.config.SFTConfig(model=(model, tokenizer), data="d", out="o").model == before
+    with torch.no_grad():
+        next(model.parameters()).zero_()
+    assert keel.config.SFTConfig(model=(model, tokenizer), data="d", out="o").model != before
+
+
+def test_a_batch_reward_is_told_what_is_asked(base, prompts_file, tmp_path):
+    config = keel.config.BestOfNConfig(
+        model=str(base), reward=lambda prompts, completions: [0.0], prompts=prompts_file, out=tmp_path / "o.jsonl", n=1,
+        max_new_tokens=2, device="cpu",
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"it is called as .prompt, completion. and returns one number"):
+        keel.methods.best_of_n.best_of_n(config)
+
+
+def test_a_data_frame_is_rows(pairs_file):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(rows_in(pairs_file))
+    rows = keel.config.DPOConfig(model="m", data=rows_in(pairs_file), out="o").data
+    assert keel.config.DPOConfig(model="m", data=frame, out="o").data == rows

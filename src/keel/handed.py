@@ -29,7 +29,7 @@ ROWS, HANDED = "rows:", "handed:"
 
 _rows: dict[str, list[Any]] = {}
 _functions: dict[str, Function] = {}
-_folders: dict[int, tuple[object, str]] = {}
+_home: list[Path] = []
 
 
 def rows_named(name: str) -> list[Any] | None:
@@ -48,9 +48,14 @@ def name_data(value: object) -> object:
     """Return a name for rows (a list of dicts, a data set of the library); paths and other names stay as they are."""
     if isinstance(value, Path):
         return str(value)
+    if hasattr(value, "to_dict") and hasattr(value, "columns"):  # pandas
+        value = value.to_dict("records")
     if isinstance(value, str | None) or not isinstance(value, Iterable):
         return value
-    rows = [dict(row) if isinstance(row, Mapping) else row for row in value]
+    rows = [] if isinstance(value, Mapping) else [dict(row) if isinstance(row, Mapping) else row for row in value]
+    if not any(isinstance(row, dict) for row in rows):
+        what = f"{type(value).__name__} of {type(rows[0]).__name__}" if rows else type(value).__name__
+        raise InputError(f"data from Python are a list of dicts, a datasets.Dataset or a DataFrame, not a {what}")
     content = json.dumps(rows, default=repr, ensure_ascii=False)
     name = ROWS + hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     _rows[name] = rows
@@ -62,9 +67,7 @@ def name_model(value: object) -> object:
     model, tokenizer = value if isinstance(value, tuple) and len(value) == 2 else (value, None)
     if not hasattr(model, "save_pretrained"):
         return str(value) if isinstance(value, Path) else value
-    if id(model) not in _folders:
-        _folders[id(model)] = model, _saved(model, tokenizer)
-    return _folders[id(model)][1]
+    return _saved(model, tokenizer)
 
 
 def name_reward(value: object) -> object:
@@ -72,21 +75,36 @@ def name_reward(value: object) -> object:
     found = name_model(value)
     if isinstance(found, str) or not callable(found):
         return found
+    content = _content_of(found)
+    name = f"{HANDED}{getattr(found, '__name__', 'function')}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+    while _functions.get(name, found) is not found and AN_ADDRESS in content:
+        name += "+"  # what it holds cannot be told from what another one holds
+    _functions[name] = found
+    return f"rule:{name}"
+
+
+AN_ADDRESS = " at 0x"
+
+
+def _content_of(function: Any) -> str:
+    """Return all that decides what a function returns, as far as it can be written down: source, closure, defaults."""
     try:
-        source = inspect.getsource(found)
+        source = inspect.getsource(function)
     except (OSError, TypeError):  # typed into an interpreter, or not written in Python
-        source = repr(getattr(getattr(found, "__code__", None), "co_code", found))
-    name = f"{getattr(found, '__name__', 'function')}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
-    _functions[HANDED + name] = found
-    return f"rule:{HANDED}{name}"
+        source = repr(getattr(getattr(function, "__code__", None), "co_code", function))
+    held = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    held += [getattr(function, name, None) for name in ("__defaults__", "__kwdefaults__", "__self__", "__dict__")]
+    return f"{source} {held!r}"
 
 
 def _saved(model: Any, tokenizer: Any) -> str:
     """Save model and tokenizer into a folder named by what is in it."""
     if tokenizer is None:
         tokenizer = _tokenizer_beside(model)
-    home = Path(tempfile.mkdtemp(prefix="keel-"))
-    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    if not _home:
+        _home.append(Path(tempfile.mkdtemp(prefix="keel-")))
+        atexit.register(shutil.rmtree, _home[0], ignore_errors=True)
+    home = _home[0]
     with _without_bars():
         model.save_pretrained(home / "new")
         tokenizer.save_pretrained(home / "new")
@@ -94,7 +112,10 @@ def _saved(model: Any, tokenizer: Any) -> str:
     for file in sorted((home / "new").rglob("*")):
         digest.update(file.name.encode() + file.read_bytes())
     folder = home / digest.hexdigest()[:16]
-    (home / "new").rename(folder)
+    if folder.exists():
+        shutil.rmtree(home / "new")
+    else:
+        (home / "new").rename(folder)
     return str(folder)
 
 

@@ -3,7 +3,11 @@
 import json
 import math
 import statistics
+import subprocess
+import sys
+import time
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
 
@@ -182,3 +186,30 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(InputError, match="not a demo"):
         demo.demo(DemoConfig(out=tmp_path))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_demo_that_is_killed_leaves_no_process_behind(tmp_path):
+    line = [sys.executable, "-m", "keel.cli", "demo", "--out", str(tmp_path / "demo")]
+    parent = subprocess.Popen(line, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    children: list[int] = []
+    end = time.monotonic() + 60
+    while len(children) < 2 and time.monotonic() < end:  # the two that work, once they are past their own start
+        time.sleep(0.2)
+        found = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        children = [int(pid) for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(children) >= 2
+    time.sleep(5)
+    parent.terminate()
+    parent.wait(30)
+    end = time.monotonic() + 20
+    while any(map(alive, children)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(map(alive, children))
+
+
+def alive(pid: int) -> bool:
+    try:
+        return ") Z" not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False

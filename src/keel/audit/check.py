@@ -21,6 +21,7 @@ from keel.data import checks, doubts, prepare
 from keel.data.source import Source, columns_of_two, open_source
 from keel.errors import InputError
 from keel.files.jsonl import write_json
+from keel.files.target import require_writable
 from keel.progress import Bar
 from keel.records import Bundle, Demonstration, Pair, PromptRow, Result, RowCounts
 from keel.says import say
@@ -74,6 +75,8 @@ def check(config: DataCheckConfig) -> Result | None:
     Raises InputError if a training command would refuse the data.
     """
     began = time.perf_counter()
+    for file in filter(None, (config.out, config.page)):
+        require_writable(file)
     audit = _examine(config)
     audit.figures["seconds"] = round(time.perf_counter() - began, 3)
     _tell(audit.findings)

@@ -6,7 +6,11 @@ steps call the same `train` functions as the command line. Only the simulated pe
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -104,7 +108,7 @@ def tell(story: Story, unfinished: list[str]) -> None:
     This process only waits: what it had once held would be held until the end.
     """
     lanes, cores = max(map(len, STAGES)), torch.get_num_threads()
-    with ProcessPoolExecutor(lanes, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(lanes, get_context("spawn"), initializer=end_with, initargs=(os.getpid(),)) as pool:
         for _ in range(lanes):
             pool.submit(time.time)  # starts the processes now, so that they are ready when needed
         for stage in STAGES:
@@ -113,6 +117,18 @@ def tell(story: Story, unfinished: list[str]) -> None:
             running = [pool.submit(run_lane, story, names, threads, len(stage) > 1) for names in waiting]
             for lane in running:
                 lane.result()
+
+
+def end_with(parent: int) -> None:
+    """Have the system end this process when the one that started it ends, however that is. Only Linux can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it has ended already
+            os._exit(1)
+
+
+PR_SET_PDEATHSIG = 1
+"""Number of Linux's prctl.h."""
 
 
 def records_of(story: Story) -> dict[str, dict[str, Any]]:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from keel.errors import InputError
+
+
+def require_writable(path: Path) -> None:
+    """Refuse a file or folder that could not be written, before any work is done for it."""
+    base = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not os.access(base, os.W_OK):
+        raise InputError(f"{path} cannot be written: no right to write in {base}; choose another place")
 
 
 def refuse_existing(path: Path, resume: bool | None = None) -> None:
@@ -17,6 +25,7 @@ def refuse_existing(path: Path, resume: bool | None = None) -> None:
     base = next(p for p in (path, *path.absolute().parents) if p.exists())
     if base != path and not base.is_dir():
         raise InputError(f"{path} cannot be written, since {base} is a file: choose another --out")
+    require_writable(path)
     exists = path.exists() and (path.is_file() or any(path.iterdir()))
     if exists and not resume:
         further = ", or remove it" if resume is None else ", remove it, or add --resume to go on with a run"

@@ -146,6 +146,8 @@ def _head(bundle: Bundle, text: Text) -> dict[str, Any]:
 def _refuse_output(file: Path) -> None:
     """Refuse an output file that exists or cannot be written, before any work."""
     refuse_existing(file)
+    if file.name.lower().endswith((".csv", ".json", ".parquet", ".txt", ".gz")):
+        raise InputError(f"{file}: JSON lines are written; end the name in .jsonl (keel data convert writes others)")
     if file.is_dir():
         raise InputError(f"{file} is a folder: give the name of a file to write as --out")
 

@@ -99,12 +99,18 @@ def _look(config: SFTConfig, policy: nn.Module, text: Text, data: prepare.Prepar
     return comparison.compare_with_reference(policy, start, text, data.held_out, config, name="start")
 
 
+def _reaches(bundle: Bundle, limit: int) -> bool:
+    """Say whether an answer was cut here, rather than when it was drawn."""
+    (completion,) = bundle.completions
+    return completion.truncated and len(bundle.prompt_ids) + len(completion) >= limit
+
+
 def conclude(run: Run, config: SFTConfig, data: prepare.Prepared, seen: ReferenceComparison) -> RunVerdict:
     """Return what the run reached."""
     history, rate = run.history(), config.learning_rate
     names = ("loss", "mean_token_accuracy")
     words, figures = verdict.reached(history, names, names)
-    cut = sum(b.completions[0].truncated for b in data.train)
+    cut = sum(_reaches(b, config.max_length) for b in data.train)
     return RunVerdict(
         words,
         verdict.kept(history, "the lowest held-out loss"),

@@ -368,7 +368,8 @@ def _python(value: Any) -> Measure:
             result = function(prompt, text)
             number = math.nan if isinstance(result, str) else float(result)
         except Exception as error:  # a user's function may raise anything
-            raise RuleFault(f"{value} failed: {type(error).__name__}: {error}") from error
+            asked = "; it is called as (prompt, completion) and returns one number" * isinstance(error, TypeError)
+            raise RuleFault(f"{value} failed: {type(error).__name__}: {error}{asked}") from error
         if not math.isfinite(number):
             raise RuleFault(f"{value} returned {str(result)[:40]!r}, no finite number")
         return Measured(number, f"{value} {number:g}")
