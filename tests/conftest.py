@@ -26,6 +26,8 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="keel-modules-")
+"""Code from models' folders is copied there: each process of the tests has its own, lest they write over each other."""
 
 ARCHITECTURES = ("llama", "qwen3", "gemma", "mistral", "gpt2", "gemma2", "gemma3", "mistral-window")
 """The five families that must work, two more Gemmas, and a Mistral whose window is shorter than the texts."""

@@ -50,7 +50,7 @@ def test_a_judgment_says_who_why_and_of_what(rater):
     assert judgment.verdict == Preference("second", strength=0)
     assert judgment.kind == "rule"
     assert judgment.rater == own.identity
-    assert judgment.rubric == own.rubric.version
+    assert judgment.rubric == own.rules.version
     assert judgment.answers == (Answer("a bear", model="m"), Answer("a cat is here"))
     assert judgment.prompt == [{"role": "user", "content": "who?"}]
     assert judgment.comment == (
