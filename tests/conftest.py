@@ -13,6 +13,7 @@ import random
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
@@ -26,8 +27,6 @@ import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="keel-modules-")
-"""Code from models' folders is copied there: each process of the tests has its own, lest they write over each other."""
 
 ARCHITECTURES = ("llama", "qwen3", "gemma", "mistral", "gpt2", "gemma2", "gemma3", "mistral-window")
 """The five families that must work, two more Gemmas, and a Mistral whose window is shorter than the texts."""
@@ -42,6 +41,13 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}\n"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+@pytest.fixture
+def fresh_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forgets code of models' folders that was imported from another copy of it: Python would look there alone."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)
 
 
 @pytest.fixture(autouse=True)

@@ -36,7 +36,7 @@ def copies_of_code(tmp_path_factory):
 
 
 @pytest.fixture
-def own_kind(make_model, tmp_path, copies_of_code):
+def own_kind(make_model, tmp_path, copies_of_code, fresh_code):
     """A model of its own kind, with its code in the folder: a Llama that doubles what it embeds."""
     folder = shutil.copytree(make_model("llama"), tmp_path / "own")
     (folder / "configuration_own.py").write_text(

@@ -327,7 +327,7 @@ class MyForCausalLM(CohereForCausalLM):
 """
 
 
-def test_code_of_a_folder_goes_with_the_scalar_model(folder_of, monkeypatch, tmp_path):
+def test_code_of_a_folder_goes_with_the_scalar_model(folder_of, monkeypatch, tmp_path, fresh_code):
     """It runs only where somebody said so, and nobody is asked."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question on the terminal"))
