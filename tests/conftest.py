@@ -44,10 +44,17 @@ CHAT_TEMPLATE = (
 
 
 @pytest.fixture
-def fresh_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forgets code of models' folders that was imported from another copy of it: Python would look there alone."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
-        monkeypatch.delitem(sys.modules, name)
+def fresh_code(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Code of models' folders is imported from this test's copy alone, and forgotten after it."""
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+            del sys.modules[name]
+
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    forget()
+    yield
+    forget()
 
 
 @pytest.fixture(autouse=True)
