@@ -44,3 +44,15 @@ def test_the_best_checkpoint_has_the_lowest_held_out_loss(train, metrics_of):
     result = train("sft", steps=3, eval_every=1, holdout=0.25, learning_rate=0.1, schedule="constant")
     losses = [line["eval/loss"] for line in metrics_of(result.folder)]
     assert result.summary["best"] == {"step": 1 + losses.index(min(losses)), "metric": "loss", "value": min(losses)}
+
+
+def test_only_answers_that_were_cut_here_are_blamed_on_the_length():
+    """One that was drawn up to a limit is cut, too, and no --max-length mends it."""
+    from keel.methods.sft import _reaches
+
+    def cut(length, truncated=True):
+        return Bundle([5, 6], [Completion([7] * length, truncated=truncated)])
+
+    assert _reaches(cut(8), 10)
+    assert not _reaches(cut(7), 10)
+    assert not _reaches(cut(8, truncated=False), 10)
