@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from keel.data.source import Source, open_source
+from keel.files.containers import RowReader
 
 _IDENTITIES: dict[int, dict[str, object]] = {}
 
@@ -70,3 +71,8 @@ def open_demonstrations(source: str, *how: Any, **named: Any) -> Any:
 
 def open_keyed(source: str, *how: Any, **named: Any) -> Any:
     return _opened(lambda opened: opened.keyed(), source, how, named)
+
+
+def read_rows(source: str) -> Iterator[Any]:
+    """Every row of a source with its number, before any format is known."""
+    return RowReader(source).rows

@@ -13,8 +13,7 @@ import inspect
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +25,8 @@ Function = Callable[[str, str], float]
 """A reward: (prompt, completion) -> score."""
 ROWS, HANDED = "rows:", "handed:"
 """Prefixes of the names of rows and of functions."""
+AN_ADDRESS = " at 0x"
+"""Part of the default repr of an object: it says nothing of the object's content."""
 
 _rows: dict[str, list[Any]] = {}
 _functions: dict[str, Function] = {}
@@ -83,9 +84,6 @@ def name_reward(value: object) -> object:
     return f"rule:{name}"
 
 
-AN_ADDRESS = " at 0x"
-
-
 def _content_of(function: Any) -> str:
     """Return all that decides what a function returns, as far as it can be written down: source, closure, defaults."""
     try:
@@ -99,13 +97,15 @@ def _content_of(function: Any) -> str:
 
 def _saved(model: Any, tokenizer: Any) -> str:
     """Save model and tokenizer into a folder named by what is in it."""
+    from keel.says import quiet_library  # every command reads this module at its start, and few need a console then
+
     if tokenizer is None:
         tokenizer = _tokenizer_beside(model)
     if not _home:
         _home.append(Path(tempfile.mkdtemp(prefix="keel-")))
         atexit.register(shutil.rmtree, _home[0], ignore_errors=True)
     home = _home[0]
-    with _without_bars():
+    with quiet_library():
         model.save_pretrained(home / "new")
         tokenizer.save_pretrained(home / "new")
     digest = hashlib.sha256()
@@ -117,19 +117,6 @@ def _saved(model: Any, tokenizer: Any) -> str:
     else:
         (home / "new").rename(folder)
     return str(folder)
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _tokenizer_beside(model: Any) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from rich.console import Console
 
 
@@ -13,3 +16,19 @@ def console() -> Console:
 def say(message: str) -> None:
     """Print one line for the reader."""
     console().print(message, markup=False)
+
+
+@contextmanager
+def quiet_library() -> Iterator[None]:
+    """Silence transformers' own bars and load reports: Keel refuses what they would report, or means it."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

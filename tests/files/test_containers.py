@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 from tests.formats.examples import says, user
-from tests.reading import open_demonstrations, read_demonstrations, read_judgments, read_pairs
+from tests.reading import open_demonstrations, read_demonstrations, read_judgments, read_pairs, read_rows
 
 from keel import cli
 from keel.errors import InputError
 from keel.files import containers
-from keel.files.containers import RowReader, file_hash, read_rows
+from keel.files.containers import RowReader, file_hash
 from keel.files.fields import RowError
 
 PAIR = {"prompt": "Snow?", "chosen": "Sledge.", "rejected": "Sleep."}

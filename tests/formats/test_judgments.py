@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 import tests.reading as sources
 from tests.formats.examples import EXAMPLES, POST, STYLES, TIE, says, user, vote
-from tests.reading import open_judgments, read_judgments, read_pairs, read_prompts
+from tests.reading import open_judgments, read_judgments, read_pairs, read_prompts, read_rows
 
 from keel.data import checks
 from keel.data.convert import convert, write_judgments
 from keel.errors import InputError
 from keel.files import containers
-from keel.files.containers import read_rows
 from keel.files.fields import RowError
 from keel.files.writing import write_rows
 from keel.formats.judgments import JUDGED

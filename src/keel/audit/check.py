@@ -109,17 +109,21 @@ def _examine(config: DataCheckConfig) -> Audit:
     columns, _, _ = columns_of_two(config.data, config.eval_data, config.columns)
     with open_source(config.data, format=config.format, limit=config.limit, columns=columns) as source:
         kind = source.holds()
-        found, judged = _judged_rows(source) if kind == "pairs" else (_rows(source), None)
+        if kind == "pairs":
+            pairs, counted, agreed = source.judged_pairs()
+            pairs = checks.check_pairs(pairs, source.counts, 1.0, config.data)
+            rows: Sequence[_Row] = pairs
+        else:
+            rows = _rows(source)
         audit.figures |= {"command": "data check", "data": config.data, "kind": kind, "format": source.format}
         audit.figures |= source.identity()
     counts = source.counts
-    rows = _checked(found, counts, config.data)
     say(checks.summarise(counts, config.data, source.format).partition("\n")[0])  # the rest is in the findings
     if config.eval_data is not None:
         _leaks(audit, rows, config)
-    if judged is not None:
-        _judged(audit, *judged)
-        _surface(audit, [row for row in rows if isinstance(row, Pair)])
+    if kind == "pairs":
+        _judged(audit, counted, agreed)
+        _surface(audit, pairs)
     _prompts(audit, rows)
     _personal(audit, rows)
     if config.model is not None:
@@ -137,33 +141,15 @@ def _examine(config: DataCheckConfig) -> Audit:
 # --- rows -----------------------------------------------------------------------------------------
 
 
-_Judged = tuple[survey.Survey, list[survey.Agreement]]
-
-
-def _rows(source: Source) -> list[_Row]:
-    """Read what the source holds."""
+def _rows(source: Source) -> Sequence[_Row]:
+    """Read the rows that a training command would use, whatever share is bad."""
     match source.holds():
         case "pairs":
-            return [*source.pairs()]
+            return checks.check_pairs(source.pairs(), source.counts, 1.0, source.name)
         case "demonstrations":
-            return [*source.demonstrations()]
+            return checks.check_demonstrations(list(source.demonstrations()), source.counts, 1.0, source.name)
         case "prompts":
-            return [*source.prompts()]
-
-
-def _judged_rows(source: Source) -> tuple[list[_Row], _Judged]:
-    """Read pairs, with the survey of the judgments behind them and their agreement."""
-    pairs, counted, agreed = source.judged_pairs()
-    return [*pairs], (counted, agreed)
-
-
-def _checked(rows: list[_Row], counts: RowCounts, name: str) -> Sequence[_Row]:
-    """Return the rows that a training command would use, whatever share is bad."""
-    if isinstance(rows[0], Pair):
-        return checks.check_pairs([row for row in rows if isinstance(row, Pair)], counts, 1.0, name)
-    if isinstance(rows[0], Demonstration):
-        return checks.check_demonstrations([row for row in rows if isinstance(row, Demonstration)], counts, 1.0, name)
-    return checks.check_prompts([row for row in rows if isinstance(row, PromptRow)], counts, 1.0, name)
+            return checks.check_prompts(source.prompts(), source.counts, 1.0, source.name)
 
 
 def _fates(audit: Audit, counts: RowCounts, source: str, max_bad_share: float) -> None:
@@ -209,7 +195,7 @@ def _leaks(audit: Audit, rows: Sequence[_Row], config: DataCheckConfig) -> None:
     other = str(config.eval_data)
     _, columns, noted = columns_of_two(config.data, other, config.columns)
     with open_source(other, columns=columns) as source:
-        held = _checked(_rows(source), source.counts, other)
+        held = _rows(source)
     if noted:
         source.counts.note(noted, 1)
     say(checks.summarise(source.counts, other, source.format))

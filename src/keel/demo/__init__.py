@@ -29,6 +29,8 @@ from keel.models import machine
 from keel.records import Result
 from keel.says import say
 
+PR_SET_PDEATHSIG = 1
+"""Number of Linux's prctl.h."""
 _Step = tuple[str, str, Callable[[Story], dict[str, Any]]]
 
 STAGES: list[list[list[_Step]]] = [
@@ -125,10 +127,6 @@ def end_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it has ended already
             os._exit(1)
-
-
-PR_SET_PDEATHSIG = 1
-"""Number of Linux's prctl.h."""
 
 
 def records_of(story: Story) -> dict[str, dict[str, Any]]:

@@ -25,7 +25,7 @@ from keel.files.fields import Numbered, Row, RowError, one_line
 from keel.files.hub import INSTALL, is_pointer, place_of
 from keel.handed import ROWS, rows_named
 
-__all__ = ["INSTALL", "RowReader", "file_hash", "read_rows"]
+__all__ = ["INSTALL", "RowReader", "file_hash"]
 
 
 class RowReader:
@@ -59,11 +59,6 @@ class RowReader:
         """Close the file and end the rows."""
         self.rows.close()
         self._bytes.close()
-
-
-def read_rows(source: str) -> Generator[Numbered]:
-    """Yield every row of a source with its number."""
-    return _unfolded(_raw_rows(source, [], None))
 
 
 def _unfolded(rows: Iterator[Numbered]) -> Generator[Numbered]:

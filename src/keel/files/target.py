@@ -10,7 +10,7 @@ from keel.errors import InputError
 
 def require_writable(path: Path) -> None:
     """Refuse a file or folder that could not be written, before any work is done for it."""
-    base = next(p for p in (path, *path.absolute().parents) if p.exists())
+    base = _nearest(path)
     if not os.access(base, os.W_OK):
         raise InputError(f"{path} cannot be written: no right to write in {base}; choose another place")
 
@@ -22,7 +22,7 @@ def refuse_existing(path: Path, resume: bool | None = None) -> None:
     """
     if str(path) == "-":
         raise InputError("--out -: results are written to a file or folder; give its name")
-    base = next(p for p in (path, *path.absolute().parents) if p.exists())
+    base = _nearest(path)
     if base != path and not base.is_dir():
         raise InputError(f"{path} cannot be written, since {base} is a file: choose another --out")
     require_writable(path)
@@ -34,3 +34,8 @@ def refuse_existing(path: Path, resume: bool | None = None) -> None:
         raise InputError(
             f"{path} is not a run folder (no config.yaml in it): choose the --out of the run to resume, or remove it"
         )
+
+
+def _nearest(path: Path) -> Path:
+    """Return the path, or the nearest folder above it that exists."""
+    return next(p for p in (path, *path.absolute().parents) if p.exists())

@@ -25,7 +25,7 @@ from keel.models import folders, loaded, scalar, trials
 from keel.models.heads import scalar_head
 from keel.models.machine import choose_product, device_of, dtype_of, prepare
 from keel.records import Bundle
-from keel.says import say
+from keel.says import quiet_library, say
 from keel.text.named_templates import chat_template
 from keel.text.tokenisation import PAD_TOKEN, Text
 from keel.text.tokenizer_facts import difference_between
@@ -195,28 +195,12 @@ def _load(auto: Any, name: str, machine: Machine, fresh: tuple[str, ...] = (), *
 def _explained(folder: str, name: str, raw: folders.Raw, auto: str, code: bool) -> Iterator[None]:
     """Load in silence; turn the library's errors into an InputError that says what is wrong with the folder."""
     try:
-        with _quiet():
+        with quiet_library():
             yield
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     except Exception as error:  # the library's own, safetensors', pickle's: a file that is no model
         raise folders.no_model(error, folder, name, raw, auto, code) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the library's own bars and load reports: what they would report is refused or intended."""
-    from transformers.utils import logging
-
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 # --- saving and identity --------------------------------------------------------------------------
@@ -233,7 +217,7 @@ def save(model: Any, text: Text, folder: Path) -> None:
     if generation is not None:
         generation.eos_token_id = eos
     use_cache, model.config.use_cache = model.config.use_cache, True
-    with _quiet():
+    with quiet_library():
         model.save_pretrained(folder)
         if not (folder / "generation_config.json").exists():  # a sequence classifier has none: the ids would be lost
             GenerationConfig(eos_token_id=eos, bos_token_id=text.bos_id).save_pretrained(folder)
@@ -276,13 +260,13 @@ def _point_to_code(file: Path) -> None:
 
 def _reads_back(text: Text, folder: Path) -> bool:
     own = not type(text.tokenizer).__module__.startswith("transformers.")  # made by trusted code
-    with _quiet():
+    with quiet_library():
         return not difference_between(text, _text(str(folder), str(folder), Spelling(trust_remote_code=own)), [])
 
 
 def reload(model: Any, folder: Path) -> nn.Module:
     """Load a second model of the same kind from a folder that `save` wrote."""
-    with _quiet():
+    with quiet_library():
         stored: nn.Module = type(model).from_pretrained(folder, dtype=next(model.parameters()).dtype)
     return stored
 
