@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from tests.reading import read_demonstrations, read_pairs, read_prompts
 
 from keel.data import checks
+from keel.data.source import open_source
 from keel.errors import InputError
 from keel.files.containers import file_hash
 from keel.formats.demonstrations import DEMONSTRATED
@@ -796,3 +797,13 @@ def test_every_format_is_in_a_table_once():
     for table in (JUDGED, DEMONSTRATED, PROMPTED):
         names = [f.name for f in table]
         assert len(names) == len(set(names))
+
+
+def test_a_source_is_read_once(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    with open_source(str(file)) as source:
+        assert source.holds() == "pairs"
+        assert len(source.pairs()) == 3
+        with pytest.raises(RuntimeError, match="a source is read once; open it again"):
+            source.judgments()

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from keel.config import Machine
+from keel.engine import head
 from keel.engine.forward import scalars_throughout, token_scores
-from keel.models import attention, checkpoints, machine, shapes
+from keel.models import attention, checkpoints, machine, passes, shapes
 from keel.records import Bundle, Completion
 from keel.sampling.local import LocalSampler
 from keel.sampling.protocol import SamplingOptions, as_bundles, sample
@@ -134,3 +135,18 @@ def test_a_process_stays_with_what_it_chose(monkeypatch, by_kernels):
     monkeypatch.setattr(machine, "_seconds", None)
     machine.choose_product(4096)
     assert torch.get_float32_matmul_precision() == "medium"
+
+
+def test_the_head_s_blocks_have_few_shapes(make_model, by_kernels, monkeypatch):
+    """As many rows as there are completion tokens, rounded up; and a pass gives back no row that fills up."""
+    model = checkpoints.load_policy(str(make_model("llama")), CPU)
+    seen, walk = set(), head._walk
+    monkeypatch.setattr(head, "_walk", lambda hidden, *rest: seen.add(len(hidden)) or walk(hidden, *rest))
+    tokens = set()
+    for first in range(len(LENGTHS)):
+        bundles = some(first)
+        tokens.add(len(token_scores(model, bundles).logps))
+        row = sum(len(b.prompt_ids) + sum(map(len, b.completions)) for b in bundles)
+        assert len(passes.packed(model, bundles)[0]) == row
+    assert seen == {shapes.rounded(n, WEIGHT) for n in tokens}
+    assert len(seen) < len(tokens)
