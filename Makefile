@@ -18,7 +18,7 @@ ONLY ?=
 WORKERS ?= 2
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench gpu clean
 
 demo: $(VENV)/.installed     ## the whole story, from nothing to a report, in OUT
 	$(BIN)/keel demo --out $(OUT) --seed $(SEED)
@@ -35,6 +35,9 @@ lint: $(VENV)/.installed-dev ## style, types, formatting
 bench: $(VENV)/.installed $(TRL)/.installed $(TRL_PPO)/.installed ## Keel against its peers, into docs/benchmarks.md
 	$(BIN)/python benchmarks/run.py --trl $(TRL)/bin/python --trl-ppo $(TRL_PPO)/bin/python \
 		--pairs '$(PAIRS)' --only '$(ONLY)'
+
+gpu:                         ## tests and tables on a GPU, into docs/benchmarks-gpu.md; WHEELS=DIR installs from there
+	$(PYTHON) benchmarks/gpu.py --pairs '$(PAIRS)' $(if $(WHEELS),--wheels '$(WHEELS)')
 
 clean:                       ## remove the environment, not the runs
 	rm -rf $(VENV) $(TRL) $(TRL_PPO) $(LLAMA) $(AXE) $(TOKENIZERS)

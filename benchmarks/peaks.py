@@ -6,7 +6,9 @@ import json
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
+import standard
 import torch
 
 from keel.models import machine
@@ -27,13 +29,16 @@ def gemm_peaks() -> dict[str, float]:
     return peaks
 
 
-def least_work(folder: Path, count: int, head: bool) -> float:
+def least_work(folder: Path, count: int, head: bool, shape: dict[str, Any] = standard.SHAPE) -> float:
     """FLOPs of a training pass that computes nothing twice: trunk, attention, and the head on completion rows; x 3.
 
     With a cached reference a pass of DPO over it comes to that once more in forward, a third.
     """
-    width, layers, inner, words = 512, 8, 1408, 32_000
-    trunk = layers * (4 * width * width + 3 * width * inner)
+    width, layers, inner, words = (
+        shape[name] for name in ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size")
+    )
+    narrow = width * shape["num_key_value_heads"] // shape["num_attention_heads"]
+    trunk = layers * (2 * width * (width + narrow) + 3 * width * inner)
     total = 0.0
     rows = [json.loads(line) for line in (folder / "ids.jsonl").open()][:count]
     for row in rows:

@@ -19,8 +19,9 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
     dtype = torch.bfloat16 if request.get("bf16") else torch.float32
     if request.get("fast_matmul"):
         torch.set_float32_matmul_precision("medium")
-    policy = AutoModelForCausalLM.from_pretrained(f"{FOLDER}/model", dtype=dtype).eval()
-    scorer = AutoModelForSequenceClassification.from_pretrained(f"{FOLDER}/reward", dtype=dtype).eval()
+    device = "cuda" if request.get("gpu") else "cpu"
+    policy = AutoModelForCausalLM.from_pretrained(f"{FOLDER}/model", dtype=dtype).to(device).eval()
+    scorer = AutoModelForSequenceClassification.from_pretrained(f"{FOLDER}/reward", dtype=dtype).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(f"{FOLDER}/model", padding_side="left")
     lines = Path(FOLDER, "prompts.jsonl").read_text().splitlines()[: request["prompts"]]
     prompts = [json.loads(line)["prompt"] for line in lines]
@@ -31,7 +32,7 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
     for start in range(0, len(prompts), together):
         inputs = tokenizer(
             prompts[start : start + together], return_tensors="pt", padding=True, return_token_type_ids=False
-        )
+        ).to(device)
         out = policy.generate(
             **inputs, do_sample=True, top_k=0, max_new_tokens=64, num_return_sequences=16, pad_token_id=0
         )

@@ -59,7 +59,7 @@ def proximal(request: dict[str, Any], out: Path) -> dict[str, Any]:
             samples_per_prompt=1,
             batch_size=request["batch"],
             epochs=4,
-            max_new_tokens=32,
+            max_new_tokens=request.get("answer", 32),
             learning_rate=request["learning_rate"],
             schedule="constant",
             warmup=0.0,

@@ -53,7 +53,7 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as out:
         shared = {
             "output_dir": out,
-            "use_cpu": True,
+            "use_cpu": not request.get("gpu"),
             "per_device_train_batch_size": request["batch"],
             "max_steps": request["steps"],
             "learning_rate": request["learning_rate"],
@@ -66,12 +66,14 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
             **request["options"],
         }
         if request["method"] == "dpo":
-            model = AutoModelForCausalLM.from_pretrained(f"{FOLDER}/model", dtype=torch.float32)
+            model = AutoModelForCausalLM.from_pretrained(
+                f"{FOLDER}/model", dtype=getattr(torch, request.get("dtype", "float32"))
+            )
             began = time.perf_counter()
             trainer: Any = DPO(model, None, DPOConfig(**shared), train_dataset=data, processing_class=tokenizer)
         else:
             model = AutoModelForSequenceClassification.from_pretrained(
-                f"{FOLDER}/model", num_labels=1, dtype=torch.float32
+                f"{FOLDER}/model", num_labels=1, dtype=getattr(torch, request.get("dtype", "float32"))
             )
             torch.nn.init.zeros_(model.score.weight)
             joined = data.map(

@@ -32,9 +32,15 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(f"{FOLDER}/model", padding_side="left")
     data = load_dataset("json", data_files=f"{FOLDER}/prompts.jsonl", split="train")
     data = data.map(lambda row: {"input_ids": tokenizer(row["prompt"])["input_ids"]}, remove_columns=["prompt"])
-    causal = (AutoModelForCausalLM.from_pretrained(f"{FOLDER}/model", dtype=torch.float32) for _ in range(2))
+    causal = (
+        AutoModelForCausalLM.from_pretrained(f"{FOLDER}/model", dtype=getattr(torch, request.get("dtype", "float32")))
+        for _ in range(2)
+    )
     scalar = (
-        AutoModelForSequenceClassification.from_pretrained(f"{FOLDER}/reward", dtype=torch.float32) for _ in range(2)
+        AutoModelForSequenceClassification.from_pretrained(
+            f"{FOLDER}/reward", dtype=getattr(torch, request.get("dtype", "float32"))
+        )
+        for _ in range(2)
     )
     model, reference = causal
     reward, value = scalar
@@ -42,13 +48,13 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as out:
         config = PPOConfig(
             output_dir=out,
-            use_cpu=True,
+            use_cpu=not request.get("gpu"),
             per_device_train_batch_size=request["rollout"],
             gradient_accumulation_steps=1,
             num_mini_batches=request["rollout"] // request["batch"],
             total_episodes=request["steps"] * request["rollout"],
             num_ppo_epochs=4,
-            response_length=32,
+            response_length=request.get("answer", 32),
             stop_token="eos",
             local_rollout_forward_batch_size=request["rollout"],
             learning_rate=request["learning_rate"],

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ class Side:
     """Goes into every request."""
     tolerance: float = 2e-3
     """Largest difference of a number from Keel's."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Added to the process's environment."""
 
     def start(self, folder: Path, log: Any) -> Process:
         """A process that answers this side's requests."""
@@ -40,6 +43,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
+            env=os.environ | side.env,
         )
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -32,27 +32,32 @@ MAX_LENGTH = 512
 SEED = 0
 
 
-def build_models(folder: Path, pairs: list[Pair]) -> int:
+SHAPE: dict[str, Any] = {
+    "vocab_size": 32_000,
+    "hidden_size": 512,
+    "num_hidden_layers": 8,
+    "intermediate_size": 1408,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}
+
+
+def build_models(
+    folder: Path, pairs: list[Pair], shape: dict[str, Any] = SHAPE, dtype: torch.dtype = torch.float32
+) -> int:
     """Write `model/` and `reward/`, both with random weights; returns the model's parameter count."""
     tokenizer = new_tokenizer([str(p.prompt) + side for p in pairs for side in (p.chosen, p.rejected)], 32_000)
     torch.manual_seed(SEED)
-    shape: dict[str, Any] = {
-        "vocab_size": 32_000,
-        "hidden_size": 512,
-        "num_hidden_layers": 8,
-        "intermediate_size": 1408,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": True,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-    }
+    shape = shape | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     text = Text(tokenizer)
-    model = LlamaForCausalLM(LlamaConfig(**shape))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.device(device):
+        model = LlamaForCausalLM(LlamaConfig(**shape)).to(dtype)
+        reward = LlamaForSequenceClassification(LlamaConfig(**shape, num_labels=1)).to(dtype)
     checkpoints.save(model, text, folder / "model")
-    checkpoints.save(LlamaForSequenceClassification(LlamaConfig(**shape, num_labels=1)), text, folder / "reward")
+    checkpoints.save(reward, text, folder / "reward")
     return sum(p.numel() for p in model.parameters())
 
 

@@ -6,6 +6,7 @@ that peers run it in an environment of their own.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -15,11 +16,21 @@ from typing import Any
 
 
 def serve(work: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Answer requests until stdin ends; the answer gains the process's peak memory so far, in GB."""
+    """Answer requests until stdin ends; the answer gains the process's peak memory so far, in GB: a GPU's, if used."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
         found = work(json.loads(line))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        peak = of_gpu() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         answers.write(json.dumps(found | {"peak_gb": round(peak, 3)}) + "\n")
         answers.flush()
+
+
+def of_gpu() -> float | None:
+    """The most memory that tensors took on the GPU, in GB; None without one. What is free goes to the other sides."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return None
+    gc.collect()
+    torch.cuda.empty_cache()
+    return float(torch.cuda.max_memory_allocated() / 1e9)

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "reward": ("RewardConfig", "keel.methods.reward:train", "train a reward model on preference pairs"),
     "dpo": ("DPOConfig", "keel.methods.dpo:train", "tune a policy on preference pairs directly"),
     "ppo": ("PPOConfig", "keel.methods.ppo:train", "tune a policy against a reward model or a rule"),
+    "merge": ("MergeConfig", "keel.commands.merge:merge_adapter", "make one checkpoint of an adapter and its base"),
     "best-of-n": ("BestOfNConfig", "keel.methods.best_of_n:best_of_n", "sample N, keep the best by a reward"),
     "generate": ("GenerateConfig", "keel.methods.best_of_n:generate", "sample completions from any model"),
     "collect": (
@@ -59,7 +60,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "data backup": ("DataBackupConfig", "keel.commands.data:backup_store", "copy the whole store into one SQLite file"),
 }
 """Name (one word, or two), config, function, and line in `keel --help`."""
-REFUSE_EXISTING = "sft", "reward", "dpo", "ppo", "best-of-n", "generate"
+REFUSE_EXISTING = "sft", "reward", "dpo", "ppo", "merge", "best-of-n", "generate"
 """Commands whose --out must not exist yet, unless they resume it."""
 
 

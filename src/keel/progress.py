@@ -30,6 +30,20 @@ def peak_rss_gb() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
 
 
+def peak_gpu_gb() -> float | None:
+    """Return the most memory that tensors of this process took on its GPUs so far, in GB; None if it used none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return None
+    taken: int = sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+    return round(taken / 1e9, 3)
+
+
+def peaks_gb() -> dict[str, float | None]:
+    """Return both peaks by the names that they have in a run's summary."""
+    return {"peak_rss_gb": peak_rss_gb(), "peak_gpu_gb": peak_gpu_gb()}
+
+
 class Bar:
     """Progress over `total` items (None if unknown); `advance(k, note)` counts k of them."""
 

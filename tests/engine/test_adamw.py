@@ -40,11 +40,11 @@ def test_a_restored_optimizer_goes_on_as_the_one_that_was_saved():
     """To the last digit, moments and what bf16 rounds away among them."""
     torch.manual_seed(0)
     one = mixed()
-    first = Optimizer(one, weight_decay=0.1, eps=1e-8)
+    first = Optimizer(one.parameters(), weight_decay=0.1, eps=1e-8)
     for seed in range(5):
         step(one, first, seed)
     other = copy.deepcopy(one)
-    second = Optimizer(other, weight_decay=0.1, eps=1e-8)
+    second = Optimizer(other.parameters(), weight_decay=0.1, eps=1e-8)
     second.load_state_dict(saved(first))
     for a, b in zip(first.state_dict()["masters"], second.state_dict()["masters"], strict=True):
         assert torch.equal(a, b)
@@ -62,7 +62,7 @@ def test_cutting_weights_into_parts_changes_no_step(monkeypatch, at_once):
     model = mixed()
     plain = [parameter.detach().clone().float() for parameter in model.parameters()]
     monkeypatch.setattr(module, "AT_ONCE", at_once)
-    optimizer = Optimizer(model, weight_decay=0.0, eps=1e-12)
+    optimizer = Optimizer(model.parameters(), weight_decay=0.0, eps=1e-12)
     draw = torch.Generator().manual_seed(1)
     gradients = [torch.randn(p.shape, generator=draw).to(p.dtype) for p in model.parameters()]
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):

@@ -17,6 +17,7 @@ from keel.engine import memory
 from keel.engine.forward import scalars_at_end, token_logps
 from keel.errors import InputError
 from keel.models import checkpoints
+from keel.models.roles import Role
 from keel.records import Bundle, Completion
 
 CPU = Machine(device="cpu", precision="fp32")
@@ -28,13 +29,14 @@ from keel.engine import memory
 from keel.engine.forward import token_logps
 from keel.engine.adamw import Optimizer
 from keel.models import machine
+from keel.models.roles import Role
 from keel.records import Bundle, Completion
 machine.prepare()
 machine.choose_product(256)
 model = LlamaForCausalLM(LlamaConfig(vocab_size=8000, hidden_size=256, num_hidden_layers=6, intermediate_size=704,
                                      num_attention_heads=4, num_key_value_heads=4))
 model = model.to(getattr(torch, sys.argv[1])).eval()
-trained = [(model, token_logps)]
+trained = [(Role("policy", model), token_logps)]
 working = memory.needed(trained, 0).per_token - memory.kept_per_token(*trained[0])
 if sys.argv[2] == "checkpointed":
     memory.checkpoint_layers(model)
@@ -47,7 +49,7 @@ model.zero_grad()
 gc.collect()
 getattr(ctypes.CDLL(None), "malloc_trim", bool)(0)
 before = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
-optimizer = Optimizer(model, 0.0, 1e-8)
+optimizer = Optimizer(model.parameters(), 0.0, 1e-8)
 for _ in range(2):
     token_logps(model, bundles).sum().backward()
     optimizer.step(1e-4)
@@ -87,7 +89,7 @@ def test_computing_layers_twice_keeps_less_and_changes_nothing(make_model, archi
         logps = token_logps(model, bundles)
         logps.sum().backward()
         gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-        results.append((memory.kept_per_token(model, token_logps), logps.detach(), gradients))
+        results.append((memory.kept_per_token(Role("policy", model), token_logps), logps.detach(), gradients))
         memory.checkpoint_layers(model)
     (plain, logps, gradients), (less, again, others) = results
     assert less < 0.5 * plain
@@ -110,7 +112,7 @@ def test_the_largest_pass(make_model):
 
 def test_reckoning_holds_on_to_nothing(reward_folder):
     model = checkpoints.load_reward(str(reward_folder), CPU)
-    memory.needed([(model, scalars_at_end)], 10)
+    memory.needed([(Role("reward", model), scalars_at_end)], 10)
     gone = weakref.ref(next(model.parameters()))
     del model
     gc.collect()
@@ -123,9 +125,11 @@ TOKENS = 100_000
 @pytest.fixture
 def scored(reward_folder):
     """A model and what training asks it for, and its needs as it is and with layers computed twice."""
-    (plain, other) = ([(checkpoints.load_reward(str(reward_folder), CPU), scalars_at_end)] for _ in range(2))
+    (plain, other) = (
+        [(Role("reward", checkpoints.load_reward(str(reward_folder), CPU)), scalars_at_end)] for _ in range(2)
+    )
     need = memory.needed(plain, TOKENS)
-    memory.checkpoint_layers(other[0][0])
+    memory.checkpoint_layers(other[0][0].model)
     working = need.per_token - memory.kept_per_token(*plain[0])
     return plain, need, memory.needed(other, TOKENS, working=[working])
 

@@ -101,7 +101,7 @@ def test_small_steps_are_not_lost_in_bf16():
     """bf16 resolves 1/128 at 1: a thousand steps of 1e-4 must add up all the same."""
     layer = torch.nn.Linear(4, 1, bias=False).to(torch.bfloat16)
     torch.nn.init.ones_(layer.weight)
-    optimizer = Optimizer(layer, weight_decay=0.0, eps=1e-8)
+    optimizer = Optimizer(layer.parameters(), weight_decay=0.0, eps=1e-8)
     for _ in range(1000):
         layer.weight.grad = torch.ones_like(layer.weight)
         optimizer.step(1e-4)
@@ -113,12 +113,12 @@ def test_the_first_small_step_moves_the_mean_in_bf16():
     layer = torch.nn.Linear(1000, 1000, bias=False).to(torch.bfloat16)
     torch.nn.init.normal_(layer.weight, std=0.02, generator=torch.Generator().manual_seed(1))
     before = layer.weight.detach().clone()
-    optimizer = Optimizer(layer, weight_decay=0.0, eps=1e-8)
+    optimizer = Optimizer(layer.parameters(), weight_decay=0.0, eps=1e-8)
     optimizer.step(0.0)
     assert torch.equal(layer.weight, before)
     for sign in (1, -1):
         layer.weight.data.copy_(before)
-        optimizer = Optimizer(layer, weight_decay=0.0, eps=1e-12)
+        optimizer = Optimizer(layer.parameters(), weight_decay=0.0, eps=1e-12)
         layer.weight.grad = torch.full_like(layer.weight, sign)
         optimizer.step(1e-6)
         moved = (before.double() - layer.weight.detach().double()).mean()
@@ -130,7 +130,7 @@ def test_an_fp32_copy_rounds_to_its_weight(number):
     """Whatever the number, powers of two and zero among them."""
     layer = torch.nn.Linear(100_000, 1, bias=False).to(torch.bfloat16)
     torch.nn.init.constant_(layer.weight, number)
-    (copy,) = Optimizer(layer, weight_decay=0.0, eps=1e-8).state_dict()["masters"]
+    (copy,) = Optimizer(layer.parameters(), weight_decay=0.0, eps=1e-8).state_dict()["masters"]
     assert torch.equal(copy.to(torch.bfloat16), layer.weight)
     assert len(copy.unique()) > 10_000 or number == 0
     nearest = layer.weight.detach()[0, 0]

@@ -93,7 +93,7 @@ def fit_table(tree: Tree, count: int | None = None, steps: int = 1000) -> Fit:
 def fit_model(tree: Tree, count: int | None = None, steps: int = 1000) -> Fit:
     """The same table as a model's head, through the engine's forward and optimiser, in fp32."""
     model, bundles = policy_of(tree), [bundle_of(tree)]
-    adam = Optimizer(model, weight_decay=0.0, eps=1e-8)
+    adam = Optimizer(model.parameters(), weight_decay=0.0, eps=1e-8)
     return fit(
         tree,
         population_pairs(tree, count),

@@ -12,6 +12,7 @@ from keel import stats
 from keel.config import Machine
 from keel.methods import reward
 from keel.models import checkpoints
+from keel.models.roles import Role
 from keel.records import Bundle, Completion
 
 PAIRS = [
@@ -28,7 +29,7 @@ PAIRS = [
 def test_held_out_figures_treat_prompts_as_the_independent_examples(reward_folder, micro_tokens):
     model = checkpoints.load_reward(str(reward_folder), Machine(device="cpu", precision="fp32"))
     bundles = [Bundle(p, [Completion(c), Completion(r)], margin=m) for p, c, r, m in PAIRS]
-    found = reward.evaluate(model, bundles, micro_tokens)
+    found = reward.evaluate(Role("reward", model), bundles, micro_tokens)
     plain = AutoModelForSequenceClassification.from_pretrained(reward_folder).eval()
 
     @torch.no_grad()

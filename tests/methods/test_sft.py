@@ -10,6 +10,7 @@ from keel import stats
 from keel.config import Machine
 from keel.methods import sft
 from keel.models import checkpoints
+from keel.models.roles import Role
 from keel.records import Bundle, Completion
 
 TEXTS = [
@@ -26,7 +27,7 @@ TEXTS = [
 def test_held_out_figures_treat_texts_as_the_independent_examples(base, micro_tokens):
     """Whatever passes they go through: each token belongs to its own text."""
     policy = checkpoints.load_policy(str(base), Machine(device="cpu", precision="fp32"))
-    found = sft.evaluate(policy, [Bundle(p, [Completion(c)]) for p, c in TEXTS], micro_tokens)
+    found = sft.evaluate(Role("policy", policy), [Bundle(p, [Completion(c)]) for p, c in TEXTS], micro_tokens)
     plain = AutoModelForCausalLM.from_pretrained(base).eval()
     losses, hits, owners = [], [], []
     for number, (before, after) in enumerate(TEXTS):

@@ -95,13 +95,14 @@ def test_the_ways_of_a_gpu(way):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_flex_attention_is_taken_only_where_it_says_the_same(monkeypatch):
     """It cannot train on a CPU, and is not taken there; nor where it is wrong."""
-    check = attention._flex_works.__wrapped__
-    assert not check(torch.device("cpu"), torch.float32)
-    monkeypatch.setattr(attention, "by_flex", attention.by_mask)
+    fastest, here = attention._fastest.__wrapped__, (torch.device("cpu"), torch.float32, 8)
+    assert fastest(*here) is attention.by_mask
+    right = lambda *inputs: attention.by_mask(*inputs)  # noqa: E731
+    monkeypatch.setattr(attention, "by_flex", right)
     with torch.no_grad():
-        assert check(torch.device("cpu"), torch.float32)
+        assert fastest(*here) is right
     monkeypatch.setattr(attention, "by_flex", lambda *inputs: attention.by_mask(*inputs) * 1.01)
-    assert not check(torch.device("cpu"), torch.float32)
+    assert fastest(*here) is attention.by_mask
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -116,11 +117,19 @@ def test_attention_with_its_normaliser_by_kernel_and_by_softmax(dtype):
             torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.03)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_flex_attention_trains_on_a_gpu(dtype):
-    assert attention._flex_works(torch.device("cuda"), dtype)
+def test_segments_for_flash_attention():
+    """Each segment's queries are the last of its keys, and its keys are what its last token sees."""
+    cuts = attention._Cuts.of(Packing(BUNDLES), torch.device("cpu"))
+    (queries, seen), at = (x.tolist() for x in cuts.ends), 0
+    assert cuts.longest == (16, 21)
+    for number in range(len(queries) - 1):
+        keys = cuts.keys[seen[number] : seen[number + 1]].tolist()
+        own = list(range(queries[number], queries[number + 1]))
+        assert keys[-len(own) :] == own
+        for query in own:
+            at += 1
+            assert visible()[query].nonzero().flatten().tolist() == [k for k in keys if k <= query]
+    assert at == len(visible())
 
 
 @pytest.mark.parametrize("small", [attention.SMALL, 30, 0])

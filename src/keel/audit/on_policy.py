@@ -30,6 +30,7 @@ from keel.engine.batches import Batches, prompt_of
 from keel.engine.forward import in_batches, micro_batches, sequence_logps, token_logps
 from keel.engine.optimisation import NotFinite, Optimisation, Schedule
 from keel.models.limits import positions
+from keel.models.roles import Role
 from keel.progress import Bar
 from keel.records import Bundle, Pair
 from keel.sampling.local import LocalSampler
@@ -310,7 +311,9 @@ def _fit(
 ) -> nn.Module:
     """Return a copy trained to imitate the answers; its learning rate falls to 0."""
     fitted = copy.deepcopy(model).requires_grad_(True)
-    optimisation = Optimisation({"copy": fitted}, {"copy": rate}, weight_decay=0.0, max_grad_norm=1.0, adam_eps=1e-8)
+    optimisation = Optimisation(
+        [Role("copy", fitted)], {"copy": rate}, weight_decay=0.0, max_grad_norm=1.0, adam_eps=1e-8
+    )
     batches = Batches(bundles, BATCH, seed, together=prompt_of)
     schedule = Schedule("linear", batches.steps(EPOCHS, None), warmup=0.0)
     for step in range(schedule.total):

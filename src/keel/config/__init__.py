@@ -18,11 +18,12 @@ from keel.config.data import (
     DataStatsConfig,
 )
 from keel.config.demo import DemoConfig
-from keel.config.parts import Loading, Machine, Reading, Spelling, StoreConfig
+from keel.config.parts import Adapting, Loading, Machine, Reading, Spelling, StoreConfig
 from keel.config.sampling import BestOfNConfig, GenerateConfig, Sampling
-from keel.config.training import DPOConfig, PPOConfig, RewardConfig, SFTConfig, Training
+from keel.config.training import DPOConfig, MergeConfig, PPOConfig, RewardConfig, SFTConfig, Training
 
 __all__ = [
+    "Adapting",
     "AnnotateConfig",
     "BestOfNConfig",
     "CollectConfig",
@@ -41,6 +42,7 @@ __all__ = [
     "GenerateConfig",
     "Loading",
     "Machine",
+    "MergeConfig",
     "PPOConfig",
     "RatersAddConfig",
     "RatersListConfig",

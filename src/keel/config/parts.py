@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from keel.config.base import Config, Count, Share, StoreName
+from pydantic import model_validator
+
+from keel.config.base import Config, Count, Positive, Share, StoreName
 
 
 class Loading(Config):
@@ -60,3 +62,23 @@ class StoreConfig(Config):
 
     store: StoreName
     """FILE.db (also written store:FILE.db) or a database URL."""
+
+
+class Adapting(Config):
+    """Options for training a LoRA adapter in place of all weights."""
+
+    lora: bool = False
+    """Train a low-rank adapter on the frozen model. --model may be an adapter folder, which is then trained on."""
+    lora_rank: Count = 16
+    """Rank of the adapter's matrices."""
+    lora_alpha: Positive | None = None
+    """The adapter's product is multiplied by alpha / rank; twice the rank by default."""
+    lora_targets: str | None = None
+    """Names of the layers that get an adapter, such as q_proj,v_proj; all linear layers of the trunk by default."""
+
+    @model_validator(mode="after")
+    def _nothing_without_lora(self) -> Self:
+        for name in ("lora_rank", "lora_alpha", "lora_targets"):
+            if not self.lora and getattr(self, name) != Adapting.model_fields[name].default:
+                raise ValueError(f"{name} has no meaning without lora: add --lora, or leave it out")
+        return self

@@ -8,12 +8,12 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from keel.config.base import Count, NonNegative, Positive, Share
-from keel.config.parts import Machine, Reading, Spelling
+from keel.config.parts import Adapting, Machine, Reading, Spelling
 from keel.config.sampling import Sampling
 from keel.handed import DataName, ModelName, RewardName
 
 
-class Training(Machine, Reading, Spelling):
+class Training(Adapting, Machine, Reading, Spelling):
     """Options that all training commands share."""
 
     out: Path
@@ -49,6 +49,15 @@ class Training(Machine, Reading, Spelling):
     """Latest checkpoints to keep, besides the best one."""
     resume: bool = False
     """Go on from the last checkpoint in the output folder; options not given are read from its config.yaml."""
+
+
+class MergeConfig(Spelling):
+    """Merge: write an adapter and its base as one plain checkpoint, in the base's precision."""
+
+    model: ModelName
+    """Adapter folder, or the run folder that holds it."""
+    out: Path
+    """Folder to write."""
 
 
 class SFTConfig(Training):

@@ -18,6 +18,7 @@ from keel.config import DemoConfig, Machine
 from keel.engine.scorers import RewardModelScorer
 from keel.files.jsonl import read_lines, write_json
 from keel.models import checkpoints
+from keel.models.roles import Role
 from keel.progress import Bar, peak_rss_gb
 from keel.records import Bundle, Result
 from keel.sampling.local import LocalSampler
@@ -99,7 +100,9 @@ class Story:
         return checkpoints.load_policy(str(self.out / name), self.machine)
 
     def scorer(self, name: str) -> RewardModelScorer:
-        return RewardModelScorer(checkpoints.load_reward(str(self.out / name), self.machine), MICRO_TOKENS)
+        return RewardModelScorer(
+            Role("reward", checkpoints.load_reward(str(self.out / name), self.machine), trained=False), MICRO_TOKENS
+        )
 
     @property
     def store(self) -> str:

@@ -31,7 +31,7 @@ def reward_model(story: Story) -> dict[str, Any]:
     result = train_reward(story, "reward", "preferences", story.store, epochs=2)
     pairs = read_lines(story.out / "data" / "held-out-pairs.jsonl")
     bundles = [pair_bundle(story.text, p) for p in pairs]
-    scores = torch.stack(in_batches(scalars_at_end, story.scorer("reward").model, bundles, MICRO_TOKENS))
+    scores = torch.stack(in_batches(scalars_at_end, story.scorer("reward").role.model, bundles, MICRO_TOKENS))
     gaps = (scores[:, 0] - scores[:, 1]).double()
     people = world.Population()
     rng = story.rng("calibration")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ _Pair = tuple[nn.Parameter, nn.Parameter]
 class Optimizer:
     """Fused AdamW over one role's parameters."""
 
-    def __init__(self, model: nn.Module, weight_decay: float, eps: float) -> None:
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
+    def __init__(self, parameters: Iterable[nn.Parameter], weight_decay: float, eps: float) -> None:
+        self._parameters = list(parameters)
         self._masters = [p if p.dtype == torch.float32 else nn.Parameter(_spread(p.detach())) for p in self._parameters]
         self._adam = torch.optim.AdamW(self._masters, lr=0.0, weight_decay=weight_decay, eps=eps, fused=True)
         self._parts = _cut(

@@ -19,10 +19,10 @@ from keel.models.heads import head_of, scaled_logits
 from keel.models.limits import vocabulary_of
 from keel.models.shapes import more_rows, rounded
 
-ROWS = 1024
-"""Tokens whose logits are held at once."""
-COLUMNS = 1024
-"""Vocabulary entries whose logits are held at once: a block of 1024 x 1024 fp32 logits is 4 MiB."""
+ROWS, COLUMNS = 1024, 1024
+"""Tokens and vocabulary entries whose logits are held at once on a CPU: 4 MiB in fp32, which its caches hold."""
+GPU_ROWS, GPU_COLUMNS = 4096, 16384
+"""Both on a GPU: 256 MiB, and products large enough to fill it."""
 
 _SUM = 1e-30, 1e30
 """Bounds between which a sum of exponentials has lost nothing in fp32."""
@@ -60,12 +60,18 @@ def score_tokens(model: nn.Module, hidden: Tensor, targets: Tensor, temperature:
         factor, hidden = kind.factor / temperature, hidden.to(head.weight.dtype)
         logps, entropy, top = _Blockwise.apply(hidden, head.weight, targets, factor, details)  # type: ignore[no-untyped-call]
         return TokenScores(logps, entropy, top)
-    rows = max(1, ROWS * COLUMNS // vocabulary_of(model))
+    held, columns = _block(hidden)
+    rows = max(1, held * columns // vocabulary_of(model))
     parts = [
         _whole_rows(model, h, t, temperature, details)
         for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
     ]
     return TokenScores(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _block(like: Tensor) -> tuple[int, int]:
+    """Return the tokens and the vocabulary entries of a block."""
+    return (ROWS, COLUMNS) if like.device.type == "cpu" else (GPU_ROWS, GPU_COLUMNS)
 
 
 class _Blockwise(torch.autograd.Function):
@@ -81,8 +87,9 @@ class _Blockwise(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         logps, of_targets = (torch.empty(len(hidden), device=hidden.device) for _ in range(2))
         entropy, top = (torch.empty_like(logps if details else logps[:0]) for _ in range(2))
-        for start in range(0, len(hidden), ROWS):
-            at = slice(start, start + ROWS)
+        rows, _ = _block(hidden)
+        for start in range(0, len(hidden), rows):
+            at = slice(start, start + rows)
             of_targets[at] = factor * (hidden[at].float() * weight[targets[at]].float()).sum(-1)
             offset, rest = _two_parts(-of_targets[at], hidden.dtype)
             normaliser, mean, likeliest = _walk(hidden[at], weight, factor, offset, details)
@@ -105,17 +112,17 @@ class _Blockwise(torch.autograd.Function):
         weighted = (scaled * hidden).to(hidden.dtype)
         d_hidden = torch.zeros(hidden.shape, device=hidden.device) if for_hidden else None
         d_weight = torch.empty_like(weight) if for_weight else None
-        for column in range(0, len(weight), COLUMNS):
-            words = slice(column, column + COLUMNS)
+        rows, columns = _block(hidden)
+        for column in range(0, len(weight), columns):
+            words = slice(column, column + columns)
             total = None  # over several blocks of rows, in fp32
-            for start in range(0, len(hidden), ROWS):
-                at = slice(start, start + ROWS)
+            for start in range(0, len(hidden), rows):
+                at = slice(start, start + rows)
                 p = torch.addmm(offset[at], hidden[at], weight[words].T, alpha=ctx.factor).exp_()
-                here = (targets[at] >= column) & (targets[at] < column + COLUMNS)
-                p[here, targets[at][here] - column] = own[at][here].to(p.dtype)
+                _put(p, targets[at] - column, own[at])
                 if d_hidden is not None:
                     _add_product(d_hidden[at], p, weight[words])
-                if d_weight is not None and len(hidden) <= ROWS:
+                if d_weight is not None and len(hidden) <= rows:
                     torch.mm(p.T, weighted, out=d_weight[words])
                 elif d_weight is not None:
                     total = torch.zeros(weight[words].shape, device=weight.device) if total is None else total
@@ -123,6 +130,13 @@ class _Blockwise(torch.autograd.Function):
             if d_weight is not None and total is not None:
                 d_weight[words] = total
         return None if d_hidden is None else d_hidden.mul_(scaled).to(hidden.dtype), d_weight, None, None, None
+
+
+def _put(block: Tensor, places: Tensor, values: Tensor) -> None:
+    """Write a value into each row of a block, unless its place lies outside: [R, N], [R], [R]."""
+    inside = ((places >= 0) & (places < block.shape[1]))[:, None]
+    at = places.clamp(0, block.shape[1] - 1)[:, None]
+    block.scatter_(1, at, torch.where(inside, values[:, None].to(block.dtype), block.gather(1, at)))
 
 
 def _two_parts(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -140,8 +154,9 @@ def _walk(
     them.
     """
     sums, means, maxima, words = [], [], [], []
-    for column in range(0, len(weight), COLUMNS):
-        block = weight[column : column + COLUMNS]
+    _, columns = _block(hidden)
+    for column in range(0, len(weight), columns):
+        block = weight[column : column + columns]
         logits = partial(_logits, hidden, block, factor, offset)
         if not details:
             sums.append(_log_of_sum(logits))
@@ -168,8 +183,14 @@ def _logits(hidden: Tensor, block: Tensor, factor: float, offset: Tensor) -> Ten
 
 
 def _log_of_sum(logits: Callable[[], Tensor]) -> Tensor:
-    """Return log sum exp of each row: [R, N] -> [R]. Subtract the largest only if the sums show that it is needed."""
-    total = logits().exp_().sum(-1)
+    """Return log sum exp of each row: [R, N] -> [R].
+
+    On a CPU the largest is subtracted only if the sums show that it is needed; a GPU would have to stop for the answer.
+    """
+    found = logits()
+    if found.device.type != "cpu":
+        return torch.logsumexp(found, -1)
+    total = found.exp_().sum(-1)
     exact = bool(((total > _SUM[0]) & (total < _SUM[1])).all())
     return total.log() if exact else torch.logsumexp(logits(), -1)
 

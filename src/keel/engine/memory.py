@@ -24,8 +24,9 @@ from keel.engine.adamw import AT_ONCE
 from keel.engine.forward import computed_tokens, pass_for, width_of
 from keel.errors import InputError
 from keel.models import passes
-from keel.models.heads import trunk
+from keel.models.heads import device_of_model, trunk
 from keel.models.limits import vocabulary_of
+from keel.models.roles import Role
 from keel.records import Bundle, Completion
 from keel.says import say
 
@@ -55,21 +56,21 @@ class Need:
         return self.state + self.per_token * self.tokens + self.more + SPARE
 
 
-def require(trained: Sequence[tuple[nn.Module, ModelPass]], tokens: int, more: float = 0.0) -> None:
+def require(trained: Sequence[tuple[Role, ModelPass]], tokens: int, more: float = 0.0) -> None:
     """Say what training these models will take; turn checkpointing on, or refuse, if that is more than is free.
 
     `tokens` are those of the largest pass (`largest_pass`); passes of several models take turns.
     """
-    device = next(trained[0][0].parameters()).device
+    device = device_of_model(trained[0][0].model)
     free = free_bytes(device)
     need = needed(trained, tokens, more)
     told = f"memory: training takes about {need.total / 1e9:.1f} GB beside the models, {free / 1e9:.1f} GB are free"
     if need.total <= free:
         say(told)
         return
-    working = [_working(model, passing) for model, passing in trained]
-    for model, _ in trained:
-        checkpoint_layers(model)
+    working = [_working(role, passing) for role, passing in trained]
+    for role, _ in trained:
+        checkpoint_layers(role.model)
     need = needed(trained, tokens, more, working)
     if need.total <= free:
         say(f"{told}; layers are computed again in the backward pass: about {need.total / 1e9:.1f} GB")
@@ -86,7 +87,7 @@ def require(trained: Sequence[tuple[nn.Module, ModelPass]], tokens: int, more: f
 
 
 def needed(
-    trained: Sequence[tuple[nn.Module, ModelPass]],
+    trained: Sequence[tuple[Role, ModelPass]],
     tokens: int,
     more: float = 0.0,
     working: Sequence[float] | None = None,
@@ -97,24 +98,25 @@ def needed(
     layers.
     """
     state = 0.0
-    for model, _ in trained:
-        weights = [p for p in model.parameters() if p.requires_grad]
+    for role, _ in trained:
+        weights = role.parameters().values()
         largest = max(p.numel() * p.element_size() for p in weights)  # its gradient comes in two parts, added up
         low = [p.numel() for p in weights if p.dtype != torch.float32]
         state += sum(p.numel() * (p.element_size() + 8) for p in weights) + largest
         state += sum(low) * 4 + (4 * max(min(AT_ONCE, sum(low)), max(low)) if low else 0)
-    working = working or [_working(model, passing) for model, passing in trained]
-    kept = [kept_per_token(model, passing) for model, passing in trained]
+    working = working or [_working(role, passing) for role, passing in trained]
+    kept = [kept_per_token(role, passing) for role, passing in trained]
     return Need(state, max(k + w for k, w in zip(kept, working, strict=True)), tokens, more)
 
 
-def _working(model: nn.Module, passing: ModelPass) -> float:
-    return WORKING * kept_per_token(model, passing) / max(1, len(_layers(model)))
+def _working(role: Role, passing: ModelPass) -> float:
+    return WORKING * kept_per_token(role, passing) / max(1, len(_layers(role.model)))
 
 
-def kept_per_token(model: nn.Module, passing: ModelPass) -> float:
+def kept_per_token(role: Role, passing: ModelPass) -> float:
     """Return the bytes per token that a pass keeps until its backward pass, measured on two small passes."""
-    few, many = (_kept(model, passing, scale) for scale in (1, 3))
+    with role.active() as model:
+        few, many = (_kept(model, passing, scale) for scale in (1, 3))
     return (many[0] - few[0]) / (many[1] - few[1])
 
 

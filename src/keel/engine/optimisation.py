@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from keel.engine.adamw import Optimizer
 from keel.errors import KeelError
+from keel.models.roles import Role
 
 
 class NotFinite(KeelError):  # noqa: N818  (as `RunFailed`)
@@ -47,15 +48,18 @@ class Optimisation:
 
     def __init__(
         self,
-        trained: Mapping[str, nn.Module],
+        trained: Iterable[Role],
         rates: Mapping[str, float],
         *,
         weight_decay: float,
         max_grad_norm: float,
         adam_eps: float,
     ) -> None:
-        self.trained, self.rates = dict(trained), dict(rates)
-        self._optimizers = {role: Optimizer(model, weight_decay, adam_eps) for role, model in self.trained.items()}
+        self.trained, self.rates = {role.name: role for role in trained}, dict(rates)
+        self._parameters = {name: role.parameters() for name, role in self.trained.items()}
+        self._optimizers = {
+            name: Optimizer(own.values(), weight_decay, adam_eps) for name, own in self._parameters.items()
+        }
         self._most = max_grad_norm
 
     def update(self, roles: Iterable[str], factor: float) -> dict[str, Tensor]:
@@ -65,13 +69,13 @@ class Optimisation:
         """
         norms = {role: self._norm(role) for role in roles}
         for role, norm in norms.items():
-            nn.utils.clip_grads_with_norm_(self.trained[role].parameters(), self._most, norm)
+            nn.utils.clip_grads_with_norm_(self._parameters[role].values(), self._most, norm)
             self._optimizers[role].step(self.rates[role] * factor)
         return norms
 
     def _norm(self, role: str) -> Tensor:
         """Return the norm over all gradients of a role, before clipping."""
-        gradients = {n: p.grad for n, p in self.trained[role].named_parameters() if p.grad is not None}
+        gradients = {n: p.grad for n, p in self._parameters[role].items() if p.grad is not None}
         norm = nn.utils.get_total_norm(gradients.values())
         if not bool(torch.isfinite(norm)):
             bad = [n for n, g in gradients.items() if not g.isfinite().all()]

@@ -36,10 +36,9 @@ from keel.engine.verdict import History, RunVerdict
 from keel.errors import KeelError, RunFailed
 from keel.files.jsonl import write_json
 from keel.files.target import refuse_existing
-from keel.models import checkpoints
 from keel.models.machine import described
 from keel.models.roles import Role
-from keel.progress import Bar, peak_rss_gb
+from keel.progress import Bar, peaks_gb
 from keel.records import Bundle, Result, RowCounts
 from keel.says import say
 from keel.seeds import generator
@@ -66,17 +65,16 @@ def open_run(
     final_role: str = "policy",
 ) -> Run:
     """Build a run from its parts: a new one, or with `--resume` one as it was at its last checkpoint."""
-    models = {role.name: role.model for role in trained}
-    rates = {role: (learning_rates or {}).get(role, config.learning_rate) for role in models}
+    rates = {role.name: (learning_rates or {}).get(role.name, config.learning_rate) for role in trained}
     optimisation = Optimisation(
-        models, rates, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, adam_eps=adam_eps
+        trained, rates, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, adam_eps=adam_eps
     )
     schedule = Schedule(config.schedule, total_steps, config.warmup)
     files = RunFolder(config.out)
     run = Run(command, config, text, files, optimisation, schedule, Signals(), final_role, rows, rows_eval)
     refuse_existing(files.path, config.resume)
-    say(described(models[final_role]))
-    files.require_space(models.values(), config.keep_checkpoints)
+    say(described(optimisation.trained[final_role].model))
+    files.require_space(trained, config.keep_checkpoints)
     if files.open(command, config, manifest):
         run.restore()
     return run
@@ -104,7 +102,7 @@ class Run:
         self.final_role, self.rows, self.rows_eval = final_role, rows, rows_eval
         self.step = 0
         self.extra: dict[str, Any] = {}
-        self._sums: dict[str, tuple[float, int]] = {}
+        self._sums: dict[str, tuple[Tensor | float, int]] = {}
         self._best: dict[str, Any] = {}
         self._start: dict[str, Any] = {}
         self._kept = False
@@ -202,8 +200,8 @@ class Run:
         """Add to this step's means. A tensor counts once per entry, so means weigh examples, not batches."""
         for name, value in metrics.items():
             total, count = self._sums.get(name, (0.0, 0))
-            if isinstance(value, Tensor):
-                self._sums[name] = (total + float(value.detach().double().sum()), count + value.numel())
+            if isinstance(value, Tensor):  # read when the step is over: a GPU need not wait for it
+                self._sums[name] = (total + value.detach().double().sum(), count + value.numel())
             else:
                 self._sums[name] = (total + value, count + 1)
 
@@ -249,9 +247,9 @@ class Run:
         """Load the best held-out checkpoint, or keep the last weights; write them to `final/` and read it back."""
         if self._best and self._best["step"] != self.step:
             self.files.load_weights(self._best["step"], self.trained)
-        model = self.trained[self.final_role]
-        checkpoints.save(model, self.text, self.folder / "final")
-        checkpoints.require_reload(model, self.folder / "final")
+        role = self.trained[self.final_role]
+        role.save(self.text, self.folder / "final")
+        role.require_saved(self.folder / "final")
         self._prune()
         self._kept = True
 
@@ -271,7 +269,7 @@ class Run:
             "steps": self.step,
             "examples": examples,
             "examples_per_second": round(examples / max(self._loop_seconds, 1e-9), 3),
-            "peak_rss_gb": peak_rss_gb(),
+            **peaks_gb(),
             "best": self._best or None,
             "metrics": next(reversed(self.files.metrics()), {}),
             "eval": next((e for e in self._evaluations if e["step"] == self._best.get("step")), {}),
@@ -315,7 +313,7 @@ class Run:
 
     def _write_metrics(self) -> str:
         row: dict[str, Any] = {"step": self.step}
-        row |= {name: total / count for name, (total, count) in self._sums.items() if count}
+        row |= {name: float(total) / count for name, (total, count) in self._sums.items() if count}
         self._sums = {}
         self.files.add_metrics(row)
         return "  ".join(f"{name} {row[name]:.3f}" for name in _SHOWN if name in row)

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from keel.config import Training
 from keel.errors import InputError
 from keel.files.jsonl import strict_json, write_json
-from keel.models import checkpoints
+from keel.models.roles import Role
 from keel.records import Bundle
 from keel.text.tokenisation import Text
 
@@ -55,9 +54,9 @@ class RunFolder:
         file.write_text(settings)  # last: once it exists, there is a run to resume
         return False
 
-    def require_space(self, trained: Iterable[nn.Module], keep: int) -> None:
+    def require_space(self, trained: Iterable[Role], keep: int) -> None:
         """Refuse to begin if the checkpoints will not fit on the disk."""
-        weights = sum(p.numel() * p.element_size() for m in trained for p in m.parameters())
+        weights = sum(p.numel() * p.element_size() for role in trained for p in role.parameters().values())
         needed = weights * 3 * (keep + 2) + weights  # weights and two moments, one more while writing, and final/
         base = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         free = shutil.disk_usage(base).free
@@ -111,26 +110,26 @@ class RunFolder:
         """Return the steps that have a checkpoint, in no particular order."""
         return [int(p.name.removeprefix("step-")) for p in self.path.glob("checkpoints/step-*") if p.suffix == ""]
 
-    def save(self, step: int, trained: Mapping[str, nn.Module], text: Text, state: Mapping[str, Any]) -> None:
+    def save(self, step: int, trained: Mapping[str, Role], text: Text, state: Mapping[str, Any]) -> None:
         """Write a checkpoint under another name, then rename it, so that a kill leaves no partial checkpoint."""
         target = self.checkpoint(step)
         partial = target.with_name(target.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        for role, model in trained.items():
-            checkpoints.save(model, text, partial / role)
+        for name, role in trained.items():
+            role.save(text, partial / name)
         torch.save(state, partial / "state.pt")
         partial.rename(target)
 
-    def load(self, step: int, trained: Mapping[str, nn.Module]) -> dict[str, Any]:
+    def load(self, step: int, trained: Mapping[str, Role]) -> dict[str, Any]:
         """Load a checkpoint's weights into the models, and return the state saved beside them."""
         state: dict[str, Any] = torch.load(self.checkpoint(step) / "state.pt", weights_only=True)
         self.load_weights(step, trained)
         return state
 
-    def load_weights(self, step: int, trained: Mapping[str, nn.Module]) -> None:
+    def load_weights(self, step: int, trained: Mapping[str, Role]) -> None:
         """Load a checkpoint's weights into the models."""
-        for role, model in trained.items():
-            model.load_state_dict(checkpoints.reload(model, self.checkpoint(step) / role).state_dict())
+        for name, role in trained.items():
+            role.restore(self.checkpoint(step) / name)
 
     def prune(self, keep: int, best: int | None) -> None:
         """Remove all checkpoints but the last `keep`, and the best one."""

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from keel.config import Machine, Spelling
+from keel.config import Machine, PPOConfig, Spelling
 from keel.engine.forward import in_batches, scalars_at_end
 from keel.errors import InputError
 from keel.models import checkpoints
+from keel.models.roles import Role, on_trunk, shares_trunk
 from keel.records import Bundle
 from keel.text.rules import RuleFault, RuleSet, load_rules
 from keel.text.tokenisation import Text, named, prompt_text
@@ -35,13 +36,13 @@ class RewardModelScorer:
 
     reads: Literal["ids", "text"] = "ids"
 
-    def __init__(self, model: nn.Module, micro_tokens: int) -> None:
-        self.model = model.requires_grad_(False)
-        self.micro_tokens = micro_tokens
-        self.identity = checkpoints.weights_hash(model)
+    def __init__(self, role: Role, micro_tokens: int) -> None:
+        self.role, self.micro_tokens = role, micro_tokens
+        self.identity = role.identity()
 
     def score(self, bundles: Sequence[Bundle]) -> Tensor:
-        scores = in_batches(scalars_at_end, self.model, bundles, self.micro_tokens)
+        with self.role.active() as model:
+            scores = in_batches(scalars_at_end, model, bundles, self.micro_tokens)
         return _finite(torch.cat(scores).cpu(), bundles)
 
 
@@ -73,7 +74,16 @@ def load_scorer(name: str, machine: Machine) -> Scorer:
     """Load the scorer named by `--reward`: `rule:…`, or a reward model."""
     if name.startswith(RULE):
         return RuleScorer(load_rules(name.removeprefix(RULE)))
-    return RewardModelScorer(checkpoints.load_reward(name, machine), machine.micro_tokens)
+    return RewardModelScorer(
+        Role("reward", checkpoints.load_reward(name, machine), trained=False), machine.micro_tokens
+    )
+
+
+def load_scorer_beside(policy: Role, config: PPOConfig) -> Scorer:
+    """Load the scorer of a PPO run: on the policy's trunk if it is an adapter on that."""
+    if config.reward.startswith(RULE) or not shares_trunk(policy, config.reward):
+        return load_scorer(config.reward, config)
+    return RewardModelScorer(on_trunk("reward", policy, config, config.reward, trained=False), config.micro_tokens)
 
 
 def require_same_reading(scorer: Scorer, spelling: Spelling, name: str, text: Text, bundles: Sequence[Bundle]) -> None:

@@ -30,7 +30,7 @@ from keel.errors import InputError
 from keel.files.target import refuse_existing
 from keel.models import checkpoints
 from keel.models.limits import positions
-from keel.models.roles import Role
+from keel.models.roles import Role, load_policy_and_reference
 from keel.objectives import Metrics
 from keel.records import Bundle, Result, lengths_of
 from keel.sampling import comparison
@@ -41,17 +41,17 @@ def train(config: DPOConfig) -> Result:
     """Minimise `objectives.dpo_loss` over the pairs, the reference frozen."""
     refuse_existing(config.out, config.resume)
     text = checkpoints.load_text(config.model, config)
-    policy = Role("policy", checkpoints.load_policy(config.model, config))
+    policy, reference = load_policy_and_reference(config, config.model)
     data = prepare.pairs(config, config.data, text, positions(policy.model))
     say(data.report)
     if config.reference is not None:
         other = checkpoints.load_text(config.reference, config)
         checkpoints.require_same_tokens(text, other, data.train, config.reference)
-    reference = Role("reference", checkpoints.load_policy(config.reference or config.model, config), trained=False)
-    checkpoints.same_vocabulary(policy.model, reference.model, config.reference or config.model)
+        reference = Role("reference", checkpoints.load_policy(config.reference, config), trained=False)
+        checkpoints.same_vocabulary(policy.model, reference.model, config.reference)
     policy_hash, reference_hash = policy.identity(), reference.identity()
     largest = memory.largest_pass(policy.model, data.train, config.batch_size, config.micro_tokens)
-    memory.require([(policy.model, sequence_logps)], largest)
+    memory.require([(policy, sequence_logps)], largest)
     numbered = range(len(data.train))
     batches = Batches(numbered, config.batch_size, config.seed, together=lambda i: prompt_of(data.train[i]))
     run = open_run(
@@ -94,7 +94,7 @@ def train(config: DPOConfig) -> Result:
             figures = evaluate(config, policy, held, data.held_out)
             run.record_evaluation(figures, best="loss", rank=_rank(config, step, figures, data.held_out))
     run.keep()
-    seen = comparison.compare_with_reference(policy.model, reference.model, text, data.held_out, config)
+    seen = comparison.compare_with_reference(policy, reference, text, data.held_out, config)
     zero = expected if policy_hash == reference_hash else None
     return run.finish(examples=batches.seen(run.step), verdict=conclude(run, config, data, seen, zero))
 

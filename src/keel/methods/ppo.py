@@ -31,17 +31,17 @@ from keel.engine.forward import (
     token_scores,
 )
 from keel.engine.run import Run, open_run
-from keel.engine.scorers import Scorer, load_scorer, require_same_reading
+from keel.engine.scorers import Scorer, load_scorer_beside, require_same_reading
 from keel.engine.step0 import require_unit_ratio, require_zero_kl
 from keel.engine.verdict import ReferenceComparison, RunVerdict
 from keel.files.target import refuse_existing
 from keel.models import checkpoints, trials
 from keel.models.limits import positions
-from keel.models.roles import Role
+from keel.models.roles import Role, load_policy_and_reference, load_value_role, shares_trunk
 from keel.records import Bundle, Completion, Result, lengths_of
 from keel.sampling import comparison
 from keel.sampling.local import LocalSampler, cache_bytes
-from keel.sampling.protocol import Sampler, options_of, sample
+from keel.sampling.protocol import options_of, sample
 from keel.says import say
 from keel.text.tokenisation import Text
 
@@ -57,6 +57,8 @@ class Roles:
     reference: Role
     value: Role
     scorer: Scorer
+    starts_as_reward: bool
+    """True if the critic starts as the reward model, so that it speaks in raw scores."""
 
 
 @dataclass(slots=True)
@@ -98,8 +100,8 @@ def train(config: PPOConfig) -> Result:
             run.record_evaluation(evaluate(run, config, roles, text, data.held_out), best="objective", higher=True)
     run.keep()
     seen = comparison.compare_with_reference(
-        roles.policy.model,
-        roles.reference.model,
+        roles.policy,
+        roles.reference,
         text,
         data.held_out,
         config,
@@ -114,16 +116,10 @@ def train(config: PPOConfig) -> Result:
 
 def load_roles(config: PPOConfig) -> Roles:
     """Load policy and reference from `model`; the critic from the reward model, or from `model` if text is scored."""
-    policy = Role("policy", checkpoints.load_policy(config.model, config))
-    reference = Role("reference", checkpoints.load_policy(config.model, config), trained=False)
-    scorer = load_scorer(config.reward, config)
-    if scorer.reads == "ids":
-        critic = checkpoints.load_reward(config.reward, config)
-        checkpoints.same_vocabulary(policy.model, critic, config.reward)
-    else:
-        pad = checkpoints.ensure_pad(checkpoints.load_text(config.model, config))
-        critic = checkpoints.new_scalar_model(config.model, config, pad)
-    return Roles(policy, reference, Role("value", critic), scorer)
+    policy, reference = load_policy_and_reference(config, config.model)
+    scorer = load_scorer_beside(policy, config)
+    as_reward = scorer.reads == "ids" and (policy.trunk is None or shares_trunk(policy, config.reward))
+    return Roles(policy, reference, load_value_role(config, policy, as_reward), scorer, as_reward)
 
 
 def start(config: PPOConfig, roles: Roles, text: Text, data: prepare.Prepared) -> Run:
@@ -156,10 +152,12 @@ def _require_memory(config: PPOConfig, roles: Roles, prompts: Sequence[Bundle]) 
     """Require memory for answers of full length, and for keys and values while they are written."""
     answers = [Completion([at] * config.max_new_tokens) for at in range(config.samples_per_prompt)]
     full = [replace(b, completions=answers) for b in prompts]
+    with roles.policy.active() as model:
+        cache = cache_bytes(model, prompts, config.samples_per_prompt, config.max_new_tokens, config.max_rows)
     memory.require(
-        [(roles.policy.model, token_logps), (roles.value.model, scalars_at_states)],
+        [(roles.policy, token_logps), (roles.value, scalars_at_states)],
         memory.largest_pass(roles.policy.model, full, config.batch_size, config.micro_tokens),
-        cache_bytes(roles.policy.model, prompts, config.samples_per_prompt, config.max_new_tokens, config.max_rows),
+        cache,
     )
 
 
@@ -169,7 +167,7 @@ def _require_memory(config: PPOConfig, roles: Roles, prompts: Sequence[Bundle]) 
 def roll_out(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Sequence[Bundle]) -> Rollout:
     """Sample from the policy, and compute every role's view of the sampled tokens before anything changes."""
     with run.evidence(prompts):
-        bundles = sample(_sampler(config, roles.policy, text), prompts, config.samples_per_prompt, "rollout", run.step)
+        bundles = _sample(config, roles.policy, text, prompts, config.samples_per_prompt, "rollout", run.step)
     old, reference = (_logps(config, role, bundles) for role in (roles.policy, roles.reference))
     run.require_finite("the policy's log-probabilities", old, bundles)
     run.require_finite("the reference's log-probabilities", reference, bundles)
@@ -198,8 +196,11 @@ def _values(config: PPOConfig, critic: Role, bundles: Sequence[Bundle]) -> tuple
     return values, torch.cat([own[-1:] for some in parts for own in some])
 
 
-def _sampler(config: PPOConfig, policy: Role, text: Text) -> Sampler:
-    return LocalSampler(policy.model, text, options_of(config), config.seed)
+def _sample(
+    config: PPOConfig, policy: Role, text: Text, prompts: Sequence[Bundle], n: int, *purpose: object
+) -> list[Bundle]:
+    with policy.active() as model, torch.no_grad():
+        return sample(LocalSampler(model, text, options_of(config), config.seed), prompts, n, *purpose)
 
 
 def _compare_with_sampler(run: Run, policy: nn.Module, bundles: Sequence[Bundle], old: Sequence[Tensor]) -> None:
@@ -282,7 +283,7 @@ def _centre(run: Run, roles: Roles, scores: Tensor, truncated: Tensor) -> None:
     if "centre" not in run.extra:
         finished = scores[~truncated]
         run.extra["centre"] = float((finished if len(finished) else scores).mean())
-    if roles.scorer.reads == "ids":
+    if roles.starts_as_reward:
         roles.value.offset = float(run.extra["centre"])
 
 
@@ -426,7 +427,7 @@ def evaluate(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Seq
     The objective is the one in training: the centred score with `truncation` applied, less beta as it is now times KL.
     """
     with run.evidence(prompts):
-        bundles = sample(_sampler(config, roles.policy, text), prompts, 1, "evaluation")
+        bundles = _sample(config, roles.policy, text, prompts, 1, "evaluation")
     policy, reference = (torch.cat(_logps(config, role, bundles)) for role in (roles.policy, roles.reference))
     kl = objectives.sequence_sums(policy - reference, lengths_of(bundles)).cpu()
     with run.evidence(bundles):

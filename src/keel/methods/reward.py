@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from keel import objectives, stats
 from keel.config import RewardConfig
@@ -24,7 +24,7 @@ from keel.engine.verdict import RunVerdict, Sample
 from keel.files.target import refuse_existing
 from keel.models import checkpoints
 from keel.models.limits import positions
-from keel.models.roles import Role
+from keel.models.roles import Role, load_reward_role
 from keel.records import Bundle, Result
 from keel.says import say
 from keel.text.tokenisation import Text, prompt_text
@@ -39,17 +39,11 @@ def train(config: RewardConfig) -> Result:
     """Minimise -log sigmoid(r_chosen - r_rejected - margin), averaged over the pairs of each batch."""
     refuse_existing(config.out, config.resume)
     text = checkpoints.load_text(config.model, config)
-    fresh = not checkpoints.is_reward_folder(config.model)
-    pad = checkpoints.ensure_pad(text)
-    if fresh:
-        model = checkpoints.new_scalar_model(config.model, config, pad)
-    else:
-        model = checkpoints.load_reward(config.model, config)
-    reward = Role("reward", model)
-    data = prepare.pairs(config, config.data, text, positions(model))
+    reward, fresh = load_reward_role(config, config.model, text)
+    data = prepare.pairs(config, config.data, text, positions(reward.model))
     say(data.report)
-    largest = memory.largest_pass(model, data.train, config.batch_size, config.micro_tokens)
-    memory.require([(model, scalars_at_end)], largest)
+    largest = memory.largest_pass(reward.model, data.train, config.batch_size, config.micro_tokens)
+    memory.require([(reward, scalars_at_end)], largest)
     batches = Batches(data.train, config.batch_size, config.seed, together=prompt_of)
     run = open_run(
         "reward",
@@ -63,11 +57,11 @@ def train(config: RewardConfig) -> Result:
         final_role="reward",
     )
     if data.held_out and run.step == 0:
-        run.record_start(evaluate(model, data.held_out, config.micro_tokens))
+        run.record_start(evaluate(reward, data.held_out, config.micro_tokens))
     for step in run.steps():
         batch = batches.of(step)
-        for micro in micro_batches(model, batch, config.micro_tokens):
-            with reward.active():
+        for micro in micro_batches(reward.model, batch, config.micro_tokens):
+            with reward.active() as model:
                 scores = scalars_at_end(model, micro.bundles)
                 margin = torch.tensor([b.margin for b in micro.bundles], device=scores.device)
                 loss, metrics = objectives.bradley_terry_loss(scores[0::2], scores[1::2], margin)
@@ -77,15 +71,21 @@ def train(config: RewardConfig) -> Result:
             run.observe({"loss": loss, **metrics})
         run.update()
         if data.held_out and run.evaluation_due():
-            run.record_evaluation(evaluate(model, data.held_out, config.micro_tokens), best="loss")
+            run.record_evaluation(evaluate(reward, data.held_out, config.micro_tokens), best="loss")
     run.keep()
-    scores = torch.stack(in_batches(scalars_at_end, model, data.held_out or data.train[:_LOOK], config.micro_tokens))
-    return run.finish(examples=batches.seen(run.step), verdict=conclude(run, config, text, data, scores.cpu(), fresh))
+    scores = score_pairs(reward, data.held_out or data.train[:_LOOK], config.micro_tokens)
+    return run.finish(examples=batches.seen(run.step), verdict=conclude(run, config, text, data, scores, fresh))
 
 
-def evaluate(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int) -> dict[str, Any]:
+def score_pairs(reward: Role, bundles: Sequence[Bundle], micro_tokens: int) -> Tensor:
+    """Return the scores of each pair's completions, [N, 2] on the CPU."""
+    with reward.active() as model:
+        return torch.stack(in_batches(scalars_at_end, model, bundles, micro_tokens)).cpu()
+
+
+def evaluate(reward: Role, bundles: Sequence[Bundle], micro_tokens: int) -> dict[str, Any]:
     """Return held-out accuracy (ties count 1/2), loss and margin; intervals treat prompts as independent."""
-    scores = torch.stack(in_batches(scalars_at_end, model, bundles, micro_tokens)).cpu()
+    scores = score_pairs(reward, bundles, micro_tokens)
     margin = torch.tensor([b.margin for b in bundles])
     loss, metrics = objectives.bradley_terry_loss(scores[:, 0], scores[:, 1], margin)
     prompts = [prompt_of(b) for b in bundles]

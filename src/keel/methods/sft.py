@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from keel import stats
 from keel.config import SFTConfig
@@ -22,7 +22,7 @@ from keel.engine.verdict import ReferenceComparison, RunVerdict
 from keel.files.target import refuse_existing
 from keel.models import checkpoints
 from keel.models.limits import positions
-from keel.models.roles import Role
+from keel.models.roles import Role, load_policy_role, load_start
 from keel.records import Bundle, Result
 from keel.sampling import comparison
 from keel.says import say
@@ -33,11 +33,11 @@ def train(config: SFTConfig) -> Result:
     """Minimise the mean negative log-probability per completion token of each batch."""
     refuse_existing(config.out, config.resume)
     text = checkpoints.load_text(config.model, config)
-    policy = Role("policy", checkpoints.load_policy(config.model, config))
+    policy = load_policy_role(config, config.model)
     data = prepare.demonstration_bundles(config, config.data, text, positions(policy.model))
     say(data.report)
     largest = memory.largest_pass(policy.model, data.train, config.batch_size, config.micro_tokens)
-    memory.require([(policy.model, token_logps)], largest)
+    memory.require([(policy, token_logps)], largest)
     batches = Batches(data.train, config.batch_size, config.seed)
     run = open_run(
         "sft",
@@ -50,7 +50,7 @@ def train(config: SFTConfig) -> Result:
         rows_eval=data.eval_counts,
     )
     if data.held_out and run.step == 0:
-        run.record_start(evaluate(policy.model, data.held_out, config.micro_tokens))
+        run.record_start(evaluate(policy, data.held_out, config.micro_tokens))
     for step in run.steps():
         batch = batches.of(step)
         tokens = sum(len(b.completions[0]) for b in batch)
@@ -62,21 +62,22 @@ def train(config: SFTConfig) -> Result:
         run.observe({"num_tokens": float(tokens)})
         run.update()
         if data.held_out and run.evaluation_due():
-            run.record_evaluation(evaluate(policy.model, data.held_out, config.micro_tokens), best="loss")
+            run.record_evaluation(evaluate(policy, data.held_out, config.micro_tokens), best="loss")
     run.keep()
     return run.finish(
-        examples=batches.seen(run.step), verdict=conclude(run, config, data, _look(config, policy.model, text, data))
+        examples=batches.seen(run.step), verdict=conclude(run, config, data, _look(config, policy, text, data))
     )
 
 
 @torch.no_grad()
-def evaluate(policy: nn.Module, bundles: Sequence[Bundle], micro_tokens: int) -> dict[str, Any]:
+def evaluate(policy: Role, bundles: Sequence[Bundle], micro_tokens: int) -> dict[str, Any]:
     """Return held-out loss and top-1 accuracy per token; the intervals treat the texts as the independent examples."""
     losses: list[Tensor] = []
     hits: list[Tensor] = []
     owners: list[int] = []
-    for micro in micro_batches(policy, bundles, micro_tokens):
-        scores = token_scores(policy, micro.bundles)
+    for micro in micro_batches(policy.model, bundles, micro_tokens):
+        with policy.active() as model:
+            scores = token_scores(model, micro.bundles)
         losses.append(-scores.logps)
         hits.append(scores.top)
         owners += [i for i, b in zip(micro.indices, micro.bundles, strict=True) for _ in b.completions[0].ids]
@@ -86,12 +87,12 @@ def evaluate(policy: nn.Module, bundles: Sequence[Bundle], micro_tokens: int) ->
     }
 
 
-def _look(config: SFTConfig, policy: nn.Module, text: Text, data: prepare.Prepared) -> ReferenceComparison:
+def _look(config: SFTConfig, policy: Role, text: Text, data: prepare.Prepared) -> ReferenceComparison:
     """Compare the policy with the model that it started from, which is loaded once more for that."""
     if not data.held_out:
         return comparison.compare_with_reference(policy, policy, text, [], config)
     try:
-        start = checkpoints.load_policy(config.model, config).requires_grad_(False)
+        start = load_start(config, config.model, policy)
     except torch.OutOfMemoryError:
         return ReferenceComparison(
             why="not measured: no memory for the model that training started from beside the trained one"

@@ -8,10 +8,11 @@ the backbone notice nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -69,6 +70,8 @@ class Packing:
     """Keys and values by layer, [1, key heads, T, width]; collected unless None."""
     blocks: Any = None
     """FlexAttention's block mask, made on first use, the same in every layer."""
+    cuts: Any = None
+    """Flash attention's segments, made on first use, the same in every layer."""
     _spans: list[_Span] = field(default_factory=list)
     _masks: dict[tuple[tuple[int, ...], int, torch.dtype], Tensor] = field(default_factory=dict)
 
@@ -166,11 +169,57 @@ def _shared(
         return _Packed.apply(query, key, value, packing, scale)  # type: ignore[no-any-return, no-untyped-call]
     if (groups := query.shape[1] // key.shape[1]) > 1:
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    way = by_flex if _flex_works(query.device, query.dtype) else by_mask
-    return way(query, key, value, packing, scale)
+    return _fastest(query.device, query.dtype, query.shape[-1])(query, key, value, packing, scale)
 
 
 # --- on a GPU -------------------------------------------------------------------------------------
+
+Way = Callable[[Tensor, Tensor, Tensor, Packing, float], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Cuts:
+    """Segments of a row for flash attention: a prompt with its first completion, and each further completion.
+
+    A further completion's keys are its prompt's and its own, so that its tokens are the last of what they see.
+    """
+
+    keys: Tensor
+    """Place in the row of each segment's keys, one segment after the other."""
+    ends: tuple[Tensor, Tensor]
+    """Ends of each segment's queries and keys, 0 first: int32 [segments + 1] each."""
+    longest: tuple[int, int]
+    """Most queries and most keys of a segment."""
+
+    @staticmethod
+    def of(packing: Packing, device: torch.device) -> _Cuts:
+        """Cut a row into segments."""
+        keys: list[int] = []
+        queries, seen, at = [], [], 0
+        for prompt, completions in packing.bundles:
+            begin = at
+            for number, length in enumerate(completions):
+                whole = prompt + length if number == 0 else length
+                before = range(begin, begin + prompt) if number else range(0)
+                keys += [*before, *range(at, at + whole)]
+                queries.append(whole)
+                seen.append(len(before) + whole)
+                at += whole
+        ends = [torch.tensor([0, *accumulate(x)], dtype=torch.int32, device=device) for x in (queries, seen)]
+        return _Cuts(torch.tensor(keys, device=device), (ends[0], ends[1]), (max(queries), max(seen)))
+
+
+def by_flash(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
+    """Compute packed attention by torch's flash attention over segments of any length: [1, heads, T, width]."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    if packing.cuts is None:
+        packing.cuts = _Cuts.of(packing, query.device)
+    cuts: _Cuts = packing.cuts
+    k, v = (x[0].transpose(0, 1).index_select(0, cuts.keys) for x in (key, value))
+    out: Any = varlen_attn(query[0].transpose(0, 1), k, v, *cuts.ends, *cuts.longest, scale=scale, window_size=(-1, 0))
+    heads: Tensor = out.transpose(0, 1)[None]
+    return heads
 
 
 def by_flex(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scale: float) -> Tensor:
@@ -204,19 +253,24 @@ def _flex(device: str) -> Any:
 
 
 @cache
-def _flex_works(device: torch.device, dtype: torch.dtype) -> bool:
-    """Say whether FlexAttention runs here, forward and backward, and agrees with plain masked attention."""
+def _fastest(device: torch.device, dtype: torch.dtype, width: int) -> Way:
+    """Return the fastest way that works here for heads of this width."""
+    return next((way for way in (by_flash, by_flex) if _works(way, device, dtype, width)), by_mask)
+
+
+def _works(way: Way, device: torch.device, dtype: torch.dtype, width: int = 64) -> bool:
+    """Say whether a way runs here, forward and backward, and agrees with plain masked attention."""
     packing = Packing([(70, [40, 33]), (5, [90])])
     tokens = sum(prompt + sum(completions) for prompt, completions in packing.bundles)
-    numbers = torch.arange(3 * 2 * tokens * 64, device=device).sin().to(dtype).view(3, 1, 2, tokens, 64)
+    numbers = torch.arange(3 * 2 * tokens * width, device=device).sin().to(dtype).view(3, 1, 2, tokens, width)
     q, k, v = (x.clone().requires_grad_() for x in numbers)
     found = []
     try:
         with torch.enable_grad():  # the first call may come from a pass without gradients
-            for way in (by_flex, by_mask):
-                out = way(q, k, v, packing, 0.125)
+            for each in (way, by_mask):
+                out = each(q, k, v, packing, 0.125)
                 found.append([out, *torch.autograd.grad(out.float().sin().sum(), (q, k, v))])
-    except Exception:  # no compiler, no kernel for this GPU, some other limit: `by_mask` remains
+    except Exception:  # no compiler, no kernel for this GPU, some other limit: another way remains
         return False
     tolerance = 1e-3 if dtype == torch.float32 else 0.05
     return all(float((a - b).abs().max()) <= tolerance * float(b.abs().max()) for a, b in zip(*found, strict=True))

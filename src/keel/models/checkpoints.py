@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import nn
 
 from keel.config import Machine, Spelling
 from keel.errors import InputError, RunFailed
-from keel.models import folders, loaded, scalar, trials
+from keel.models import adapters, folders, loaded, scalar, trials
 from keel.models.heads import scalar_head
 from keel.models.machine import choose_product, device_of, dtype_of, prepare
 from keel.records import Bundle
@@ -44,10 +44,9 @@ def resolve(name: str) -> str:
         return name
     if path.is_file():
         raise InputError(f"{name} is a file; give the folder that holds config.json")
-    if (path / "config.json").exists():
-        return str(path)
-    if (path / "final" / "config.json").exists():
-        return str(path / "final")
+    for folder in (path, path / "final"):
+        if (folder / "config.json").exists() or adapters.is_adapter(folder):
+            return str(folder)
     if (path / "config.yaml").exists():
         raise InputError(f"{name}: this run has no final/ yet; finish it with --resume")
     raise folders.no_folder(path, name)
@@ -60,6 +59,8 @@ def load_text(name: str, spelling: Spelling | None = None) -> Text:
     """Load the tokenizer of a model folder as `spelling` says, with every EOS id that its generation config names."""
     spelling = spelling or Spelling()
     folder = resolve(name)
+    if adapters.is_adapter(folder) and not any(Path(folder).glob("tokenizer*")):
+        return load_text(adapters.base_of(folder), spelling)
     folders.check_text(folder, name, spelling.trust_remote_code)
     return _text(folder, name, spelling)
 
@@ -98,7 +99,23 @@ def load_policy(name: str, machine: Machine) -> nn.Module:
 
     if is_reward_folder(name):
         raise InputError(f"{name} is a reward model, not a language model: give the one that it was trained from")
+    folder = resolve(name)
+    if adapters.is_adapter(folder):
+        return _merged(load_policy, folder, name, machine)
     return _load(AutoModelForCausalLM, name, machine)
+
+
+def _merged(load: Callable[[str, Machine], nn.Module], folder: str, name: str, machine: Machine) -> nn.Module:
+    """Load an adapter's base, and add the adapter to its weights, which must be finite."""
+    folders.refuse_unmergeable(folder, name)
+    try:
+        base = load(adapters.base_of(folder), machine)
+    except InputError as error:
+        raise InputError(f"{name}: its base model: {error}") from error
+    adapters.require_base(folder, name, adapters.trunk_hash(base))
+    model: nn.Module = adapters.merged(base, folder, name)
+    loaded.refuse_not_finite(model, name)
+    return model.eval()
 
 
 def load_reward(name: str, machine: Machine) -> nn.Module:
@@ -107,7 +124,12 @@ def load_reward(name: str, machine: Machine) -> nn.Module:
         raise InputError(
             f"{name} is not a reward model but a plain language model; train one with `keel reward --model {name}`"
         )
-    model: Any = _load(scalar.AutoScalarModel, name, machine)
+    folder = resolve(name)
+    model: Any
+    if adapters.is_adapter(folder):
+        model = _merged(partial(new_scalar_model, pad_id=None), folder, name, machine)
+    else:
+        model = _load(scalar.AutoScalarModel, name, machine)
     if model.config.num_labels != 1:
         raise InputError(
             f"{name}: a classifier of {model.config.num_labels} labels, none of which is a score; "
@@ -118,10 +140,19 @@ def load_reward(name: str, machine: Machine) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-def new_scalar_model(name: str, machine: Machine, pad_id: int) -> nn.Module:
-    """Make a scalar model on a language model's backbone. Its head is zero, so at first every score is 0."""
+def new_scalar_model(name: str, machine: Machine, pad_id: int | None) -> nn.Module:
+    """Make a scalar model on a language model's backbone. Its head is zero, so at first every score is 0.
+
+    With a padding id the model can be read by others in padded rows; the embeddings get a row for it if they lack one.
+    """
     fresh = ("score.", "classifier.")
-    model = _load(scalar.AutoScalarModel, name, machine, fresh=fresh, num_labels=1)
+    model: Any
+    if adapters.is_adapter(resolve(name)):
+        policy = load_policy(name, machine)
+        model = scalar.sharing(policy, machine.trust_remote_code)
+        trials.take_over(model, policy)
+    else:
+        model = _load(scalar.AutoScalarModel, name, machine, fresh=fresh, num_labels=1)
     fault = scalar.fault(model)
     if fault and not scalar.is_own(model):
         model = _load(scalar.OwnScalarModel, name, machine, fresh=fresh, num_labels=1)
@@ -131,17 +162,22 @@ def new_scalar_model(name: str, machine: Machine, pad_id: int) -> nn.Module:
         raise InputError(f"{name}: no reward or value model can be made of it: {fault}; {remedy}")
     if scalar.is_own(model):
         say(scalar.notice(model))
-    if pad_id >= model.get_input_embeddings().weight.shape[0]:  # type: ignore[operator]
-        model.resize_token_embeddings(pad_id + 1, mean_resizing=False)  # type: ignore[operator]
-    model.config.get_text_config().pad_token_id = pad_id  # type: ignore[union-attr, operator]
+    if pad_id is not None:
+        if pad_id >= model.get_input_embeddings().weight.shape[0]:
+            model.resize_token_embeddings(pad_id + 1, mean_resizing=False)
+        model.config.get_text_config().pad_token_id = pad_id
     for parameter in scalar_head(model).parameters():
         nn.init.zeros_(parameter)
-    return model
+    whole: nn.Module = model
+    return whole
 
 
 def is_reward_folder(name: str) -> bool:
     """Say whether a folder holds a scalar model (a sequence classifier) rather than a language model."""
-    architectures = folders.config_of(resolve(name), name).get("architectures") or []
+    folder = resolve(name)
+    if adapters.is_adapter(folder):
+        return adapters.is_scalar(folder)
+    architectures = folders.config_of(folder, name).get("architectures") or []
     return any(str(a).endswith("ForSequenceClassification") for a in architectures)
 
 
@@ -156,6 +192,17 @@ def ensure_pad(text: Text) -> int:
     tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
     text.pieces.learn_tokens()  # a text may spell it out
     return int(tokenizer.pad_token_id)
+
+
+def borrow_pad(text: Text) -> None:
+    """Make another special token the padding if the tokenizer has none but an EOS: an adapter adds no embedding."""
+    tokenizer = text.tokenizer
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in text.eos_ids:
+        return
+    for token in (tokenizer.unk_token, tokenizer.bos_token, *tokenizer.all_special_tokens):
+        if token is not None and tokenizer.convert_tokens_to_ids(token) not in text.eos_ids:
+            tokenizer.pad_token = token
+            return
 
 
 def _load(auto: Any, name: str, machine: Machine, fresh: tuple[str, ...] = (), **kwargs: Any) -> nn.Module:
@@ -225,6 +272,17 @@ def save(model: Any, text: Text, folder: Path) -> None:
     _save_tokenizer(text, folder)
 
 
+def save_text(text: Text, folder: Path) -> None:
+    """Write what goes with an adapter: the tokenizer with its template, and all EOS ids."""
+    from transformers import GenerationConfig
+
+    ends = sorted(text.eos_ids)
+    eos = ends if len(ends) > 1 else ends[0]
+    with quiet_library():
+        GenerationConfig(eos_token_id=eos, bos_token_id=text.bos_id).save_pretrained(folder)
+    _save_tokenizer(text, folder)
+
+
 _SAVED_AS_IS: WeakKeyDictionary[Text, bool] = WeakKeyDictionary()
 """Per saved tokenizer: True if it reads texts as before once the library has written it."""
 
@@ -274,7 +332,7 @@ def reload(model: Any, folder: Path) -> nn.Module:
 def require_reload(model: nn.Module, folder: Path) -> None:
     """Raise RunFailed if a checkpoint does not give back the model in memory, bit for bit."""
     live, stored = model.state_dict(), reload(model, folder).state_dict()
-    wrong = sorted(k for k in live if k not in stored or not torch.equal(_bytes(live[k]), _bytes(stored[k])))
+    wrong = sorted(k for k in live if k not in stored or not torch.equal(bytes_of(live[k]), bytes_of(stored[k])))
     if wrong:
         raise RunFailed(f"{folder}: reads back with other weights than were saved: {', '.join(wrong[:3])}")
 
@@ -284,11 +342,11 @@ def weights_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(key.encode())
-        digest.update(_bytes(tensor).numpy().tobytes())
+        digest.update(bytes_of(tensor).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
     """Return a tensor of any type and shape as bytes, uint8 on the CPU: [...] -> [bytes]."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
 

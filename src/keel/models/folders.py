@@ -31,6 +31,7 @@ __all__ = [
     "no_model",
     "no_tokenizer",
     "quantised",
+    "refuse_unmergeable",
     "some",
 ]
 
@@ -94,10 +95,6 @@ def _require_no_pointer(path: Path, name: str) -> None:
 
 def no_folder(path: Path, name: str) -> InputError:
     """Return the error that says why a folder without config.json is no checkpoint."""
-    for folder in (path, path / "final"):
-        adapter = _read(str(folder), name, "adapter_config.json") if folder.is_dir() else None
-        if adapter is not None:
-            return _adapter(name, adapter, whole=False)
     if any(path.glob("*.gguf")):
         return InputError(f"{name}: {GGUF}")
     if (path / "params.json").exists():
@@ -120,6 +117,7 @@ def check_folder(folder: str, name: str, code: bool) -> Raw:
     files = _weight_files(Path(folder), name, config) if Path(folder).is_dir() else None
     adapter = _read(folder, name, "adapter_config.json")
     if adapter is not None:
+        refuse_unmergeable(folder, name)
         raise _adapter(name, adapter, whole=files != [])
     _refuse_quantised(folder, name, config)
     if files is not None:
@@ -130,17 +128,23 @@ def check_folder(folder: str, name: str, code: bool) -> Raw:
 
 
 def _adapter(name: str, adapter: Raw, whole: bool) -> InputError:
-    base, kind = adapter.get("base_model_name_or_path") or "a model that it does not name", adapter.get("peft_type")
-    if str(kind).upper() in UNMERGEABLE:
-        return InputError(
-            f"{name}: an adapter ({kind}) of {base}, which cannot be merged into it; give a model whose weights hold "
-            "what was learnt"
-        )
+    base = adapter.get("base_model_name_or_path") or "a model that it does not name"
     also = ", or take adapter_config.json away if it is merged already" if whole else ""
     return InputError(
         f"{name}: an adapter of {base} (adapter_config.json); merge it into its base (peft's merge_and_unload, then "
         f"save_pretrained) and give the merged folder{also}"
     )
+
+
+def refuse_unmergeable(folder: str, name: str) -> None:
+    """Refuse an adapter that changes no weight of its base."""
+    adapter = _read(folder, name, "adapter_config.json") or {}
+    kind = adapter.get("peft_type")
+    if str(kind).upper() in UNMERGEABLE:
+        raise InputError(
+            f"{name}: an adapter ({kind}) of {adapter.get('base_model_name_or_path')}, which cannot be merged into it; "
+            "give a model whose weights hold what was learnt"
+        )
 
 
 UNMERGEABLE = "PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT"

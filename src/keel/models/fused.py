@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import rms_norm
 
 Rotary = Callable[..., tuple[Tensor, Tensor]]
 ROTARY = "apply_rotary_pos_emb"
@@ -23,7 +24,7 @@ ROTARY = "apply_rotary_pos_emb"
 
 
 def fuse(model: nn.Module) -> Callable[[], None]:
-    """Swap in fused norms and rotary attention that give the same numbers (CPU only); return a function to undo it."""
+    """Swap in fused norms and rotary attention that give the same numbers; return a function to undo it."""
     known: dict[type[nn.Module], type[nn.Module]] = {}
     before: list[tuple[nn.Module, type[nn.Module]]] = []
     dtype = next(model.parameters()).dtype
@@ -52,7 +53,7 @@ class _Norm(nn.Module):
     variance_epsilon: float
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return _RootMeanSquare.apply(hidden, self.weight, self.variance_epsilon)  # type: ignore[no-any-return, no-untyped-call]
+        return _root_mean_square(hidden, self.weight, self.variance_epsilon)
 
     @staticmethod
     @torch.no_grad()
@@ -66,12 +67,19 @@ class _Norm(nn.Module):
         numbers = torch.linspace(-2, 3, 3 * len(weight), device=weight.device).sin().to(weight.dtype)
         numbers = numbers.view(1, 3, len(weight))
         try:
-            same = _same(module(numbers), _RootMeanSquare.apply(numbers, weight, eps))  # type: ignore[no-untyped-call]
+            same = _same(module(numbers), _root_mean_square(numbers, weight, eps))
         except (TypeError, RuntimeError, ValueError, IndexError, AttributeError):
             return None
         if not same:
             return None
         return _subclass(type(module), {"forward": _Norm.forward})
+
+
+def _root_mean_square(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Return the norm; on a GPU torch has one kernel for it."""
+    if x.device.type == "cpu":
+        return _RootMeanSquare.apply(x, weight, eps)  # type: ignore[no-any-return, no-untyped-call]
+    return rms_norm(x, weight.shape, weight, eps)
 
 
 class _RootMeanSquare(torch.autograd.Function):

@@ -16,7 +16,7 @@ from torch import nn
 from keel.errors import InputError
 from keel.models.folders import TOGETHER, Raw, quantised, some
 
-__all__ = ["check_loaded"]
+__all__ = ["check_loaded", "refuse_not_finite"]
 
 QUANTISED = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_format|quant_state\..*"
@@ -70,7 +70,7 @@ def check_loaded(model: Any, info: Mapping[str, Any], name: str, raw: Raw, fresh
         are = "weight is" if len(missing) == 1 else "weights are"
         raise InputError(f"{name}: {len(missing)} {are} missing and would be random: {some(missing)}; {remedy}")
     _refuse_unused([key for key in unexpected if not _harmless(key, model, raw)], name, config)
-    _refuse_not_finite(model, name)
+    refuse_not_finite(model, name)
 
 
 def _wrapper(missing: list[str], unexpected: set[str]) -> str:
@@ -131,7 +131,8 @@ def _refuse_unused(unused: list[str], name: str, config: Any) -> None:
 
 
 @torch.no_grad()
-def _refuse_not_finite(model: nn.Module, name: str) -> None:
+def refuse_not_finite(model: nn.Module, name: str) -> None:
+    """Refuse a model with a weight that is not a number."""
     for key, weight in model.named_parameters():
         if not weight.is_floating_point() or not weight.numel():
             continue

@@ -9,6 +9,7 @@ checkpoint, `score.weight`, and a config that names a `…ForSequenceClassificat
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -145,6 +146,29 @@ class OwnScalarModel:
         return own_class(config, trust_remote_code).from_pretrained(
             folder, trust_remote_code=trust_remote_code, **kwargs
         )
+
+
+def sharing(model: Any, trust_remote_code: bool = False) -> Any:
+    """Make a scalar model whose backbone is a causal language model's own, under a new head of zeros."""
+    config = copy.deepcopy(model.config)
+    config.num_labels = 1
+    fitting = _library_class(config) is not None and fits(config)
+    from transformers import AutoModelForSequenceClassification
+
+    if fitting:
+        made = _skeleton(AutoModelForSequenceClassification, config, trust_remote_code)
+    else:
+        with torch.device("meta"):
+            made = own_class(config, trust_remote_code)(config)
+    backbone, theirs = _backbone_name(made), _backbone_name(model)
+    setattr(made, backbone, getattr(model, theirs))
+    head, weight = scalar_head(made), next(model.parameters())
+    name = next(n for n, module in made.named_children() if module is head)
+    new = nn.Linear(head.in_features, 1, bias=head.bias is not None, device=weight.device, dtype=weight.dtype)
+    for parameter in new.parameters():
+        nn.init.zeros_(parameter)
+    setattr(made, name, new)
+    return made.eval()
 
 
 def _class_of(folder: str, trust_remote_code: bool) -> Any:

@@ -84,6 +84,11 @@ def ways_of(model: nn.Module, name: str = "") -> Ways:
     return _WAYS[model]
 
 
+def take_over(model: nn.Module, other: nn.Module) -> None:
+    """Take another model's ways for one that has the same backbone."""
+    _WAYS[model] = ways_of(other)
+
+
 def writes(model: nn.Module, way: Writing) -> bool:
     """Say whether a way of generating is right, tried on first use.
 
@@ -169,9 +174,7 @@ def _norms(model: nn.Module) -> Tensor:
 
 
 def _fused(model: Any, states: Tensor, noise: float) -> None:
-    """Fuse norms and rotary positions on a CPU, unless that changes the states of nine tokens."""
-    if next(model.parameters()).device.type != "cpu":
-        return
+    """Fuse norms and rotary positions, unless that changes the states of nine tokens."""
     undo = fuse(model)
     if _difference(model, lambda m: passes.padded(m, [_tokens(m)[:9]])[0], states, noise):
         undo()

@@ -19,6 +19,7 @@ from keel.engine.forward import in_batches, token_logps
 from keel.engine.verdict import ReferenceComparison, Sample
 from keel.errors import KeelError, on_one_line
 from keel.models.limits import positions
+from keel.models.roles import Role
 from keel.records import Bundle
 from keel.sampling.local import LocalSampler
 from keel.sampling.protocol import SamplingOptions, sample
@@ -33,8 +34,8 @@ _SAMPLES = 3
 
 
 def compare_with_reference(
-    policy: nn.Module,
-    reference: nn.Module,
+    policy: Role,
+    reference: Role,
     text: Text,
     held_out: Sequence[Bundle],
     machine: Machine,
@@ -51,20 +52,20 @@ def compare_with_reference(
     if not held_out:
         return ReferenceComparison(why="not measured: nothing is held out (--holdout 0.1)")
     longest = min(max_new_tokens, _LONGEST)
-    prompts = _few(held_out, policy, longest)
+    prompts = _few(held_out, policy.model, longest)
     if not prompts:
         return ReferenceComparison(why=f"not measured: no held-out prompt leaves room for {longest} tokens")
     n = max(1, _ANSWERS // len(prompts))
     options = SamplingOptions(longest, temperature)
     try:
-        new, own = (
-            sample(LocalSampler(model, text, options, machine.seed), prompts, n, "verdict")
-            for model in (policy, reference)
-        )
         logps = partial(token_logps, temperature=temperature)
-        of_policy = _split(in_batches(logps, policy, new, machine.micro_tokens), new)
-        of_reference = _split(in_batches(logps, reference, new, machine.micro_tokens), new)
-        itself = _split(in_batches(logps, reference, own, machine.micro_tokens), own)
+        with policy.active() as model:
+            new = sample(LocalSampler(model, text, options, machine.seed), prompts, n, "verdict")
+            of_policy = _split(in_batches(logps, model, new, machine.micro_tokens), new)
+        with reference.active() as model:
+            own = sample(LocalSampler(model, text, options, machine.seed), prompts, n, "verdict")
+            of_reference = _split(in_batches(logps, model, new, machine.micro_tokens), new)
+            itself = _split(in_batches(logps, model, own, machine.micro_tokens), own)
     except (KeelError, torch.OutOfMemoryError) as error:
         return ReferenceComparison(why=f"not measured: {on_one_line(error)}")
     ratios = np.array([float((p - r).sum()) for p, r in zip(of_policy, of_reference, strict=True)])

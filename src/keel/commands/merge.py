@@ -1,0 +1,35 @@
+"""`keel merge`: an adapter and its base as one plain checkpoint."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from keel.config import Machine, MergeConfig
+from keel.errors import InputError
+from keel.files.target import refuse_existing
+from keel.models import adapters, checkpoints, folders
+from keel.records import Result
+from keel.says import say
+
+
+def merge_adapter(config: MergeConfig) -> Result:
+    """Write the model that an adapter makes of its base, in the base's precision, with the adapter's tokenizer."""
+    refuse_existing(config.out)
+    folder = checkpoints.resolve(config.model)
+    if not adapters.is_adapter(folder):
+        raise InputError(f"{config.model}: no adapter but a whole model, which needs no merging; use it as it is")
+    base = checkpoints.resolve(adapters.base_of(folder))
+    told = folders.config_of(base, base)
+    precision: Literal["bf16", "fp32"] = (
+        "bf16" if "bfloat16" in (told.get("dtype"), told.get("torch_dtype")) else "fp32"
+    )
+    machine = Machine(device="cpu", precision=precision, trust_remote_code=config.trust_remote_code)
+    text = checkpoints.load_text(config.model, config)
+    scores = checkpoints.is_reward_folder(config.model)
+    model = (checkpoints.load_reward if scores else checkpoints.load_policy)(config.model, machine)
+    if scores and text.tokenizer.pad_token_id is not None:
+        model.config.get_text_config().pad_token_id = text.tokenizer.pad_token_id  # type: ignore[union-attr, operator]
+    checkpoints.save(model, text, config.out)
+    checkpoints.require_reload(model, config.out)
+    say(f"{config.out}: {base} with {folder} in its weights, {precision}")
+    return Result(config.out, {"base": base, "adapter": folder, "precision": precision})
