@@ -3,6 +3,7 @@ PYTHON ?= python3
 OUT ?= runs/demo
 SEED ?= 0
 PAIRS ?=
+GPU_WHEELS ?=
 VENV := .venv
 TRL := .venv-trl-1.16
 TRL_PPO := .venv-trl-1.12
@@ -36,8 +37,8 @@ bench: $(VENV)/.installed $(TRL)/.installed $(TRL_PPO)/.installed ## Keel agains
 	$(BIN)/python benchmarks/run.py --trl $(TRL)/bin/python --trl-ppo $(TRL_PPO)/bin/python \
 		--pairs '$(PAIRS)' --only '$(ONLY)'
 
-gpu:                         ## tests and tables on a GPU, into docs/benchmarks-gpu.md; WHEELS=DIR installs from there
-	$(PYTHON) benchmarks/gpu.py --pairs '$(PAIRS)' $(if $(WHEELS),--wheels '$(WHEELS)')
+gpu:                         ## tests and tables on a GPU, into docs/benchmarks-gpu.md; GPU_WHEELS=DIR installs from there
+	$(PYTHON) benchmarks/gpu.py --pairs '$(PAIRS)' $(if $(GPU_WHEELS),--wheels '$(GPU_WHEELS)')
 
 clean:                       ## remove the environment, not the runs
 	rm -rf $(VENV) $(TRL) $(TRL_PPO) $(LLAMA) $(AXE) $(TOKENIZERS)
