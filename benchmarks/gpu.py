@@ -45,8 +45,23 @@ HALF_BILLION: dict[str, Any] = {
     "max_position_embeddings": 4096,
     "tie_word_embeddings": True,
 }
+SEVEN_BILLION = HALF_BILLION | {
+    "vocab_size": 152_064,
+    "hidden_size": 3584,
+    "num_hidden_layers": 28,
+    "intermediate_size": 18_944,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "tie_word_embeddings": False,
+}
+BILLION_AND_A_HALF = HALF_BILLION | {
+    "hidden_size": 1536,
+    "num_hidden_layers": 28,
+    "intermediate_size": 8960,
+    "num_attention_heads": 12,
+}
 BATCH = 32
-PARTS = "tests", "attention", "dpo", "reward", "ppo", "best"
+PARTS = "tests", "attention", "dpo", "exact", "reward", "ppo", "best", "seven", "roles"
 
 
 # --- set-up ---------------------------------------------------------------------------------------
@@ -93,20 +108,16 @@ def works() -> dict[str, Any]:
     from sides import Side
 
     me = sys.executable
-    liger = {"gradient_checkpointing": False, "bf16": True, "use_liger_kernel": True, "use_cpu": False}
+    plain = {"gradient_checkpointing": False, "bf16": True, "use_cpu": False}
+    liger = plain | {"use_liger_kernel": True, "precompute_ref_log_probs": True}
     gpu = {"gpu": True}
     keel = Side("Keel", me, "side_keel.py", {"options": {}, **gpu})
-    cached = {"precompute_ref_log_probs": True}
     site = Path(os.environ["KEEL_GPU_SITE"])
     older = {"PYTHONPATH": os.pathsep.join([str(site / "ppo"), os.environ["PYTHONPATH"]])}
+    fp32 = plain | {"bf16": False}
 
-    def peers(options: dict[str, Any]) -> tuple[Side, ...]:
-        mixed = {"options": liger | options, **gpu}
-        return (
-            keel,
-            Side("TRL 1.16, bf16 over fp32 weights, Liger", me, "side_trl.py", mixed, 2e-2),
-            Side("TRL 1.16, all in bf16, Liger", me, "side_trl.py", mixed | {"dtype": "bfloat16"}, 2e-2),
-        )
+    def trl(name: str, options: dict[str, Any], **more: Any) -> Side:
+        return Side(f"TRL 1.16, {name}", me, "side_trl.py", {"options": options, **gpu, **more}, 5e-2)
 
     shared = {"batch": BATCH, "learning_rate": 1e-6, **gpu}
     return {
@@ -116,9 +127,25 @@ def works() -> dict[str, Any]:
             "pairs",
             8 * BATCH,
             {"method": "dpo", "steps": 8, **shared},
-            peers(cached),
+            (
+                keel,
+                trl("bf16 over fp32 weights, Liger", liger),
+                trl("all in bf16, Liger", liger, dtype="bfloat16"),
+            ),
             rounds=1,
             least={"head": True},
+        ),
+        "exact": Work(
+            "exact",
+            "DPO in fp32, to compare the losses",
+            "pairs",
+            2 * BATCH,
+            {"method": "dpo", "steps": 2, **shared},
+            (
+                Side("Keel", me, "side_keel.py", {"options": {"precision": "fp32"}, **gpu}),
+                trl("fp32", fp32 | {"precompute_ref_log_probs": True}),
+            ),
+            rounds=1,
         ),
         "reward": Work(
             "reward",
@@ -126,7 +153,7 @@ def works() -> dict[str, Any]:
             "pairs",
             8 * BATCH,
             {"method": "reward", "steps": 8, **shared},
-            peers({}),
+            (keel, trl("bf16 over fp32 weights", plain), trl("all in bf16", plain, dtype="bfloat16")),
             rounds=1,
             least={"head": False},
         ),
@@ -183,6 +210,36 @@ def compared(name: str, folder: Path, pairs: Any, peak: float) -> dict[str, Any]
     return found
 
 
+def on_shapes(part: str, pairs: Any) -> dict[str, Any]:
+    """Adapters on a model of 7 B; four roles on one trunk of 1.5 B beside four models: speed and memory of each."""
+    import standard
+    import torch
+    from sides import Side
+
+    shape = SEVEN_BILLION if part == "seven" else BILLION_AND_A_HALF
+    room = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=room if room.is_dir() else None) as name, Path("bench.log").open("a") as log:
+        folder = Path(name)
+        parameters = standard.build_models(folder, pairs, shape, torch.bfloat16, reward=part == "roles")
+        standard.build_data(folder, pairs, 64)
+        torch.cuda.empty_cache()
+        request = {
+            "method": "adapters",
+            "batch": 16,
+            "rollout": 32,
+            "steps": 4,
+            "only": "dpo" if part == "seven" else "",
+        }
+        found = {}
+        for title, more in {"adapters on one trunk": {}, "four separate models": {"whole": True}}.items():
+            if more and part == "seven":
+                continue
+            process = Side(title, sys.executable, "side_keel.py", more | {"gpu": True}).start(folder, log)
+            found[title] = process.run(request)["parts"]
+            process.stop()
+    return {"parameters": parameters, "found": found}
+
+
 # --- attention ------------------------------------------------------------------------------------
 
 
@@ -211,9 +268,10 @@ def attention() -> dict[str, Any]:
     }.items():
         shape = (len(texts), 14, max(texts), 64) if way is rows else (1, 14, tokens, 64)
         q, k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+        packing = ways.Packing(bundles)  # the same in every layer of a pass
 
-        def once(way: Callable[..., Any] = way, q: Any = q, k: Any = k, v: Any = v) -> None:
-            way(q, k, v, ways.Packing(bundles), 0.125).sum().backward()
+        def once(way: Callable[..., Any] = way, inputs: Any = (q, k, v, packing)) -> None:
+            way(*inputs, 0.125).sum().backward()
 
         try:
             began = time.perf_counter()
@@ -239,31 +297,46 @@ def page_of(written: dict[str, Any]) -> str:
     """docs/benchmarks-gpu.md."""
     import page
 
-    facts = written["facts"]
     lines = [
         "# On a GPU",
         "",
         "Written by `make gpu`. Sides take turns, each a process of its own; ratios are formed within a turn. Memory "
         "is the most that tensors took on the card. The GEMM-bound time is what the least possible work would need at "
-        "the card's measured rate of bf16 products. A Llama shaped like a model of half a billion parameters, random "
-        f"weights, {facts['pairs_from']}.",
-        "",
-        f"{facts['date']}, {facts['card']}, torch {facts['torch']}, transformers {facts['transformers']}; bf16 "
-        f"products reach {facts['peak'] / 1e12:.0f} TFLOP/s.",
+        "the card's measured rate of bf16 products. A Llama shaped like a model of half a billion parameters if "
+        "nothing else is said, random weights. In bf16 the sides round differently, Keel's weights at random places, so "
+        "that losses may differ by 0.05; in fp32 they agree.",
     ]
-    for name, found in written["parts"].items():
+    for name in [part for part in PARTS if part in written]:
+        found, facts = written[name], written[name]["facts"]
+        told = (
+            f"{facts['date']}, {facts['card']}, torch {facts['torch']}, transformers {facts['transformers']}; bf16 "
+            f"products reach {facts['peak'] / 1e12:.0f} TFLOP/s; {facts['pairs_from']}."
+        )
         if "error" in found:
             lines += ["", f"## {name}", "", f"Failed: {found['error']}"]
         elif name == "tests":
-            lines += ["", "## Tests marked gpu", "", found["result"]]
+            lines += ["", "## Tests marked gpu", "", told, "", found["result"]]
         elif name == "attention":
-            lines += ["", f"## Packed attention, {found['tokens']:,} tokens, forward and backward", ""]
+            lines += ["", f"## Packed attention, {found['tokens']:,} tokens, forward and backward", "", told, ""]
             lines += ["| way | ms | first call, ms |", "|---|---|---|"]
             for way, took in found["milliseconds"].items():
                 shown = took.get("error") or f"{took['median']:.2f} | {took['first']:,.0f}"
                 lines.append(f"| {way} | {shown} |")
+        elif name in ("seven", "roles"):
+            title = "Adapters on 7 B" if name == "seven" else "PPO with four roles on a trunk of 1.5 B"
+            lines += ["", f"## {title}", "", told, "", f"{found['parameters'] / 1e9:.2f} billion parameters.", ""]
+            lines += [
+                "| run | how | examples/s | memory, GB | seconds of training | with loading |",
+                "|---|---|---|---|---|---|",
+            ]
+            lines += [
+                f"| {run} | {how} | {took['examples_per_second']:.2f} | {took['peak_gb']:.1f} | {took['seconds']:.1f} "
+                f"| {took['with_loading']:.0f} |"
+                for how, runs in found["found"].items()
+                for run, took in runs.items()
+            ]
         else:
-            lines += ["", f"## {found['title']}", "", *page.table(found)]
+            lines += ["", f"## {found['title']}", "", told, "", *page.table(found)]
             if "tokens_per_second" in found:
                 lines += ["", f"Keel reads {found['tokens_per_second']:,.0f} tokens of the data a second."]
     return "\n".join(lines) + "\n"
@@ -300,16 +373,17 @@ def main() -> None:
         "pairs_from": "people's pairs (Anthropic HH)" if options.pairs else "made pairs",
     }
     del a
-    written: dict[str, Any] = {"facts": facts, "parts": {}}
+    written: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pairs = standard.read(options.pairs) if options.pairs else standard.made(1000)
-        standard.build_models(folder, pairs, HALF_BILLION, torch.bfloat16)
+        if {*options.only.split(",")} - {"tests", "attention", "seven", "roles"}:
+            standard.build_models(folder, pairs, HALF_BILLION, torch.bfloat16)
         torch.cuda.empty_cache()
         for part in options.only.split(","):
             began = time.perf_counter()
-            written["parts"][part] = run_part(part, folder, pairs, facts["peak"])
-            print(part, f"{time.perf_counter() - began:.0f} s", json.dumps(written["parts"][part])[:1500], flush=True)
+            written[part] = run_part(part, folder, pairs, facts["peak"]) | {"facts": facts}
+            print(part, f"{time.perf_counter() - began:.0f} s", json.dumps(written[part])[:1200], flush=True)
             options.out.write_text(json.dumps(written, indent=1) + "\n")
             options.out.with_suffix(".md").write_text(page_of(written))
     print(page_of(written))
@@ -319,11 +393,14 @@ def run_part(part: str, folder: Path, pairs: Any, peak: float) -> dict[str, Any]
     """One part's result; what went wrong if it failed."""
     try:
         if part == "tests":
-            command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests/gpu"]
+            options = ["-m", "gpu", "-q", "-W", "ignore", "-p", "no:cacheprovider"]
+            command = [sys.executable, "-m", "pytest", *options, "tests/gpu"]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
             print(done.stdout[-6000:], done.stderr[-2000:], flush=True)
             return {"result": done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-300:]}
-        return attention() if part == "attention" else compared(part, folder, pairs, peak)
+        if part == "attention":
+            return attention()
+        return on_shapes(part, pairs) if part in ("seven", "roles") else compared(part, folder, pairs, peak)
     except (Exception, SystemExit) as error:
         traceback.print_exc()
         log = Path("bench.log")

@@ -90,6 +90,47 @@ def best(request: dict[str, Any], out: Path) -> dict[str, Any]:
     return {"seconds": seconds, "numbers": [sum(c["logp"] for c in candidates) / tokens], "candidates": len(candidates)}
 
 
+def adapters(request: dict[str, Any], out: Path) -> dict[str, Any]:
+    """A reward model, DPO and PPO, each as an adapter; of each seconds, peak memory on the card and tokens per second.
+
+    PPO has all four roles on one trunk: its reward is the adapter that came first. With `whole`, PPO alone, as four
+    separate models.
+    """
+    common = {"model": f"{FOLDER}/model", "schedule": "constant", "save_every": 1 << 30, "batch_size": request["batch"]}
+    data = {"data": f"{FOLDER}/pairs.jsonl", "max_length": 2048}
+    lora = {"lora": True, "learning_rate": 1e-4}
+    scored = str(out.with_name("reward"))
+    runs: dict[str, Any] = {}
+    proximal = {
+        "prompts": f"{FOLDER}/prompts.jsonl",
+        "steps": 2,
+        "rollout_size": request["rollout"],
+        "samples_per_prompt": 1,
+        "max_new_tokens": 64,
+    }
+    if request.get("whole"):
+        runs["ppo"] = (ppo, PPOConfig, {"reward": f"{FOLDER}/reward", "learning_rate": 1e-6, **proximal})
+    else:
+        runs["reward"] = (reward, RewardConfig, {**data, **lora, "steps": request["steps"]})
+        if "dpo" in request["only"]:
+            runs["dpo"] = (dpo, DPOConfig, {**data, **lora, "steps": request["steps"]})
+        runs["ppo"] = (ppo, PPOConfig, {"reward": scored, **lora, **proximal})
+    found: dict[str, Any] = {}
+    for name, (method, config, options) in runs.items():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        began = time.perf_counter()
+        folder = scored if name == "reward" else out.with_name(name)
+        summary = method.train(config(**{**common, **options}, out=folder)).summary
+        found[name] = {
+            "seconds": summary["train_seconds"],
+            "with_loading": time.perf_counter() - began,
+            "peak_gb": torch.cuda.max_memory_allocated() / 1e9,
+            "examples_per_second": summary["examples_per_second"],
+        }
+    return {"seconds": sum(part["seconds"] for part in found.values()), "numbers": [], "parts": found}
+
+
 def passes(request: dict[str, Any], out: Path) -> dict[str, Any]:
     """Forward and backward passes of pairs of given lengths, for the cost per pair: seconds, and nothing to compare."""
     config = DPOConfig(model=f"{FOLDER}/model", data="", out=out, **request["options"])
@@ -115,7 +156,7 @@ def metrics(folder: Path, name: str) -> list[float]:
     return [json.loads(line)[name] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-WORKS = {"dpo": pairs, "reward": pairs, "ppo": proximal, "best": best, "passes": passes}
+WORKS = {"dpo": pairs, "reward": pairs, "ppo": proximal, "best": best, "passes": passes, "adapters": adapters}
 
 if __name__ == "__main__":
     FOLDER = sys.argv[1]

@@ -45,7 +45,11 @@ SHAPE: dict[str, Any] = {
 
 
 def build_models(
-    folder: Path, pairs: list[Pair], shape: dict[str, Any] = SHAPE, dtype: torch.dtype = torch.float32
+    folder: Path,
+    pairs: list[Pair],
+    shape: dict[str, Any] = SHAPE,
+    dtype: torch.dtype = torch.float32,
+    reward: bool = True,
 ) -> int:
     """Write `model/` and `reward/`, both with random weights; returns the model's parameter count."""
     tokenizer = new_tokenizer([str(p.prompt) + side for p in pairs for side in (p.chosen, p.rejected)], 32_000)
@@ -54,10 +58,11 @@ def build_models(
     text = Text(tokenizer)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device(device):
-        model = LlamaForCausalLM(LlamaConfig(**shape)).to(dtype)
-        reward = LlamaForSequenceClassification(LlamaConfig(**shape, num_labels=1)).to(dtype)
-    checkpoints.save(model, text, folder / "model")
-    checkpoints.save(reward, text, folder / "reward")
+        model = LlamaForCausalLM(LlamaConfig(**shape, dtype=dtype)).to(dtype)
+        checkpoints.save(model, text, folder / "model")
+        if reward:
+            scalar = LlamaForSequenceClassification(LlamaConfig(**shape, dtype=dtype, num_labels=1)).to(dtype)
+            checkpoints.save(scalar, text, folder / "reward")
     return sum(p.numel() for p in model.parameters())
 
 
