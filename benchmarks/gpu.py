@@ -303,9 +303,11 @@ def page_of(written: dict[str, Any]) -> str:
         "Written by `make gpu`. Sides take turns, each a process of its own; ratios are formed within a turn. Memory "
         "is the most that tensors took on the card. The GEMM-bound time is what the least possible work would need at "
         "the card's measured rate of bf16 products. A Llama shaped like a model of half a billion parameters if "
-        "nothing else is said, random weights. In bf16 the sides round differently, Keel's weights at random places, so "
-        "that losses may differ by 0.05; in fp32 they agree.",
+        "nothing else is said, random weights. In bf16 the sides round differently, Keel's weights at random places: "
+        "losses may differ by 0.05; in fp32 they agree.",
     ]
+    if missing := [part for part in PARTS if part not in written]:
+        lines += ["", f"Not measured: {', '.join(missing)}."]
     for name in [part for part in PARTS if part in written]:
         found, facts = written[name], written[name]["facts"]
         told = (
