@@ -304,7 +304,7 @@ def page_of(written: dict[str, Any]) -> str:
         "is the most that tensors took on the card. The GEMM-bound time is what the least possible work would need at "
         "the card's measured rate of bf16 products. A Llama shaped like a model of half a billion parameters if "
         "nothing else is said, random weights. In bf16 the sides round differently, Keel's weights at random places: "
-        "losses may differ by 0.05; in fp32 they agree.",
+        "losses may differ by 0.05.",
     ]
     if missing := [part for part in PARTS if part not in written]:
         lines += ["", f"Not measured: {', '.join(missing)}."]
