@@ -15,6 +15,7 @@ from typing import Any, get_args, get_origin
 from keel import __version__
 from keel.errors import InputError, KeelError
 from keel.files.target import refuse_existing
+from keel.says import speaks
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("DemoConfig", "keel.demo:demo", "run the whole story on the embedded world, ending in a report"),
@@ -116,11 +117,11 @@ def _run(command: str, flags: list[str]) -> int:
     config = _parse(command, getattr(importlib.import_module("keel.config"), config_name), flags)
     if config is None:
         return 0
-    if command in REFUSE_EXISTING:  # before torch is imported, which takes seconds
+    if command in REFUSE_EXISTING and speaks():  # before torch is imported, which takes seconds
         refuse_existing(config.out, getattr(config, "resume", None))
     module, function = target.split(":")
     result = getattr(importlib.import_module(module), function)(config)
-    if result is not None:
+    if result is not None and speaks():
         print(result.folder)
     return 0
 

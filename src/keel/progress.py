@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from keel.says import console, say
+from keel.says import console, say, speaks
 
 LINE_EVERY = 10.0
 """Seconds between two plain lines."""
@@ -54,7 +54,7 @@ class Bar:
         self._rich: Progress | None = None
 
     def __enter__(self) -> Bar:
-        if console().is_terminal and not plain_screen:
+        if console().is_terminal and not plain_screen and speaks():
             self._rich = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

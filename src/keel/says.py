@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,8 +15,14 @@ def console() -> Console:
 
 
 def say(message: str) -> None:
-    """Print one line for the reader."""
-    console().print(message, markup=False)
+    """Print one line for the reader; of several processes on one run, the first one speaks."""
+    if speaks():
+        console().print(message, markup=False)
+
+
+def speaks() -> bool:
+    """Say whether this process is the only one of its run, or the first, by what its launcher has set."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

@@ -382,9 +382,8 @@ def test_drawing_in_blocks_is_the_same_law(level):
     """
     logits = torch.randn(1000, generator=torch.Generator().manual_seed(4)) * 2 + level
     logits[:3] = logits[997:] = float("-inf")
-    token, logp = local.draw_tokens(
-        logits.expand(20_000, -1), torch.Tensor.float, 1.0, 1.0, torch.Generator().manual_seed(5)
-    )
+    uniform = torch.rand(20_000, dtype=torch.double, generator=torch.Generator().manual_seed(5))
+    token, logp = local.draw_tokens(logits.expand(20_000, -1), torch.Tensor.float, 1.0, 1.0, uniform)
     law = torch.softmax(logits.double(), -1)
     torch.testing.assert_close(logp.double(), law[token].log(), rtol=0, atol=1e-5 if level == 0 else 1e-4)
     counts = torch.bincount(token, minlength=1000).double()

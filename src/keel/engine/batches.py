@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 import torch
 
+from keel.engine import processes
 from keel.records import Bundle
 from keel.seeds import generator
 
@@ -29,6 +30,7 @@ class Batches(Generic[T]):
     def __init__(
         self, items: Sequence[T], size: int, seed: int, together: Callable[[T], Hashable] | None = None
     ) -> None:
+        processes.require_enough(len(items))
         self._items, self._size, self._seed = items, size, seed
         self._shared = None if together is None else [together(item) for item in items]
         self._order = lru_cache(maxsize=1)(self._draw)

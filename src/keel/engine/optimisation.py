@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from keel.engine import processes
 from keel.engine.adamw import Optimizer
 from keel.errors import KeelError
 from keel.models.roles import Role
@@ -67,11 +68,27 @@ class Optimisation:
 
         `factor` scales the peak rates. All roles are checked before the first one moves: raises `NotFinite`.
         """
+        roles = tuple(roles)
+        for role in roles:
+            self._add_up(role)
         norms = {role: self._norm(role) for role in roles}
         for role, norm in norms.items():
             nn.utils.clip_grads_with_norm_(self._parameters[role].values(), self._most, norm)
             self._optimizers[role].step(self.rates[role] * factor)
         return norms
+
+    def _add_up(self, role: str) -> None:
+        """Add the gradients of all processes up; a process whose share was empty adds zeros."""
+        if processes.count() == 1:
+            return
+        own = list(self._parameters[role].values())
+        moved = torch.tensor([float(p.grad is not None) for p in own])
+        processes.add_up([moved])
+        own = [p for p, anywhere in zip(own, moved.tolist(), strict=True) if anywhere]
+        for parameter in own:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        processes.add_up(p.grad for p in own if p.grad is not None)
 
     def _norm(self, role: str) -> Tensor:
         """Return the norm over all gradients of a role, before clipping."""

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from keel.config import Training
+from keel.engine import processes
 from keel.engine.optimisation import NotFinite, Optimisation, Schedule
 from keel.engine.run_folder import RunFolder
 from keel.engine.signals import Interrupted, Signals
@@ -48,6 +49,12 @@ EVALUATIONS = 5
 """Number of evaluations on held-out data in a run, and of checkpoints, unless the config sets it."""
 _SHOWN = "loss", "accuracy", "rewards/accuracies", "objective/scores", "objective/rlhf_reward", "objective/kl"
 """Figures of a step that are shown beside the progress bar."""
+
+
+def begin(config: Training) -> None:
+    """Join the other processes if there are any, and refuse an --out that cannot be written."""
+    processes.join()
+    processes.from_first(lambda: refuse_existing(config.out, config.resume))
 
 
 def open_run(
@@ -72,10 +79,14 @@ def open_run(
     schedule = Schedule(config.schedule, total_steps, config.warmup)
     files = RunFolder(config.out)
     run = Run(command, config, text, files, optimisation, schedule, Signals(), final_role, rows, rows_eval)
-    refuse_existing(files.path, config.resume)
     say(described(optimisation.trained[final_role].model))
-    files.require_space(trained, config.keep_checkpoints)
-    if files.open(command, config, manifest):
+
+    def first() -> bool:
+        refuse_existing(files.path, config.resume)
+        files.require_space(trained, config.keep_checkpoints)
+        return files.open(command, config, manifest)
+
+    if processes.from_first(first):
         run.restore()
     return run
 
@@ -115,7 +126,7 @@ class Run:
     def restore(self) -> None:
         """Continue from the last checkpoint, or start from the beginning if there is none."""
         newest = max(self.files.checkpoints(), default=0)
-        self.files.forget_after(newest)
+        processes.from_first(lambda: self.files.forget_after(newest))
         if newest == 0:
             say(f"{self.folder}: no checkpoint yet, starting from the beginning")
             return
@@ -137,11 +148,11 @@ class Run:
                 self.observe({"learning_rate": rate * self.schedule.factor(self.step)})
                 yield self.step
                 self.step += 1
-                note = self._write_metrics()
+                note, asked = self._write_metrics()
                 self._loop_seconds += time.perf_counter() - began
                 self._checkpoint_if_due()
                 bar.advance(1, note)
-                if self.signals.asked:
+                if asked:
                     self.save_checkpoint()
                     go_on = f"keel {self.command} --resume --out {self.folder}"
                     raise Interrupted(f"stopped after step {self.step}; go on with: {go_on}")
@@ -235,23 +246,21 @@ class Run:
 
     def record_samples(self, bundles: Sequence[Bundle], **figures: Tensor) -> None:
         """Append completions to `samples.jsonl`, with named figures [C] whose first entries belong to these bundles."""
-        columns = {name: figure.tolist() for name, figure in figures.items()}
-        rows: list[dict[str, Any]] = []
-        for bundle in bundles:
-            for c in bundle.completions:
-                row = {"step": self.step + 1, "prompt": bundle.prompt, "completion": c.text, "truncated": c.truncated}
-                rows.append(row | {name: column[len(rows)] for name, column in columns.items()})
-        self.files.add_samples(rows)
+        if processes.number() == 0:
+            self.files.add_samples(self.step + 1, bundles, figures)
 
     def keep(self) -> None:
         """Load the best held-out checkpoint, or keep the last weights; write them to `final/` and read it back."""
         if self._best and self._best["step"] != self.step:
             self.files.load_weights(self._best["step"], self.trained)
+        processes.from_first(self._write_final)
+        self._kept = True
+
+    def _write_final(self) -> None:
         role = self.trained[self.final_role]
         role.save(self.text, self.folder / "final")
         role.require_saved(self.folder / "final")
         self._prune()
-        self._kept = True
 
     def history(self) -> History:
         """Return what the run has logged, for its verdict."""
@@ -277,7 +286,7 @@ class Run:
             "rows_eval": self.rows_eval.as_dict() if self.rows_eval is not None else None,
             "verdict": verdict.as_dict() if verdict is not None else None,
         }
-        write_json(self.folder / "summary.json", summary)
+        processes.from_first(lambda: write_json(self.folder / "summary.json", summary))
         for line in verdict.lines() if verdict is not None else ():
             say(line)
         return Result(self.folder, summary)
@@ -289,8 +298,6 @@ class Run:
 
     def save_checkpoint(self) -> None:
         """Write everything that a resumed run needs."""
-        if self.files.checkpoint(self.step).exists():
-            return
         state = {
             "step": self.step,
             "extra": self.extra,
@@ -300,8 +307,12 @@ class Run:
             "loop_seconds": self._loop_seconds,
             "optimizers": self.optimisation.state_dict(),
         }
-        self.files.save(self.step, self.trained, self.text, state)
-        self._prune()
+        processes.from_first(lambda: self._write_checkpoint(state))
+
+    def _write_checkpoint(self, state: Mapping[str, Any]) -> None:
+        if not self.files.checkpoint(self.step).exists():
+            self.files.save(self.step, self.trained, self.text, state)
+            self._prune()
 
     def _checkpoint_if_due(self) -> None:
         every = self.config.save_every or math.ceil(self.total_steps / EVALUATIONS)
@@ -311,12 +322,19 @@ class Run:
     def _prune(self) -> None:
         self.files.prune(self.config.keep_checkpoints, self._best.get("step"))
 
-    def _write_metrics(self) -> str:
-        row: dict[str, Any] = {"step": self.step}
-        row |= {name: float(total) / count for name, (total, count) in self._sums.items() if count}
+    def _write_metrics(self) -> tuple[str, bool]:
+        """Write this step's means over all processes; return some to show, and whether any process was told to stop."""
+        own = {name: (float(total), count) for name, (total, count) in self._sums.items() if count}
+        everywhere = processes.gather((own, self.signals.asked))
         self._sums = {}
-        self.files.add_metrics(row)
-        return "  ".join(f"{name} {row[name]:.3f}" for name in _SHOWN if name in row)
+        row: dict[str, Any] = {"step": self.step}
+        for name in dict.fromkeys(name for sums, _ in everywhere for name in sums):
+            parts = [sums[name] for sums, _ in everywhere if name in sums]
+            row[name] = sum(total for total, _ in parts) / sum(count for _, count in parts)
+        if processes.number() == 0:
+            self.files.add_metrics(row)
+        note = "  ".join(f"{name} {row[name]:.3f}" for name in _SHOWN if name in row)
+        return note, any(asked for _, asked in everywhere)
 
     def _collect(self, bundles: Sequence[Bundle]) -> None:
         """Add bundles to the batch of this update, each once (PPO passes it through two models)."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from keel.config import Training
 from keel.errors import InputError
@@ -77,8 +78,14 @@ class RunFolder:
         """Return the figures of all steps."""
         return [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
 
-    def add_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append completions to `samples.jsonl`."""
+    def add_samples(self, step: int, bundles: Sequence[Bundle], figures: Mapping[str, Tensor]) -> None:
+        """Append a step's completions to `samples.jsonl`, with figures [C] whose first entries are theirs."""
+        columns = {name: figure.tolist() for name, figure in figures.items()}
+        rows: list[dict[str, Any]] = []
+        for bundle in bundles:
+            for c in bundle.completions:
+                row = {"step": step, "prompt": bundle.prompt, "completion": c.text, "truncated": c.truncated}
+                rows.append(row | {name: column[len(rows)] for name, column in columns.items()})
         with (self.path / "samples.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(strict_json(row) + "\n" for row in rows)
 

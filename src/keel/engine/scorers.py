@@ -10,6 +10,7 @@ from torch import Tensor
 
 from keel.config import Machine, PPOConfig, Spelling
 from keel.engine.forward import in_batches, scalars_at_end
+from keel.engine.processes import divided
 from keel.errors import InputError
 from keel.models import checkpoints
 from keel.models.roles import Role, on_trunk, shares_trunk
@@ -42,7 +43,7 @@ class RewardModelScorer:
 
     def score(self, bundles: Sequence[Bundle]) -> Tensor:
         with self.role.active() as model:
-            scores = in_batches(scalars_at_end, model, bundles, self.micro_tokens)
+            scores = divided(bundles, lambda some: in_batches(scalars_at_end, model, some, self.micro_tokens))
         return _finite(torch.cat(scores).cpu(), bundles)
 
 

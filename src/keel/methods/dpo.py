@@ -22,12 +22,12 @@ from keel.config import DPOConfig
 from keel.data import prepare
 from keel.engine import memory, verdict
 from keel.engine.batches import Batches, prompt_of
-from keel.engine.forward import in_batches, micro_batches, sequence_logps
-from keel.engine.run import Run, open_run
+from keel.engine.forward import in_batches, sequence_logps
+from keel.engine.processes import divided, number, own_micro_batches
+from keel.engine.run import Run, begin, open_run
 from keel.engine.step0 import require_zero_margin_loss
 from keel.engine.verdict import ReferenceComparison, RunVerdict
 from keel.errors import InputError
-from keel.files.target import refuse_existing
 from keel.models import checkpoints
 from keel.models.limits import positions
 from keel.models.roles import Role, load_policy_and_reference
@@ -39,7 +39,7 @@ from keel.says import say
 
 def train(config: DPOConfig) -> Result:
     """Minimise `objectives.dpo_loss` over the pairs, the reference frozen."""
-    refuse_existing(config.out, config.resume)
+    begin(config)
     text = checkpoints.load_text(config.model, config)
     policy, reference = load_policy_and_reference(config, config.model)
     data = prepare.pairs(config, config.data, text, positions(policy.model))
@@ -81,7 +81,7 @@ def train(config: DPOConfig) -> Result:
     for step in run.steps():
         batch = batches.of(step)
         pairs = [data.train[i] for i in batch]
-        for micro in micro_batches(policy.model, pairs, config.micro_tokens):
+        for micro in own_micro_batches(policy.model, pairs, config.micro_tokens):
             of_reference = frozen.logps([batch[i] for i in micro.indices])
             with policy.active() as model:
                 loss, metrics = pair_loss(config, sequence_logps(model, micro.bundles), of_reference, micro.bundles)
@@ -124,7 +124,7 @@ class Reference:
         self._role, self._bundles, self._budget = role, bundles, config.micro_tokens
         self._cache: list[Tensor] | None = None
         if kept is not None:
-            self._cache = kept.get(role.model, bundles, self._compute)
+            self._cache = kept.get(role.model, bundles, lambda all_: divided(all_, self._compute))
 
     def _compute(self, bundles: list[Bundle]) -> list[Tensor]:
         with self._role.active() as model:
@@ -171,7 +171,7 @@ class Kept:
 
     def write(self) -> None:
         """Write what was asked for, unless all of it is in the file."""
-        if not self._used.keys() <= self._found.keys():
+        if number() == 0 and not self._used.keys() <= self._found.keys():
             self._file.parent.mkdir(parents=True, exist_ok=True)
             partial = self._file.with_name(self._file.name + ".partial")
             save_file(self._used, partial)
@@ -190,7 +190,7 @@ def evaluate(config: DPOConfig, policy: Role, reference: Reference, bundles: lis
     `logps/chosen_fall` is how far that has fallen below the reference's. Intervals treat the prompts as independent.
     """
     with policy.active() as model:
-        logps = torch.cat(in_batches(sequence_logps, model, bundles, config.micro_tokens))
+        logps = torch.cat(divided(bundles, lambda some: in_batches(sequence_logps, model, some, config.micro_tokens)))
     frozen = reference.logps(range(len(bundles)))
     loss, metrics = pair_loss(config, logps, frozen, bundles)
     prompts = [prompt_of(b) for b in bundles]

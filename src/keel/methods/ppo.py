@@ -23,18 +23,17 @@ from keel.engine import memory, verdict
 from keel.engine.batches import Batches
 from keel.engine.forward import (
     in_batches,
-    micro_batches,
     scalars_at_end,
     scalars_at_states,
     scalars_throughout,
     token_logps,
     token_scores,
 )
-from keel.engine.run import Run, open_run
+from keel.engine.processes import divided, own_micro_batches
+from keel.engine.run import Run, begin, open_run
 from keel.engine.scorers import Scorer, load_scorer_beside, require_same_reading
 from keel.engine.step0 import require_unit_ratio, require_zero_kl
 from keel.engine.verdict import ReferenceComparison, RunVerdict
-from keel.files.target import refuse_existing
 from keel.models import checkpoints, trials
 from keel.models.limits import positions
 from keel.models.roles import Role, load_policy_and_reference, load_value_role, shares_trunk
@@ -80,7 +79,7 @@ class Rollout:
 
 def train(config: PPOConfig) -> Result:
     """Maximise score - beta KL(policy || reference) over the prompts' distribution."""
-    refuse_existing(config.out, config.resume)
+    begin(config)
     text = checkpoints.load_text(config.model, config)
     roles = load_roles(config)
     limit = positions(roles.policy.model)
@@ -179,21 +178,23 @@ def roll_out(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Seq
 
 def _logps(config: PPOConfig, role: Role, bundles: Sequence[Bundle]) -> list[Tensor]:
     """Return log-probabilities of all tokens under a role, as they are drawn: a tensor per bundle."""
+    logps = partial(token_logps, temperature=config.temperature)
     with role.active() as model:
-        return in_batches(partial(token_logps, temperature=config.temperature), model, bundles, config.micro_tokens)
+        return divided(bundles, lambda some: in_batches(logps, model, some, config.micro_tokens))
 
 
 def _values(config: PPOConfig, critic: Role, bundles: Sequence[Bundle]) -> tuple[list[Tensor], Tensor]:
     """Return the critic's centred values of all states, a tensor per bundle, and with a bootstrap of the ends [C]."""
     bootstrap = config.truncation == "bootstrap"
+    values = scalars_throughout if bootstrap else scalars_at_states
     with critic.active() as model:
-        found = in_batches(scalars_throughout if bootstrap else scalars_at_states, model, bundles, config.micro_tokens)
+        found = divided(bundles, lambda some: in_batches(values, model, some, config.micro_tokens))
     both = [critic.centred(scalars) for scalars in found]
     if not bootstrap:
         return both, torch.empty(0)
     parts = [part.split([len(c) + 1 for c in b.completions]) for b, part in zip(bundles, both, strict=True)]
-    values = [torch.cat([own[:-1] for own in some]) for some in parts]
-    return values, torch.cat([own[-1:] for some in parts for own in some])
+    before = [torch.cat([own[:-1] for own in some]) for some in parts]
+    return before, torch.cat([own[-1:] for some in parts for own in some])
 
 
 def _sample(
@@ -377,7 +378,7 @@ def improve(run: Run, config: PPOConfig, roles: Roles, rollout: Rollout) -> None
         for start in range(0, len(order), config.batch_size):
             minibatch = order[start : start + config.batch_size]
             tokens = sum(len(rollout.advantages[i]) for i in minibatch)
-            for micro in micro_batches(
+            for micro in own_micro_batches(
                 roles.policy.model, [rollout.bundles[i] for i in minibatch], config.micro_tokens
             ):
                 index = [minibatch[i] for i in micro.indices]
@@ -436,7 +437,8 @@ def evaluate(run: Run, config: PPOConfig, roles: Roles, text: Text, prompts: Seq
     ends = torch.empty(0)
     if config.truncation == "bootstrap":
         with roles.value.active() as critic:
-            ends = torch.cat(in_batches(scalars_at_end, critic, bundles, config.micro_tokens))
+            at_end = divided(bundles, lambda some: in_batches(scalars_at_end, critic, some, config.micro_tokens))
+            ends = torch.cat(at_end)
         ends = roles.value.centred(ends)
     trained, _ = _final_scores(run, config, scores, truncated, ends)
     return {

@@ -17,11 +17,11 @@ from keel.config import RewardConfig
 from keel.data import prepare
 from keel.engine import memory, verdict
 from keel.engine.batches import Batches, prompt_of
-from keel.engine.forward import in_batches, micro_batches, scalars_at_end
-from keel.engine.run import Run, open_run
+from keel.engine.forward import in_batches, scalars_at_end
+from keel.engine.processes import divided, own_micro_batches
+from keel.engine.run import Run, begin, open_run
 from keel.engine.step0 import require_zero_margin_loss
 from keel.engine.verdict import RunVerdict, Sample
-from keel.files.target import refuse_existing
 from keel.models import checkpoints
 from keel.models.limits import positions
 from keel.models.roles import Role, load_reward_role
@@ -37,7 +37,7 @@ _SAMPLES = 3
 
 def train(config: RewardConfig) -> Result:
     """Minimise -log sigmoid(r_chosen - r_rejected - margin), averaged over the pairs of each batch."""
-    refuse_existing(config.out, config.resume)
+    begin(config)
     text = checkpoints.load_text(config.model, config)
     reward, fresh = load_reward_role(config, config.model, text)
     data = prepare.pairs(config, config.data, text, positions(reward.model))
@@ -60,7 +60,7 @@ def train(config: RewardConfig) -> Result:
         run.record_start(evaluate(reward, data.held_out, config.micro_tokens))
     for step in run.steps():
         batch = batches.of(step)
-        for micro in micro_batches(reward.model, batch, config.micro_tokens):
+        for micro in own_micro_batches(reward.model, batch, config.micro_tokens):
             with reward.active() as model:
                 scores = scalars_at_end(model, micro.bundles)
                 margin = torch.tensor([b.margin for b in micro.bundles], device=scores.device)
@@ -80,7 +80,8 @@ def train(config: RewardConfig) -> Result:
 def score_pairs(reward: Role, bundles: Sequence[Bundle], micro_tokens: int) -> Tensor:
     """Return the scores of each pair's completions, [N, 2] on the CPU."""
     with reward.active() as model:
-        return torch.stack(in_batches(scalars_at_end, model, bundles, micro_tokens)).cpu()
+        found = divided(bundles, lambda some: in_batches(scalars_at_end, model, some, micro_tokens))
+    return torch.stack(found).cpu()
 
 
 def evaluate(reward: Role, bundles: Sequence[Bundle], micro_tokens: int) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from keel.data import prepare
 from keel.engine import memory, verdict
 from keel.engine.batches import Batches
 from keel.engine.forward import micro_batches, token_logps, token_scores
-from keel.engine.run import Run, open_run
+from keel.engine.processes import divided, own_micro_batches
+from keel.engine.run import Run, begin, open_run
 from keel.engine.verdict import ReferenceComparison, RunVerdict
-from keel.files.target import refuse_existing
 from keel.models import checkpoints
 from keel.models.limits import positions
 from keel.models.roles import Role, load_policy_role, load_start
@@ -31,7 +31,7 @@ from keel.text.tokenisation import Text
 
 def train(config: SFTConfig) -> Result:
     """Minimise the mean negative log-probability per completion token of each batch."""
-    refuse_existing(config.out, config.resume)
+    begin(config)
     text = checkpoints.load_text(config.model, config)
     policy = load_policy_role(config, config.model)
     data = prepare.demonstration_bundles(config, config.data, text, positions(policy.model))
@@ -54,7 +54,7 @@ def train(config: SFTConfig) -> Result:
     for step in run.steps():
         batch = batches.of(step)
         tokens = sum(len(b.completions[0]) for b in batch)
-        for micro in micro_batches(policy.model, batch, config.micro_tokens):
+        for micro in own_micro_batches(policy.model, batch, config.micro_tokens):
             with policy.active() as model:
                 scores = token_scores(model, micro.bundles)
                 run.backward(-scores.logps.sum(), tokens, micro.bundles)
@@ -72,18 +72,23 @@ def train(config: SFTConfig) -> Result:
 @torch.no_grad()
 def evaluate(policy: Role, bundles: Sequence[Bundle], micro_tokens: int) -> dict[str, Any]:
     """Return held-out loss and top-1 accuracy per token; the intervals treat the texts as the independent examples."""
-    losses: list[Tensor] = []
-    hits: list[Tensor] = []
-    owners: list[int] = []
-    for micro in micro_batches(policy.model, bundles, micro_tokens):
-        with policy.active() as model:
-            scores = token_scores(model, micro.bundles)
-        losses.append(-scores.logps)
-        hits.append(scores.top)
-        owners += [i for i, b in zip(micro.indices, micro.bundles, strict=True) for _ in b.completions[0].ids]
+
+    def compute(some: list[Bundle]) -> list[Tensor]:
+        """Return each text's losses and hits, [2, tokens]."""
+        found: dict[int, Tensor] = {}
+        for micro in micro_batches(policy.model, some, micro_tokens):
+            with policy.active() as model:
+                scores = token_scores(model, micro.bundles)
+            both = torch.stack([-scores.logps, scores.top]).split([len(b.completions[0]) for b in micro.bundles], 1)
+            found |= zip(micro.indices, both, strict=True)
+        return [found[i] for i in range(len(some))]
+
+    each = divided(bundles, compute)
+    owners = [i for i, both in enumerate(each) for _ in range(both.shape[1])]
+    losses, hits = torch.cat(each, 1).cpu().numpy()
     return {
-        "loss": stats.mean(torch.cat(losses).cpu().numpy(), owners).as_dict(),
-        "mean_token_accuracy": stats.mean(torch.cat(hits).cpu().numpy(), owners).as_dict(),
+        "loss": stats.mean(losses, owners).as_dict(),
+        "mean_token_accuracy": stats.mean(hits, owners).as_dict(),
     }
 
 

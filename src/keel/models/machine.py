@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import time
 from functools import cache
 from typing import Any
@@ -27,7 +28,9 @@ def device_of(machine: Machine) -> torch.device:
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"--device {machine.device} is not available here; use cpu or auto") from error
         return device
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def dtype_of(machine: Machine, hidden_size: int = 0) -> torch.dtype:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from keel.engine import processes
 from keel.engine.forward import in_batches, packing_to, states_at_end
 from keel.errors import InputError, RunFailed
 from keel.models import passes, trials
@@ -58,17 +59,24 @@ class LocalSampler:
         have: int = 0,
         progress: OnProgress | None = None,
     ) -> Iterator[list[Filled]]:
-        """Draw n completions of every bundle's prompt; all come in one list, in order."""
+        """Draw n completions of every bundle's prompt; all come in one list, in order.
+
+        Each prompt has draws of its own, whatever else is drawn beside it, so several processes share the prompts out.
+        """
         own = [replace(bundle, completions=[]) for bundle in bundles]
         max_new, max_rows = self.options.max_new_tokens, self.options.max_rows
         _check_room(self.model, own, max_new)
-        draws = generator(self.seed, *purpose, *((have,) if have else ()))
+        name, share = (*purpose, *((have,) if have else ())), processes.own_share(own)
+        draws = {id(own[index]): generator(self.seed, *name, "prompt", index) for index in share}
         drawing = _Drawing(self.text, max_new, self.options.temperature, self.options.top_p, draws, progress)
-        for kind, some in _kinds(self.model, own, max_new):
+        for kind, some in _kinds(self.model, [own[index] for index in share], max_new):
             order = sorted(some, key=lambda b: -len(b.prompt_ids))
             waiting = deque((bundle, copies) for bundle in order for copies in _shares(n, min(n, max_rows)))
             while waiting:
                 kind(self.model, waiting, min(n, max_rows), max_rows, drawing).run()
+        for found in processes.gather([(index, own[index].completions) for index in share]):
+            for index, completions in found:
+                own[index].completions = completions
         yield [(index, bundle.completions, "") for index, bundle in enumerate(own)]
 
 
@@ -136,7 +144,8 @@ class _Drawing:
     max_new: int
     temperature: float
     top_p: float
-    generator: torch.Generator
+    draws: dict[int, torch.Generator]
+    """Generator of each bundle, by its id."""
     progress: OnProgress | None
 
 
@@ -157,6 +166,7 @@ class _Rows:
         self.tokens = torch.zeros(size, drawing.max_new, dtype=torch.long, device=self.device)
         self.logps = torch.zeros(size, drawing.max_new, device=self.device)
         self.count = torch.zeros(size, dtype=torch.long, device=self.device)
+        self.uniform = torch.zeros(size, drawing.max_new, dtype=torch.double, device=self.device)
         self.ended = torch.tensor(sorted(drawing.text.eos_ids), device=self.device)
 
     @torch.no_grad()
@@ -202,6 +212,8 @@ class _Rows:
         for cell in cells:
             self.owners[cell] = bundle
         self.count[cells] = 0
+        drawn = torch.rand(copies, self.drawing.max_new, dtype=torch.double, generator=self.drawing.draws[id(bundle)])
+        self.uniform[cells] = drawn.to(self.device)
         return cells
 
     def _draw(self, hidden: Tensor) -> Tensor:
@@ -214,7 +226,7 @@ class _Rows:
             lambda logits: scaled(self.model, logits, temperature),
             drawing.temperature,
             drawing.top_p,
-            drawing.generator,
+            self.uniform[self.cells, self.count[self.cells]],
         )
         bad = torch.nonzero(logp.isnan()).flatten()
         if len(bad):  # one NaN makes its whole row NaN
@@ -351,14 +363,15 @@ def survivors(going: Tensor) -> Tensor:
 
 
 def draw_tokens(
-    raw: Tensor, scale: Callable[[Tensor], Tensor], temperature: float, top_p: float, generator: torch.Generator
+    raw: Tensor, scale: Callable[[Tensor], Tensor], temperature: float, top_p: float, uniform: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Draw one token per row, and return it with its log-probability: raw logits [R, V] -> [R], [R].
 
-    `scale` makes fp32 logits of any part of the raw ones. Probabilities are summed in blocks; a block is drawn, then a
-    token in it. A running sum over the whole vocabulary is slower and, in fp32, less exact.
+    `uniform` [R] are numbers between 0 and 1, in double precision; each decides which token is drawn. `scale` makes
+    fp32 logits of any part of the raw ones. Probabilities are summed in blocks; a block is drawn, then a token in it. A
+    running sum over the whole vocabulary is slower and, in fp32, less exact.
     """
-    rows, words = raw.shape
+    words = raw.shape[1]
     if top_p < 1:
         raw, scale = among_likeliest(scale(raw), top_p), torch.Tensor.float
     sums = block_sums(raw, scale)
@@ -371,7 +384,7 @@ def draw_tokens(
     if temperature == 0:
         token = raw.argmax(-1)
     else:
-        drawn = torch.rand(rows, dtype=torch.double, generator=generator).to(raw.device) * total
+        drawn = uniform * total
         block, before = _first_beyond(sums, drawn)
         places = block[:, None] * _BLOCK + torch.arange(_BLOCK, device=raw.device)
         weights = scale(raw.gather(1, places.clamp(max=words - 1))).exp() * (places < words)

@@ -36,7 +36,7 @@ class SamplingOptions:
     """Below 1, draw from the smallest set of tokens whose probability reaches this, and keep the log-probability within
     the set."""
     max_rows: int = 256
-    """Completions decoded at once in this process; another number gives other draws."""
+    """Completions decoded at once in this process."""
 
 
 def options_of(config: Sampling, top_p: float = 1.0) -> SamplingOptions:

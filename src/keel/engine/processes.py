@@ -1,0 +1,173 @@
+"""Several processes on one run, as `torchrun` or `accelerate launch` start them; alone, nothing here does anything.
+
+Every process holds the same batch in the same order, computes its share of it, and adds up gradients and sums with the
+others, so that each has what one process would have. The first one writes. All must make the same calls in the same
+order: a process that stops ends the others at their next call, or at the latest after `DEADLINE`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+from keel.engine.forward import MicroBatch, micro_batches
+from keel.errors import InputError, KeelError, RunFailed
+from keel.records import Bundle
+
+T = TypeVar("T")
+DEADLINE = timedelta(minutes=10)
+"""Time for which a process waits for the others, if none of them has ended."""
+_AT_ONCE = 1 << 24
+"""Numbers that are added up over the processes at once, in fp32."""
+
+
+# --- which processes there are --------------------------------------------------------------------
+
+
+def join() -> None:
+    """Join the processes that a launcher has started, as its environment variables say; once per process."""
+    if distributed.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=DEADLINE)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def count() -> int:
+    """Return the number of processes."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def number() -> int:
+    """Return this process's number, from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def require_enough(rows: int) -> None:
+    """Refuse more processes than there are rows to share out."""
+    if rows < count():
+        raise InputError(f"{count()} processes, but rows to train on: {rows}; start no more processes than rows")
+
+
+# --- calls that all make --------------------------------------------------------------------------
+
+
+def gather(mine: T) -> list[T]:
+    """Return every process's object, in the order of their numbers."""
+    if count() == 1:
+        return [mine]
+    found: list[Any] = [None] * count()
+    with _told():
+        distributed.all_gather_object(found, mine)
+    return found
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """Return what the first process makes; only that one calls `make`. An error there is raised in all of them."""
+    if count() == 1:
+        return make()
+    told: list[Any] = [None]
+    if number() == 0:
+        try:
+            told = [(make(), None)]
+        except KeelError as error:
+            told = [(None, error)]
+    with _told():
+        distributed.broadcast_object_list(told)
+    made, fault = told[0]
+    if fault is not None:
+        raise fault
+    return made  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def add_up(tensors: Iterable[Tensor]) -> None:
+    """Add tensors up over the processes, in place; sums are made in fp32."""
+    if count() == 1:
+        return
+    batch: list[Tensor] = []
+    for tensor in tensors:
+        if batch and (sum(t.numel() for t in batch) + tensor.numel() > _AT_ONCE or tensor.device != batch[0].device):
+            _add_up(batch)
+            batch = []
+        batch.append(tensor)
+    if batch:
+        _add_up(batch)
+
+
+def _add_up(tensors: list[Tensor]) -> None:
+    flat = torch.cat([t.flatten().float() for t in tensors])
+    with _told():
+        distributed.all_reduce(flat)
+    for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(total.view_as(tensor))
+
+
+class _told:  # noqa: N801  (used as a function)
+    """Context that turns a lost connection into an error that says what happened."""
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, RuntimeError) and not isinstance(error, KeelError):
+            raise RunFailed(
+                f"process {number()} of {count()} lost the others ({' '.join(str(error).split())[:120]}): one of them "
+                "ended or did not answer; see its last lines, then go on with --resume"
+            ) from error
+
+
+# --- shares ---------------------------------------------------------------------------------------
+
+
+def shares_of(bundles: Sequence[Bundle]) -> list[list[int]]:
+    """Return the indices of each process's share: alike in tokens, a prompt's bundles together, in order."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, bundle in enumerate(bundles):
+        groups.setdefault(tuple(bundle.prompt_ids), []).append(i)
+    if len(groups) < count():  # few prompts: sharing the work matters more
+        groups = {(i,): [i] for i in range(len(bundles))}
+    tokens = [len(b.prompt_ids) + sum(map(len, b.completions)) for b in bundles]
+    loads, shares = [0] * count(), [[] for _ in range(count())]  # type: ignore[var-annotated]
+    for group in sorted(groups.values(), key=lambda g: (-sum(tokens[i] for i in g), g)):
+        least = min(range(count()), key=lambda k: (loads[k], k))
+        shares[least] += group
+        loads[least] += sum(tokens[i] for i in group)
+    return [sorted(share) for share in shares]
+
+
+def own_share(bundles: Sequence[Bundle]) -> list[int]:
+    """Return the indices of this process's share."""
+    return shares_of(bundles)[number()] if count() > 1 else list(range(len(bundles)))
+
+
+def own_micro_batches(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int) -> Iterator[MicroBatch]:
+    """Cut this process's share of a batch into passes; indices are those in the whole batch."""
+    own = own_share(bundles)
+    for micro in micro_batches(model, [bundles[i] for i in own], micro_tokens):
+        yield MicroBatch([own[i] for i in micro.indices], micro.bundles)
+
+
+def divided(bundles: Sequence[Bundle], compute: Callable[[list[Bundle]], list[Tensor]]) -> list[Tensor]:
+    """Return `compute(bundles)`, a tensor per bundle, of which each process has computed its share."""
+    if count() == 1:
+        return compute(list(bundles))
+    own = own_share(bundles)
+    found = compute([bundles[i] for i in own]) if own else []
+    device = found[0].device if found else torch.device("cpu")
+    everything: dict[int, Tensor] = {}
+    for some in gather(dict(zip(own, (x.cpu() for x in found), strict=True))):
+        everything |= some
+    return [everything[i].to(device) for i in range(len(bundles))]
