@@ -98,5 +98,5 @@ $(LLAMA)/.installed:
 
 .venv-trl-%/.installed:
 	$(PYTHON) -m venv .venv-trl-$*
-	.venv-trl-$*/bin/pip install --quiet torch==2.13.0 transformers==5.24.0 trl==$*.0
+	.venv-trl-$*/bin/pip install --quiet torch==2.13.0 transformers==5.24.0 trl==$*.0 peft==0.21.2
 	touch $@

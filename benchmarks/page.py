@@ -16,6 +16,7 @@ def merged(
     return {
         "works": {name: works[name] for name in order if name in works},
         "growth": growth | {"facts": facts} if growth else old["growth"],
+        "roles": old.get("roles"),
     }
 
 
@@ -32,6 +33,8 @@ def text(written: dict[str, Any]) -> str:
     ]
     for found in written["works"].values():
         lines += ["", f"## {found['title']}", "", told(found["facts"]), "", *table(found)]
+    if written.get("roles"):
+        lines += ["", "## Four roles on one trunk", "", told(written["roles"]["facts"]), "", *roles_table(written)]
     if written["growth"]:
         lines += [
             "",
@@ -79,6 +82,14 @@ def table(found: dict[str, Any]) -> list[str]:
             line += f" Keel's run in fp32 is at {share:.0%} of the GEMM-bound time at fp32's peak."
         lines += ["", line]
     return lines
+
+
+def roles_table(written: dict[str, Any]) -> list[str]:
+    """PPO of four roles on one trunk beside four models."""
+    lines = ["A Llama of 135 M; 16 prompts a rollout, 32-token answers, batches of 8.", ""]
+    lines += ["| run | seconds a rollout | memory of the process, GB |", "|---|---|---|"]
+    found = written["roles"]["found"]
+    return lines + [f"| {name} | {took['seconds']:.1f} | {took['peak_gb']:.2f} |" for name, took in found.items()]
 
 
 def growth_tables(growth: dict[str, Any]) -> list[str]:

@@ -26,6 +26,7 @@ import peaks
 import standard
 from sides import Side, compare
 
+from keel.files.jsonl import write_lines
 from keel.models.machine import multiplies_bf16
 from keel.records import Pair
 
@@ -154,6 +155,23 @@ def works(keel: str, trl: str, trl_ppo: str) -> list[Work]:
             (in_fp32, Side("TRL 1.16 in fp32", trl, "side_trl.py", {"options": plain})),
             build=standard.build_rounds,
         ),
+        Work(
+            "lora",
+            "DPO of an adapter of rank 16",
+            "pairs",
+            4 * standard.BATCH,
+            {"method": "dpo", "steps": 4, **pairs, "learning_rate": 1e-4, "model": "adapter", "adapter": True},
+            (
+                Side("Keel", keel, "side_keel.py", {"options": {"lora": True}}),
+                Side("TRL 1.16 and PEFT, tuned", trl, "side_trl.py", tuned, 5e-3),
+                Side("TRL 1.16 and PEFT, defaults", trl, "side_trl.py", {"options": {}}, 5e-3),
+            ),
+            (
+                Side("Keel in fp32", keel, "side_keel.py", {"options": {"precision": "fp32", "lora": True}}),
+                Side("TRL 1.16 and PEFT in fp32", trl, "side_trl.py", {"options": plain}),
+            ),
+            build=standard.build_with_adapter,
+        ),
     ]
 
 
@@ -194,10 +212,38 @@ def main() -> None:
                 found["gemm_share_in_fp32"] = least / facts["peaks"]["fp32"] / found["seconds_in_fp32"]
             print(json.dumps(found, indent=1), flush=True)
             save(options.out, page.merged(options.out, facts, {work.name: found}, None, order))
+        on_trunk = roles(folder, pairs, log) if not options.only or "roles" in options.only.split(",") else None
         growth = linear(folder, log) if not options.only or "growth" in options.only.split(",") else None
     written = page.merged(options.out, facts, {}, growth, order)
+    if on_trunk is not None:
+        written["roles"] = {"found": on_trunk, "facts": facts}
     save(options.out, written)
     print(page.text(written))
+
+
+def roles(folder: Path, pairs: list[Pair], log: Any) -> dict[str, Any]:
+    """PPO of four roles on one trunk of 135 M, beside four separate models and beside SFT of an adapter."""
+    place = folder / "roles-work"
+    place.mkdir()
+    standard.build_models(place, pairs, standard.SMALL)
+    standard.build_data(place, pairs, 16)
+    standard.build_adapters(place)
+    rows = [json.loads(line) for line in (place / "pairs.jsonl").open()]
+    write_lines(place / "shown.jsonl", ({"prompt": r["prompt"], "completion": r["chosen"]} for r in rows))
+    proximal = {"method": "ppo", "steps": 1, "rollout": 16, "batch": 8, "learning_rate": 1e-5}
+    asked: dict[str, dict[str, Any]] = {
+        "PPO, four roles on one trunk": {**proximal, "reward": "reward-adapter", "options": {"lora": True}},
+        "PPO, four separate models": {**proximal, "options": {}},
+        "SFT of an adapter": {**proximal, "method": "sft", "steps": 2, "options": {"lora": True}},
+    }
+    found: dict[str, Any] = {}
+    for name, request in asked.items():
+        process = Side(name, sys.executable, "side_keel.py", {}).start(place, log)
+        runs = [process.run(request) for _ in range(3)]
+        process.stop()
+        found[name] = {"seconds": min(run["seconds"] for run in runs[1:]), "peak_gb": max(r["peak_gb"] for r in runs)}
+        print(name, found[name], flush=True)
+    return found
 
 
 def save(file: Path, written: dict[str, Any]) -> None:

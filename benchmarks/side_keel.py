@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from worker import serve
 
-from keel.config import BestOfNConfig, DPOConfig, PPOConfig, RewardConfig
+from keel.config import BestOfNConfig, DPOConfig, PPOConfig, RewardConfig, SFTConfig
 from keel.engine import forward
-from keel.methods import best_of_n, dpo, ppo, reward
+from keel.methods import best_of_n, dpo, ppo, reward, sft
 from keel.models import checkpoints
 from keel.records import Bundle, Completion
 
@@ -28,11 +28,13 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
 
 def pairs(request: dict[str, Any], out: Path) -> dict[str, Any]:
     """DPO or a reward model; seconds are those of the loop, the reference's log-probabilities included."""
-    method, config = {"dpo": (dpo, DPOConfig), "reward": (reward, RewardConfig)}[request["method"]]
+    method, config = {"dpo": (dpo, DPOConfig), "reward": (reward, RewardConfig), "sft": (sft, SFTConfig)}[
+        request["method"]
+    ]
     result = method.train(
         config(
-            model=f"{FOLDER}/model",
-            data=f"{FOLDER}/pairs.jsonl",
+            model=f"{FOLDER}/{request.get('model', 'model')}",
+            data=f"{FOLDER}/{'shown' if method is sft else 'pairs'}.jsonl",
             out=out,
             steps=request["steps"],
             batch_size=request["batch"],
@@ -51,7 +53,7 @@ def proximal(request: dict[str, Any], out: Path) -> dict[str, Any]:
     result = ppo.train(
         PPOConfig(
             model=f"{FOLDER}/model",
-            reward=f"{FOLDER}/reward",
+            reward=f"{FOLDER}/{request.get('reward', 'reward')}",
             prompts=f"{FOLDER}/prompts.jsonl",
             out=out,
             steps=request["steps"],
@@ -156,7 +158,15 @@ def metrics(folder: Path, name: str) -> list[float]:
     return [json.loads(line)[name] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-WORKS = {"dpo": pairs, "reward": pairs, "ppo": proximal, "best": best, "passes": passes, "adapters": adapters}
+WORKS = {
+    "dpo": pairs,
+    "reward": pairs,
+    "sft": pairs,
+    "ppo": proximal,
+    "best": best,
+    "passes": passes,
+    "adapters": adapters,
+}
 
 if __name__ == "__main__":
     FOLDER = sys.argv[1]

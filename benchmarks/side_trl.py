@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from datasets import load_dataset
+from peft import PeftModel
 from torch.utils.data import SequentialSampler
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer
@@ -69,6 +70,8 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
             model = AutoModelForCausalLM.from_pretrained(
                 f"{FOLDER}/model", dtype=getattr(torch, request.get("dtype", "float32"))
             )
+            if request.get("adapter"):
+                model = PeftModel.from_pretrained(model, f"{FOLDER}/adapter", is_trainable=True)
             began = time.perf_counter()
             trainer: Any = DPO(model, None, DPOConfig(**shared), train_dataset=data, processing_class=tokenizer)
         else:

@@ -16,12 +16,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from keel import world
+from keel.config import Adapting, Machine
 from keel.data import checks
 from keel.data.source import open_source
 from keel.demo.model import new_tokenizer
 from keel.engine.batches import Batches, prompt_of
 from keel.files.jsonl import write_lines
 from keel.models import checkpoints
+from keel.models.adapters import Settings, Trunk
+from keel.models.heads import scalar_head
+from keel.models.roles import Role
 from keel.records import Bundle, Pair
 from keel.text.tokenisation import Text
 
@@ -29,6 +33,17 @@ BATCH = 8
 ROUNDS_BATCH = 24
 """Pairs in a batch where six stand on each prompt."""
 MAX_LENGTH = 512
+SMALL: dict[str, Any] = {
+    "vocab_size": 49_152,
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}
+"""A shape of 135 M parameters."""
 SEED = 0
 
 
@@ -64,6 +79,25 @@ def build_models(
             scalar = LlamaForSequenceClassification(LlamaConfig(**shape, dtype=dtype, num_labels=1)).to(dtype)
             checkpoints.save(scalar, text, folder / "reward")
     return sum(p.numel() for p in model.parameters())
+
+
+def build_adapters(folder: Path) -> None:
+    """Write `adapter/` and `reward-adapter/` on the model there: B is zero in both, the head random."""
+    machine = Machine(device="cpu", precision="fp32")
+    text = checkpoints.load_text(f"{folder}/model")
+    causal = checkpoints.load_policy(f"{folder}/model", machine)
+    scalar = checkpoints.new_scalar_model(f"{folder}/model", machine, None)
+    scalar_head(scalar).weight.data.normal_(std=0.02, generator=torch.Generator().manual_seed(SEED))
+    for name, model in (("adapter", causal), ("reward-adapter", scalar)):
+        trunk = Trunk.of(model, f"{folder}/model")
+        trunk.add("policy", Settings.of(Adapting(lora=True), model), SEED)
+        Role("policy", model, trunk=trunk, adapter="policy").save(text, folder / name)
+
+
+def build_with_adapter(folder: Path, pairs: list[Pair], count: int) -> None:
+    """As `build_data`, with the adapters of `build_adapters` on the standard model."""
+    build_data(folder, pairs, count)
+    build_adapters(folder)
 
 
 def build_data(folder: Path, pairs: list[Pair], count: int) -> None:

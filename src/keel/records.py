@@ -132,9 +132,17 @@ class Completion:
     text: str = ""
     logps: torch.Tensor | None = None
     answer: Answer | None = None
+    _key: tuple[int, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """Return the ids as a tuple, made once: it tells equal completions, which are computed once."""
+        if self._key is None:
+            self._key = tuple(self.ids)
+        return self._key
 
 
 @dataclass(slots=True)
@@ -149,6 +157,14 @@ class Bundle:
     prompt: Prompt = ""
     margin: float = 0.0
     origin: Origin = field(default_factory=Origin)
+    _key: tuple[int, ...] | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """Return the prompt's ids as a tuple, made once: it tells bundles of one prompt, which is computed once."""
+        if self._key is None:
+            self._key = tuple(self.prompt_ids)
+        return self._key
 
 
 def lengths_of(bundles: list[Bundle]) -> torch.Tensor:

@@ -73,4 +73,4 @@ class Batches(Generic[T]):
 
 def prompt_of(bundle: Bundle) -> int:
     """Return a hash of the prompt, which all its pairs have in common."""
-    return hash(tuple(bundle.prompt_ids))
+    return hash(bundle.key)

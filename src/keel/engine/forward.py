@@ -167,7 +167,7 @@ def _each_once(bundles: Sequence[Bundle]) -> tuple[Sequence[Bundle], list[int] |
 
     The places are None if nothing occurs twice.
     """
-    keys = [(tuple(b.prompt_ids), tuple(c.ids)) for b in bundles for c in b.completions]
+    keys = [(b.key, c.key) for b in bundles for c in b.completions]
     if not PACK or (len({prompt for prompt, _ in keys}) == len(bundles) and len(set(keys)) == len(keys)):
         return bundles, None
     found: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
@@ -203,7 +203,7 @@ def micro_batches(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int
     length go together. Losses are divided by the count of the whole batch, so the cut cannot change a gradient beyond
     rounding.
     """
-    prompts = [tuple(bundle.prompt_ids) for bundle in bundles]
+    prompts = [bundle.key for bundle in bundles]
     longest: dict[tuple[int, ...], int] = {}
     for bundle, prompt in zip(bundles, prompts, strict=True):
         longest[prompt] = max(longest.get(prompt, 0), width_of(bundle))
@@ -214,7 +214,7 @@ def micro_batches(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int
     while start < len(order):
         load, stop = TokenCounter(way, switches), start
         while stop < len(order):
-            tokens = load.add(bundles[order[stop]], prompts[order[stop]])
+            tokens = load.add(bundles[order[stop]])
             if tokens > micro_tokens and stop > start:
                 break
             stop += 1
@@ -231,19 +231,18 @@ class TokenCounter:
         self._seen: dict[tuple[int, tuple[int, ...]], set[tuple[int, ...]]] = {}
         self._once = self._each = self._rows = self._width = 0
 
-    def add(self, bundle: Bundle, prompt: tuple[int, ...] | None = None) -> int:
-        """Add a bundle (`prompt`: its prompt's ids as a tuple, if there is one already); return what all take now."""
-        prompt = tuple(bundle.prompt_ids) if prompt is None else prompt
+    def add(self, bundle: Bundle) -> int:
+        """Add a bundle; return what all take now."""
         for completion in bundle.completions:
-            key = length_band(self._switches, bundle, completion), prompt
+            key = length_band(self._switches, bundle, completion), bundle.key
             if not PACK or key not in self._seen:
-                self._once += len(prompt)
+                self._once += len(bundle.key)
             seen = self._seen.setdefault(key, set())
-            ids = tuple(completion.ids)
+            ids = completion.key
             if not PACK or ids not in seen:
                 self._rows += 1
                 self._once += len(ids)
-                self._each += len(prompt) + len(ids)
+                self._each += len(bundle.key) + len(ids)
                 seen.add(ids)
         self._width = max(self._width, width_of(bundle))
         if self._way is passes.rows:

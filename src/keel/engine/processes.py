@@ -30,7 +30,7 @@ _AT_ONCE = 1 << 24
 # --- which processes there are --------------------------------------------------------------------
 
 
-def join() -> None:
+def join_others() -> None:
     """Join the processes that a launcher has started, as its environment variables say; once per process."""
     if distributed.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return
@@ -64,7 +64,7 @@ def require_enough(rows: int) -> None:
 # --- calls that all make --------------------------------------------------------------------------
 
 
-def gather(mine: T) -> list[T]:
+def from_all(mine: T) -> list[T]:
     """Return every process's object, in the order of their numbers."""
     if count() == 1:
         return [mine]
@@ -136,7 +136,7 @@ def shares_of(bundles: Sequence[Bundle]) -> list[list[int]]:
     """Return the indices of each process's share: alike in tokens, a prompt's bundles together, in order."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, bundle in enumerate(bundles):
-        groups.setdefault(tuple(bundle.prompt_ids), []).append(i)
+        groups.setdefault(bundle.key, []).append(i)
     if len(groups) < count():  # few prompts: sharing the work matters more
         groups = {(i,): [i] for i in range(len(bundles))}
     tokens = [len(b.prompt_ids) + sum(map(len, b.completions)) for b in bundles]
@@ -168,6 +168,6 @@ def divided(bundles: Sequence[Bundle], compute: Callable[[list[Bundle]], list[Te
     found = compute([bundles[i] for i in own]) if own else []
     device = found[0].device if found else torch.device("cpu")
     everything: dict[int, Tensor] = {}
-    for some in gather(dict(zip(own, (x.cpu() for x in found), strict=True))):
+    for some in from_all(dict(zip(own, (x.cpu() for x in found), strict=True))):
         everything |= some
     return [everything[i].to(device) for i in range(len(bundles))]

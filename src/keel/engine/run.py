@@ -53,7 +53,7 @@ _SHOWN = "loss", "accuracy", "rewards/accuracies", "objective/scores", "objectiv
 
 def begin(config: Training) -> None:
     """Join the other processes if there are any, and refuse an --out that cannot be written."""
-    processes.join()
+    processes.join_others()
     processes.from_first(lambda: refuse_existing(config.out, config.resume))
 
 
@@ -253,14 +253,9 @@ class Run:
         """Load the best held-out checkpoint, or keep the last weights; write them to `final/` and read it back."""
         if self._best and self._best["step"] != self.step:
             self.files.load_weights(self._best["step"], self.trained)
-        processes.from_first(self._write_final)
+        processes.from_first(lambda: self.files.save_final(self.trained[self.final_role], self.text))
+        processes.from_first(self._prune)
         self._kept = True
-
-    def _write_final(self) -> None:
-        role = self.trained[self.final_role]
-        role.save(self.text, self.folder / "final")
-        role.require_saved(self.folder / "final")
-        self._prune()
 
     def history(self) -> History:
         """Return what the run has logged, for its verdict."""
@@ -325,12 +320,9 @@ class Run:
     def _write_metrics(self) -> tuple[str, bool]:
         """Write this step's means over all processes; return some to show, and whether any process was told to stop."""
         own = {name: (float(total), count) for name, (total, count) in self._sums.items() if count}
-        everywhere = processes.gather((own, self.signals.asked))
+        everywhere = processes.from_all((own, self.signals.asked))
         self._sums = {}
-        row: dict[str, Any] = {"step": self.step}
-        for name in dict.fromkeys(name for sums, _ in everywhere for name in sums):
-            parts = [sums[name] for sums, _ in everywhere if name in sums]
-            row[name] = sum(total for total, _ in parts) / sum(count for _, count in parts)
+        row = {"step": self.step, **_means([sums for sums, _ in everywhere])}
         if processes.number() == 0:
             self.files.add_metrics(row)
         note = "  ".join(f"{name} {row[name]:.3f}" for name in _SHOWN if name in row)
@@ -348,3 +340,12 @@ class Run:
         rows = [b.origin.row for b in (self._bundles if suspects is None else suspects) if b.origin.row]
         named = f" (rows {', '.join(map(str, rows[:5]))}{', …' if len(rows) > 5 else ''})" if rows else ""
         return RunFailed(f"{why}{named}; no weight was changed by it; the batch is in {evidence}")
+
+
+def _means(everywhere: Sequence[Mapping[str, tuple[float, int]]]) -> dict[str, float]:
+    """Return the means of each process's (total, count) by name."""
+    means = {}
+    for name in dict.fromkeys(name for sums in everywhere for name in sums):
+        parts = [sums[name] for sums in everywhere if name in sums]
+        means[name] = sum(total for total, _ in parts) / sum(count for _, count in parts)
+    return means

@@ -127,6 +127,11 @@ class RunFolder:
         torch.save(state, partial / "state.pt")
         partial.rename(target)
 
+    def save_final(self, role: Role, text: Text) -> None:
+        """Write the weights that the run keeps, and read them back."""
+        role.save(text, self.path / "final")
+        role.require_saved(self.path / "final")
+
     def load(self, step: int, trained: Mapping[str, Role]) -> dict[str, Any]:
         """Load a checkpoint's weights into the models, and return the state saved beside them."""
         state: dict[str, Any] = torch.load(self.checkpoint(step) / "state.pt", weights_only=True)

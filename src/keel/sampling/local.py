@@ -74,7 +74,7 @@ class LocalSampler:
             waiting = deque((bundle, copies) for bundle in order for copies in _shares(n, min(n, max_rows)))
             while waiting:
                 kind(self.model, waiting, min(n, max_rows), max_rows, drawing).run()
-        for found in processes.gather([(index, own[index].completions) for index in share]):
+        for found in processes.from_all([(index, own[index].completions) for index in share]):
             for index, completions in found:
                 own[index].completions = completions
         yield [(index, bundle.completions, "") for index, bundle in enumerate(own)]
