@@ -252,7 +252,7 @@ def test_unknown_command(capfd):
         ("--lr=1e-4", "no option --lr; did you mean --learning-rate?"),
         ("--batchsize", "did you mean --batch-size?"),
         ("--gradient_accumulation_steps", "passes of --micro-tokens tokens"),
-        ("--lora", "no option --lora; see --help"),
+        ("--qlora-bits", "no option --qlora-bits; see --help"),
     ],
 )
 def test_an_option_that_is_none_is_told_with_what_was_meant(command, capfd, flag, meant):

@@ -143,7 +143,7 @@ def _refuse_unknown(flags: list[str], kind: Any) -> None:
         if not name.startswith("--") or name.replace("--no-", "--", 1) in options or name in options:
             continue
         meant = ELSEWHERE.get(name.removeprefix("--").removesuffix("-steps"), "")
-        initials = {"--" + "".join(word[0] for word in option[2:].split("-")): option for option in options}
+        initials = {"--" + "".join(word[0] for word in option[2:].split("-")): option for option in reversed(options)}
         near = [initials[name]] if name in initials else difflib.get_close_matches(name, options, 1, 0.75)
         if not meant and near:
             meant = f"did you mean {near[0]}?"

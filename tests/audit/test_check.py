@@ -352,7 +352,7 @@ def said(stories):
         sampler = LocalSampler(model, text, SamplingOptions(length, max_rows=512), 3)
         return sample(sampler, as_bundles(text, prompts), n, name)
 
-    (openings,) = draw([""], 80, 12, "openings")
+    (openings,) = draw([""], 120, 12, "openings")
     prompts = sorted({c.text for c in openings.completions})
     return draw(prompts, 2, 40, "answers")
 

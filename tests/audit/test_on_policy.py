@@ -29,7 +29,7 @@ def stories(shared):
 
 
 def draw(model, text, prompts, n, name, length=LENGTH, temperature=1.0):
-    sampler = LocalSampler(model, text, SamplingOptions(length, temperature, max_rows=512), 5)
+    sampler = LocalSampler(model, text, SamplingOptions(length, temperature, max_rows=512), 6)
     return sample(sampler, as_bundles(text, prompts), n, name)
 
 

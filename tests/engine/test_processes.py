@@ -191,7 +191,7 @@ def bundles():
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 9])
 def test_shares(monkeypatch, size):
     """Each bundle is in one share; a prompt's bundles are in one if there are prompts enough; loads are alike."""
-    monkeypatch.setattr(processes, "count", lambda: size)
+    monkeypatch.setattr(processes, "world_size", lambda: size)
     some = bundles()
     shares = processes.shares_of(some)
     assert len(shares) == size

@@ -208,7 +208,7 @@ def test_chat_prompts(options, make_model, write_rows, tmp_path):
 # --- the file as demonstrations
 
 
-@pytest.mark.parametrize(("tokenizer", "limit"), [("plain", 40), ("chat", 12)])
+@pytest.mark.parametrize(("tokenizer", "limit"), [("plain", 16), ("chat", 12)])
 def test_the_best_are_imitated_as_they_were_drawn(options, make_model, write_rows, tmp_path, tokenizer, limit):
     """Ids and end are the sampler's, which the text alone does not give: some respelt, some cut."""
     prompts = [f"what can {name} do" for name in ("teddy", "bruno", "mila", "otto", "ida", "leo")]

@@ -77,7 +77,7 @@ def test_ppo_on_recorded_rollouts(train, metrics_of, monkeypatch, options):
     got = metrics_of(train("ppo", **settings, **options).folder)
     for name in ("loss/policy_avg", "loss/value_avg", "objective/kl"):
         assert [row[name] for row in got] == pytest.approx([row[name] for row in expected], abs=1e-4), name
-    assert expected[-1]["objective/kl"] > 0.01
+    assert max(row["objective/kl"] for row in expected) > 0.01
 
 
 @pytest.mark.parametrize("method", PAIRED)

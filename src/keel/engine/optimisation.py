@@ -79,7 +79,7 @@ class Optimisation:
 
     def _add_up(self, role: str) -> None:
         """Add the gradients of all processes up; a process whose share was empty adds zeros."""
-        if processes.count() == 1:
+        if processes.world_size() == 1:
             return
         own = list(self._parameters[role].values())
         moved = torch.tensor([float(p.grad is not None) for p in own])

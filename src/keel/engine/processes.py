@@ -45,20 +45,20 @@ def _leave() -> None:
         distributed.destroy_process_group()
 
 
-def count() -> int:
+def world_size() -> int:
     """Return the number of processes."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def number() -> int:
+def own_rank() -> int:
     """Return this process's number, from 0."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def require_enough(rows: int) -> None:
     """Refuse more processes than there are rows to share out."""
-    if rows < count():
-        raise InputError(f"{count()} processes, but rows to train on: {rows}; start no more processes than rows")
+    if rows < world_size():
+        raise InputError(f"{world_size()} processes, but rows to train on: {rows}; start no more processes than rows")
 
 
 # --- calls that all make --------------------------------------------------------------------------
@@ -66,9 +66,9 @@ def require_enough(rows: int) -> None:
 
 def from_all(mine: T) -> list[T]:
     """Return every process's object, in the order of their numbers."""
-    if count() == 1:
+    if world_size() == 1:
         return [mine]
-    found: list[Any] = [None] * count()
+    found: list[Any] = [None] * world_size()
     with _told():
         distributed.all_gather_object(found, mine)
     return found
@@ -76,10 +76,10 @@ def from_all(mine: T) -> list[T]:
 
 def from_first(make: Callable[[], T]) -> T:
     """Return what the first process makes; only that one calls `make`. An error there is raised in all of them."""
-    if count() == 1:
+    if world_size() == 1:
         return make()
     told: list[Any] = [None]
-    if number() == 0:
+    if own_rank() == 0:
         try:
             told = [(make(), None)]
         except KeelError as error:
@@ -95,7 +95,7 @@ def from_first(make: Callable[[], T]) -> T:
 @torch.no_grad()
 def add_up(tensors: Iterable[Tensor]) -> None:
     """Add tensors up over the processes, in place; sums are made in fp32."""
-    if count() == 1:
+    if world_size() == 1:
         return
     batch: list[Tensor] = []
     for tensor in tensors:
@@ -124,7 +124,7 @@ class _told:  # noqa: N801  (used as a function)
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, RuntimeError) and not isinstance(error, KeelError):
             raise RunFailed(
-                f"process {number()} of {count()} lost the others ({' '.join(str(error).split())[:120]}): one of them "
+                f"process {own_rank()} of {world_size()} lost the others ({' '.join(str(error).split())[:120]}): one of them "
                 "ended or did not answer; see its last lines, then go on with --resume"
             ) from error
 
@@ -137,12 +137,12 @@ def shares_of(bundles: Sequence[Bundle]) -> list[list[int]]:
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, bundle in enumerate(bundles):
         groups.setdefault(bundle.key, []).append(i)
-    if len(groups) < count():  # few prompts: sharing the work matters more
+    if len(groups) < world_size():  # few prompts: sharing the work matters more
         groups = {(i,): [i] for i in range(len(bundles))}
     tokens = [len(b.prompt_ids) + sum(map(len, b.completions)) for b in bundles]
-    loads, shares = [0] * count(), [[] for _ in range(count())]  # type: ignore[var-annotated]
+    loads, shares = [0] * world_size(), [[] for _ in range(world_size())]  # type: ignore[var-annotated]
     for group in sorted(groups.values(), key=lambda g: (-sum(tokens[i] for i in g), g)):
-        least = min(range(count()), key=lambda k: (loads[k], k))
+        least = min(range(world_size()), key=lambda k: (loads[k], k))
         shares[least] += group
         loads[least] += sum(tokens[i] for i in group)
     return [sorted(share) for share in shares]
@@ -150,7 +150,7 @@ def shares_of(bundles: Sequence[Bundle]) -> list[list[int]]:
 
 def own_share(bundles: Sequence[Bundle]) -> list[int]:
     """Return the indices of this process's share."""
-    return shares_of(bundles)[number()] if count() > 1 else list(range(len(bundles)))
+    return shares_of(bundles)[own_rank()] if world_size() > 1 else list(range(len(bundles)))
 
 
 def own_micro_batches(model: nn.Module, bundles: Sequence[Bundle], micro_tokens: int) -> Iterator[MicroBatch]:
@@ -162,7 +162,7 @@ def own_micro_batches(model: nn.Module, bundles: Sequence[Bundle], micro_tokens:
 
 def divided(bundles: Sequence[Bundle], compute: Callable[[list[Bundle]], list[Tensor]]) -> list[Tensor]:
     """Return `compute(bundles)`, a tensor per bundle, of which each process has computed its share."""
-    if count() == 1:
+    if world_size() == 1:
         return compute(list(bundles))
     own = own_share(bundles)
     found = compute([bundles[i] for i in own]) if own else []

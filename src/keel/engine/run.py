@@ -246,7 +246,7 @@ class Run:
 
     def record_samples(self, bundles: Sequence[Bundle], **figures: Tensor) -> None:
         """Append completions to `samples.jsonl`, with named figures [C] whose first entries belong to these bundles."""
-        if processes.number() == 0:
+        if processes.own_rank() == 0:
             self.files.add_samples(self.step + 1, bundles, figures)
 
     def keep(self) -> None:
@@ -323,7 +323,7 @@ class Run:
         everywhere = processes.from_all((own, self.signals.asked))
         self._sums = {}
         row = {"step": self.step, **_means([sums for sums, _ in everywhere])}
-        if processes.number() == 0:
+        if processes.own_rank() == 0:
             self.files.add_metrics(row)
         note = "  ".join(f"{name} {row[name]:.3f}" for name in _SHOWN if name in row)
         return note, any(asked for _, asked in everywhere)

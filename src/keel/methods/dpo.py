@@ -23,7 +23,7 @@ from keel.data import prepare
 from keel.engine import memory, verdict
 from keel.engine.batches import Batches, prompt_of
 from keel.engine.forward import in_batches, sequence_logps
-from keel.engine.processes import divided, number, own_micro_batches
+from keel.engine.processes import divided, own_micro_batches, own_rank
 from keel.engine.run import Run, begin, open_run
 from keel.engine.step0 import require_zero_margin_loss
 from keel.engine.verdict import ReferenceComparison, RunVerdict
@@ -171,7 +171,7 @@ class Kept:
 
     def write(self) -> None:
         """Write what was asked for, unless all of it is in the file."""
-        if number() == 0 and not self._used.keys() <= self._found.keys():
+        if own_rank() == 0 and not self._used.keys() <= self._found.keys():
             self._file.parent.mkdir(parents=True, exist_ok=True)
             partial = self._file.with_name(self._file.name + ".partial")
             save_file(self._used, partial)
