@@ -20,7 +20,7 @@ from torch import nn
 from keel.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig, Training
 from keel.engine import memory, rehearsal
 from keel.engine.adamw import AT_ONCE
-from keel.engine.forward import scalars_at_end, scalars_at_states, sequence_logps, token_scores
+from keel.engine.forward import scalars_at_end, scalars_at_states, token_logps, token_scores
 from keel.engine.scorers import RULE
 from keel.errors import InputError
 from keel.models import adapters, checkpoints, scalar, trials
@@ -35,6 +35,10 @@ from keel.says import say
 
 OTHER = 0.08e9
 """Bytes for what is not reckoned: libraries that are imported later, kernels' buffers, figures, the allocator's gaps."""
+ADAPTING = 0.03e9
+"""Bytes of peft, which is imported for adapters."""
+GAPS = 1.06
+"""What the allocator takes for each byte asked of it: freed blocks do not always fit the next ones."""
 RETAINED = 2e9
 """Bytes of freed memory that the process keeps at most (`machine.keep_freed_memory`)."""
 CLEARLY = 1.1
@@ -73,7 +77,8 @@ class Forecast:
         """Follow the phases: freed memory stays with the process."""
         peak = need = kept = 0.0
         for phase in phases:
-            kept = max(phase.heap, min(kept, phase.heap + RETAINED))
+            heap = GAPS * phase.heap
+            kept = max(heap, min(kept, heap + RETAINED))
             need = max(need, kept + phase.held)
             peak = max(peak, kept + phase.held + phase.passing)
         return Forecast(base + OTHER + peak, OTHER + need, base)
@@ -213,7 +218,6 @@ def _roles(config: Training) -> _Cast:
     model = rehearsal.outline(config.model, config)
     as_scalar = scalar.sharing(model, config.trust_remote_code) if not isinstance(config, SFTConfig | DPOConfig) else None
     passing = _passes(config)
-    models: list[nn.Module] = []
     if config.lora:
         _adapted(cast, config, model, as_scalar, passing)
     elif isinstance(config, RewardConfig):
@@ -235,10 +239,10 @@ def _roles(config: Training) -> _Cast:
             value = scalar.sharing(rehearsal.outline(source, config), config.trust_remote_code)
             cast.load(source, config, value)
             cast.trained.append((Role("value", value), passing[1]))
-    models = list({id(m): m for m in (*(role.model for role, _ in cast.trained), cast.policy) if m is not None}.values())
-    rehearsal.fake(models)
-    for one in models:
-        rehearsal.assume(one)
+    rehearsal.fake([role.model for role, _ in cast.trained])
+    for role, _ in cast.trained:
+        with role.active() as one:
+            rehearsal.assume(one)
     return cast
 
 
@@ -248,7 +252,7 @@ def _passes(config: Training) -> list[memory.ModelPass]:
         return [lambda m, b: token_scores(m, b, config.temperature).logps, scalars_at_states]
     if isinstance(config, RewardConfig):
         return [scalars_at_end]
-    return [sequence_logps if isinstance(config, DPOConfig) else lambda m, b: token_scores(m, b).logps]
+    return [token_logps if isinstance(config, DPOConfig) else lambda m, b: token_scores(m, b).logps]
 
 
 def _adapted(
@@ -299,7 +303,7 @@ def forecast(
 
 
 def _phases(config: Training, cast: _Cast, step: float, sampling: float, held_out: bool) -> Iterator[Phase]:
-    heap = held = 0.0
+    heap, held = ADAPTING if config.lora else 0.0, 0.0
     for size, stored in cast.loads:
         heap, held = (heap + size, held) if stored else (heap, held + size)
         yield Phase(heap, held, stored)

@@ -35,15 +35,16 @@ _ASKED = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.defau
 
 
 class Live(TorchDispatchMode):
-    """Count of the bytes in live storages that were made under it."""
+    """Count of the bytes in live storages that were made under it; with `answers`, numbers are not asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, answers: bool = False) -> None:
         super().__init__()
+        self._answers = answers
         self.now = self.peak = 0
         self._known: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _ASKED:
+        if self._answers and func in _ASKED:
             return True
         out = func(*args, **(kwargs or {}))
         for x in out if isinstance(out, tuple | list) else (out,):
@@ -69,7 +70,7 @@ class Live(TorchDispatchMode):
 @contextmanager
 def pretending() -> Iterator[Live]:
     """Run operations on fake tensors within the context, and count their bytes."""
-    with _FAKE, Live() as live:
+    with _FAKE, Live(answers=True) as live:
         yield live
 
 
@@ -105,22 +106,19 @@ def outline(name: str, machine: Machine) -> nn.Module:
 
 def fake(models: Sequence[nn.Module]) -> None:
     """Replace all weights by fake ones; what is shared stays shared."""
-    known: dict[int, Any] = {}
+    known: dict[int, tuple[Tensor, Tensor]] = {}  # both are held, so that no other tensor gets their ids
 
     def of(x: Tensor) -> Tensor:
-        with _FAKE:
-            return torch.empty(x.shape, dtype=x.dtype, device="cpu")
+        if id(x) not in known:
+            with _FAKE:
+                new = torch.empty(x.shape, dtype=x.dtype, device="cpu")
+            new = nn.Parameter(new, requires_grad=x.requires_grad) if isinstance(x, nn.Parameter) else new
+            known[id(x)] = known[id(new)] = x, new
+        return known[id(x)][1]
 
     for module in [m for model in models for m in model.modules()]:
-        for key, weight in module._parameters.items():
-            if weight is not None:
-                found = known.get(id(weight)) or nn.Parameter(of(weight), requires_grad=weight.requires_grad)
-                known[id(weight)] = known[id(found)] = found
-                module._parameters[key] = found
-        for key, buffer in module._buffers.items():
-            if buffer is not None and id(buffer) not in known:
-                module._buffers[key] = of(buffer)
-                known[id(module._buffers[key])] = module._buffers[key]
+        for own in (module._parameters, module._buffers):
+            own.update({key: of(x) for key, x in own.items() if x is not None})  # type: ignore[arg-type, misc]
 
 
 def assume(model: Any) -> None:
@@ -180,15 +178,21 @@ def rehearse(trained: Trained, batch: Sequence[Bundle], micro_tokens: int) -> in
     first = trained[0][0].model
     micros = [m.bundles for m in micro_batches(first, batch, micro_tokens)]
     largest = _merged(first, max(micros, key=partial(computed_tokens, first)))
-    with pretending() as live, torch.enable_grad():
-        for _ in micros[:2]:  # in the second one, there are gradients to add to
+    with pretending() as live:
+        run_passes(trained, [largest] * min(2, len(micros)))  # in the second, there are gradients to add to
+    return live.peak
+
+
+def run_passes(trained: Trained, micros: Sequence[list[Bundle]]) -> None:
+    """Run forward and backward passes over micro-batches, in the order of training, and drop the gradients."""
+    with torch.enable_grad():
+        for bundles in micros:
             for role, passing in trained:
                 with role.active() as model:
-                    passing(model, largest).sum().backward()
+                    passing(model, bundles).sum().backward()
     for role, _ in trained:
         for parameter in role.parameters().values():
             parameter.grad = None
-    return live.peak
 
 
 def _merged(model: nn.Module, bundles: list[Bundle]) -> list[Bundle]:
