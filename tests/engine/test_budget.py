@@ -298,6 +298,26 @@ def test_every_training_command_refuses_before_it_loads(train, monkeypatch, meth
         train(method)
 
 
+@pytest.mark.usefixtures("nothing_is_loaded")
+def test_the_command_refuses_with_code_2(monkeypatch, capsys, base, pairs_file, tmp_path):
+    from keel import cli
+
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000.0)
+    given = ["--model", str(base), "--data", str(pairs_file), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    assert cli.main(["dpo", *given]) == 2
+    assert "GB more than now, even with layers computed twice" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+def test_options_that_do_not_apply_are_not_named(configure, monkeypatch):
+    """One bundle cannot be cut, and a run with adapters in bf16 has nothing left to change."""
+    config = configure("sft", lora=True, precision="bf16")
+    assert list(budget._options(config, BATCH[:1], budget.forecast)) == []
+    monkeypatch.setattr(budget, "forecast", None)
+    broken = configure("sft", lora=False, precision="bf16")
+    assert list(budget._options(broken, BATCH[:1], lambda *_, **__: 1 / 0)) == []
+
+
 @pytest.mark.parametrize("method", ["sft", "reward", "dpo", "ppo"])
 def test_a_plan_is_kept(train, monkeypatch, method):
     """The models that are trained compute their layers twice, and nothing is reckoned a second time."""

@@ -1,13 +1,14 @@
 """Memory of a whole run, foretold from configs and data before any weight is loaded.
 
-A run's memory is its base (the process as it is), the models, what is kept for the updates (AdamW's moments, fp32 copies)
-and what a step needs, which is rehearsed on fake tensors (`engine/rehearsal.py`). Its phases follow one another: loading,
-the optimisers' making, sampling, steps, the end, which reads the saved weights back. The peak is that of the largest.
-Weights in the files' own precision are read in place, mapped from the file; others are converted beside it.
+A run takes its base (the process as it is), the models, AdamW's moments and fp32 copies of what is trained, and what a
+step holds, which is rehearsed on fake tensors (`engine/rehearsal.py`). The phases are: loading, making the optimisers,
+sampling, the steps, and the end, which reads the saved weights back. The largest phase is the peak. Weights in their
+file's own precision stay mapped from it; others are converted beside it. On a GPU the step is rehearsed as on a CPU.
 """
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,15 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from keel.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig, Training
+from keel.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
 from keel.engine import memory, rehearsal
 from keel.engine.adamw import AT_ONCE
 from keel.engine.forward import scalars_at_end, scalars_at_states, token_logps, token_scores
 from keel.engine.scorers import RULE
 from keel.errors import InputError
-from keel.models import adapters, checkpoints, scalar, trials
+from keel.models import adapters, checkpoints, scalar
 from keel.models.adapters import Settings, Trunk
-from keel.models.attempt import FAILED
 from keel.models.heads import scalar_head
 from keel.models.limits import positions
 from keel.models.machine import device_of
@@ -34,18 +34,20 @@ from keel.records import Bundle
 from keel.says import say
 
 OTHER = 0.08e9
-"""Bytes for what is not reckoned: libraries that are imported later, kernels' buffers, figures, the allocator's gaps."""
+"""Bytes for what is not reckoned: libraries that are imported later, kernels' buffers, figures."""
 ADAPTING = 0.03e9
 """Bytes of peft, which is imported for adapters."""
 GAPS = 1.06
-"""What the allocator takes for each byte asked of it: freed blocks do not always fit the next ones."""
+"""Bytes that the allocator takes for each one asked of it: freed blocks do not always fit the next ones."""
 RETAINED = 2e9
 """Bytes of freed memory that the process keeps at most (`machine.keep_freed_memory`)."""
 CLEARLY = 1.1
 """A run is refused if it takes more than this many times what is free; nearer to it, the forecast may be wrong."""
-STEPS = 20_000
+BATCHES_SEEN = 20_000
 """Steps whose batches are looked at."""
 
+Command = SFTConfig | RewardConfig | DPOConfig | PPOConfig
+"""Config of a training command."""
 Cache = Callable[[nn.Module], float]
 """Function from the outlined policy to the bytes that sampling takes."""
 
@@ -92,7 +94,7 @@ class Plan:
     known: bool = True
     """False if the model's kind could not be rehearsed: memory is then reckoned once it is loaded."""
 
-    def settle(self, trained: rehearsal.Trained, config: Training, bundles: Sequence[Bundle], more: float = 0) -> None:
+    def settle(self, trained: rehearsal.Trained, config: Command, bundles: Sequence[Bundle], more: float = 0) -> None:
         """Make the loaded models compute as planned; if nothing could be foretold, reckon with them now.
 
         `bundles` are all that are trained on, `more` are bytes that the method adds.
@@ -105,7 +107,7 @@ class Plan:
                 memory.checkpoint_layers(role.model)
 
 
-def limit_ahead(name: str, config: Training) -> int | None:
+def limit_ahead(name: str, config: Command) -> int | None:
     """Return how many tokens a model can read (`limits.positions`) before it is loaded.
 
     If no model can be made of its config.json, loading it says why.
@@ -117,9 +119,7 @@ def limit_ahead(name: str, config: Training) -> int | None:
         return positions(load(name, config))
 
 
-def plan(
-    config: Training, steps: Iterable[list[Bundle]], held_out: bool, cache: Cache | None = None
-) -> Plan:
+def plan(config: Command, steps: Iterable[list[Bundle]], held_out: bool, cache: Cache | None = None) -> Plan:
     """Say what a run will take beside what is free; refuse it before it loads a weight if that is clearly too much.
 
     `steps` are the batches of the run; the largest counts. Layers are computed twice if the run fits only so.
@@ -129,7 +129,9 @@ def plan(
     reckon = partial(forecast, batch=batch, held_out=held_out, cache=cache)
     try:
         first = reckon(config)
-    except (*FAILED, OSError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # a family's own code, on tensors that it does not expect
         say(f"memory: not foretold for this kind of model ({type(error).__name__}); it is reckoned once it is loaded")
         return Plan(known=False)
     told = f"memory: the run takes about {_gb(first.peak)} at its peak"
@@ -145,8 +147,8 @@ def plan(
     found = [f"{name}: {_gb(one.need)}" for name, one in _options(config, batch, reckon) if one.need <= free]
     remedy = f"it would fit with {'; or '.join(found)}" if found else "use a smaller model or a larger machine"
     raise InputError(
-        f"memory: the run takes about {_gb(light.need)} more than now, even with layers computed twice; {_gb(free)} are "
-        f"free; {remedy}"
+        f"memory: the run takes about {_gb(light.need)} more than now, even with layers computed twice; "
+        f"{_gb(free)} are free; {remedy}"
     )
 
 
@@ -155,7 +157,7 @@ def _gb(count: float) -> str:
 
 
 def _options(
-    config: Training, batch: Sequence[Bundle], reckon: Callable[..., Forecast]
+    config: Command, batch: Sequence[Bundle], reckon: Callable[..., Forecast]
 ) -> Iterator[tuple[str, Forecast]]:
     """Yield options that lower what a run takes, each alone, then all together, with the forecast under each."""
     changes: list[tuple[str, dict[str, Any]]] = []
@@ -167,14 +169,14 @@ def _options(
     if not config.lora:
         changes.append(("--lora", {"lora": True}))
     combined: dict[str, Any] = {}
-    names: list[str] = []
-    for name, change in changes:
-        yield name, reckon(config.model_copy(update=change), twice=True)
-    for name, change in changes:
+    for _, change in changes:
         combined |= change
-        names.append(name)
-        if len(names) > 1:
-            yield " ".join(names), reckon(config.model_copy(update=combined), twice=True)
+    several = [(" ".join(name for name, _ in changes), combined)] if len(changes) > 1 else []
+    for name, change in [*changes, *several]:
+        try:
+            yield name, reckon(config.model_copy(update=change), twice=True)
+        except Exception:  # a model that cannot be trained so: without linear layers, for one
+            continue
 
 
 def tokens_of(bundle: Bundle) -> int:
@@ -183,10 +185,10 @@ def tokens_of(bundle: Bundle) -> int:
 
 
 def largest_batch(steps: Iterable[list[Bundle]]) -> list[Bundle]:
-    """Return the batch with the most tokens among the first `STEPS`."""
+    """Return the batch with the most tokens among the first `BATCHES_SEEN`."""
     best: list[Bundle] = []
     most = -1
-    for _, batch in zip(range(STEPS), steps, strict=False):
+    for _, batch in zip(range(BATCHES_SEEN), steps, strict=False):
         size = sum(map(tokens_of, batch))
         if size > most:
             best, most = batch, size
@@ -205,18 +207,20 @@ class _Cast:
     trained: list[tuple[Role, memory.ModelPass]] = field(default_factory=list)
     policy: nn.Module | None = None
 
-    def load(self, name: str, config: Training, model: nn.Module) -> None:
+    def load(self, name: str, config: Command, model: nn.Module) -> None:
         """Note a model that is read from a folder."""
         size = float(rehearsal.bytes_of_model(model))
         stored = rehearsal.stored_bytes(name, model)
         self.loads.append((size, stored))
 
 
-def _roles(config: Training) -> _Cast:
+def _roles(config: Command) -> _Cast:
     """Outline the roles of a method."""
     cast = _Cast()
     model = rehearsal.outline(config.model, config)
-    as_scalar = scalar.sharing(model, config.trust_remote_code) if not isinstance(config, SFTConfig | DPOConfig) else None
+    as_scalar = (
+        scalar.sharing(model, config.trust_remote_code) if not isinstance(config, SFTConfig | DPOConfig) else None
+    )
     passing = _passes(config)
     if config.lora:
         _adapted(cast, config, model, as_scalar, passing)
@@ -246,7 +250,7 @@ def _roles(config: Training) -> _Cast:
     return cast
 
 
-def _passes(config: Training) -> list[memory.ModelPass]:
+def _passes(config: Command) -> list[memory.ModelPass]:
     """Return the passes of a method's trained roles."""
     if isinstance(config, PPOConfig):
         return [lambda m, b: token_scores(m, b, config.temperature).logps, scalars_at_states]
@@ -255,9 +259,7 @@ def _passes(config: Training) -> list[memory.ModelPass]:
     return [token_logps if isinstance(config, DPOConfig) else lambda m, b: token_scores(m, b).logps]
 
 
-def _adapted(
-    cast: _Cast, config: Training, model: nn.Module, as_scalar: Any, passing: list[memory.ModelPass]
-) -> None:
+def _adapted(cast: _Cast, config: Command, model: nn.Module, as_scalar: Any, passing: list[memory.ModelPass]) -> None:
     """Outline roles that are adapters on one trunk."""
     folder = checkpoints.resolve(config.model)
     own = adapters.is_adapter(folder)
@@ -287,7 +289,7 @@ def _adapted(
 
 
 def forecast(
-    config: Training, batch: Sequence[Bundle], held_out: bool, cache: Cache | None = None, twice: bool = False
+    config: Command, batch: Sequence[Bundle], held_out: bool, cache: Cache | None = None, twice: bool = False
 ) -> Forecast:
     """Return what a run with this largest batch takes. Nothing of the models but their config.json is read."""
     cast = _roles(config)
@@ -302,7 +304,7 @@ def forecast(
     return Forecast.of(_phases(config, cast, step, sampling, held_out), base=_base(config))
 
 
-def _phases(config: Training, cast: _Cast, step: float, sampling: float, held_out: bool) -> Iterator[Phase]:
+def _phases(config: Command, cast: _Cast, step: float, sampling: float, held_out: bool) -> Iterator[Phase]:
     heap, held = ADAPTING if config.lora else 0.0, 0.0
     for size, stored in cast.loads:
         heap, held = (heap + size, held) if stored else (heap, held + size)
@@ -325,7 +327,7 @@ def _phases(config: Training, cast: _Cast, step: float, sampling: float, held_ou
         yield Phase(heap + first, held, stored) if stored else Phase(heap, held + first)
 
 
-def _base(config: Training) -> float:
+def _base(config: Command) -> float:
     """Return what the process takes now; on a GPU that is no part of what is free there."""
     if device_of(config).type != "cpu":
         return 0.0
@@ -333,4 +335,4 @@ def _base(config: Training) -> float:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
         return 0.0
-    return float(pages * memory.resource.getpagesize())
+    return float(pages * resource.getpagesize())

@@ -132,7 +132,9 @@ def assume(model: Any) -> None:
     ids = [i % limits.vocabulary_of(model) for i in range(1, 7)]
     bundles = [Bundle(ids[:3], [Completion(ids[3:4]), Completion(ids[3:6])])]
     with pretending(), torch.no_grad():
-        if trials._reach(model, bundles, ways) or isinstance(attempt(partial(passes.packed, model, bundles)), Exception):
+        if trials._reach(model, bundles, ways) or isinstance(
+            attempt(partial(passes.packed, model, bundles)), Exception
+        ):
             ways.together, ways.reach = passes.rows, 0
     trials._WAYS[model] = ways
 
@@ -150,7 +152,9 @@ def stored_bytes(name: str, model: Any) -> float:
     folder = checkpoints.resolve(name)
     if adapters.is_adapter(folder):
         return stored_bytes(adapters.base_of(folder), model)
-    stored = _STORED.get(str(folders.config_of(folder, name).get("dtype") or folders.config_of(folder, name).get("torch_dtype")))
+    stored = _STORED.get(
+        str(folders.config_of(folder, name).get("dtype") or folders.config_of(folder, name).get("torch_dtype"))
+    )
     own = next(model.parameters()).dtype
     if stored is None or stored == own:
         return 0.0

@@ -97,7 +97,9 @@ class Packing:
         """Return the mask to add to a span's scores over [what it sees; itself]: [queries, keys]."""
         key = (span.parts, span.seen, dtype)
         if key not in self._masks:
-            part = torch.arange(len(span.parts)).repeat_interleave(torch.tensor(span.parts), output_size=sum(span.parts))
+            part = torch.arange(len(span.parts)).repeat_interleave(
+                torch.tensor(span.parts), output_size=sum(span.parts)
+            )
             visible = ((part == 0) | (part[:, None] == part)).tril()[span.seen :]
             self._masks[key] = torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, float("-inf"))
         return self._masks[key]
