@@ -343,6 +343,14 @@ def test_a_model_that_cannot_be_rehearsed_is_reckoned_once_it_is_loaded(train, m
     assert "not foretold for this kind of model (NotImplementedError)" in capsys.readouterr().err
 
 
+def test_code_of_folders_is_not_rehearsed(base):
+    """It may keep tensors for later calls (`functools.cache`), and these would be fake."""
+    model = rehearsal.outline(str(base), CPU)
+    model.__class__ = type("Own", (type(model),), {"__module__": "transformers_modules.own"})
+    with pytest.raises(NotImplementedError, match="Own"):
+        rehearsal.fake([model])
+
+
 def test_positions_are_known_before_loading(make_model, configure):
     folder = make_model("gpt2", n_positions=32)
     assert budget.limit_ahead(str(folder), configure("sft")) == 32
