@@ -124,8 +124,8 @@ class _told:  # noqa: N801  (used as a function)
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, RuntimeError) and not isinstance(error, KeelError):
             raise RunFailed(
-                f"process {own_rank()} of {world_size()} lost the others ({' '.join(str(error).split())[:120]}): one of them "
-                "ended or did not answer; see its last lines, then go on with --resume"
+                f"process {own_rank()} of {world_size()} lost the others ({' '.join(str(error).split())[:120]}): one "
+                "of them ended or did not answer; see its last lines, then go on with --resume"
             ) from error
 
 

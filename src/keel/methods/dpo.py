@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from keel import objectives, stats
 from keel.config import DPOConfig
 from keel.data import prepare
-from keel.engine import memory, verdict
+from keel.engine import budget, verdict
 from keel.engine.batches import Batches, prompt_of
 from keel.engine.forward import in_batches, sequence_logps
 from keel.engine.processes import divided, own_micro_batches, own_rank
@@ -29,7 +29,6 @@ from keel.engine.step0 import require_zero_margin_loss
 from keel.engine.verdict import ReferenceComparison, RunVerdict
 from keel.errors import InputError
 from keel.models import checkpoints
-from keel.models.limits import positions
 from keel.models.roles import Role, load_policy_and_reference
 from keel.objectives import Metrics
 from keel.records import Bundle, Result, lengths_of
@@ -41,25 +40,27 @@ def train(config: DPOConfig) -> Result:
     """Minimise `objectives.dpo_loss` over the pairs, the reference frozen."""
     begin(config)
     text = checkpoints.load_text(config.model, config)
-    policy, reference = load_policy_and_reference(config, config.model)
-    data = prepare.pairs(config, config.data, text, positions(policy.model))
+    data = prepare.pairs(config, config.data, text, budget.limit_ahead(config.model, config))
     say(data.report)
+    numbered = range(len(data.train))
+    batches = Batches(numbered, config.batch_size, config.seed, together=lambda i: prompt_of(data.train[i]))
+    steps = batches.steps(config.epochs, config.steps)
+    each = ([data.train[i] for i in batches.of(step)] for step in range(steps))
+    plan = budget.plan(config, each, bool(data.held_out))
+    policy, reference = load_policy_and_reference(config, config.model)
     if config.reference is not None:
         other = checkpoints.load_text(config.reference, config)
         checkpoints.require_same_tokens(text, other, data.train, config.reference)
         reference = Role("reference", checkpoints.load_policy(config.reference, config), trained=False)
         checkpoints.same_vocabulary(policy.model, reference.model, config.reference)
     policy_hash, reference_hash = policy.identity(), reference.identity()
-    largest = memory.largest_pass(policy.model, data.train, config.batch_size, config.micro_tokens)
-    memory.require([(policy, sequence_logps)], largest)
-    numbered = range(len(data.train))
-    batches = Batches(numbered, config.batch_size, config.seed, together=lambda i: prompt_of(data.train[i]))
+    plan.settle([(policy, sequence_logps)], config, data.train)
     run = open_run(
         "dpo",
         config,
         [policy],
         text,
-        total_steps=batches.steps(config.epochs, config.steps),
+        total_steps=steps,
         manifest={
             "policy": policy_hash,
             "reference": reference_hash,

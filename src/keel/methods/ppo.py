@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from keel import objectives, stats
 from keel.config import PPOConfig
 from keel.data import lengths, prepare
-from keel.engine import memory, verdict
+from keel.engine import budget, verdict
 from keel.engine.batches import Batches
 from keel.engine.forward import (
     in_batches,
@@ -35,7 +35,6 @@ from keel.engine.scorers import Scorer, load_scorer_beside, require_same_reading
 from keel.engine.step0 import require_unit_ratio, require_zero_kl
 from keel.engine.verdict import ReferenceComparison, RunVerdict
 from keel.models import checkpoints, trials
-from keel.models.limits import positions
 from keel.models.roles import Role, load_policy_and_reference, load_value_role, shares_trunk
 from keel.records import Bundle, Completion, Result, lengths_of
 from keel.sampling import comparison
@@ -81,11 +80,13 @@ def train(config: PPOConfig) -> Result:
     """Maximise score - beta KL(policy || reference) over the prompts' distribution."""
     begin(config)
     text = checkpoints.load_text(config.model, config)
-    roles = load_roles(config)
-    limit = positions(roles.policy.model)
+    limit = budget.limit_ahead(config.model, config)
     data = prepare.prompt_bundles(config, config.prompts, text, lengths.prompt_limit(config, limit))
     say(data.report)
     config = lengths.fitted(config, limit, (len(b.prompt_ids) for b in (*data.train, *data.held_out)))
+    plan = plan_memory(config, data)
+    roles = load_roles(config)
+    settle_memory(plan, config, roles, data.train)
     require_same_reading(roles.scorer, config, config.reward, text, data.train)
     run = start(config, roles, text, data)
     batches = Batches(data.train, min(config.rollout_size, len(data.train)), config.seed)
@@ -124,7 +125,6 @@ def load_roles(config: PPOConfig) -> Roles:
 def start(config: PPOConfig, roles: Roles, text: Text, data: prepare.Prepared) -> Run:
     """Open the run: two trained roles with a learning rate each, Adam's epsilon as PPO wants it, beta as state."""
     policy_hash = roles.policy.identity()
-    _require_memory(config, roles, data.train)
     run = open_run(
         "ppo",
         config,
@@ -147,17 +147,27 @@ def start(config: PPOConfig, roles: Roles, text: Text, data: prepare.Prepared) -
     return run
 
 
-def _require_memory(config: PPOConfig, roles: Roles, prompts: Sequence[Bundle]) -> None:
-    """Require memory for answers of full length, and for keys and values while they are written."""
-    answers = [Completion([at] * config.max_new_tokens) for at in range(config.samples_per_prompt)]
-    full = [replace(b, completions=answers) for b in prompts]
+def plan_memory(config: PPOConfig, data: prepare.Prepared) -> budget.Plan:
+    """Plan memory for answers of full length, and for keys and values while they are written."""
+    longest = sorted(_full(config, data.train), key=budget.tokens_of)[-config.batch_size :]
+    return budget.plan(config, [longest], bool(data.held_out), partial(_cache, config, data.train))
+
+
+def settle_memory(plan: budget.Plan, config: PPOConfig, roles: Roles, prompts: Sequence[Bundle]) -> None:
+    """Make the loaded models compute as planned."""
     with roles.policy.active() as model:
-        cache = cache_bytes(model, prompts, config.samples_per_prompt, config.max_new_tokens, config.max_rows)
-    memory.require(
-        [(roles.policy, token_logps), (roles.value, scalars_at_states)],
-        memory.largest_pass(roles.policy.model, full, config.batch_size, config.micro_tokens),
-        cache,
-    )
+        cache = 0.0 if plan.known else _cache(config, prompts, model)
+    trained = [(roles.policy, token_logps), (roles.value, scalars_at_states)]
+    plan.settle(trained, config, _full(config, prompts), cache)
+
+
+def _full(config: PPOConfig, prompts: Sequence[Bundle]) -> list[Bundle]:
+    answers = [Completion([at] * config.max_new_tokens) for at in range(config.samples_per_prompt)]
+    return [replace(b, completions=answers) for b in prompts]
+
+
+def _cache(config: PPOConfig, prompts: Sequence[Bundle], model: nn.Module) -> float:
+    return cache_bytes(model, prompts, config.samples_per_prompt, config.max_new_tokens, config.max_rows)
 
 
 # --- roll out -------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch import Tensor
 from keel import objectives, stats
 from keel.config import RewardConfig
 from keel.data import prepare
-from keel.engine import memory, verdict
+from keel.engine import budget, verdict
 from keel.engine.batches import Batches, prompt_of
 from keel.engine.forward import in_batches, scalars_at_end
 from keel.engine.processes import divided, own_micro_batches
@@ -23,7 +23,6 @@ from keel.engine.run import Run, begin, open_run
 from keel.engine.step0 import require_zero_margin_loss
 from keel.engine.verdict import RunVerdict, Sample
 from keel.models import checkpoints
-from keel.models.limits import positions
 from keel.models.roles import Role, load_reward_role
 from keel.records import Bundle, Result
 from keel.says import say
@@ -39,18 +38,20 @@ def train(config: RewardConfig) -> Result:
     """Minimise -log sigmoid(r_chosen - r_rejected - margin), averaged over the pairs of each batch."""
     begin(config)
     text = checkpoints.load_text(config.model, config)
-    reward, fresh = load_reward_role(config, config.model, text)
-    data = prepare.pairs(config, config.data, text, positions(reward.model))
+    (checkpoints.borrow_pad if config.lora else checkpoints.ensure_pad)(text)  # before texts are read with it
+    data = prepare.pairs(config, config.data, text, budget.limit_ahead(config.model, config))
     say(data.report)
-    largest = memory.largest_pass(reward.model, data.train, config.batch_size, config.micro_tokens)
-    memory.require([(reward, scalars_at_end)], largest)
     batches = Batches(data.train, config.batch_size, config.seed, together=prompt_of)
+    steps = batches.steps(config.epochs, config.steps)
+    plan = budget.plan(config, map(batches.of, range(steps)), bool(data.held_out))
+    reward, fresh = load_reward_role(config, config.model, text)
+    plan.settle([(reward, scalars_at_end)], config, data.train)
     run = open_run(
         "reward",
         config,
         [reward],
         text,
-        total_steps=batches.steps(config.epochs, config.steps),
+        total_steps=steps,
         manifest={"reward": reward.identity(), **data.facts},
         rows=data.counts,
         rows_eval=data.eval_counts,

@@ -14,14 +14,13 @@ from torch import Tensor
 from keel import stats
 from keel.config import SFTConfig
 from keel.data import prepare
-from keel.engine import memory, verdict
+from keel.engine import budget, verdict
 from keel.engine.batches import Batches
 from keel.engine.forward import micro_batches, token_logps, token_scores
 from keel.engine.processes import divided, own_micro_batches
 from keel.engine.run import Run, begin, open_run
 from keel.engine.verdict import ReferenceComparison, RunVerdict
 from keel.models import checkpoints
-from keel.models.limits import positions
 from keel.models.roles import Role, load_policy_role, load_start
 from keel.records import Bundle, Result
 from keel.sampling import comparison
@@ -33,18 +32,19 @@ def train(config: SFTConfig) -> Result:
     """Minimise the mean negative log-probability per completion token of each batch."""
     begin(config)
     text = checkpoints.load_text(config.model, config)
-    policy = load_policy_role(config, config.model)
-    data = prepare.demonstration_bundles(config, config.data, text, positions(policy.model))
+    data = prepare.demonstration_bundles(config, config.data, text, budget.limit_ahead(config.model, config))
     say(data.report)
-    largest = memory.largest_pass(policy.model, data.train, config.batch_size, config.micro_tokens)
-    memory.require([(policy, token_logps)], largest)
     batches = Batches(data.train, config.batch_size, config.seed)
+    steps = batches.steps(config.epochs, config.steps)
+    plan = budget.plan(config, map(batches.of, range(steps)), bool(data.held_out))
+    policy = load_policy_role(config, config.model)
+    plan.settle([(policy, token_logps)], config, data.train)
     run = open_run(
         "sft",
         config,
         [policy],
         text,
-        total_steps=batches.steps(config.epochs, config.steps),
+        total_steps=steps,
         manifest={"policy": policy.identity(), **data.facts},
         rows=data.counts,
         rows_eval=data.eval_counts,

@@ -97,7 +97,9 @@ class Packing:
         """Return the mask to add to a span's scores over [what it sees; itself]: [queries, keys]."""
         key = (span.parts, span.seen, dtype)
         if key not in self._masks:
-            part = torch.arange(len(span.parts)).repeat_interleave(torch.tensor(span.parts))
+            part = torch.arange(len(span.parts)).repeat_interleave(
+                torch.tensor(span.parts), output_size=sum(span.parts)
+            )
             visible = ((part == 0) | (part[:, None] == part)).tril()[span.seen :]
             self._masks[key] = torch.zeros(visible.shape, dtype=dtype).masked_fill(~visible, float("-inf"))
         return self._masks[key]
@@ -376,12 +378,12 @@ class _Asked:
 
     def made(self, mask: Tensor, size: int | None) -> None:
         """Record a mask that was made; `size` is None if it shows everything before a token."""
-        self._masks[mask.untyped_storage().data_ptr()] = size
+        self._masks[mask.untyped_storage()._cdata] = size
         self._held.append(mask)  # so that no other mask gets its address
 
     def used(self, mask: Tensor | None) -> None:
         """Record the window of a mask given to a layer; 0 if the mask was not made by the interface."""
-        if mask is not None and (size := self._masks.get(mask.untyped_storage().data_ptr(), 0)) is not None:
+        if mask is not None and (size := self._masks.get(mask.untyped_storage()._cdata, 0)) is not None:
             self.windows.append(size)
 
 
