@@ -336,6 +336,7 @@ def test_a_model_that_cannot_be_rehearsed_is_reckoned_once_it_is_loaded(train, m
     def fail(*_, **__):
         raise NotImplementedError
 
+    monkeypatch.setattr(budget, "_at_most", lambda *_: None)
     monkeypatch.setattr(rehearsal, "rehearse", fail)
     monkeypatch.setattr(memory, "require", lambda *arguments: asked.append(arguments))
     train(method, steps=1)
@@ -362,3 +363,20 @@ def test_the_config_names_the_files_precision(base):
     half = model.to(torch.bfloat16)
     assert rehearsal.stored_bytes(str(base), half) == 2 * rehearsal.bytes_of_model(half)
     assert Path(base, "config.json").exists()
+
+
+@pytest.mark.parametrize("method", ["sft", "reward", "dpo", "ppo"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_small_run_is_bounded_and_not_rehearsed(configure, monkeypatch, capsys, method, lora):
+    """The bound lies above the forecast."""
+    config = configure(method, lora=lora)
+    bound, found = budget._at_most(config, BATCH), budget.forecast(config, BATCH, True)
+    assert found.peak < bound < found.peak + 1e9
+    monkeypatch.setattr(budget, "forecast", None)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 17 * bound)
+    assert budget.plan(config, [BATCH], True) == budget.Plan()
+    assert "memory: the run takes less than" in capsys.readouterr().err
+    monkeypatch.setattr(budget, "_at_most", lambda *_: None)
+    monkeypatch.setattr(budget, "forecast", lambda *_, **__: found)
+    budget.plan(config, [BATCH], True)
+    assert "memory: the run takes about" in capsys.readouterr().err

@@ -43,7 +43,7 @@ RETAINED = 2e9
 """Bytes of freed memory that the process keeps at most (`machine.keep_freed_memory`)."""
 CLEARLY = 1.1
 """A run is refused if it takes more than this many times what is free; nearer to it, the forecast may be wrong."""
-SMALL = 1 / 16
+UNREHEARSED = 1 / 16
 """Share of the free memory below which a run is not rehearsed, which takes seconds."""
 BATCHES_SEEN = 20_000
 """Steps whose batches are looked at."""
@@ -129,7 +129,7 @@ def plan(config: Command, steps: Iterable[list[Bundle]], held_out: bool, cache: 
     free = memory.free_bytes(device_of(config))
     batch = largest_batch(steps)
     bound = _at_most(config, batch)
-    if bound is not None and bound < SMALL * free:
+    if bound is not None and bound < UNREHEARSED * free:
         say(f"memory: the run takes less than {_gb(bound)}; {_gb(free)} are free")
         return Plan()
     reckon = partial(forecast, batch=batch, held_out=held_out, cache=cache)
@@ -181,9 +181,16 @@ def _at_most(config: Command, batch: Sequence[Bundle]) -> float | None:
     if not isinstance(layers, int) or not isinstance(width, int) or not isinstance(words, int):
         return None
     tokens = max(config.micro_tokens, *map(tokens_of, batch))
-    rows = config.max_rows * (config.max_new_tokens + config.max_length) if isinstance(config, PPOConfig) else 0
-    written = config.max_rows * words * 4 if rows else 0
-    return _base(config) + OTHER + 30 * stored + 4.0 * (layers * width * (100 * tokens + 2 * rows) + written) + 0.1e9
+    rows, longest = (
+        (config.max_rows, config.max_new_tokens + config.max_length) if isinstance(config, PPOConfig) else (0, 0)
+    )
+    return (
+        _base(config)
+        + OTHER
+        + 30 * stored
+        + 4.0 * (layers * width * (100 * tokens + 2 * rows * longest) + 4 * rows * words)
+        + 0.1e9
+    )
 
 
 def _gb(count: float) -> str:
