@@ -342,28 +342,31 @@ def test_interrupt_saves_and_resumes(train, configure, monkeypatch, capsys, weig
     with monkeypatch.context() as patch:
         fail_at(patch, 2, lambda: signal.raise_signal(number))
         code = cli.main([method, "--config", str(file)])
-    assert code == 130
+    assert code == 128 + number
     assert [signal.getsignal(some) for some in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert (config.out / "checkpoints" / "step-2" / "state.pt").exists()
     assert len(metrics_of(config.out)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
+    name = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}[number]
+    assert last.startswith(f"keel {method}: stopped by {name} after step 2; ")
     assert last.endswith(f"go on with: keel {method} --resume --out {config.out}")
     assert cli.main(last.rpartition("keel ")[2].split()) == 0
     summary = json.loads((config.out / "summary.json").read_text())
     assert_equal_runs(whole, run_module.Result(config.out, summary), weights, metrics_of)
 
 
-def test_second_interrupt_stops_at_once(configure, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_second_interrupt_stops_at_once(configure, monkeypatch, number):
     config = configure("sft")
     file = config.out.with_suffix(".yaml")
     file.write_text(config.to_yaml())
 
     def twice():
         signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
 
     fail_at(monkeypatch, 2, twice)
-    assert cli.main(["sft", "--config", str(file)]) == 130
+    assert cli.main(["sft", "--config", str(file)]) == 128 + number
     assert not (config.out / "checkpoints" / "step-2").exists()
 
 
@@ -506,7 +509,7 @@ def test_separators_inside_a_sample_are_no_line_ends(tmp_path):
     rows = [{"step": s, "completion": "a\u2028b\u0085c"} for s in (1, 2, 3)]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     file.write_text(text + '{"step": 3, "compl\u00e9', encoding="utf-8")
-    RunFolder(tmp_path).forget_after(2)
+    RunFolder(tmp_path, "ppo").forget_after(2)
     assert [json.loads(line) for line in file.read_bytes().split(b"\n") if line] == rows[:2]
 
 

@@ -31,10 +31,9 @@ from torch import Tensor
 from keel.config import Training
 from keel.engine.optimisation import NotFinite, Optimisation, Schedule
 from keel.engine.run_folder import RunFolder
-from keel.engine.signals import Interrupted, Signals
+from keel.engine.signals import Signals
 from keel.engine.verdict import History, RunVerdict
-from keel.errors import KeelError, RunFailed
-from keel.files.jsonl import write_json
+from keel.errors import Interrupted, KeelError, RunFailed
 from keel.files.target import refuse_existing
 from keel.models.machine import described
 from keel.models.roles import Role
@@ -70,12 +69,12 @@ def open_run(
         trained, rates, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, adam_eps=adam_eps
     )
     schedule = Schedule(config.schedule, total_steps, config.warmup)
-    files = RunFolder(config.out)
+    files = RunFolder(config.out, command)
     run = Run(command, config, text, files, optimisation, schedule, Signals(), final_role, rows, rows_eval)
     refuse_existing(files.path, config.resume)
     say(described(optimisation.trained[final_role].model))
     files.require_space(trained, config.keep_checkpoints)
-    if files.open(command, config, manifest):
+    if files.open(config, manifest):
         run.restore()
     return run
 
@@ -143,8 +142,7 @@ class Run:
                 bar.advance(1, note)
                 if self.signals.asked:
                     self.save_checkpoint()
-                    go_on = f"keel {self.command} --resume --out {self.folder}"
-                    raise Interrupted(f"stopped after step {self.step}; go on with: {go_on}")
+                    raise Interrupted(self.signals.asked, f" after step {self.step}; {self.files.go_on()}")
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return the generator for one purpose in this step."""
@@ -247,9 +245,7 @@ class Run:
         """Load the best held-out checkpoint, or keep the last weights; write them to `final/` and read it back."""
         if self._best and self._best["step"] != self.step:
             self.files.load_weights(self._best["step"], self.trained)
-        role = self.trained[self.final_role]
-        role.save(self.text, self.folder / "final")
-        role.require_saved(self.folder / "final")
+        self.files.save_final(self.trained[self.final_role], self.text)
         self._prune()
         self._kept = True
 
@@ -277,7 +273,7 @@ class Run:
             "rows_eval": self.rows_eval.as_dict() if self.rows_eval is not None else None,
             "verdict": verdict.as_dict() if verdict is not None else None,
         }
-        write_json(self.folder / "summary.json", summary)
+        self.files.save_summary(summary)
         for line in verdict.lines() if verdict is not None else ():
             say(line)
         return Result(self.folder, summary)

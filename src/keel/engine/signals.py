@@ -1,31 +1,30 @@
-"""Ctrl-C or SIGTERM during a run: the first finishes the step and saves a checkpoint, the second stops at once.
+"""Ctrl-C or SIGTERM during a command. `docker stop`, Slurm and Kubernetes send SIGTERM before they kill.
 
-`docker stop`, Slurm and Kubernetes send SIGTERM before they kill.
+In a run's steps the first finishes the step and saves a checkpoint, the second stops at once. Elsewhere the first one
+stops: Ctrl-C by Python's own KeyboardInterrupt, SIGTERM by one of the same kind.
 """
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from keel.says import say
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM ended the run after a whole step, with a checkpoint saved."""
+from keel.errors import SENDERS, Interrupted
 
 
 class Signals:
-    """Context that remembers the first signal; `asked` says whether there was one."""
+    """Context that remembers the first signal: `asked` is its number, or None."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked: int | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Signals:
         try:
-            self._previous = {number: signal.signal(number, self._answer) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._previous = {number: signal.signal(number, self._answer) for number in SENDERS}
         except ValueError:  # not in the main thread; only that one can handle signals
             self._previous = {}
         return self
@@ -35,7 +34,28 @@ class Signals:
             signal.signal(number, answer)
 
     def _answer(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        say("interrupted: finishing this step and saving a checkpoint (Ctrl-C again stops at once)")
+        from keel.says import say  # the command line reads this module at its start, and needs no console then
+
+        if self.asked is not None:
+            raise Interrupted(number)
+        self.asked = number
+        name = SENDERS[signal.Signals(number)]
+        say(f"{name}: finishing this step and saving a checkpoint ({name} again stops at once)")
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does; outside the main thread nothing changes."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    try:
+        previous = signal.signal(signal.SIGTERM, stop)
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
