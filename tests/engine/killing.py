@@ -54,12 +54,13 @@ class Counter:
         if name not in FILES or self.inside or not isinstance(arguments[0], str | bytes | os.PathLike):
             return
         path = os.fsdecode(arguments[0])
-        if not path.startswith(self.folder):
+        within = name in ("os.remove", "os.rmdir") and arguments[1] != -1  # rmtree names files by their open folder
+        if not path.startswith(self.folder) and not within:
             return
         if name == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR) == 0:
             return
         self.inside = True
-        self.event(f"{name} {path.removeprefix(self.folder)}")
+        self.event(f"{name} {path.removeprefix(self.folder)} ")
         self.inside = False
 
 
