@@ -732,3 +732,68 @@ def test_answers_are_written_as_json_lines_and_nothing_else(base, prompts_file, 
     flags = ["--model", str(base), "--prompts", str(prompts_file), "--out", str(tmp_path / f"x.{ending}")]
     assert cli.main(["generate", *flags]) == 2
     assert "end the name in .jsonl" in capsys.readouterr().err
+
+
+# --- a run to go on with
+
+
+def test_resume_where_no_run_is_says_so(tmp_path, capfd):
+    """Not what options are missing: they would begin a run, which nobody asked for."""
+    line = refused(
+        ["sft", "--resume", "--out", tmp_path / "gone"], capfd, "no run to resume is there", "--model, --data"
+    )
+    assert line.startswith(f"keel sft: {tmp_path / 'gone'}: ")
+    refused(["sft", "--resume"], capfd, "--resume needs --out, the folder of the run to go on with")
+
+
+def test_resume_with_all_options_begins_a_run_that_is_not_there(command, tmp_path):
+    """A scheduler may give the same call for the first time and for every later one."""
+    assert cli.main([*command("sft"), "--resume"]) == 0
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "config.yaml.partial"])
+def test_a_run_that_was_killed_before_it_began_is_no_obstacle(command, tmp_path, file):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / file).write_text('{"command": "sf')
+    assert cli.main(command("sft")) == 0
+
+
+@pytest.fixture
+def sft_run(command, tmp_path, capfd):
+    """A finished run of keel sft."""
+    assert cli.main(command("sft")) == 0
+    capfd.readouterr()
+    return tmp_path / "run"
+
+
+def test_a_run_of_another_command_is_named(sft_run, command, capfd):
+    """With its folder alone, and with all options of the wrong command."""
+    for flags in (["dpo", "--resume", "--out", str(sft_run)], [*command("dpo"), "--resume"]):
+        (sft_run / "summary.json").unlink(missing_ok=True)
+        assert cli.main(flags) == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line == f"keel dpo: {sft_run}: a run of keel sft; go on with: keel sft --resume --out {sft_run}"
+
+
+def test_the_config_of_another_command_is_no_way_round(sft_run, command, capfd, tmp_path):
+    """Options from a file: the run's folder itself knows whose it is."""
+    (sft_run / "summary.json").unlink()
+    file = tmp_path / "dpo.yaml"
+    flags = iter(command("dpo")[1:])
+    file.write_text("".join(f"{name.removeprefix('--')}: {next(flags)}\n" for name in flags))
+    assert cli.main(["dpo", "--config", str(file), "--resume"]) == 2
+    assert "a run of keel sft; go on with: keel sft --resume" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_a_finished_run_is_refused_before_anything_is_loaded(sft_run, capfd):
+    assert cli.main(["sft", "--resume", "--out", str(sft_run)]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.endswith("this run is finished; its result is in final/")
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_a_folder_in_which_no_file_can_be_made_is_no_matter_of_size(command, capfd, name):
+    """Root may write everywhere, but /proc takes no files."""
+    line = refused(command(name, out="/proc/keel"), capfd, "/proc/keel cannot be written: no ", "choose another place")
+    assert "free" not in line

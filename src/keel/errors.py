@@ -1,4 +1,4 @@
-"""Ways in which a command ends badly: wrong input (exit code 2), a failed run (1), a signal (130 or 143)."""
+"""Ways in which a command ends badly: bad input (exit code 2), a failed run (1), a signal (130, 143)."""
 
 from __future__ import annotations
 

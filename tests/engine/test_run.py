@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from keel.engine import run as run_module
 from keel.engine.adamw import Optimizer
 from keel.engine.optimisation import schedule
 from keel.engine.run import Run, open_run
-from keel.engine.run_folder import RunFolder
+from keel.engine.run_folder import RunFolder, bytes_of_checkpoint
 from keel.errors import InputError, RunFailed
 from keel.models import checkpoints
 from keel.models.roles import Role
@@ -675,9 +676,38 @@ def test_a_full_disk_is_seen_before_the_start(train, configure, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 1000, 1000))
     config = configure("sft")
-    with pytest.raises(InputError, match="free"):
+    with pytest.raises(InputError, match=r"need about \d+\.\d kB, 1\.0 kB are free; free space there, choose"):
         train("sft", config=config)
     assert not config.out.exists()
+
+
+def test_checkpoints_that_are_there_need_no_more_room(train, killed_run, weights, monkeypatch):
+    """A run fits where there is room for all but what it has written, and does not where there is less."""
+    usage = namedtuple("usage", "total used free")
+    trained = sum(w.nbytes for w in weights(Path(killed_run.model)).values())
+    there = sum(p.stat().st_size for p in (killed_run.out / "checkpoints" / "step-2").rglob("*") if p.is_file())
+    needed = 3 * 3 * trained + trained - there  # three checkpoints of weights and two moments, and final/
+    config = killed_run.model_copy(update={"resume": True})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, needed - 1))
+    with pytest.raises(InputError, match="checkpoints need about"):
+        train("sft", config=config)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, needed))
+    train("sft", config=config)
+
+
+def test_bf16_weights_need_room_for_their_fp32_copies(base, configure):
+    """2 bytes of weight, 4 of its copy, 8 of moments; what torch.save writes is as large."""
+    config = configure("sft", precision="bf16")
+    role = Role("policy", checkpoints.load_policy(str(base), config))
+    optimizer = Optimizer(role.parameters().values(), weight_decay=0.0, eps=1e-8)
+    for parameter in role.parameters().values():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step(1e-4)
+    count = sum(p.numel() for p in role.parameters().values())
+    assert bytes_of_checkpoint([role]) == 14 * count
+    written = io.BytesIO()
+    torch.save(optimizer.state_dict(), written)
+    assert written.tell() == pytest.approx(12 * count, rel=0.2)
 
 
 def test_the_disk_estimate_covers_what_a_run_leaves(train, configure, monkeypatch):

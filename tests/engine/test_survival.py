@@ -123,8 +123,15 @@ def assert_whole_or_absent(folder, whole):
     for name, value in found.items():
         if name in whole:
             assert same(value, whole[name]), name
-    for step in {name.split("/")[1] for name in found if name.startswith("checkpoints/")}:
-        assert f"checkpoints/{step}/state.pt" in found
+    folders = {name.partition("/")[0] for name in found if name.startswith("final/")}
+    folders |= {"/".join(name.split("/")[:2]) for name in found if name.startswith("checkpoints/")}
+    for inside in folders:  # all checkpoints have the same files
+        like = inside if inside == "final" else "checkpoints/step-4"
+        there, all_of_it = (
+            {name.removeprefix(f"{one}/") for name in files if name.startswith(f"{one}/")}
+            for one, files in ((inside, found), (like, whole))
+        )
+        assert there == all_of_it, inside
 
 
 def content_of_named(folder):
@@ -170,6 +177,7 @@ def points_of(events, draw):
         first(events, "os.rename /checkpoints/step-4.partial"),  # whole, but without its name
         pruned,
         pruned + first(events[pruned:], "os.remove") + 1,  # half of it is deleted
+        first(events, "open /final") + 1,  # between its files
         first(events, "os.rename /final.partial"),
         first(events, "open /summary.json.partial"),
     ]

@@ -19,11 +19,11 @@ from keel.errors import KeelError, RunFailed
 
 PARTIAL, REMOVED = ".partial", ".removed"
 """Endings of what is being written, and of what is being deleted."""
-REMEDY = "free space there, or choose another --out"
+FREE_SPACE = "free space there, or choose another --out"
 
 
 @contextmanager
-def writing(target: Path, needed: int = 0, remedy: str = REMEDY) -> Iterator[None]:
+def writing(target: Path, needed: int = 0, remedy: str = FREE_SPACE) -> Iterator[None]:
     """Raise RunFailed that names `target`, the reason and the remedy if the block cannot write it.
 
     `needed` is the size of what is written, in bytes, if it is known.

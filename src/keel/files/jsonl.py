@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from keel.files.disk import REMEDY, whole_file, writing
+from keel.files.disk import FREE_SPACE, whole_file, writing
 
 
 def strict_json(content: Any, indent: int | None = None) -> str:
@@ -28,7 +28,7 @@ def finite_only(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_json(file: Path, content: Mapping[str, Any], remedy: str = REMEDY) -> None:
+def write_json(file: Path, content: Mapping[str, Any], remedy: str = FREE_SPACE) -> None:
     """Write one object, indented; `remedy` is for a full disk."""
     text = strict_json(content, indent=2) + "\n"
     with writing(file, len(text), remedy), whole_file(file) as partial:
