@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -797,3 +798,22 @@ def test_a_folder_in_which_no_file_can_be_made_is_no_matter_of_size(command, cap
     """Root may write everywhere, but /proc takes no files."""
     line = refused(command(name, out="/proc/keel"), capfd, "/proc/keel cannot be written: no ", "choose another place")
     assert "free" not in line
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_torch_is_imported_ends_the_process_there(number):
+    """An exception raised inside its import would abort with a core dump: nothing is unwound, no caller comes back."""
+    script = (
+        "import os, sys\n"
+        "from keel import cli\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch':\n"
+        f"            os.kill(os.getpid(), {int(number)})\n"
+        "            for _ in range(100): pass\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "print(cli.main(['generate', '--model', 'm', '--prompts', 'p.jsonl', '--out', 'o.jsonl']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (128 + number, "")
+    assert done.stderr.splitlines()[-1] == f"keel generate: stopped by {'SIGTERM' if number == 15 else 'Ctrl-C'}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from keel import __version__
-from keel.engine.signals import stopped_by_sigterm
+from keel.engine.signals import left_at_once, stopped_by_sigterm
 from keel.errors import InputError, KeelError, interruption
 from keel.files.target import refuse_existing, require_command
 
@@ -122,7 +122,9 @@ def _run(command: str, flags: list[str]) -> int:
     if command in REFUSE_EXISTING:  # before torch is imported, which takes seconds
         refuse_existing(config.out, getattr(config, "resume", None))
     module, function = target.split(":")
-    result = getattr(importlib.import_module(module), function)(config)
+    with left_at_once(command):
+        found = importlib.import_module(module)
+    result = getattr(found, function)(config)
     if result is not None:
         print(result.folder)
     return 0

@@ -43,7 +43,11 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, number: int = signal.SIGINT, then: str = "") -> None:
         super().__init__(f"stopped by {SENDERS[signal.Signals(number)]}{then}")
-        self.number = number
+        self.number, self._then = number, then
+
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int, str]]:
+        """Let it pass from a worker process."""
+        return Interrupted, (self.number, self._then)
 
     @property
     def exit_code(self) -> int:

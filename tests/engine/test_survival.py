@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import random
 import resource
 import shutil
@@ -23,7 +24,7 @@ import yaml
 from safetensors import SafetensorError
 
 from keel.engine.run_folder import RunFolder
-from keel.errors import RunFailed
+from keel.errors import Interrupted, RunFailed
 from keel.files.disk import whole_folder, writing
 
 METHODS = ("sft", "reward", "dpo", "ppo")
@@ -436,3 +437,8 @@ def test_an_unreadable_checkpoint_is_said_with_its_remedy(warm, small):
     shutil.rmtree(file.parent)
     assert warm.run(["sft", *go_on(config)], config.out)["code"] == 0
     assert_same_run(config.out, whole)
+
+
+def test_an_interrupt_passes_from_a_worker_process():
+    stop = pickle.loads(pickle.dumps(Interrupted(signal.SIGTERM, " after step 2")))
+    assert (stop.exit_code, str(stop)) == (143, "stopped by SIGTERM after step 2")

@@ -122,7 +122,7 @@ def tell(story: Story, unfinished: list[str]) -> None:
                     lane.result()
             except Interrupted:  # SIGTERM came to this process alone; Ctrl-C comes to all
                 for child in active_children():
-                    child.terminate()
+                    child.kill()  # a step that was not finished is begun anew
                 raise
 
 

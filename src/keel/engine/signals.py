@@ -6,8 +6,10 @@ stops: Ctrl-C by Python's own KeyboardInterrupt, SIGTERM by one of the same kind
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -50,12 +52,31 @@ def stopped_by_sigterm() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number)
 
-    try:
-        previous = signal.signal(signal.SIGTERM, stop)
-    except ValueError:
+    with _answered(stop, signal.SIGTERM):
+        yield
+
+
+@contextmanager
+def left_at_once(command: str) -> Iterator[None]:
+    """End the process at the first signal, while modules are imported: an exception inside torch's import aborts."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        os.write(2, f"keel {command}: {Interrupted(number)}\n".encode())
+        os._exit(128 + number)
+
+    with _answered(leave, *SENDERS):
+        yield
+
+
+@contextmanager
+def _answered(answer: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator[None]:
+    """Answer signals so within the block; outside the main thread, which alone can handle them, nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
+    before = {number: signal.signal(number, answer) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, previous in before.items():
+            signal.signal(number, previous)
