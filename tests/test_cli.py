@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -732,3 +733,87 @@ def test_answers_are_written_as_json_lines_and_nothing_else(base, prompts_file, 
     flags = ["--model", str(base), "--prompts", str(prompts_file), "--out", str(tmp_path / f"x.{ending}")]
     assert cli.main(["generate", *flags]) == 2
     assert "end the name in .jsonl" in capsys.readouterr().err
+
+
+# --- a run to go on with
+
+
+def test_resume_where_no_run_is_says_so(tmp_path, capfd):
+    """Not what options are missing: they would begin a run, which nobody asked for."""
+    line = refused(
+        ["sft", "--resume", "--out", tmp_path / "gone"], capfd, "no run to resume is there", "--model, --data"
+    )
+    assert line.startswith(f"keel sft: {tmp_path / 'gone'}: ")
+    refused(["sft", "--resume"], capfd, "--resume needs --out, the folder of the run to go on with")
+
+
+def test_resume_with_all_options_begins_a_run_that_is_not_there(command, tmp_path):
+    """A scheduler may give the same call for the first time and for every later one."""
+    assert cli.main([*command("sft"), "--resume"]) == 0
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "config.yaml.partial"])
+def test_a_run_that_was_killed_before_it_began_is_no_obstacle(command, tmp_path, file):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / file).write_text('{"command": "sf')
+    assert cli.main(command("sft")) == 0
+
+
+@pytest.fixture
+def sft_run(command, tmp_path, capfd):
+    """A finished run of keel sft."""
+    assert cli.main(command("sft")) == 0
+    capfd.readouterr()
+    return tmp_path / "run"
+
+
+def test_a_run_of_another_command_is_named(sft_run, command, capfd):
+    """With its folder alone, and with all options of the wrong command."""
+    for flags in (["dpo", "--resume", "--out", str(sft_run)], [*command("dpo"), "--resume"]):
+        (sft_run / "summary.json").unlink(missing_ok=True)
+        assert cli.main(flags) == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert line == f"keel dpo: {sft_run}: a run of keel sft; go on with: keel sft --resume --out {sft_run}"
+
+
+def test_the_config_of_another_command_is_no_way_round(sft_run, command, capfd, tmp_path):
+    """Options from a file: the run's folder itself knows whose it is."""
+    (sft_run / "summary.json").unlink()
+    file = tmp_path / "dpo.yaml"
+    flags = iter(command("dpo")[1:])
+    file.write_text("".join(f"{name.removeprefix('--')}: {next(flags)}\n" for name in flags))
+    assert cli.main(["dpo", "--config", str(file), "--resume"]) == 2
+    assert "a run of keel sft; go on with: keel sft --resume" in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_a_finished_run_is_refused_before_anything_is_loaded(sft_run, capfd):
+    assert cli.main(["sft", "--resume", "--out", str(sft_run)]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.endswith("this run is finished; its result is in final/")
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_a_folder_in_which_no_file_can_be_made_is_no_matter_of_size(command, capfd, name):
+    """Root may write everywhere, but /proc takes no files."""
+    line = refused(command(name, out="/proc/keel"), capfd, "/proc/keel cannot be written: no ", "choose another place")
+    assert "free" not in line
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_torch_is_imported_ends_the_process_there(number):
+    """An exception raised inside its import would abort with a core dump: nothing is unwound, no caller comes back."""
+    script = (
+        "import os, sys\n"
+        "from keel import cli\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch':\n"
+        f"            os.kill(os.getpid(), {int(number)})\n"
+        "            for _ in range(100): pass\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "print(cli.main(['generate', '--model', 'm', '--prompts', 'p.jsonl', '--out', 'o.jsonl']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (128 + number, "")
+    assert done.stderr.splitlines()[-1] == f"keel generate: stopped by {'SIGTERM' if number == 15 else 'Ctrl-C'}"

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from keel import __version__
-from keel.errors import InputError, KeelError
-from keel.files.target import refuse_existing
+from keel.engine.signals import left_at_once, stopped_by_sigterm
+from keel.errors import InputError, KeelError, interruption
+from keel.files.target import refuse_existing, require_command
 from keel.says import speaks
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -66,7 +67,7 @@ REFUSE_EXISTING = "sft", "reward", "dpo", "ppo", "merge", "best-of-n", "generate
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for bad input, 1 for a failed run, 130 if interrupted.
+    """Run one command and return its exit code: 0, 2 for bad input, 1 for a failed run, 130 by Ctrl-C, 143 by SIGTERM.
 
     Keel's own errors are printed as one line, never as a traceback.
     """
@@ -84,13 +85,15 @@ def main(argv: list[str] | None = None) -> int:
         print(overview(name))
         return 0
     try:
-        return _run(name, flags)
+        with stopped_by_sigterm():
+            return _run(name, flags)
     except KeelError as error:
         print(f"keel {name}: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as error:
-        print(f"keel {name}: {str(error) or 'interrupted'}", file=sys.stderr)
-        return 130
+        stop = interruption(error)
+        print(f"keel {name}: {stop}", file=sys.stderr)
+        return stop.exit_code
 
 
 def _families(word: str) -> list[str]:
@@ -120,7 +123,9 @@ def _run(command: str, flags: list[str]) -> int:
     if command in REFUSE_EXISTING and speaks():  # before torch is imported, which takes seconds
         refuse_existing(config.out, getattr(config, "resume", None))
     module, function = target.split(":")
-    result = getattr(importlib.import_module(module), function)(config)
+    with left_at_once(command):
+        found = importlib.import_module(module)
+    result = getattr(found, function)(config)
     if result is not None and speaks():
         print(result.folder)
     return 0
@@ -168,7 +173,7 @@ def _parse(command: str, kind: Any, flags: list[str]) -> Any:
     out, err = io.StringIO(), io.StringIO()
     try:
         with redirect_stdout(out), redirect_stderr(err):
-            flags = _with_file(flags, kind)
+            flags = _with_file(command, flags, kind)
             _refuse_unknown(flags, kind)
             config = tyro.cli(kind, args=flags, prog=f"keel {command}")
             return kind.model_construct(_named_in(flags, kind), **dict(config))
@@ -182,27 +187,39 @@ def _named_in(flags: list[str], kind: Any) -> set[str]:
     return {name for name in kind.model_fields if _option(name) in words}
 
 
-def _with_file(flags: list[str], kind: Any) -> list[str]:
+def _with_file(command: str, flags: list[str], kind: Any) -> list[str]:
     """Put the flags of `--config FILE` before the others, so that the command line wins; read `-n` as `--n`."""
     flags = _with_none(["--n" if flag == "-n" else flag for flag in flags], kind)
     joined = "--config="
     flags = [part for f in flags for part in (["--config", f.removeprefix(joined)] if f.startswith(joined) else [f])]
     if "--config" not in flags:
-        return [*_flags_of_run(flags, kind), *flags]
+        return [*_flags_of_run(command, flags, kind), *flags]
     at = flags.index("--config")
     if at + 1 == len(flags):
         raise InputError("--config needs a file")
     return [*_flags_of(Path(flags[at + 1]), kind), *flags[:at], *flags[at + 2 :]]
 
 
-def _flags_of_run(flags: list[str], kind: Any) -> list[str]:
-    """Return the options of the run that --resume continues; none if --out is no run, which is refused later."""
+def _flags_of_run(command: str, flags: list[str], kind: Any) -> list[str]:
+    """Return the options of the run that --resume continues; none if no run is there, but all it takes to begin one."""
     if "resume" not in kind.model_fields or "--resume" not in flags:
         return []
     words = [part for flag in flags for part in flag.partition("=")[::2]]
     out = next(filter(None, words[words.index("--out") + 1 :]), "") if "--out" in words else ""
+    if not out:
+        raise InputError("--resume needs --out, the folder of the run to go on with")
     file = Path(out) / "config.yaml"
-    return _flags_of(file, kind) if out and file.is_file() else []
+    if file.is_file():
+        require_command(Path(out), command)
+        return _flags_of(file, kind)
+    given = _named_in(flags, kind)
+    if missing := [
+        _option(name) for name, field in kind.model_fields.items() if field.is_required() and name not in given
+    ]:
+        raise InputError(
+            f"{out}: no run to resume is there; give the --out of one, or {', '.join(missing)} to begin it"
+        )
+    return []
 
 
 def _with_none(flags: list[str], kind: Any) -> list[str]:

@@ -710,7 +710,7 @@ def test_ctrl_c_says_that_nothing_is_lost(configure_collect, rules, monkeypatch,
     monkeypatch.setattr("keel.commands.collect._judge", stop)
     assert cli.main(["collect", "--config", str(tmp_path / "c.yaml")]) == 130
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "keel collect: interrupted; what was drawn and judged is kept: the same call goes on"
+    assert last == "keel collect: stopped by Ctrl-C; what was drawn and judged is kept: the same call goes on"
 
 
 def test_keys_of_what_is_judged_name_the_draw():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from keel.engine import run as run_module
 from keel.engine.adamw import Optimizer
 from keel.engine.optimisation import schedule
 from keel.engine.run import Run, open_run
-from keel.engine.run_folder import RunFolder
+from keel.engine.run_folder import RunFolder, bytes_of_checkpoint
 from keel.errors import InputError, RunFailed
 from keel.models import checkpoints
 from keel.models.roles import Role
@@ -342,28 +343,31 @@ def test_interrupt_saves_and_resumes(train, configure, monkeypatch, capsys, weig
     with monkeypatch.context() as patch:
         fail_at(patch, 2, lambda: signal.raise_signal(number))
         code = cli.main([method, "--config", str(file)])
-    assert code == 130
+    assert code == 128 + number
     assert [signal.getsignal(some) for some in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert (config.out / "checkpoints" / "step-2" / "state.pt").exists()
     assert len(metrics_of(config.out)) == 2
     last = capsys.readouterr().err.splitlines()[-1]
+    name = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}[number]
+    assert last.startswith(f"keel {method}: stopped by {name} after step 2; ")
     assert last.endswith(f"go on with: keel {method} --resume --out {config.out}")
     assert cli.main(last.rpartition("keel ")[2].split()) == 0
     summary = json.loads((config.out / "summary.json").read_text())
     assert_equal_runs(whole, run_module.Result(config.out, summary), weights, metrics_of)
 
 
-def test_second_interrupt_stops_at_once(configure, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_second_interrupt_stops_at_once(configure, monkeypatch, number):
     config = configure("sft")
     file = config.out.with_suffix(".yaml")
     file.write_text(config.to_yaml())
 
     def twice():
         signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
 
     fail_at(monkeypatch, 2, twice)
-    assert cli.main(["sft", "--config", str(file)]) == 130
+    assert cli.main(["sft", "--config", str(file)]) == 128 + number
     assert not (config.out / "checkpoints" / "step-2").exists()
 
 
@@ -506,7 +510,7 @@ def test_separators_inside_a_sample_are_no_line_ends(tmp_path):
     rows = [{"step": s, "completion": "a\u2028b\u0085c"} for s in (1, 2, 3)]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     file.write_text(text + '{"step": 3, "compl\u00e9', encoding="utf-8")
-    RunFolder(tmp_path).forget_after(2)
+    RunFolder(tmp_path, "ppo").forget_after(2)
     assert [json.loads(line) for line in file.read_bytes().split(b"\n") if line] == rows[:2]
 
 
@@ -672,9 +676,38 @@ def test_a_full_disk_is_seen_before_the_start(train, configure, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 1000, 1000))
     config = configure("sft")
-    with pytest.raises(InputError, match="free"):
+    with pytest.raises(InputError, match=r"need about \d+\.\d kB, 1\.0 kB are free; free space there, choose"):
         train("sft", config=config)
     assert not config.out.exists()
+
+
+def test_checkpoints_that_are_there_need_no_more_room(train, killed_run, weights, monkeypatch):
+    """A run fits where there is room for all but what it has written, and does not where there is less."""
+    usage = namedtuple("usage", "total used free")
+    trained = sum(w.nbytes for w in weights(Path(killed_run.model)).values())
+    there = sum(p.stat().st_size for p in (killed_run.out / "checkpoints" / "step-2").rglob("*") if p.is_file())
+    needed = 3 * 3 * trained + trained - there  # three checkpoints of weights and two moments, and final/
+    config = killed_run.model_copy(update={"resume": True})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, needed - 1))
+    with pytest.raises(InputError, match="checkpoints need about"):
+        train("sft", config=config)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, needed))
+    train("sft", config=config)
+
+
+def test_bf16_weights_need_room_for_their_fp32_copies(base, configure):
+    """2 bytes of weight, 4 of its copy, 8 of moments; what torch.save writes is as large."""
+    config = configure("sft", precision="bf16")
+    role = Role("policy", checkpoints.load_policy(str(base), config))
+    optimizer = Optimizer(role.parameters().values(), weight_decay=0.0, eps=1e-8)
+    for parameter in role.parameters().values():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step(1e-4)
+    count = sum(p.numel() for p in role.parameters().values())
+    assert bytes_of_checkpoint([role]) == 14 * count
+    written = io.BytesIO()
+    torch.save(optimizer.state_dict(), written)
+    assert written.tell() == pytest.approx(12 * count, rel=0.2)
 
 
 def test_the_disk_estimate_covers_what_a_run_leaves(train, configure, monkeypatch):

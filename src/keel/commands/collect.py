@@ -22,7 +22,7 @@ from keel.config import CollectConfig
 from keel.data import checks, prepare
 from keel.engine import verdict
 from keel.engine.verdict import Advice, RunVerdict, Sample
-from keel.errors import InputError, RunFailed
+from keel.errors import InputError, RunFailed, interruption
 from keel.files.jsonl import write_json
 from keel.progress import Bar, peak_rss_gb
 from keel.raters import Missing, Rater, Task
@@ -50,7 +50,7 @@ def collect(config: CollectConfig) -> Result | None:
     try:
         return _collect(config)
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt("interrupted; what was drawn and judged is kept: the same call goes on") from stop
+        raise interruption(stop, "; what was drawn and judged is kept: the same call goes on") from stop
 
 
 def _collect(config: CollectConfig) -> Result | None:

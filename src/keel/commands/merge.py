@@ -6,6 +6,7 @@ from typing import Literal
 
 from keel.config import Machine, MergeConfig
 from keel.errors import InputError
+from keel.files.disk import whole_folder, writing
 from keel.files.target import refuse_existing
 from keel.models import adapters, checkpoints, folders
 from keel.records import Result
@@ -29,7 +30,8 @@ def merge_adapter(config: MergeConfig) -> Result:
     model = (checkpoints.load_reward if scores else checkpoints.load_policy)(config.model, machine)
     if scores and text.tokenizer.pad_token_id is not None:
         model.config.get_text_config().pad_token_id = text.tokenizer.pad_token_id  # type: ignore[union-attr, operator]
-    checkpoints.save(model, text, config.out)
-    checkpoints.require_reload(model, config.out)
+    with writing(config.out), whole_folder(config.out) as partial:
+        checkpoints.save(model, text, partial)
+        checkpoints.require_reload(model, partial)
     say(f"{config.out}: {base} with {folder} in its weights, {precision}")
     return Result(config.out, {"base": base, "adapter": folder, "precision": precision})

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from keel import progress, world
 from keel.config import DemoConfig
 from keel.demo import model, tuning, verdicts, votes
 from keel.demo.story import Sizes, Story
-from keel.errors import InputError
+from keel.errors import InputError, Interrupted
 from keel.files.jsonl import write_json
 from keel.models import machine
 from keel.records import Result
@@ -117,8 +117,13 @@ def tell(story: Story, unfinished: list[str]) -> None:
             waiting = [names for lane in stage if (names := [name for name, *_ in lane if name in unfinished])]
             threads = cores if len(stage) == 1 else max(1, cores // lanes)
             running = [pool.submit(run_lane, story, names, threads, len(stage) > 1) for names in waiting]
-            for lane in running:
-                lane.result()
+            try:
+                for lane in running:
+                    lane.result()
+            except Interrupted:  # SIGTERM came to this process alone; Ctrl-C comes to all
+                for child in active_children():
+                    child.kill()  # a step that was not finished is begun anew
+                raise
 
 
 def end_with(parent: int) -> None:

@@ -32,10 +32,9 @@ from keel.config import Training
 from keel.engine import processes
 from keel.engine.optimisation import NotFinite, Optimisation, Schedule
 from keel.engine.run_folder import RunFolder
-from keel.engine.signals import Interrupted, Signals
+from keel.engine.signals import Signals
 from keel.engine.verdict import History, RunVerdict
-from keel.errors import KeelError, RunFailed
-from keel.files.jsonl import write_json
+from keel.errors import Interrupted, KeelError, RunFailed
 from keel.files.target import refuse_existing
 from keel.models.machine import described
 from keel.models.roles import Role
@@ -77,14 +76,14 @@ def open_run(
         trained, rates, weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm, adam_eps=adam_eps
     )
     schedule = Schedule(config.schedule, total_steps, config.warmup)
-    files = RunFolder(config.out)
+    files = RunFolder(config.out, command)
     run = Run(command, config, text, files, optimisation, schedule, Signals(), final_role, rows, rows_eval)
     say(described(optimisation.trained[final_role].model))
 
     def first() -> bool:
         refuse_existing(files.path, config.resume)
         files.require_space(trained, config.keep_checkpoints)
-        return files.open(command, config, manifest)
+        return files.open(config, manifest)
 
     if processes.from_first(first):
         run.restore()
@@ -154,8 +153,7 @@ class Run:
                 bar.advance(1, note)
                 if asked:
                     self.save_checkpoint()
-                    go_on = f"keel {self.command} --resume --out {self.folder}"
-                    raise Interrupted(f"stopped after step {self.step}; go on with: {go_on}")
+                    raise Interrupted(asked, f" after step {self.step}; {self.files.go_on()}")
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return the generator for one purpose in this step."""
@@ -281,7 +279,7 @@ class Run:
             "rows_eval": self.rows_eval.as_dict() if self.rows_eval is not None else None,
             "verdict": verdict.as_dict() if verdict is not None else None,
         }
-        processes.from_first(lambda: write_json(self.folder / "summary.json", summary))
+        processes.from_first(lambda: self.files.save_summary(summary))
         for line in verdict.lines() if verdict is not None else ():
             say(line)
         return Result(self.folder, summary)
@@ -317,8 +315,8 @@ class Run:
     def _prune(self) -> None:
         self.files.prune(self.config.keep_checkpoints, self._best.get("step"))
 
-    def _write_metrics(self) -> tuple[str, bool]:
-        """Write this step's means over all processes; return some to show, and whether any process was told to stop."""
+    def _write_metrics(self) -> tuple[str, int | None]:
+        """Write this step's means over all processes; return some to show, and the signal that any of them got."""
         own = {name: (float(total), count) for name, (total, count) in self._sums.items() if count}
         everywhere = processes.from_all((own, self.signals.asked))
         self._sums = {}
@@ -326,7 +324,7 @@ class Run:
         if processes.own_rank() == 0:
             self.files.add_metrics(row)
         note = "  ".join(f"{name} {row[name]:.3f}" for name in _SHOWN if name in row)
-        return note, any(asked for _, asked in everywhere)
+        return note, next((asked for _, asked in everywhere if asked), None)
 
     def _collect(self, bundles: Sequence[Bundle]) -> None:
         """Add bundles to the batch of this update, each once (PPO passes it through two models)."""

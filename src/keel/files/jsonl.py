@@ -1,4 +1,4 @@
-"""JSON and JSONL on disk. Files are strict JSON, and whole or absent: written under another name, then renamed."""
+"""JSON and JSONL on disk. Files are strict JSON, and whole or absent."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from keel.files.disk import FREE_SPACE, whole_file, writing
 
 
 def strict_json(content: Any, indent: int | None = None) -> str:
@@ -26,21 +28,20 @@ def finite_only(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """Write one object, indented."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(strict_json(content, indent=2) + "\n", encoding="utf-8")
-    partial.rename(file)
+def write_json(file: Path, content: Mapping[str, Any], remedy: str = FREE_SPACE) -> None:
+    """Write one object, indented; `remedy` is for a full disk."""
+    text = strict_json(content, indent=2) + "\n"
+    with writing(file, len(text), remedy), whole_file(file) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one object per line, and create the folder if it is missing."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    with partial.open("w", encoding="utf-8") as out:
-        for row in rows:
-            out.write(strict_json(row) + "\n")
-    partial.rename(file)
+    lines = (strict_json(row) + "\n" for row in rows)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(file) as partial, partial.open("w", encoding="utf-8") as out:
+            out.writelines(lines)
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:

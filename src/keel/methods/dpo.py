@@ -28,6 +28,7 @@ from keel.engine.run import Run, begin, open_run
 from keel.engine.step0 import require_zero_margin_loss
 from keel.engine.verdict import ReferenceComparison, RunVerdict
 from keel.errors import InputError
+from keel.files.disk import whole_file, writing
 from keel.models import checkpoints
 from keel.models.roles import Role, load_policy_and_reference
 from keel.objectives import Metrics
@@ -173,10 +174,10 @@ class Kept:
     def write(self) -> None:
         """Write what was asked for, unless all of it is in the file."""
         if own_rank() == 0 and not self._used.keys() <= self._found.keys():
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._file.with_name(self._file.name + ".partial")
-            save_file(self._used, partial)
-            partial.rename(self._file)
+            with writing(self._file, sum(t.nbytes for t in self._used.values())):
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                with whole_file(self._file) as partial:
+                    save_file(self._used, partial)
 
 
 def _fingerprint(identity: str, dtype: torch.dtype, bundles: Sequence[Bundle]) -> str:
