@@ -151,7 +151,9 @@ class Run:
                 self._loop_seconds += time.perf_counter() - began
                 self._checkpoint_if_due()
                 bar.advance(1, note)
-                if asked:
+                if processes.world_size() == 1:  # several must have agreed on it: they hear of it with the next step
+                    asked = self.signals.asked
+                if asked is not None:
                     self.save_checkpoint()
                     raise Interrupted(asked, f" after step {self.step}; {self.files.go_on()}")
 
