@@ -26,7 +26,7 @@ def say(message: str) -> None:
 
 def speaks() -> bool:
     """Say whether this process is the only one of its run, or the first, by what its launcher has set."""
-    return os.environ.get("RANK", "0") == "0"
+    return int(os.environ.get("WORLD_SIZE", "1")) < 2 or os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

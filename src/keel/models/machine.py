@@ -30,7 +30,8 @@ def device_of(machine: Machine) -> torch.device:
         return device
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) if several else 0)
 
 
 def dtype_of(machine: Machine, hidden_size: int = 0) -> torch.dtype:
