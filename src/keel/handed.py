@@ -45,6 +45,15 @@ def function_named(name: str) -> Function:
     return _functions[name]
 
 
+def refuse_temporary(folder: str) -> None:
+    """Refuse to train an adapter on a model that was handed over: its folder ends with this process."""
+    if any(home in Path(folder).parents for home in _home):
+        raise InputError(
+            "--lora on a model that was handed over: an adapter names its base, and this one's folder ends with the "
+            "process; save the model (save_pretrained) and give the folder"
+        )
+
+
 def name_data(value: object) -> object:
     """Return a name for rows (a list of dicts, a data set of the library); paths and other names stay as they are."""
     if isinstance(value, Path):

@@ -372,3 +372,101 @@ def test_the_head_is_trained(trained, configure):
     assert fresh
     assert all(p.requires_grad for p in scalar_head(role.model).parameters())
     assert adapters.is_scalar(trained("reward"))
+
+
+# --- what a reader of the code found
+
+
+@pytest.mark.parametrize(
+    ("policy", "reward"), [("q_proj,v_proj", None), (None, "q_proj, v_proj"), ("up_proj", "q_proj")]
+)
+def test_roles_on_one_trunk_may_have_other_layers(train, metrics_of, policy, reward):
+    """What PPO writes then is a plain folder of the policy's own layers."""
+    folder = train("reward", **LORA, lora_targets=reward).folder / "final"
+    run = train("ppo", **LORA, lora_targets=policy, reward=str(folder), save_every=2)
+    saved = {
+        role: {
+            name.split(".")[-3]
+            for name in load_file(run.folder / f"checkpoints/step-2/{role}/adapter_model.safetensors")
+            if "lora" in name
+        }
+        for role in ("policy", "value")
+    }
+    everything = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert saved["policy"] == (set(policy.split(",")) if policy else everything)
+    assert saved["value"] == (set(reward.replace(" ", "").split(",")) if reward else everything)
+    assert metrics_of(run.folder)[0]["objective/kl"] == 0
+    checkpoints.load_policy(str(run.folder), CPU)
+    checkpoints.load_reward(str(run.folder / "checkpoints" / "step-2" / "value"), CPU)
+
+
+def test_the_ends_and_rows_of_a_folder_of_peft_are_its_base_s(trained, own_base, tmp_path):
+    """It has a tokenizer and no generation config."""
+    (own_base / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 7]}))
+    folder = trained("sft", model=str(own_base))
+    (folder / "generation_config.json").unlink()
+    text, whole = checkpoints.load_text(str(folder)), checkpoints.load_text(str(own_base))
+    assert text.eos_ids == whole.eos_ids >= {1, 7}
+    assert text.gaps.rows == whole.gaps.rows is not None
+
+
+def test_a_merged_reward_model_is_read_in_padded_rows(trained, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = trained("reward")
+    merge_adapter(MergeConfig(model=str(folder), out=tmp_path / "merged"))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    texts = [b.prompt_ids + c.ids for b in BUNDLES for c in b.completions]
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    rows = [ids + [tokenizer.pad_token_id] * (6 - len(ids)) for ids in texts]
+    with torch.no_grad():
+        scores = model(input_ids=torch.tensor(rows)).logits[:, 0]
+        expected = scalars_at_end(checkpoints.load_reward(str(folder), CPU), BUNDLES)
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5)
+
+
+def test_options_that_differ_from_a_folder_s_are_refused(trained, train):
+    folder = trained("sft", lora_targets="q_proj")
+    with pytest.raises(InputError, match=r"--lora-targets v_proj.*has q_proj"):
+        train("dpo", model=str(folder), lora=True, lora_targets="v_proj")
+    train("dpo", model=str(folder), lora=True, lora_targets="q_proj")
+
+
+def test_another_reference_stands_beside_the_trunk(train, make_model, metrics_of):
+    run = train("dpo", **LORA, reference=str(make_model("llama", seed=1)))
+    assert abs(metrics_of(run.folder)[0]["loss"] - 0.6931472) > 1e-3
+
+
+def test_sft_goes_on_with_an_adapter_and_is_compared_with_it(trained, train):
+    run = train("sft", model=str(trained("sft")), **{**LORA, "learning_rate": 1e-9}, holdout=0.25)
+    assert abs(run.summary["verdict"]["kl"]["mean"]) < 1e-6
+
+
+def test_families_of_which_peft_makes_something_else(make_model, train, tmp_path):
+    """Stacked experts: PEFT moves the targets. Either adapters stand where they were asked for, or it is said."""
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    base = shutil.copytree(make_model("llama"), tmp_path / "moe")
+    words = json.loads((base / "config.json").read_text())["vocab_size"]
+    shape = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "num_experts": 4}
+    config = Qwen2MoeConfig(vocab_size=words, hidden_size=32, moe_intermediate_size=16, intermediate_size=32,
+                            shared_expert_intermediate_size=16, **shape)  # fmt: skip
+    Qwen2MoeForCausalLM(config).save_pretrained(base)
+    try:
+        train("sft", model=str(base), **LORA)
+    except InputError as error:
+        assert "--lora-targets" in str(error)
+    assert train("sft", model=str(base), **LORA, lora_targets="q_proj,v_proj").summary["steps"] == 4
+
+
+def test_a_model_from_python_cannot_be_an_adapter_s_base(base, train):
+    from transformers import AutoTokenizer
+
+    with pytest.raises(InputError, match="handed over"):
+        train("sft", model=(plain(base), AutoTokenizer.from_pretrained(base)), lora=True)
+
+
+def test_a_language_model_s_adapter_is_no_reward(trained, train):
+    with pytest.raises(InputError, match="not a reward model"):
+        train("ppo", reward=str(trained("sft")), lora=True)

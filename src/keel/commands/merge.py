@@ -14,7 +14,7 @@ from keel.says import say
 
 
 def merge_adapter(config: MergeConfig) -> Result:
-    """Write the model that an adapter makes of its base, in the base's precision, with the adapter's tokenizer."""
+    """Write the model that an adapter makes of its base, in bf16 if the base is, else in fp32."""
     refuse_existing(config.out)
     folder = checkpoints.resolve(config.model)
     if not adapters.is_adapter(folder):
@@ -28,8 +28,8 @@ def merge_adapter(config: MergeConfig) -> Result:
     text = checkpoints.load_text(config.model, config)
     scores = checkpoints.is_reward_folder(config.model)
     model = (checkpoints.load_reward if scores else checkpoints.load_policy)(config.model, machine)
-    if scores and text.tokenizer.pad_token_id is not None:
-        model.config.get_text_config().pad_token_id = text.tokenizer.pad_token_id  # type: ignore[union-attr, operator]
+    if scores:
+        checkpoints.set_pad(model, checkpoints.ensure_pad(text))
     with writing(config.out), whole_folder(config.out) as partial:
         checkpoints.save(model, text, partial)
         checkpoints.require_reload(model, partial)

@@ -52,7 +52,7 @@ class Training(Adapting, Machine, Reading, Spelling):
 
 
 class MergeConfig(Spelling):
-    """Merge: write an adapter and its base as one plain checkpoint, in the base's precision."""
+    """Merge: write an adapter and its base as one plain checkpoint, in bf16 if the base is, else in fp32."""
 
     model: ModelName
     """Adapter folder, or the run folder that holds it."""

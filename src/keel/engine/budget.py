@@ -8,6 +8,7 @@ file's own precision stay mapped from it; others are converted beside it. On a G
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from keel.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
 from keel.engine import memory, rehearsal
 from keel.engine.adamw import AT_ONCE
 from keel.engine.forward import scalars_at_end, scalars_at_states, token_logps, token_scores
+from keel.engine.processes import from_first
 from keel.engine.scorers import RULE
 from keel.errors import InputError
 from keel.models import adapters, checkpoints, folders, scalar
@@ -126,7 +128,14 @@ def plan(config: Command, steps: Iterable[list[Bundle]], held_out: bool, cache: 
 
     `steps` are the batches of the run; the largest counts. Layers are computed twice if the run fits only so.
     """
-    free = memory.free_bytes(device_of(config))
+    return from_first(lambda: _plan(config, steps, held_out, cache))
+
+
+def _plan(config: Command, steps: Iterable[list[Bundle]], held_out: bool, cache: Cache | None) -> Plan:
+    device = device_of(config)
+    free = memory.free_bytes(device)
+    if device.type == "cpu":  # of which the processes of this machine take a share each
+        free /= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     batch = largest_batch(steps)
     bound = _at_most(config, batch)
     if bound is not None and bound < UNREHEARSED * free:
@@ -207,7 +216,7 @@ def _options(
         changes.append((f"--micro-tokens {least}", {"micro_tokens": least}))
     if rehearsal.dtype_ahead(config.model, config) == torch.float32:
         changes.append(("--precision bf16", {"precision": "bf16"}))
-    if not config.lora:
+    if not config.lora and not (isinstance(config, RewardConfig) and _is_tuned(config.model)):
         changes.append(("--lora", {"lora": True}))
     combined: dict[str, Any] = {}
     for _, change in changes:
@@ -218,6 +227,11 @@ def _options(
             yield name, reckon(config.model_copy(update=change), twice=True)
         except Exception:  # a model that cannot be trained so: without linear layers, for one
             continue
+
+
+def _is_tuned(name: str) -> bool:
+    """Say whether a model is one on which no reward adapter can be trained: a reward model, or an adapter."""
+    return checkpoints.is_reward_folder(name) or adapters.is_adapter(checkpoints.resolve(name))
 
 
 def tokens_of(bundle: Bundle) -> int:
@@ -248,7 +262,7 @@ class _Cast:
     trained: list[tuple[Role, memory.ModelPass]] = field(default_factory=list)
     policy: nn.Module | None = None
 
-    def load(self, name: str, config: Command, model: nn.Module) -> None:
+    def load(self, name: str, model: nn.Module) -> None:
         """Note a model that is read from a folder."""
         size = float(rehearsal.bytes_of_model(model))
         stored = rehearsal.stored_bytes(name, model)
@@ -268,27 +282,36 @@ def _roles(config: Command) -> _Cast:
     elif isinstance(config, RewardConfig):
         assert as_scalar is not None
         cast.trained.append((Role("reward", as_scalar), passing[0]))
-        cast.load(config.model, config, as_scalar)
+        cast.load(config.model, as_scalar)
     else:
         cast.trained.append((Role("policy", model), passing[0]))
-        cast.load(config.model, config, model)
+        cast.load(config.model, model)
         cast.policy = model
         if isinstance(config, DPOConfig | PPOConfig):
-            cast.load(getattr(config, "reference", None) or config.model, config, model)
+            cast.load(getattr(config, "reference", None) or config.model, model)
     if isinstance(config, PPOConfig):
         rule = config.reward.startswith(RULE)
         source = config.model if rule else config.reward
-        if not rule and not (config.lora and adapters.is_adapter(checkpoints.resolve(source))):
-            cast.load(source, config, rehearsal.outline(source, config))
+        if not rule and not (config.lora and _same_base(config.model, source)):
+            cast.load(source, rehearsal.outline(source, config))
         if not config.lora:
             value = scalar.sharing(rehearsal.outline(source, config), config.trust_remote_code)
-            cast.load(source, config, value)
+            cast.load(source, value)
             cast.trained.append((Role("value", value), passing[1]))
     rehearsal.fake([role.model for role, _ in cast.trained])
     for role, _ in cast.trained:
         with role.active() as one:
             rehearsal.assume(one)
     return cast
+
+
+def _same_base(policy: str, reward: str) -> bool:
+    """Say whether a reward model is an adapter on the policy's base."""
+    folders_ = [checkpoints.resolve(name) for name in (policy, reward)]
+    if not adapters.is_adapter(folders_[1]):
+        return False
+    bases = [adapters.base_of(folder) if adapters.is_adapter(folder) else folder for folder in folders_]
+    return os.path.realpath(bases[0]) == os.path.realpath(bases[1])
 
 
 def _passes(config: Command) -> list[memory.ModelPass]:
@@ -308,7 +331,7 @@ def _adapted(cast: _Cast, config: Command, model: nn.Module, as_scalar: Any, pas
     first = as_scalar if isinstance(config, RewardConfig) else model
     model.requires_grad_(False)
     first.requires_grad_(False)
-    cast.load(base, config, first)
+    cast.load(base, first)
     trunk = Trunk(first, base, "")
     settings = Settings.read(Path(folder)) if own else Settings.of(config, first)
     name = "reward" if isinstance(config, RewardConfig) else "policy"
@@ -319,7 +342,7 @@ def _adapted(cast: _Cast, config: Command, model: nn.Module, as_scalar: Any, pas
         return
     cast.policy = first
     if isinstance(config, DPOConfig) and config.reference:
-        cast.load(config.reference, config, rehearsal.outline(config.reference, config))
+        cast.load(config.reference, rehearsal.outline(config.reference, config))
     if isinstance(config, PPOConfig):
         trunk.add("value", settings, config.seed)
         scalar_head(as_scalar).requires_grad_(True)

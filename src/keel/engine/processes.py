@@ -30,13 +30,17 @@ _AT_ONCE = 1 << 24
 # --- which processes there are --------------------------------------------------------------------
 
 
-def join_others() -> None:
+def join_others(device: str) -> None:
     """Join the processes that a launcher has started, as its environment variables say; once per process."""
     if distributed.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=DEADLINE)
+    on_gpu = torch.cuda.is_available() and not device.startswith("cpu")
+    if on_gpu:
+        place, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if place >= there:
+            raise InputError(f"process {place + 1} of this machine, which has {there} GPUs: start no more than that")
+        torch.cuda.set_device(place)
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=DEADLINE)
     atexit.register(_leave)
 
 
@@ -72,6 +76,20 @@ def from_all(mine: T) -> list[T]:
     with _told():
         distributed.all_gather_object(found, mine)
     return found
+
+
+def agreed(compute: Callable[[], T], *failures: type[Exception]) -> list[T]:
+    """Return what every process computes; if one fails in one of these ways, raise its error in all of them."""
+    mine: tuple[T | None, Exception | None]
+    try:
+        mine = compute(), None
+    except failures as error:
+        mine = None, error
+    everywhere = from_all(mine)
+    for _, fault in everywhere:
+        if fault is not None:
+            raise fault
+    return [made for made, _ in everywhere]  # type: ignore[misc]
 
 
 def from_first(make: Callable[[], T]) -> T:
@@ -166,8 +184,11 @@ def divided(bundles: Sequence[Bundle], compute: Callable[[list[Bundle]], list[Te
         return compute(list(bundles))
     own = own_share(bundles)
     found = compute([bundles[i] for i in own]) if own else []
-    device = found[0].device if found else torch.device("cpu")
     everything: dict[int, Tensor] = {}
-    for some in from_all(dict(zip(own, (x.cpu() for x in found), strict=True))):
+    kind = "cpu"
+    for some, theirs in from_all(
+        (dict(zip(own, (x.cpu() for x in found), strict=True)), [x.device.type for x in found])
+    ):
         everything |= some
-    return [everything[i].to(device) for i in range(len(bundles))]
+        kind = theirs[0] if theirs else kind
+    return [everything[i].to(kind) for i in range(len(bundles))]

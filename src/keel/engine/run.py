@@ -52,7 +52,7 @@ _SHOWN = "loss", "accuracy", "rewards/accuracies", "objective/scores", "objectiv
 
 def begin(config: Training) -> None:
     """Join the other processes if there are any, and refuse an --out that cannot be written."""
-    processes.join_others()
+    processes.join_others(config.device)
     processes.from_first(lambda: refuse_existing(config.out, config.resume))
 
 
@@ -336,7 +336,7 @@ class Run:
 
     def _stop(self, why: str, suspects: Sequence[Bundle] | None = None) -> RunFailed:
         """Save the batch and return the failure to raise; it names `suspects` (default: all bundles of the batch)."""
-        evidence = self.files.write_evidence(self._bundles, self.text)
+        evidence = self.files.write_evidence(self._bundles, self.text, processes.own_rank())
         rows = [b.origin.row for b in (self._bundles if suspects is None else suspects) if b.origin.row]
         named = f" (rows {', '.join(map(str, rows[:5]))}{', …' if len(rows) > 5 else ''})" if rows else ""
         return RunFailed(f"{why}{named}; no weight was changed by it; the batch is in {evidence}")

@@ -138,9 +138,9 @@ class RunFolder:
                         kept += len(line)
                     lines.truncate(kept)  # at once: a kill leaves either all lines or those kept
 
-    def write_evidence(self, bundles: Sequence[Bundle], text: Text) -> Path:
-        """Write the batch that made a run fail, and return the file."""
-        evidence = self.path / "failed-batch.jsonl"
+    def write_evidence(self, bundles: Sequence[Bundle], text: Text, rank: int = 0) -> Path:
+        """Write the batch that made a run fail, or a process's share of it, and return the file."""
+        evidence = self.path / ("failed-batch.jsonl" if rank == 0 else f"failed-batch-{rank}.jsonl")
         with self._writing(evidence), evidence.open("w", encoding="utf-8") as file:
             for b in bundles:
                 texts = [c.text or text.decode(c.ids) for c in b.completions]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from keel.config import Machine, PPOConfig, Spelling
 from keel.engine.forward import in_batches, scalars_at_end
-from keel.engine.processes import divided
+from keel.engine.processes import divided, from_first
 from keel.errors import InputError
 from keel.models import checkpoints
 from keel.models.roles import Role, on_trunk, shares_trunk
@@ -56,8 +56,11 @@ class RuleScorer:
         self.rules, self.identity = rules, rules.identity
 
     def score(self, bundles: Sequence[Bundle]) -> Tensor:
-        scores = [self._apply(b, c.text) for b in bundles for c in b.completions]
-        return _finite(torch.tensor(scores), bundles)
+        """Score in the first process: a rule may draw, ask a clock or a server, and all must hear the same."""
+        return from_first(lambda: _finite(torch.tensor(self._scores(bundles)), bundles))
+
+    def _scores(self, bundles: Sequence[Bundle]) -> list[float]:
+        return [self._apply(b, c.text) for b in bundles for c in b.completions]
 
     def _apply(self, bundle: Bundle, completion: str) -> float:
         try:

@@ -30,7 +30,7 @@ from keel.engine.verdict import ReferenceComparison, RunVerdict
 from keel.errors import InputError
 from keel.files.disk import whole_file, writing
 from keel.models import checkpoints
-from keel.models.roles import Role, load_policy_and_reference
+from keel.models.roles import Role, load_policy_role, load_start
 from keel.objectives import Metrics
 from keel.records import Bundle, Result, lengths_of
 from keel.sampling import comparison
@@ -48,8 +48,10 @@ def train(config: DPOConfig) -> Result:
     steps = batches.steps(config.epochs, config.steps)
     each = ([data.train[i] for i in batches.of(step)] for step in range(steps))
     plan = budget.plan(config, each, bool(data.held_out))
-    policy, reference = load_policy_and_reference(config, config.model)
-    if config.reference is not None:
+    policy = load_policy_role(config, config.model)
+    if config.reference is None:
+        reference = load_start(config, config.model, policy)
+    else:
         other = checkpoints.load_text(config.reference, config)
         checkpoints.require_same_tokens(text, other, data.train, config.reference)
         reference = Role("reference", checkpoints.load_policy(config.reference, config), trained=False)

@@ -17,7 +17,7 @@ from keel.data import prepare
 from keel.engine import budget, verdict
 from keel.engine.batches import Batches
 from keel.engine.forward import micro_batches, token_logps, token_scores
-from keel.engine.processes import divided, own_micro_batches
+from keel.engine.processes import agreed, divided, own_micro_batches
 from keel.engine.run import Run, begin, open_run
 from keel.engine.verdict import ReferenceComparison, RunVerdict
 from keel.models import checkpoints
@@ -96,13 +96,14 @@ def _look(config: SFTConfig, policy: Role, text: Text, data: prepare.Prepared) -
     """Compare the policy with the model that it started from, which is loaded once more for that."""
     if not data.held_out:
         return comparison.compare_with_reference(policy, policy, text, [], config)
+    start: list[Role] = []
     try:
-        start = load_start(config, config.model, policy)
+        agreed(lambda: start.append(load_start(config, config.model, policy)), torch.OutOfMemoryError)
     except torch.OutOfMemoryError:
         return ReferenceComparison(
             why="not measured: no memory for the model that training started from beside the trained one"
         )
-    return comparison.compare_with_reference(policy, start, text, data.held_out, config, name="start")
+    return comparison.compare_with_reference(policy, start[0], text, data.held_out, config, name="start")
 
 
 def _reaches(bundle: Bundle, limit: int) -> bool:

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from keel.config import Adapting
-from keel.errors import InputError, RunFailed
+from keel.errors import InputError, RunFailed, on_one_line
 from keel.models.heads import trunk
 from keel.seeds import generator
 
@@ -53,7 +53,9 @@ class Settings:
         """Return what the options ask for; refuse layers that the model does not have."""
         there = linear_layers(model)
         ends = sorted({name.rpartition(".")[2] for name in there})
-        wanted = tuple(config.lora_targets.split(",")) if config.lora_targets else tuple(ends)
+        wanted = (
+            tuple(target.strip() for target in config.lora_targets.split(",")) if config.lora_targets else tuple(ends)
+        )
         for target in wanted:
             if not any(_means(target, name) for name in there):
                 raise InputError(
@@ -67,10 +69,12 @@ class Settings:
     @staticmethod
     def read(folder: Path) -> Settings:
         """Return those of a PEFT folder that is to be trained on; refuse what is more than plain LoRA."""
-        told = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        told = _told(folder)
         plain = {"use_dora": False, "bias": "none", "rank_pattern": {}, "alpha_pattern": {}, "lora_bias": False}
         odd = sorted(name for name, value in plain.items() if told.get(name) not in (value, None))
-        if str(told.get("peft_type")).upper() != "LORA" or odd or not isinstance(told["target_modules"], list):
+        if not isinstance(told.get("target_modules"), list):
+            odd.append("layers named by a pattern")
+        if str(told.get("peft_type")).upper() != "LORA" or odd:
             why = f"({', '.join(odd)})" if odd else f"({told.get('peft_type')})"
             raise InputError(
                 f"{folder}: more than a plain LoRA adapter {why}, which --lora cannot train on; make it one model "
@@ -119,24 +123,34 @@ class Trunk:
         """Put an adapter into the layers: A drawn as in a new linear layer, B zero, so that it changes nothing yet."""
         from peft import inject_adapter_in_model
 
-        names = [name for name in linear_layers(self.model) if any(_means(t, name) for t in settings.targets)]
-        known = [name for name, _ in self.layers()]
-        targets = names or [name for name in known if any(_means(t, name) for t in settings.targets)]
+        there = [*linear_layers(self.model), *(name for name, _ in self.layers())]
+        targets = [name for name in there if any(_means(t, name) for t in settings.targets)]
         trained = {id(p) for p in self.model.parameters() if p.requires_grad}
         with warnings.catch_warnings(action="ignore"):  # of a second adapter: that is meant
-            inject_adapter_in_model(_peft_config(settings, "CAUSAL_LM", self.name, targets), self.model, adapter)
+            try:
+                inject_adapter_in_model(_peft_config(settings, "CAUSAL_LM", self.name, targets), self.model, adapter)
+            except Exception as error:
+                raise InputError(
+                    f"--lora: PEFT makes no adapter for {type(self.model).__name__} so ({on_one_line(error)}); name "
+                    "other layers in --lora-targets, or train all weights"
+                ) from error
+        placed = [(name, layer) for name, layer in self.layers() if adapter in layer.lora_A]
+        if odd := {*targets} ^ {name for name, _ in placed}:
+            raise InputError(
+                f"--lora: PEFT puts adapters of {type(self.model).__name__} elsewhere than asked ({min(odd)}); name "
+                "other layers in --lora-targets, or train all weights"
+            )
         self.settings[adapter] = settings
         for parameter in self.model.parameters():  # PEFT freezes the adapters that were there, and thaws others
             parameter.requires_grad_(id(parameter) in trained)
         draws = generator(seed, "lora", adapter)
-        for _, layer in self.layers():
+        for _, layer in placed:
             if not isinstance(layer, _Low):
                 layer.__class__ = type(type(layer).__name__, (_Low, type(layer)), {"__module__": __name__})
                 layer.trunk = self
             like = next(layer.base_layer.parameters())
-            dtype = like.dtype if like.dtype.is_floating_point and like.dtype.itemsize > 1 else torch.bfloat16
             for part in (layer.lora_A[adapter], layer.lora_B[adapter]):
-                part.to(device=like.device, dtype=dtype)
+                part.to(device=like.device, dtype=like.dtype)
             a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
             with torch.no_grad():
                 bound = 1 / math.sqrt(a.shape[1])
@@ -192,8 +206,8 @@ class _Low(nn.Module):
         if on is None or on not in self.lora_A:
             return out
         a, b = self.lora_A[on].weight, self.lora_B[on].weight
-        low = nn.functional.linear(x.to(a.dtype), a).flatten(0, -2)  # type: ignore[arg-type]
-        both = torch.addmm(out.flatten(0, -2), low, b.T.to(out.dtype), alpha=self.scaling[on])  # type: ignore[operator, arg-type, union-attr]
+        low = nn.functional.linear(x, a).flatten(0, -2)  # type: ignore[arg-type]
+        both = torch.addmm(out.flatten(0, -2), low, b.T, alpha=self.scaling[on])  # type: ignore[operator, arg-type, union-attr]
         return both.view_as(out)
 
 
@@ -239,7 +253,7 @@ def is_scalar(folder: str | Path) -> bool:
 
 
 def base_of(folder: str | Path) -> str:
-    """Return the name of an adapter's base: a hub name, or a folder, sought also beside the adapter."""
+    """Return the name of an adapter's base: a hub name, or a folder, sought also within the adapter's."""
     folder = Path(folder)
     name = _told(folder).get("base_model_name_or_path")
     if not name:
@@ -255,7 +269,10 @@ def base_of(folder: str | Path) -> str:
 
 
 def _told(folder: Path) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    try:
+        told: dict[str, Any] = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{folder}: {SETTINGS} is not readable ({on_one_line(error)}); copy it anew") from error
     return told
 
 
@@ -275,24 +292,24 @@ def require_base(folder: str | Path, name: str, base: str) -> None:
         )
 
 
-def write_adapter(
-    folder: Path, trunk_: Trunk, adapter: str, head: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None
-) -> None:
+def write_adapter(folder: Path, trunk_: Trunk, adapter: str, head: Mapping[str, Tensor]) -> None:
     """Write an adapter as a PEFT folder; `head` holds the scalar head by its names in the model, if it has one."""
     settings = trunk_.settings[adapter]
-    config = _peft_config(settings, "SEQ_CLS" if head else "CAUSAL_LM", _portable(trunk_.name), _endings(trunk_))
+    config = _peft_config(
+        settings, "SEQ_CLS" if head else "CAUSAL_LM", _portable(trunk_.name), _endings(trunk_, adapter)
+    )
     if head:
         config.modules_to_save = sorted({name.rpartition(".")[0] for name in head})
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
-    own = {**(weights or trunk_.parameters(adapter)), **{_PREFIX + name: tensor for name, tensor in head.items()}}
+    own = {**trunk_.parameters(adapter), **{_PREFIX + name: tensor for name, tensor in head.items()}}
     save_file({name: t.detach().cpu().contiguous() for name, t in own.items()}, folder / WEIGHTS, {"format": "pt"})
     (folder / BASE).write_text(json.dumps({"trunk": trunk_.base, "base": trunk_.name}) + "\n")
 
 
-def _endings(trunk_: Trunk) -> list[str]:
-    """Return the endings of the adapted layers' names; the names themselves if others end so, too."""
-    known = {name for name, _ in trunk_.layers()}
+def _endings(trunk_: Trunk, adapter: str) -> list[str]:
+    """Return the endings of an adapter's layers; the whole names if other layers end so, too."""
+    known = {name for name, layer in trunk_.layers() if adapter in layer.lora_A}
     ends = sorted({name.rpartition(".")[2] for name in known})
     others = [n for n, m in trunk_.model.named_modules() if n not in known and ".base_layer" not in n]
     return sorted(known) if any(_means(end, name) for end in ends for name in others) else ends
@@ -336,7 +353,7 @@ def merged(model: Any, folder: str, name: str) -> Any:
     try:
         wrapped = PeftModel.from_pretrained(model, folder)
     except Exception as error:
-        raise InputError(f"{name}: its adapter does not fit its base ({' '.join(str(error).split())[:200]})") from error
+        raise InputError(f"{name}: its adapter does not fit its base ({on_one_line(error)})") from error
     held = get_peft_model_state_dict(wrapped)
     wrong = sorted({*found} ^ {*held}) or [
         n for n in found if not torch.equal(held[n].cpu(), found[n].to(held[n].dtype))

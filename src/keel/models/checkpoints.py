@@ -59,13 +59,15 @@ def load_text(name: str, spelling: Spelling | None = None) -> Text:
     """Load the tokenizer of a model folder as `spelling` says, with every EOS id that its generation config names."""
     spelling = spelling or Spelling()
     folder = resolve(name)
-    if adapters.is_adapter(folder) and not any(Path(folder).glob("tokenizer*")):
-        return load_text(adapters.base_of(folder), spelling)
+    base = resolve(adapters.base_of(folder)) if adapters.is_adapter(folder) else folder
+    if base != folder and not any(Path(folder).glob("tokenizer*")):
+        return load_text(base, spelling)
     folders.check_text(folder, name, spelling.trust_remote_code)
-    return _text(folder, name, spelling)
+    return _text(folder, name, spelling, base)
 
 
-def _text(folder: str, name: str, spelling: Spelling) -> Text:
+def _text(folder: str, name: str, spelling: Spelling, model: str | None = None) -> Text:
+    """Load a folder's tokenizer; `model` is the folder of the whole model if this one is an adapter."""
     from transformers import AutoTokenizer, GenerationConfig
 
     code = spelling.trust_remote_code
@@ -73,16 +75,19 @@ def _text(folder: str, name: str, spelling: Spelling) -> Text:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=code)
     except Exception as error:
         raise folders.no_tokenizer(error, folder, name) from error
-    try:
-        eos = GenerationConfig.from_pretrained(folder).eos_token_id
-    except OSError:
-        eos = None
+    eos: Any = None
+    for place in dict.fromkeys([folder, model or folder]):  # a folder of PEFT has no generation config of its own
+        try:
+            eos = GenerationConfig.from_pretrained(place).eos_token_id
+            break
+        except OSError:
+            continue
     extra = eos if isinstance(eos, list) else [eos]
     if spelling.chat_template is not None:
         tokenizer.chat_template = chat_template(spelling.chat_template, tokenizer)
     tokenizer.chat_template = _with_line_breaks(tokenizer.chat_template)
     text = Text(tokenizer, [i for i in extra if i is not None], spelling.control_tokens)
-    folders.check_tokens(text, folder, name, code)
+    folders.check_tokens(text, model or folder, name, code)
     return text
 
 
@@ -115,7 +120,9 @@ def _merged(load: Callable[[str, Machine], nn.Module], folder: str, name: str, m
     adapters.require_base(folder, name, adapters.trunk_hash(base))
     model: nn.Module = adapters.merged(base, folder, name)
     loaded.refuse_not_finite(model, name)
-    return model.eval()
+    trials.forget(model)
+    trials.ways_of(model.eval(), name)
+    return model
 
 
 def load_reward(name: str, machine: Machine) -> nn.Module:
@@ -163,13 +170,18 @@ def new_scalar_model(name: str, machine: Machine, pad_id: int | None) -> nn.Modu
     if scalar.is_own(model):
         say(scalar.notice(model))
     if pad_id is not None:
-        if pad_id >= model.get_input_embeddings().weight.shape[0]:
-            model.resize_token_embeddings(pad_id + 1, mean_resizing=False)
-        model.config.get_text_config().pad_token_id = pad_id
+        set_pad(model, pad_id)
     for parameter in scalar_head(model).parameters():
         nn.init.zeros_(parameter)
     whole: nn.Module = model
     return whole
+
+
+def set_pad(model: Any, pad_id: int) -> None:
+    """Give a scalar model its padding id, and the embeddings a row for it."""
+    if pad_id >= model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(pad_id + 1, mean_resizing=False)
+    model.config.get_text_config().pad_token_id = pad_id
 
 
 def is_reward_folder(name: str) -> bool:
@@ -203,6 +215,7 @@ def borrow_pad(text: Text) -> None:
         if token is not None and tokenizer.convert_tokens_to_ids(token) not in text.eos_ids:
             tokenizer.pad_token = token
             return
+    say("the tokenizer has no token for padding but its EOS: others must read this adapter's texts one by one")
 
 
 def _load(auto: Any, name: str, machine: Machine, fresh: tuple[str, ...] = (), **kwargs: Any) -> nn.Module:

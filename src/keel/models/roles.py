@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from keel import handed
 from keel.config import PPOConfig, Training
 from keel.errors import InputError, RunFailed
 from keel.models import adapters, checkpoints, scalar, trials
@@ -131,36 +132,35 @@ def load_policy_and_reference(config: Training, model: str) -> tuple[Role, Role]
 
     With `--lora` on an adapter folder the policy goes on with that adapter, and the reference is it as it was.
     """
-    if not config.lora:
-        policy, reference = (checkpoints.load_policy(model, config) for _ in range(2))
-        return Role("policy", policy), Role("reference", reference, trained=False)
-    folder = checkpoints.resolve(model)
-    policy, trunk, settings = _trunk_for(config, model)
-    trunk.add("policy", settings, config.seed)
-    frozen = None
-    if adapters.is_adapter(folder):
-        trunk.add("reference", settings, config.seed)
-        frozen = "reference"
-        for name in ("policy", frozen):
-            adapters.fill(trunk.parameters(name), Path(folder))
-    return (
-        Role("policy", policy, trunk=trunk, adapter="policy"),
-        Role("reference", policy, trained=False, trunk=trunk, adapter=frozen),
-    )
+    policy = load_policy_role(config, model)
+    return policy, load_start(config, model, policy)
 
 
 def load_policy_role(config: Training, model: str) -> Role:
     """Load the policy that is trained, without a reference."""
-    if config.lora:
-        return load_policy_and_reference(config, model)[0]
-    return Role("policy", checkpoints.load_policy(model, config))
+    if not config.lora:
+        return Role("policy", checkpoints.load_policy(model, config))
+    folder = checkpoints.resolve(model)
+    policy, trunk, settings = _trunk_for(config, model)
+    trunk.add("policy", settings, config.seed)
+    if adapters.is_adapter(folder):
+        adapters.fill(trunk.parameters("policy"), Path(folder))
+    return Role("policy", policy, trunk=trunk, adapter="policy")
 
 
 def load_start(config: Training, model: str, policy: Role) -> Role:
-    """Load the model that a policy started from: its bare trunk, or another model beside it."""
-    if policy.trunk is not None and not adapters.is_adapter(checkpoints.resolve(model)):
-        return Role("reference", policy.model, trained=False, trunk=policy.trunk)
-    return Role("reference", checkpoints.load_policy(model, config), trained=False)
+    """Load the model that a policy started from: on its trunk if it has one, else another model beside it."""
+    if policy.trunk is None:
+        return Role("reference", checkpoints.load_policy(model, config), trained=False)
+    folder, frozen = checkpoints.resolve(model), None
+    if adapters.is_adapter(folder):
+        frozen = "reference"
+        policy.trunk.add(frozen, Settings.read(Path(folder)), config.seed)
+        weights = policy.trunk.parameters(frozen)
+        adapters.fill(weights, Path(folder))
+        for weight in weights.values():
+            weight.requires_grad_(False)
+    return Role("reference", policy.model, trained=False, trunk=policy.trunk, adapter=frozen)
 
 
 def load_reward_role(config: Training, model: str, text: Text) -> tuple[Role, bool]:
@@ -180,6 +180,7 @@ def load_reward_role(config: Training, model: str, text: Text) -> tuple[Role, bo
             f"(keel merge --model {model} --out DIR) and give that"
         )
     base = adapters.base_of(folder) if not fresh else model
+    handed.refuse_temporary(base)
     loaded = checkpoints.new_scalar_model(base, config, None)
     trunk = Trunk.of(loaded, checkpoints.resolve(base))
     trunk.add("reward", _settings(config, loaded, folder), config.seed)
@@ -208,6 +209,8 @@ def shares_trunk(policy: Role, reward: str) -> bool:
     """Say whether a reward model is an adapter on the policy's trunk."""
     if policy.trunk is None or not adapters.is_adapter(folder := checkpoints.resolve(reward)):
         return False
+    if not adapters.is_scalar(folder):
+        raise InputError(f"{reward} is not a reward model but a language model's adapter; train one with `keel reward`")
     trained = adapters.trained_on(folder)
     if trained is not None:
         return trained == policy.trunk.base
@@ -240,6 +243,7 @@ def _trunk_for(config: Training, model: str) -> tuple[nn.Module, Trunk, Settings
     if adapters.is_adapter(folder) and adapters.is_scalar(folder):
         raise InputError(f"{model} is a reward model, not a language model: give the one that it was trained from")
     base = adapters.base_of(folder) if adapters.is_adapter(folder) else model
+    handed.refuse_temporary(base)
     loaded = checkpoints.load_policy(base, config)
     trunk = Trunk.of(loaded, checkpoints.resolve(base))
     if adapters.is_adapter(folder):
@@ -254,6 +258,11 @@ def _settings(config: Training, model: nn.Module, folder: str) -> Settings:
     found = Settings.read(Path(folder))
     asked = {"rank": config.lora_rank, "alpha": config.lora_alpha}
     own = type(config).model_fields
+    if config.lora_targets and {target.strip() for target in config.lora_targets.split(",")} != {*found.targets}:
+        raise InputError(
+            f"--lora-targets {config.lora_targets}: the adapter in {folder} has {','.join(found.targets)}, and is "
+            "trained on as it is; leave the option out"
+        )
     for name, value in asked.items():
         if value not in (own[f"lora_{name}"].default, getattr(found, name)):
             raise InputError(

@@ -84,6 +84,11 @@ def ways_of(model: nn.Module, name: str = "") -> Ways:
     return _WAYS[model]
 
 
+def forget(model: nn.Module) -> None:
+    """Forget a model's ways, since its weights are others now."""
+    _WAYS.pop(model, None)
+
+
 def take_over(model: nn.Module, other: nn.Module) -> None:
     """Take another model's ways for one that has the same backbone."""
     _WAYS[model] = ways_of(other)

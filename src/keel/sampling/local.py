@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from keel.engine import processes
 from keel.engine.forward import in_batches, packing_to, states_at_end
-from keel.errors import InputError, RunFailed
+from keel.errors import InputError, KeelError, RunFailed
 from keel.models import passes, trials
 from keel.models.decoding import Decoding
 from keel.models.heads import device_of_model, raw_logits, scaled
@@ -64,20 +64,30 @@ class LocalSampler:
         Each prompt has draws of its own, whatever else is drawn beside it, so several processes share the prompts out.
         """
         own = [replace(bundle, completions=[]) for bundle in bundles]
-        max_new, max_rows = self.options.max_new_tokens, self.options.max_rows
-        _check_room(self.model, own, max_new)
+        _check_room(self.model, own, self.options.max_new_tokens)
         name, share = (*purpose, *((have,) if have else ())), processes.own_share(own)
         draws = {id(own[index]): generator(self.seed, *name, "prompt", index) for index in share}
+
+        def draw() -> list[tuple[int, list[Completion]]]:
+            self._draw([own[index] for index in share], n, draws, progress)
+            return [(index, own[index].completions) for index in share]
+
+        for found in processes.agreed(draw, KeelError, torch.OutOfMemoryError):
+            for index, completions in found:
+                own[index].completions = completions
+        yield [(index, bundle.completions, "") for index, bundle in enumerate(own)]
+
+    def _draw(
+        self, bundles: list[Bundle], n: int, draws: dict[int, torch.Generator], progress: OnProgress | None
+    ) -> None:
+        """Fill bundles in this process."""
+        max_new, max_rows = self.options.max_new_tokens, self.options.max_rows
         drawing = _Drawing(self.text, max_new, self.options.temperature, self.options.top_p, draws, progress)
-        for kind, some in _kinds(self.model, [own[index] for index in share], max_new):
+        for kind, some in _kinds(self.model, bundles, max_new):
             order = sorted(some, key=lambda b: -len(b.prompt_ids))
             waiting = deque((bundle, copies) for bundle in order for copies in _shares(n, min(n, max_rows)))
             while waiting:
                 kind(self.model, waiting, min(n, max_rows), max_rows, drawing).run()
-        for found in processes.from_all([(index, own[index].completions) for index in share]):
-            for index, completions in found:
-                own[index].completions = completions
-        yield [(index, bundle.completions, "") for index, bundle in enumerate(own)]
 
 
 def _kinds(model: nn.Module, bundles: list[Bundle], max_new: int) -> list[tuple[type[_Rows], list[Bundle]]]:
