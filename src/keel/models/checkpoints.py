@@ -120,7 +120,7 @@ def _merged(load: Callable[[str, Machine], nn.Module], folder: str, name: str, m
     adapters.require_base(folder, name, adapters.trunk_hash(base))
     model: nn.Module = adapters.merged(base, folder, name)
     loaded.refuse_not_finite(model, name)
-    trials.forget(model)
+    trials.drop_ways(model)
     trials.ways_of(model.eval(), name)
     return model
 

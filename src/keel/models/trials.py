@@ -84,7 +84,7 @@ def ways_of(model: nn.Module, name: str = "") -> Ways:
     return _WAYS[model]
 
 
-def forget(model: nn.Module) -> None:
+def drop_ways(model: nn.Module) -> None:
     """Forget a model's ways, since its weights are others now."""
     _WAYS.pop(model, None)
 
