@@ -227,7 +227,7 @@ def test_every_round_draws_numbers_of_its_own(configure_collect, monkeypatch):
     collect(configure_collect(n=2))
     first = list(seeds)
     collect(configure_collect(n=3))
-    assert (len(first), len(seeds), len(set(seeds))) == (2, 6, 6)  # four prompts to a round, then two
+    assert (len(first), len(seeds), len(set(seeds))) == (8, 16, 16)  # one for each of eight prompts, each time
     seeds.clear()
     collect(configure_collect("other.db", n=2))
     assert seeds == first

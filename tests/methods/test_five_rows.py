@@ -378,7 +378,7 @@ def test_a_reload_that_differs_fails_the_run(train, monkeypatch):
 
     def save(model, text, folder):
         real(model, text, folder)
-        if folder.name == "final":
+        if folder.name.startswith("final"):
             with torch.no_grad():
                 model.lm_head.weight.add_(1e-3)
 

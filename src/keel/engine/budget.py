@@ -114,8 +114,13 @@ class Plan:
 def limit_ahead(name: str, config: Command) -> int | None:
     """Return how many tokens a model can read (`limits.positions`) before it is loaded.
 
-    If no model can be made of its config.json, loading it says why.
+    What is wrong with its small files is said first, and if no model can be made of its config.json, loading says why.
     """
+    folder = checkpoints.resolve(name)
+    if not isinstance(config, RewardConfig):
+        checkpoints.require_language_model(name)
+    if not adapters.is_adapter(folder):
+        folders.check_folder(folder, name, config.trust_remote_code)
     try:
         return positions(rehearsal.outline(name, config))
     except Exception:  # the library's own, as in `checkpoints._load`
@@ -138,7 +143,7 @@ def _plan(config: Command, steps: Iterable[list[Bundle]], held_out: bool, cache:
         free /= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     batch = largest_batch(steps)
     bound = _at_most(config, batch)
-    if bound is not None and bound < UNREHEARSED * free:
+    if bound is not None and bound - _base(config) < UNREHEARSED * free:
         say(f"memory: the run takes less than {_gb(bound)}; {_gb(free)} are free")
         return Plan()
     reckon = partial(forecast, batch=batch, held_out=held_out, cache=cache)

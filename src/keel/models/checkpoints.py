@@ -102,8 +102,7 @@ def load_policy(name: str, machine: Machine) -> nn.Module:
     """Load a causal language model and check it: weights present, head understood by Keel's scaled logits."""
     from transformers import AutoModelForCausalLM
 
-    if is_reward_folder(name):
-        raise InputError(f"{name} is a reward model, not a language model: give the one that it was trained from")
+    require_language_model(name)
     folder = resolve(name)
     if adapters.is_adapter(folder):
         return _merged(load_policy, folder, name, machine)
@@ -182,6 +181,12 @@ def set_pad(model: Any, pad_id: int) -> None:
     if pad_id >= model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(pad_id + 1, mean_resizing=False)
     model.config.get_text_config().pad_token_id = pad_id
+
+
+def require_language_model(name: str) -> None:
+    """Refuse a reward model in the place of a language model."""
+    if is_reward_folder(name):
+        raise InputError(f"{name} is a reward model, not a language model: give the one that it was trained from")
 
 
 def is_reward_folder(name: str) -> bool:
