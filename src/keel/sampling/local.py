@@ -406,12 +406,12 @@ def draw_tokens(
 def block_sums(raw: Tensor, scale: Callable[[Tensor], Tensor]) -> Tensor:
     """Return sums of exponentials over blocks of `_BLOCK` entries, the last shorter: [R, V] -> double [R, blocks].
 
-    Rows are taken a few at a time, so that what is scaled and summed is still in the processor's cache.
+    Rows are taken a few at a time on a CPU, so that what is scaled and summed is still in its cache.
     """
     words = raw.shape[1]
     whole = words - words % _BLOCK
     parts = []
-    for some in raw.split(_AT_ONCE):
+    for some in raw.split(_AT_ONCE if raw.device.type == "cpu" else 32 * _AT_ONCE):
         weights = scale(some).exp()
         sums = weights[:, :whole].unflatten(1, (-1, _BLOCK)).sum(-1)
         parts.append(torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], 1) if whole < words else sums)
