@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from tests.packing import visible
 
 from keel.engine.forward import token_logps, token_scores
 from keel.models import attention, checkpoints, passes, trials
@@ -21,35 +22,17 @@ BUNDLES = [(50, [40, 10, 30]), (1, [20]), (90, [70, 120])]
 WAYS = {"flash": attention.by_flash, "flex": attention.by_flex, "mask": attention.by_mask}
 
 
-def visible():
-    """Which token of the row sees which, drawn by hand."""
-    total = sum(p + sum(cs) for p, cs in BUNDLES)
-    seen = torch.zeros(total, total, dtype=torch.bool)
-    at = 0
-    for prompt, completions in BUNDLES:
-        begin = at
-        for i in range(prompt):
-            seen[begin + i, begin : begin + i + 1] = True
-        at += prompt
-        for length in completions:
-            for i in range(length):
-                seen[at + i, begin : begin + prompt] = True
-                seen[at + i, at : at + i + 1] = True
-            at += length
-    return seen
-
-
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("way", WAYS)
 def test_each_way_of_packed_attention(way, width, groups):
     draw = torch.Generator().manual_seed(0)
-    tokens, heads = len(visible()), 4
+    tokens, heads = len(visible(BUNDLES)), 4
     q, arriving = (torch.randn(1, heads, tokens, width, generator=draw).bfloat16() for _ in range(2))
     k, v = (torch.randn(1, heads // groups, tokens, width, generator=draw).bfloat16() for _ in range(2))
     exact = [x.double().requires_grad_() for x in (q, k, v)]
     wide = [x.repeat_interleave(groups, 1) for x in exact[1:]]
-    scores = (0.1 * exact[0] @ wide[0].transpose(-1, -2)).masked_fill(~visible(), float("-inf"))
+    scores = (0.1 * exact[0] @ wide[0].transpose(-1, -2)).masked_fill(~visible(BUNDLES), float("-inf"))
     expected = torch.softmax(scores, -1) @ wide[1]
     wanted = [expected, *torch.autograd.grad(expected, exact, arriving.double())]
     on_gpu = [x.cuda().requires_grad_() for x in (q, k, v)]

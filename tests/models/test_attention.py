@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.packing import visible
 
 from keel.models import attention, decoding
 from keel.models.attention import Packing
@@ -12,30 +13,12 @@ BUNDLES = [(5, [4, 1, 3]), (1, [2]), (9, [7, 12])]
 HEADS, WIDTH, SCALE = 2, 8, 0.3
 
 
-def visible() -> torch.Tensor:
-    """Which token of the row sees which: its own prompt up to itself, its own completion up to itself."""
-    total = sum(p + sum(cs) for p, cs in BUNDLES)
-    seen = torch.zeros(total, total, dtype=torch.bool)
-    at = 0
-    for prompt, completions in BUNDLES:
-        begin = at
-        for i in range(prompt):
-            seen[begin + i, begin : begin + i + 1] = True
-        at += prompt
-        for length in completions:
-            for i in range(length):
-                seen[at + i, begin : begin + prompt] = True
-                seen[at + i, at : at + i + 1] = True
-            at += length
-    return seen
-
-
 def by_hand(query, key, value, arriving):
     """Output and gradients, in float64."""
     q, k, v = (x.detach().double().requires_grad_() for x in (query, key, value))
     per_head = query.shape[1] // key.shape[1]
     scores = SCALE * q @ k.repeat_interleave(per_head, 1).transpose(-1, -2)
-    out = torch.softmax(scores.masked_fill(~visible(), float("-inf")), -1) @ v.repeat_interleave(per_head, 1)
+    out = torch.softmax(scores.masked_fill(~visible(BUNDLES), float("-inf")), -1) @ v.repeat_interleave(per_head, 1)
     return out.detach(), torch.autograd.grad(out, (q, k, v), arriving.double())
 
 
@@ -47,7 +30,7 @@ def test_packed_attention_and_its_gradients(monkeypatch, dtype, groups, small, p
     monkeypatch.setattr(attention, "PRODUCTS", products)
     monkeypatch.setattr(attention, "SMALL", small)
     draw = torch.Generator().manual_seed(2)
-    tokens = len(visible())
+    tokens = len(visible(BUNDLES))
     q, k, v, arriving = (
         torch.randn(1, tokens, heads, WIDTH, generator=draw).to(dtype).transpose(1, 2)
         for heads in (HEADS, HEADS // groups, HEADS // groups, HEADS)
@@ -68,18 +51,18 @@ def test_packed_attention_and_its_gradients(monkeypatch, dtype, groups, small, p
 def test_what_waits_for_the_gradients_is_no_copy_of_the_keys(monkeypatch):
     """Inputs and output, and a number per query and head, whether or not a span's keys stand in one piece."""
     monkeypatch.setattr(attention, "SMALL", 0)
-    q, k, v = (torch.randn(1, HEADS, len(visible()), WIDTH).requires_grad_() for _ in range(3))
+    q, k, v = (torch.randn(1, HEADS, len(visible(BUNDLES)), WIDTH).requires_grad_() for _ in range(3))
     kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
         attention.attend(torch.nn.Module(), q, k, v, None, Packing(BUNDLES), scaling=SCALE)
-    assert sum(x.numel() for x in kept) == 4 * q.numel() + HEADS * len(visible())
+    assert sum(x.numel() for x in kept) == 4 * q.numel() + HEADS * len(visible(BUNDLES))
 
 
 @pytest.mark.parametrize("way", [attention.by_flex, attention.by_mask])
 def test_the_ways_of_a_gpu(way):
     """On a CPU FlexAttention has no backward pass; the other one's gradients are checked, too."""
     draw = torch.Generator().manual_seed(2)
-    tokens = len(visible())
+    tokens = len(visible(BUNDLES))
     q, k, v = (torch.randn(1, HEADS, tokens, WIDTH, generator=draw).requires_grad_() for _ in range(3))
     arriving = torch.randn(1, HEADS, tokens, WIDTH, generator=draw)
     expected, gradients = by_hand(q, k, v, arriving)
@@ -128,8 +111,8 @@ def test_segments_for_flash_attention():
         assert keys[-len(own) :] == own
         for query in own:
             at += 1
-            assert visible()[query].nonzero().flatten().tolist() == [k for k in keys if k <= query]
-    assert at == len(visible())
+            assert visible(BUNDLES)[query].nonzero().flatten().tolist() == [k for k in keys if k <= query]
+    assert at == len(visible(BUNDLES))
 
 
 @pytest.mark.parametrize("small", [attention.SMALL, 30, 0])
@@ -137,12 +120,12 @@ def test_spans_are_the_mask(monkeypatch, small):
     """What a span sees, what it is and its mask say together what the mask of the row says; and each token once."""
     monkeypatch.setattr(attention, "SMALL", small)
     packing = Packing(BUNDLES)
-    seen = torch.zeros_like(visible())
+    seen = torch.zeros_like(visible(BUNDLES))
     for span in packing.spans():
         keys = [*range(span.begin, span.begin + span.seen), *range(span.start, span.stop)]
         seen[torch.arange(span.start, span.stop)[:, None], torch.tensor(keys)] |= packing.mask(span, torch.float) == 0
-    assert torch.equal(seen, visible())
-    assert [i for span in packing.spans() for i in range(span.start, span.stop)] == list(range(len(visible())))
+    assert torch.equal(seen, visible(BUNDLES))
+    assert [i for span in packing.spans() for i in range(span.start, span.stop)] == list(range(len(visible(BUNDLES))))
 
 
 def test_spans_are_few_where_that_is_cheaper():

@@ -22,7 +22,7 @@ from torch import nn
 from keel.config import DPOConfig, PPOConfig, RewardConfig, SFTConfig
 from keel.engine import memory, rehearsal
 from keel.engine.adamw import AT_ONCE
-from keel.engine.forward import scalars_at_end, scalars_at_states, token_logps, token_scores
+from keel.engine.forward import scalars_at_end, scalars_at_states, token_logps, token_scores, tokens_of
 from keel.engine.processes import from_first
 from keel.engine.scorers import RULE
 from keel.errors import InputError
@@ -237,11 +237,6 @@ def _options(
 def _is_tuned(name: str) -> bool:
     """Say whether a model is one on which no reward adapter can be trained: a reward model, or an adapter."""
     return checkpoints.is_reward_folder(name) or adapters.is_adapter(checkpoints.resolve(name))
-
-
-def tokens_of(bundle: Bundle) -> int:
-    """Return the tokens of a bundle, its prompt counted once."""
-    return len(bundle.prompt_ids) + sum(map(len, bundle.completions))
 
 
 def largest_batch(steps: Iterable[list[Bundle]]) -> list[Bundle]:

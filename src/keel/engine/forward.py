@@ -293,7 +293,7 @@ def in_batches(
 
 def _parts(bundle: Bundle, micro_tokens: int) -> Iterator[Bundle]:
     """Yield the bundle, or parts of it that keep to `micro_tokens`, with at least one completion each."""
-    if _tokens(bundle) <= micro_tokens:
+    if tokens_of(bundle) <= micro_tokens:
         yield bundle
         return
     some: list[Completion] = []
@@ -305,7 +305,7 @@ def _parts(bundle: Bundle, micro_tokens: int) -> Iterator[Bundle]:
     yield replace(bundle, completions=some)
 
 
-def _tokens(bundle: Bundle) -> int:
+def tokens_of(bundle: Bundle) -> int:
     """Return the tokens of the bundle, its prompt counted once."""
     return len(bundle.prompt_ids) + sum(map(len, bundle.completions))
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 
-from keel.engine.forward import MicroBatch, micro_batches
-from keel.errors import InputError, KeelError, RunFailed
+from keel.engine.forward import MicroBatch, micro_batches, tokens_of
+from keel.errors import InputError, KeelError, RunFailed, on_one_line
 from keel.records import Bundle
 
 T = TypeVar("T")
@@ -73,7 +74,7 @@ def from_all(mine: T) -> list[T]:
     if world_size() == 1:
         return [mine]
     found: list[Any] = [None] * world_size()
-    with _told():
+    with _exchanging():
         distributed.all_gather_object(found, mine)
     return found
 
@@ -102,7 +103,7 @@ def from_first(make: Callable[[], T]) -> T:
             told = [(make(), None)]
         except KeelError as error:
             told = [(None, error)]
-    with _told():
+    with _exchanging():
         distributed.broadcast_object_list(told)
     made, fault = told[0]
     if fault is not None:
@@ -127,24 +128,22 @@ def add_up(tensors: Iterable[Tensor]) -> None:
 
 def _add_up(tensors: list[Tensor]) -> None:
     flat = torch.cat([t.flatten().float() for t in tensors])
-    with _told():
+    with _exchanging():
         distributed.all_reduce(flat)
     for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(total.view_as(tensor))
 
 
-class _told:  # noqa: N801  (used as a function)
-    """Context that turns a lost connection into an error that says what happened."""
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, RuntimeError) and not isinstance(error, KeelError):
-            raise RunFailed(
-                f"process {own_rank()} of {world_size()} lost the others ({' '.join(str(error).split())[:120]}): one "
-                "of them ended or did not answer; see its last lines, then go on with --resume"
-            ) from error
+@contextmanager
+def _exchanging() -> Iterator[None]:
+    """Turn a lost connection into an error that says what happened."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RunFailed(
+            f"process {own_rank()} of {world_size()} lost the others ({on_one_line(error)[:120]}): one of them ended "
+            "or did not answer; see its last lines, then go on with --resume"
+        ) from error
 
 
 # --- shares ---------------------------------------------------------------------------------------
@@ -157,7 +156,7 @@ def shares_of(bundles: Sequence[Bundle]) -> list[list[int]]:
         groups.setdefault(bundle.key, []).append(i)
     if len(groups) < world_size():  # few prompts: sharing the work matters more
         groups = {(i,): [i] for i in range(len(bundles))}
-    tokens = [len(b.prompt_ids) + sum(map(len, b.completions)) for b in bundles]
+    tokens = [tokens_of(bundle) for bundle in bundles]
     loads, shares = [0] * world_size(), [[] for _ in range(world_size())]  # type: ignore[var-annotated]
     for group in sorted(groups.values(), key=lambda g: (-sum(tokens[i] for i in g), g)):
         least = min(range(world_size()), key=lambda k: (loads[k], k))

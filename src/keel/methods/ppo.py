@@ -28,6 +28,7 @@ from keel.engine.forward import (
     scalars_throughout,
     token_logps,
     token_scores,
+    tokens_of,
 )
 from keel.engine.processes import divided, own_micro_batches
 from keel.engine.run import Run, begin, open_run
@@ -149,7 +150,7 @@ def start(config: PPOConfig, roles: Roles, text: Text, data: prepare.Prepared) -
 
 def plan_memory(config: PPOConfig, data: prepare.Prepared) -> budget.Plan:
     """Plan memory for answers of full length, and for keys and values while they are written."""
-    longest = sorted(_full(config, data.train), key=budget.tokens_of)[-config.batch_size :]
+    longest = sorted(_full(config, data.train), key=tokens_of)[-config.batch_size :]
     return budget.plan(config, [longest], bool(data.held_out), partial(_cache, config, data.train))
 
 

@@ -53,9 +53,7 @@ class Settings:
         """Return what the options ask for; refuse layers that the model does not have."""
         there = linear_layers(model)
         ends = sorted({name.rpartition(".")[2] for name in there})
-        wanted = (
-            tuple(target.strip() for target in config.lora_targets.split(",")) if config.lora_targets else tuple(ends)
-        )
+        wanted = targets_asked(config) or tuple(ends)
         for target in wanted:
             if not any(_means(target, name) for name in there):
                 raise InputError(
@@ -82,6 +80,11 @@ class Settings:
             )
         scale = told["lora_alpha"] / (math.sqrt(told["r"]) if told.get("use_rslora") else told["r"])
         return Settings(told["r"], scale * told["r"], tuple(sorted(told["target_modules"])))
+
+
+def targets_asked(config: Adapting) -> tuple[str, ...]:
+    """Return the layers that `--lora-targets` names; none if it is not given."""
+    return tuple(target.strip() for target in (config.lora_targets or "").split(",") if target.strip())
 
 
 def linear_layers(model: nn.Module) -> list[str]:

@@ -164,14 +164,13 @@ def load_start(config: Training, model: str, policy: Role) -> Role:
 
 
 def load_reward_role(config: Training, model: str, text: Text) -> tuple[Role, bool]:
-    """Load the reward model that is trained, and say whether its head is new: zero. `text` gets a padding token."""
+    """Load the reward model that is trained, and say whether its head is new: zero. `text` has its padding token."""
     folder = checkpoints.resolve(model)
     fresh = not checkpoints.is_reward_folder(model)
     if not config.lora:
         pad = checkpoints.ensure_pad(text)
         loaded = checkpoints.new_scalar_model(model, config, pad) if fresh else checkpoints.load_reward(model, config)
         return Role("reward", loaded), fresh
-    checkpoints.borrow_pad(text)
     if not fresh and not adapters.is_adapter(folder):
         raise InputError(f"{model}: a whole reward model; train it on without --lora, or give the model it is made of")
     if fresh and adapters.is_adapter(folder):
@@ -258,7 +257,7 @@ def _settings(config: Training, model: nn.Module, folder: str) -> Settings:
     found = Settings.read(Path(folder))
     asked = {"rank": config.lora_rank, "alpha": config.lora_alpha}
     own = type(config).model_fields
-    if config.lora_targets and {target.strip() for target in config.lora_targets.split(",")} != {*found.targets}:
+    if config.lora_targets and {*adapters.targets_asked(config)} != {*found.targets}:
         raise InputError(
             f"--lora-targets {config.lora_targets}: the adapter in {folder} has {','.join(found.targets)}, and is "
             "trained on as it is; leave the option out"
